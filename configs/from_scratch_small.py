@@ -1,0 +1,37 @@
+"""A small ViT from scratch on a data set of CIFAR-10's size: 32-pixel images, tens of thousands.
+
+  vit-jax train --config=configs/from_scratch_small.py:folder:/data/cifar10 --workdir=DIR
+
+The argument is DATASET[,EPOCHS]. The paper trains nothing so small; what carries over is Adam with
+strong weight decay, dropout-free blocks, warm-up and cosine decay, and clipping at 1, as in its
+ImageNet row (Table 3). Patches of 4 pixels give 64 tokens.
+
+docs/RESULTS.md has the accuracy and the curve of a run, with its cost.
+"""
+
+from vit_jax import config as configuration
+
+
+def get_config(argument=""):
+    a = configuration.arguments(argument, dataset="tfds:cifar10", epochs=12)
+    c = configuration.default()
+    c.name = f"ViT from scratch on {a['dataset']}"
+    c.model.update(
+        variant="Ti/16", patch_size=4, hidden_size=128, num_layers=6, mlp_dim=256, num_heads=4
+    )
+    c.model.image_size = 32
+    c.data.dataset = a["dataset"]
+    c.augment = configuration.ConfigDict({"name": "pad_crop", "pad": 4})
+    c.eval_preprocess = configuration.ConfigDict({"name": "resize"})
+
+    c.batch_size = 128
+    c.total_epochs = float(a["epochs"])
+    c.optimizer = configuration.ConfigDict({"name": "adam", "weight_decay": 0.1})
+    c.schedule.update(decay="cosine", learning_rate=1e-3, warmup_epochs=1.0)
+    c.gradient_clip_norm = 1.0
+    c.loss = configuration.ConfigDict({"name": "softmax_cross_entropy", "label_smoothing": 0.1})
+
+    c.log_every_steps = 50
+    c.eval_every_epochs = 1.0
+    c.checkpoint_every_steps = 500
+    return c

@@ -1,0 +1,20 @@
+"""All tests run on eight fake CPU devices, so that sharding is tested on any machine.
+
+Commands that a test starts as a process of their own inherit the platform and not the devices:
+they see one CPU device, as a user's would.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The workers of pytest-xdist share the cores; BLAS reads this when NumPy is imported.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_threads = str(max(1, (os.cpu_count() or 1) // _workers))
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, _threads)
+
+import jax  # noqa: E402 (after the environment is set)
+
+jax.config.update("jax_num_cpu_devices", 8)

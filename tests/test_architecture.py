@@ -1,0 +1,159 @@
+"""The rules of the house: who may import whom, what a file may be called, what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = sorted((ROOT / "vit_jax").rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+#: What knows nothing of the trainer, and what the trainer is made of.
+FOUNDATIONS = ("vit_jax.models", "vit_jax.data", "vit_jax.losses")
+TRAINER = tuple(
+    f"vit_jax.{name}"
+    for name in ("train", "steps", "state", "optim", "checkpoint", "sharding", "cli")
+)
+
+#: Where Flax may be imported: the modules are NNX, everybody else sees arrays and functions.
+MAY_IMPORT_FLAX = ("vit_jax.models", "vit_jax.interop", "vit_jax.state")
+
+#: Names that say nothing about what is inside.
+EMPTY_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file below the root: vit_jax/models/vit.py is vit_jax.models.vit."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of what a file imports anywhere in it; `from a import b` gives a and a.b."""
+    own = module_name(path).split(".")
+    package = own if path.name == "__init__.py" else own[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def is_in(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def offences(importers, forbidden) -> list[str]:
+    """ "a imports b" for each file that imports what `forbidden(name)` is true of."""
+    return [
+        f"{module_name(path)} imports {name}"
+        for path in importers
+        for name in sorted(imports(path))
+        if forbidden(name)
+    ]
+
+
+def test_the_files_are_found():
+    assert {"vit_jax.models.vit", "vit_jax.losses"} <= {module_name(path) for path in PACKAGE}
+    assert CONFIGS
+    assert "vit_jax.errors" in imports(ROOT / "vit_jax" / "config.py")
+
+
+def test_imports_are_read_in_all_their_forms(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "vit_jax" / "data" / "x.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import a.b as c\nfrom d import e\ndef f():\n    from . import g\n    from ..h import i\n"
+    )
+    assert imports(path) == {
+        *("a.b", "d", "d.e"),
+        *("vit_jax.data", "vit_jax.data.g", "vit_jax.h", "vit_jax.h.i"),
+    }
+
+
+def test_models_data_and_losses_know_nothing_of_the_trainer():
+    foundations = [path for path in PACKAGE if is_in(module_name(path), FOUNDATIONS)]
+    assert offences(foundations, lambda name: is_in(name, TRAINER)) == []
+
+
+def test_configs_import_only_the_config_module():
+    def is_foreign(name: str) -> bool:
+        is_ours = is_in(name, ("vit_jax.config",)) or name == "vit_jax"
+        return not is_ours and name.split(".")[0] not in sys.stdlib_module_names
+
+    assert offences(CONFIGS, is_foreign) == []
+
+
+def test_nothing_imports_the_commands_or_the_configs():
+    others = [
+        path
+        for path in PACKAGE
+        if not is_in(module_name(path), ("vit_jax.cli", "vit_jax.__main__"))
+    ]
+    assert offences(others, lambda name: is_in(name, ("vit_jax.cli",))) == []
+    everywhere = ("configs", "launch", "vit_jax.configs")
+    assert offences(PACKAGE, lambda name: is_in(name, everywhere)) == []
+
+
+def test_flax_stays_where_the_modules_are():
+    others = [path for path in PACKAGE if not is_in(module_name(path), MAY_IMPORT_FLAX)]
+    assert offences(others, lambda name: is_in(name, ("flax",))) == []
+
+
+def test_tensorflow_is_never_imported_at_run_time():
+    """Only the preparation of data may, and only inside the function that needs it."""
+    at_top = []
+    for path in PACKAGE:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            at_top += [f"{module_name(path)} imports {n}" for n in names if is_heavy(n)]
+    assert at_top == []
+
+
+def is_heavy(name: str) -> bool:
+    return name.split(".")[0] in ("tensorflow", "torch", "transformers", "timm", "wandb")
+
+
+@pytest.mark.parametrize("folder", ["vit_jax", "configs", "tests"])
+def test_files_are_named_after_what_is_in_them(folder):
+    named = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py")]
+    assert [str(path) for path in named if path.stem in EMPTY_NAMES] == []
+
+
+def test_the_package_imports_quickly_and_without_other_frameworks():
+    program = (
+        "import json, sys, time\n"
+        "start = time.perf_counter()\n"
+        "import vit_jax\n"
+        "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    seconds, modules = json.loads(done.stdout)
+    assert seconds < 2
+    assert [name for name in modules if is_heavy(name)] == []
+
+
+def test_tests_have_eight_devices():
+    assert jax.default_backend() != "cpu" or jax.device_count() == 8

@@ -1,0 +1,235 @@
+"""Checkpoints: what is read is what was written, or the run says so."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_jax import checkpoint, sharding
+from vit_jax.checkpoint import CheckpointError, Checkpoints
+from vit_jax.errors import UserError
+
+
+def make_state(seed=0, dtype=jnp.float32, size=64):
+    rng = np.random.default_rng(seed)
+    return {
+        "params": {
+            "blocks/0/mlp/dense1/kernel": jnp.asarray(rng.normal(size=(16, size)), dtype),
+            "head/bias": jnp.asarray(rng.normal(size=3), jnp.bfloat16),
+        },
+        "step": jnp.asarray(seed, jnp.int32),
+    }
+
+
+def abstract(state):
+    one = jax.devices()[0]
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(one)
+        ),
+        state,
+    )
+
+
+def save_steps(directory, last=3):
+    saved = Checkpoints(directory, every_steps=1, keep=3)
+    for step in range(1, last + 1):
+        assert saved.save(step, make_state(step), {"note": "x"})
+    saved.close()
+
+
+def restore(directory, target=None):
+    opened = Checkpoints(directory, every_steps=1, keep=3)
+    try:
+        return opened.restore(abstract(target or make_state()))
+    finally:
+        opened.close()
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_round_trip_and_meta(tmp_path):
+    save_steps(tmp_path / "c")
+    state, meta = restore(tmp_path / "c")
+    assert_equal(state, make_state(3))
+    assert (meta["step"], meta["note"]) == (3, "x")
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert restore(tmp_path / "c") is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8])
+def test_fingerprint_sees_every_single_bit(dtype):
+    words = np.random.default_rng(0).integers(0, 256, 24, dtype=np.uint8)
+    original = words.view(jnp.dtype(dtype))
+    before = checkpoint.fingerprint(jnp.asarray(original))
+    for bit in range(words.size * 8):
+        flipped = words.copy()
+        flipped[bit // 8] ^= np.uint8(1 << (bit % 8))
+        after = checkpoint.fingerprint(jnp.asarray(flipped.view(jnp.dtype(dtype))))
+        assert int(after) != int(before), bit
+
+
+def test_fingerprint_sees_exchanged_values_and_not_the_sharding():
+    x = np.arange(64, dtype=np.float32).reshape(8, 8)
+    mesh = sharding.make_mesh(fsdp=8)
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("fsdp")))
+    assert int(checkpoint.fingerprint(split)) == int(checkpoint.fingerprint(jnp.asarray(x)))
+    assert int(checkpoint.fingerprint(jnp.asarray(x[::-1]))) != int(checkpoint.fingerprint(split))
+
+
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(tmp_path, monkeypatch, capsys):
+    save_steps(tmp_path / "c")
+    real = checkpoint.fingerprints
+
+    def flipped(tree):  # as if one bit had changed on the disk: Orbax itself would not notice
+        if int(tree["step"]) == 3:
+            bits = np.asarray(tree["params"]["head/bias"]).view(np.uint16).copy()
+            bits[0] ^= 1
+            tree = {**tree, "params": {**tree["params"], "head/bias": bits.view(jnp.bfloat16)}}
+        return real(tree)
+
+    monkeypatch.setattr(checkpoint, "fingerprints", flipped)
+    state, meta = restore(tmp_path / "c")
+    assert meta["step"] == 2
+    assert_equal(state, make_state(2))
+    assert "1 damaged arrays, e.g. ['params']['head/bias']" in capsys.readouterr().out
+    assert [path.name[:9] for path in (tmp_path / "damaged").iterdir()] == ["000000003"]
+
+
+def test_truncated_files_fall_back_and_all_damaged_refuses(tmp_path):
+    save_steps(tmp_path / "c", last=2)
+
+    def truncate(step):
+        for folder, _, files in os.walk(tmp_path / "c" / f"{step:09d}" / "state"):
+            for name in files:
+                os.truncate(os.path.join(folder, name), 3)
+
+    truncate(2)
+    assert restore(tmp_path / "c")[1]["step"] == 1
+    truncate(1)
+    with pytest.raises(CheckpointError, match="No checkpoint in .* can be used"):
+        restore(tmp_path / "c")
+
+
+def test_a_missing_record_counts_as_damage(tmp_path):
+    save_steps(tmp_path / "c", last=2)
+    shutil.rmtree(tmp_path / "c" / "000000002" / "meta")
+    assert restore(tmp_path / "c")[1]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (make_state(dtype=jnp.bfloat16), "is float32 .* there and bfloat16"),
+        (make_state(size=32), r"is float32 \(16, 64\) there and float32 \(16, 32\) in this"),
+        ({"step": jnp.zeros((), jnp.int32)}, "there and absent in this"),
+    ],
+)
+def test_another_model_is_refused_and_nothing_is_moved(tmp_path, target, message):
+    save_steps(tmp_path / "c", last=1)
+    with pytest.raises(UserError, match=message):
+        restore(tmp_path / "c", target)
+    assert not (tmp_path / "damaged").exists()
+    assert restore(tmp_path / "c")[1]["step"] == 1
+
+
+def test_restores_onto_other_device_counts_bit_exactly(tmp_path):
+    save_steps(tmp_path / "c", last=1)
+    mesh = sharding.make_mesh(fsdp=8)
+    path = "blocks/0/mlp/dense1/kernel"
+
+    def split_over_eight(keys, leaf):
+        spec = PartitionSpec(None, "fsdp") if keys[-1].key == path else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    target = jax.tree_util.tree_map_with_path(split_over_eight, make_state())
+    where = target["params"][path].sharding
+    state, _ = restore(tmp_path / "c", make_state())
+    opened = Checkpoints(tmp_path / "c", every_steps=1)
+    split, _ = opened.restore(target)
+    opened.close()
+    assert split["params"][path].sharding == where
+    assert_equal(split, state)
+
+
+def test_a_second_job_on_the_directory_is_refused_by_name(tmp_path):
+    held = Checkpoints(tmp_path / "c", every_steps=1)
+    try:
+        with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on"):
+            Checkpoints(tmp_path / "c", every_steps=1)
+    finally:
+        held.close()
+    Checkpoints(tmp_path / "c", every_steps=1).close()
+
+
+def test_a_failed_save_is_reported_at_once_and_the_last_good_one_named(tmp_path):
+    opened = Checkpoints(tmp_path / "c", every_steps=1)
+    opened.save(1, make_state(1), {})
+    opened.wait()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    opened._manager.wait_until_finished = full
+    opened._pending = 2
+    message = r"Checkpoint 2 was not written .*No space.*good one is 1"
+    with pytest.raises(CheckpointError, match=message):
+        opened.check()
+    del opened._manager.wait_until_finished
+    opened.close()
+
+
+def test_unwritable_directory_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write to"):
+        Checkpoints(tmp_path / "file" / "c", every_steps=1)
+
+
+SAVE_FOREVER = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax.numpy as jnp, numpy as np
+from vit_jax.checkpoint import Checkpoints
+c = Checkpoints({directory!r}, every_steps=1, keep=2)
+for step in range(1, 10_000):
+    c.save(step, {{"x": jnp.full((1_000_000,), step, jnp.float32)}}, {{}})
+    c.wait() if step == 1 else None
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [2, 5])
+def test_kill_9_during_a_save_leaves_a_good_checkpoint(tmp_path, after):
+    code = SAVE_FOREVER.format(tests=os.path.dirname(__file__), directory=str(tmp_path / "c"))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if int(line) == after:
+            process.kill()
+            break
+    process.wait()
+    opened = Checkpoints(tmp_path / "c", every_steps=1)
+    target = {"x": jnp.zeros(1_000_000, jnp.float32)}
+    state, meta = opened.restore(abstract(target))
+    opened.close()
+    assert 1 <= meta["step"] <= after + 1
+    np.testing.assert_array_equal(np.asarray(state["x"]), np.float32(meta["step"]))
+    assert not [name for name in os.listdir(tmp_path / "c") if "tmp" in name]
+
+
+def test_record_is_plain_json(tmp_path):
+    save_steps(tmp_path / "c", last=1)
+    text = next((tmp_path / "c" / "000000001" / "meta").iterdir()).read_text()
+    record = json.loads(text)
+    assert record["spec"]["['params']['head/bias']"] == [[3], "bfloat16"]

@@ -1,0 +1,214 @@
+"""Every shipped configuration: its hyper-parameters are the paper's, and one step of it traces."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_jax import config as configuration
+from vit_jax import data, models, preflight, train
+from vit_jax.errors import UserError
+
+JFT, I21K, IMAGENET = "jft", "imagenet21k", "imagenet"
+EXAMPLES = {  # classes and training examples
+    "tfds:jft": (18_291, 303_000_000),
+    "tfds:imagenet21k": (21_843, 14_197_122 - 102_400),
+    "tfds:imagenet2012": (1000, 1_281_167),
+    "tfds:cifar10": (10, 50_000),
+    "tfds:cifar100": (100, 50_000),
+    "tfds:oxford_iiit_pet": (37, 3_680),
+    "tfds:oxford_flowers102": (102, 1_020),
+}
+
+# Table 3: variant, data, epochs, base learning rate, decay, weight decay, dropout
+TABLE_3 = [
+    ("B/16", JFT, 7, 8e-4, "linear", 0.1, 0.0),
+    ("B/32", JFT, 7, 8e-4, "linear", 0.1, 0.0),
+    ("L/32", JFT, 7, 6e-4, "linear", 0.1, 0.0),
+    ("L/16", JFT, 7, 4e-4, "linear", 0.1, 0.0),
+    ("L/16", JFT, 14, 4e-4, "linear", 0.1, 0.0),
+    ("H/14", JFT, 14, 3e-4, "linear", 0.1, 0.0),
+    ("R50x1", JFT, 7, 1e-3, "linear", 0.1, None),
+    ("R50x2", JFT, 7, 1e-3, "linear", 0.1, None),
+    ("R101x1", JFT, 7, 8e-4, "linear", 0.1, None),
+    ("R152x1", JFT, 7, 6e-4, "linear", 0.1, None),
+    ("R152x2", JFT, 7, 6e-4, "linear", 0.1, None),
+    ("R50+B/16", JFT, 7, 8e-4, "linear", 0.1, 0.0),
+    ("R50+B/32", JFT, 7, 8e-4, "linear", 0.1, 0.0),
+    ("R50+L/32", JFT, 7, 2e-4, "linear", 0.1, 0.0),
+    ("R50+L/16", JFT, 7, 4e-4, "linear", 0.1, 0.0),
+    ("R50+L/16", JFT, 14, 4e-4, "linear", 0.1, 0.0),
+    ("B/16", I21K, 90, 1e-3, "linear", 0.03, 0.1),
+    ("B/32", I21K, 90, 1e-3, "linear", 0.03, 0.1),
+    ("L/16", I21K, 30, 1e-3, "linear", 0.03, 0.1),
+    ("L/16", I21K, 90, 1e-3, "linear", 0.03, 0.1),
+    ("L/32", I21K, 30, 1e-3, "linear", 0.03, 0.1),
+    ("L/32", I21K, 90, 1e-3, "linear", 0.03, 0.1),
+    ("B/16", IMAGENET, 300, 3e-3, "cosine", 0.3, 0.1),
+    ("B/32", IMAGENET, 300, 3e-3, "cosine", 0.3, 0.1),
+    ("L/16", IMAGENET, 300, 3e-3, "cosine", 0.3, 0.1),
+    ("L/32", IMAGENET, 300, 3e-3, "cosine", 0.3, 0.1),
+]
+
+# Table 4: data, steps, learning rates swept, share of the training set held out to choose
+TABLE_4 = [
+    ("imagenet", 20_000, {0.003, 0.01, 0.03, 0.06}, "99%"),
+    ("cifar100", 10_000, {0.001, 0.003, 0.01, 0.03}, "98%"),
+    ("cifar10", 10_000, {0.001, 0.003, 0.01, 0.03}, "98%"),
+    ("pets", 500, {0.001, 0.003, 0.01, 0.03}, "90%"),
+    ("flowers", 500, {0.001, 0.003, 0.01, 0.03}, "90%"),
+]
+
+
+class Pretend:
+    """A data set of the right size: real ones of these sizes cannot be had in a test."""
+
+    def __init__(self, spec):
+        self.spec, self.fingerprint = spec, "none"
+        self.num_classes, self.size = EXAMPLES[spec.split("[")[0]]
+        self.class_names = tuple(map(str, range(self.num_classes)))
+
+    def __len__(self):
+        return self.size
+
+
+@pytest.fixture
+def setup_of(monkeypatch):
+    """Prepares a config with data sets of the paper's sizes and without a checkpoint."""
+    monkeypatch.setattr(data, "open_source", lambda spec, **_: Pretend(spec))
+
+    def prepare(config):
+        configuration.check_keys(config)
+        return train.prepare(config)
+
+    return prepare
+
+
+def trace_one_step(setup):
+    """One training step at full size, by shapes only."""
+    before = setup.abstract_state
+    after, metrics = jax.eval_shape(setup.train_step, before, preflight.abstract_batch(setup))
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
+    assert all(jax.tree.leaves(same))
+    assert metrics["train/loss"].shape == ()
+
+
+@pytest.mark.parametrize("row", TABLE_3, ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}")
+def test_table_3(row, setup_of):
+    variant, dataset, epochs, rate, decay, weight_decay, dropout = row
+    c = configuration.load(f"configs/pretrain.py:{variant},{dataset},{epochs}")
+    setup = setup_of(c)
+    assert c.batch_size == 4096
+    assert dict(c.optimizer) == {
+        "name": "adam", "beta1": 0.9, "beta2": 0.999, "weight_decay": weight_decay
+    }  # fmt: skip
+    assert (c.schedule.learning_rate, c.schedule.decay) == (rate, decay)
+    assert (setup.warmup_steps, setup.model.image_size) == (10_000, (224, 224))
+    assert getattr(setup.model, "dropout_rate", None) == dropout
+    assert c.gradient_clip_norm == (1.0 if dataset == IMAGENET else None)
+    assert c.loss.name == "sigmoid_cross_entropy"
+    examples = EXAMPLES[c.data.dataset][1]
+    assert setup.total_steps == round(epochs * examples / 4096)
+    if decay == "linear":
+        assert float(setup.schedule(setup.total_steps)) == pytest.approx(1e-5)
+    if hasattr(setup.model, "representation_size"):
+        assert setup.model.representation_size == setup.model.hidden_size
+    trace_one_step(setup)
+
+
+def test_the_default_epochs_are_the_papers():
+    def epochs(argument):
+        return configuration.load(f"configs/pretrain.py:{argument}").total_epochs
+
+    assert [epochs(a) for a in ("B/16,jft", "H/14,jft", "L/16,imagenet21k", "B/32,imagenet")] == [
+        7.0, 14.0, 90.0, 300.0
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["B/16", "L/32", "R50+B/16"])
+@pytest.mark.parametrize("row", TABLE_4, ids=lambda row: row[0])
+def test_table_4(row, variant, setup_of):
+    dataset, steps, sweep, held_out = row
+    c = configuration.load(f"configs/finetune.py:{variant},{dataset}")
+    setup = setup_of(c)
+    assert (c.batch_size, setup.total_steps, setup.model.image_size) == (512, steps, (384, 384))
+    assert (c.optimizer.name, c.optimizer.momentum, c.optimizer.weight_decay) == ("sgd", 0.9, 0.0)
+    assert c.optimizer.accumulator_dtype == "bfloat16"
+    assert (c.schedule.decay, c.gradient_clip_norm) == ("cosine", 1.0)
+    assert c.schedule.learning_rate in sweep
+    assert setup.model.representation_size is None
+    assert c.polyak_decay is None
+    dev = configuration.load(f"configs/finetune.py:{variant},{dataset},dev=true")
+    assert dev.data.train_split == f"train[:{held_out}]"
+    assert dev.data.eval_split == f"train[{held_out}:]"
+    trace_one_step(setup)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "grid"), [("L/16", 512, (32, 32)), ("H/14", 518, (37, 37))]
+)
+def test_table_2_runs_at_higher_resolution_with_polyak(variant, size, grid, setup_of):
+    c = configuration.load(f"configs/finetune.py:{variant},imagenet,{size}")
+    setup = setup_of(c)
+    assert (setup.model.grid, c.polyak_decay) == (grid, 0.9999)
+    trace_one_step(setup)
+
+
+@pytest.mark.parametrize("file", ["quickstart.py", "from_scratch_small.py:digits"])
+def test_small_configs(file):
+    c = configuration.load(f"configs/{file}")
+    for stage in (c, c.pretrain) if c.pretrain is not None else (c,):
+        configuration.check_keys(stage)
+        trace_one_step(train.prepare(stage))
+
+
+def test_own_data_takes_the_row_of_small_sets():
+    c = configuration.load("configs/finetune.py:B/32,folder:/data/x,224")
+    assert (c.data.dataset, c.total_steps, c.model.image_size) == ("folder:/data/x", 500, 224)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("configs/finetune.py:B/16,cifar", "Did you mean 'cifar10'"),
+        ("configs/pretrain.py:B/16,imagenet21", "Did you mean 'imagenet21k'|has no entry"),
+        ("configs/pretrain.py:X/16,jft", "variant='X/16' has no entry"),
+    ],
+)
+def test_unknown_rows(source, message):
+    with pytest.raises(UserError, match=message):
+        configuration.load(source)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.variant", "B16", "There is no variant 'B16'. Did you mean 'B/16'"),
+        ("model.image_size", "30", "not divisible by the patch size 4; .* to 28 or 32"),
+        ("batch_size", "100", "does not divide by 8 devices x 1 accumulation steps; 96 would"),
+        ("augment.name", "pad_crp", "Did you mean 'pad_crop'"),
+        ("augment.padding", "2", "padding"),
+        ("optimizer.momentun", "0.5", "optimizer.momentun is a setting that sgd does not read"),
+        ("loss.name", "softmax", "config.loss.name='softmax' does not exist"),
+        ("schedule.decay", "cos", "Did you mean 'cosine'"),
+        ("schedule.warmup_steps", "100000", "does not fit a run"),
+        ("mesh.fsdp", "3", "does not cover 8 devices"),
+        ("compute_dtype", "float16", "choose auto, float32 or bfloat16"),
+        ("data.dataset", "folder:/nowhere", "nowhere"),
+        ("data.train_split", "train", "belong together"),
+        ("init_from", "/nowhere", "There is no checkpoint at '/nowhere'"),
+        ("model.num_classes", "3", "less than the 10 classes"),
+    ],
+)
+def test_bad_settings_are_one_line_before_anything_runs(key, value, message):
+    with pytest.raises(UserError, match=message) as error:
+        c = configuration.load("configs/quickstart.py", {key: value})
+        c.pretrain = None
+        train.prepare(c)
+    assert "\n" not in str(error.value)
+
+
+def test_dtypes_of_a_state_are_float32():
+    c = configuration.load("configs/quickstart.py", {"compute_dtype": "bfloat16"})
+    state = train.prepare(c).abstract_state
+    assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype("float32")}
+    assert models.get_config("B/16").dtype == "float32"

@@ -1,0 +1,97 @@
+"""Optimisers and schedules against hand-computed steps."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax import optim
+from vit_jax.errors import UserError
+
+
+def steps_of(optimizer, gradients, rate, start=1.0, path="w/kernel"):
+    """The parameter after each gradient, stepping as the trainer does: p - rate * direction."""
+    params = {path: jnp.asarray([start])}
+    state, seen = optimizer.init(params), []
+    for gradient in gradients:
+        direction, state = optimizer.update({path: jnp.asarray([gradient])}, state, params)
+        params = {path: params[path] - rate * direction[path]}
+        seen.append(float(params[path][0]))
+    return seen
+
+
+def test_adam_is_the_papers():
+    """p <- p - lr m^/(sqrt(v^) + 1e-8) - lr wd p, worked out here in plain arithmetic."""
+    rate, decay, p, m, v, expected = 0.1, 0.3, 1.0, 0.0, 0.0, []
+    gradients = [0.5, -0.2, 0.7]
+    for t, g in enumerate(gradients, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
+        p = p - rate * m_hat / (v_hat**0.5 + 1e-8) - rate * decay * p
+        expected.append(p)
+    optimizer = optim.adam(weight_decay=decay)
+    np.testing.assert_allclose(steps_of(optimizer, gradients, rate), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("decay_on", "path", "shrinks"),
+    [("all", "norm/bias", True), ("kernels", "norm/bias", False), ("kernels", "mlp/kernel", True)],
+)
+def test_what_weight_decay_falls_on(decay_on, path, shrinks):
+    optimizer = optim.adam(weight_decay=0.5, decay_on=decay_on)
+    after = steps_of(optimizer, [0.0], rate=0.1, path=path)[0]
+    assert after == pytest.approx(0.95 if shrinks else 1.0)
+
+
+def test_sgd_momentum_is_not_nesterov_and_its_buffer_is_bfloat16():
+    # buffer: 1, then 0.9 + 1 = 1.9; Nesterov would step by 1.9 at once
+    assert steps_of(optim.sgd(), [1.0, 1.0], rate=0.1) == pytest.approx([0.9, 0.71], rel=1e-3)
+    state = optim.sgd().init({"w": jnp.zeros(3)})
+    assert optax.tree.get(state, "trace")["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("decay", "step", "expected"),
+    [
+        ("linear", 0, 0.0),
+        ("linear", 5, 0.5),  # half of the warm-up
+        ("linear", 10, 1.0),
+        ("linear", 60, 1e-2 + 0.99 * 0.5),
+        ("linear", 110, 1e-2),
+        ("cosine", 5, 0.5),
+        ("cosine", 10, 1.0),
+        ("cosine", 60, 0.5),
+        ("cosine", 35, 0.5 * (1 + np.cos(np.pi * 0.25))),
+        ("cosine", 110, 0.0),
+        ("constant", 60, 1.0),
+    ],
+)
+def test_schedules(decay, step, expected):
+    schedule = optim.learning_rate_schedule(
+        decay, 1.0, total_steps=110, warmup_steps=10, final_learning_rate=1e-2
+    )
+    assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_schedule_without_warmup_starts_at_the_base_rate():
+    schedule = optim.learning_rate_schedule("linear", 0.4, total_steps=10)
+    assert float(schedule(0)) == pytest.approx(0.4)
+
+
+def test_polyak_average_rises_to_its_decay():
+    assert float(optim.polyak_decay(0, 0.9999)) == pytest.approx(0.1)
+    assert float(optim.polyak_decay(90, 0.9999)) == pytest.approx(0.91)
+    assert float(optim.polyak_decay(10**7, 0.9999)) == pytest.approx(0.9999)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: optim.learning_rate_schedule("cosin", 1.0, 10), "Did you mean 'cosine'"),
+        (lambda: optim.learning_rate_schedule("linear", 1.0, 10, 10), "warm-up of 10 steps"),
+        (lambda: optim.adam(decay_on="kernel").init({"w": jnp.zeros(1)}), "decay_on='kernel'"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(UserError, match=message):
+        call()

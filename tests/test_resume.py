@@ -1,0 +1,159 @@
+"""A run that is killed at any step and started again ends in the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vit_jax.logbook import read_metrics
+
+OVERRIDES = [
+    "--config.pretrain=None",
+    "--config.total_epochs=None",
+    "--config.total_steps=12",
+    "--config.eval_every_epochs=None",
+    "--config.eval_every_steps=6",
+    "--config.schedule.warmup_steps=2",
+    "--config.log_every_steps=1",
+    "--config.checkpoint_every_steps=3",
+    "--config.batch_size=32",
+    "--config.model.dropout_rate=0.1",
+    "--config.polyak_decay=0.99",
+]
+
+
+def command(workdir, *extra):
+    return [
+        sys.executable, "-m", "vit_jax", "train", "--config=configs/quickstart.py",
+        f"--workdir={workdir}", *OVERRIDES, *extra,
+    ]  # fmt: skip
+
+
+def environment(**extra):
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **extra}
+
+
+def run(workdir, *extra, **env):
+    return subprocess.run(
+        command(workdir, *extra), env=environment(**env), capture_output=True, text=True
+    )
+
+
+def weights(workdir):
+    return (workdir / "model" / "model.safetensors").read_bytes()
+
+
+def wait_for_step(process, workdir, step):
+    """Returns as soon as the run has logged `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        records = read_metrics(workdir / "metrics.jsonl")
+        if records and records[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was never reached")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.parametrize("step", [2, 5, 9])
+def test_kill_9_and_resume_gives_the_same_bytes(uninterrupted, tmp_path, step):
+    process = subprocess.Popen(
+        command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for_step(process, tmp_path, step)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    again = run(tmp_path)
+    assert again.returncode == 0, again.stderr
+    if step >= 5:  # a checkpoint must have been there by then
+        assert "resumed from step" in again.stdout
+    assert weights(tmp_path) == weights(uninterrupted)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 13))
+    whole = read_metrics(uninterrupted / "metrics.jsonl")
+    assert [r["train/loss"] for r in records] == [r["train/loss"] for r in whole]
+
+
+def test_sigterm_saves_and_exits_42(uninterrupted, tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    wait_for_step(process, tmp_path, 4)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 42, err
+    assert "run the same command to go on" in out
+    again = run(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert weights(tmp_path) == weights(uninterrupted)
+
+
+def test_a_finished_run_does_nothing_again(uninterrupted):
+    before = weights(uninterrupted)
+    again = run(uninterrupted)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+    assert weights(uninterrupted) == before
+
+
+def test_what_a_run_leaves(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "model", "report.html"} <= names
+    assert any(name.startswith("events.out.tfevents") for _, _, files in os.walk(uninterrupted)
+               for name in files)
+    last = read_metrics(uninterrupted / "metrics.jsonl")[-1]
+    assert last["final"] is True
+    needed = {"train/loss", "train/learning_rate", "train/images_per_second", "eval/accuracy"}
+    assert needed <= set(last)
+    evaluation = json.loads((uninterrupted / "evaluation.json").read_text())["classification"]
+    assert evaluation["num_examples"] == 360
+    assert evaluation["accuracy"] == last["eval/accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.seed=1", "seed is 0 there and 1 here"),
+        ("--config.batch_size=64", "batch_size is 32 there and 64 here"),
+        ("--config.augment.pad=1", "augment.pad is 3 there and 1 here"),
+        ("--config.optimizer.momentum=0.5", "optimizer.momentum is 0.9 there and 0.5 here"),
+    ],
+)
+def test_another_config_on_the_workdir_is_refused(uninterrupted, override, message):
+    before = (uninterrupted / "config.json").read_bytes()
+    refused = run(uninterrupted, override)
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert (uninterrupted / "config.json").read_bytes() == before
+
+
+def test_two_processes_end_in_the_bytes_of_one_with_two_devices(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = run(one, JAX_NUM_CPU_DEVICES="2")
+    assert done.returncode == 0, done.stderr
+    port = 20_000 + os.getpid() % 20_000
+    ranks = [
+        subprocess.Popen(
+            command(two, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for rank in ranks:
+        _, err = rank.communicate(timeout=300)
+        assert rank.returncode == 0, err
+    assert weights(one) == weights(two)

@@ -1,0 +1,152 @@
+"""The training step: accumulation, devices, clipping, averaging, and gradients that are not finite."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import losses, models, optim, sharding, state, steps
+
+CONFIG = models.get_config("debug", num_classes=5, head_bias=0.1, image_size=16)
+RATE = 0.1
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters with a head that is not zero, so that every gradient is at work."""
+    init, _ = models.as_functions(CONFIG)
+    values = jax.jit(init)(jax.random.key(0))
+    noise = jax.random.normal(jax.random.key(1), values["head/kernel"].shape)
+    return jax.device_get({**values, "head/kernel": 0.1 * noise})
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
+    return {"image": images, "label": rng.integers(0, 5, 16).astype(np.int32)}
+
+
+def run(params, batch, *, devices=1, num_steps=2, model=CONFIG, optimizer=None, poison=(), **kwargs):
+    """Takes a few steps on a mesh of `devices`; returns (state, metrics of the last step)."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices], **kwargs.pop("mesh", {}))
+    optimizer = optimizer or optim.sgd(accumulator_dtype="float32")
+    _, apply = models.as_functions(model)
+    make, abstract = state.initialise(
+        dict,
+        sharding.params_to_devices(params, mesh),
+        optimizer,
+        mesh,
+        polyak=kwargs.get("polyak_decay") is not None,
+    )
+    step = steps.make_train_step(
+        apply,
+        optimizer,
+        loss=losses.softmax_cross_entropy,
+        num_classes=5,
+        schedule=lambda step: jnp.float32(RATE),
+        seed=0,
+        **kwargs,
+    )
+    step = jax.jit(step, donate_argnums=0, out_shardings=(
+        jax.tree.map(lambda leaf: leaf.sharding, abstract), None))
+    now = make()
+    for i in range(num_steps):
+        labels = batch["label"].astype(np.float32)[:, None] == np.arange(5)
+        soft = np.where(i in poison, np.nan, labels.astype(np.float32))
+        now, metrics = step(now, sharding.to_devices({**batch, "label": soft}, mesh))
+    return jax.device_get((now, metrics))
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+    for path in a:
+        np.testing.assert_allclose(a[path], b[path], rtol=rtol, atol=atol, err_msg=path)
+
+
+def test_accumulation_keeps_the_global_batch(params, batch):
+    whole, _ = run(params, batch)
+    parts, _ = run(params, batch, accumulation_steps=4)
+    assert_close(whole.params, parts.params)
+
+
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
+def test_eight_devices_equal_one(params, batch, mesh):
+    one, metrics = run(params, batch)
+    eight, metrics8 = run(params, batch, devices=8, mesh=mesh)
+    assert_close(one.params, eight.params)
+    assert metrics8["train/loss"] == pytest.approx(metrics["train/loss"], rel=1e-5)
+
+
+def test_eight_devices_accumulate_too(params, batch):
+    one, _ = run(params, batch)
+    eight, _ = run(params, batch, devices=8, accumulation_steps=2)
+    assert_close(one.params, eight.params)
+
+
+def test_dropout_does_not_depend_on_the_device_count(params, batch):
+    model = models.replace(CONFIG, dropout_rate=0.2)
+    one, _ = run(params, batch, model=model)
+    eight, _ = run(params, batch, model=model, devices=8)
+    still, _ = run(params, batch)
+    assert_close(one.params, eight.params)
+    assert not np.allclose(one.params["head/kernel"], still.params["head/kernel"])
+
+
+def test_clipping_bounds_the_whole_gradient(params, batch):
+    plain = optim.sgd(momentum=0.0, accumulator_dtype="float32")
+    run_once = functools.partial(run, params, batch, optimizer=plain, num_steps=1)
+    free, metrics = run_once()
+    limit = float(metrics["train/gradient_norm"]) / 4
+    clipped, again = run_once(gradient_clip_norm=limit)
+    moved = {path: clipped.params[path] - params[path] for path in params}
+    norm = np.sqrt(sum(np.square(delta).sum() for delta in moved.values()))
+    assert norm == pytest.approx(RATE * limit, rel=1e-4)
+    assert again["train/gradient_norm"] == metrics["train/gradient_norm"]  # reported unclipped
+    for path in params:
+        np.testing.assert_allclose(
+            moved[path] * 4, free.params[path] - params[path], rtol=1e-3, atol=1e-5
+        )
+
+
+def test_non_finite_gradients_are_skipped_bit_exactly_and_counted(params, batch):
+    before, _ = run(params, batch, num_steps=2, polyak_decay=0.5)
+    after, metrics = run(params, batch, num_steps=4, poison={2, 3}, polyak_decay=0.5)
+    for path in params:
+        np.testing.assert_array_equal(before.params[path], after.params[path])
+        np.testing.assert_array_equal(before.average[path], after.average[path])
+    leaves = zip(jax.tree.leaves(before.opt_state), jax.tree.leaves(after.opt_state), strict=True)
+    for old, new in leaves:
+        np.testing.assert_array_equal(old, new)
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (4, 2, 2)
+    assert metrics["train/skipped_updates"] == 2
+    recovered, _ = run(params, batch, num_steps=4, poison={1, 2})
+    assert (recovered.skipped, recovered.skipped_in_a_row) == (2, 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(recovered.params))
+
+
+def test_polyak_average_by_hand(params, batch):
+    first, _ = run(params, batch, num_steps=1)
+    two, _ = run(params, batch, num_steps=2, polyak_decay=0.9999)
+    path = "head/kernel"
+    average = 0.1 * params[path] + 0.9 * first.params[path]  # step 0: weight 1/10
+    average = 2 / 11 * average + 9 / 11 * two.params[path]  # step 1: weight 2/11
+    np.testing.assert_allclose(two.average[path], average, rtol=1e-5, atol=1e-7)
+    assert state.evaluated_params(two)[path] is two.average[path]
+
+
+def test_images_are_normalised_on_the_device():
+    np.testing.assert_allclose(
+        steps.normalise(jnp.asarray([0, 255], jnp.uint8)), [-1.0, 1.0], rtol=1e-6
+    )
+
+
+def test_evaluation_step_ranks():
+    logits = jnp.asarray([[0.0, 3.0, 2.0, 1.0, -1.0, -2.0], [5.0, 1.0, 2.0, 3.0, 4.0, -9.0]])
+    step = steps.make_eval_step(lambda params, images: logits, num_classes=6)
+    batch = {"image": jnp.zeros((2, 1, 1, 3), jnp.uint8), "label": jnp.asarray([1, 5])}
+    results = step({}, batch)
+    np.testing.assert_array_equal(results["correct"], [True, False])
+    np.testing.assert_array_equal(results["top5"], [True, False])
+    np.testing.assert_array_equal(results["prediction"], [1, 0])

@@ -1,0 +1,31 @@
+"""vit_jax: the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), in JAX.
+
+    model = vit_jax.create_model("B/16", num_classes=1000)
+    model = vit_jax.load_model("path of a checkpoint")
+    logits = model(images)                    # (b, h, w, 3) in [-1, 1] -> (b, num_classes)
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["create_model", "load_model", "resize_position_embedding", "save_model"]
+
+_HOMES = {
+    "create_model": "vit_jax.interop.load",
+    "load_model": "vit_jax.interop.load",
+    "save_model": "vit_jax.interop.load",
+    "resize_position_embedding": "vit_jax.interop.adapt",
+}
+
+
+def __getattr__(name: str):
+    """Loads the API when it is first used, so that `import vit_jax` and `--help` stay quick."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,259 @@
+"""Training checkpoints: Orbax, asynchronous and atomic, with a proof that what is read was written.
+
+Orbax alone restores a flipped bit or another dtype without a word and reports a failed save one
+save later. This layer adds a fingerprint of every array, compares names, shapes and dtypes before
+restoring, and asks after every step whether the save in flight has failed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from vit_jax.errors import UserError
+
+policies = ocp.checkpoint_managers
+GOLDEN = 2654435761  # Knuth's multiplicative hash constant, odd after `| 1`
+WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+class CheckpointError(UserError):
+    """A checkpoint that was not written, or cannot be trusted; the message says which and why."""
+
+
+def fingerprint(x: jax.Array) -> jax.Array:
+    """A uint32 that changes with every single bit of `x`, and not with how `x` is sharded.
+
+    sum over elements of (bits + c) * odd(index), modulo 2^32: an order-free sum of products with
+    odd factors.
+    """
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32)
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        counter = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        index = index * jnp.uint32(size) + counter
+    factor = (index * jnp.uint32(GOLDEN)) | jnp.uint32(1)
+    return jnp.sum((bits + jnp.uint32(0x9E3779B9)) * factor, dtype=jnp.uint32)
+
+
+_fingerprints = jax.jit(lambda tree: jax.tree.map(fingerprint, tree))
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def fingerprints(tree: Any) -> dict[str, int]:
+    """{path of the leaf: fingerprint}, the same on every process."""
+    return {name: int(value) for name, value in _named_leaves(jax.device_get(_fingerprints(tree)))}
+
+
+def tree_spec(tree: Any) -> dict[str, list]:
+    """{path of the leaf: [shape, dtype]}."""
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(tree)}
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one directory that one job may hold at a time.
+
+    Raises:
+      UserError: another job holds the directory (named), or it cannot be written.
+    """
+
+    def __init__(self, directory: str | Path, *, every_steps: int, keep: int = 2):
+        self.directory = Path(directory).resolve()
+        self._pending: int | None = None
+        if jax.process_index() == 0:
+            self._lock()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoint directory locked")
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=policies.FixedIntervalPolicy(every_steps),
+                preservation_policy=policies.LatestN(keep),
+                step_format_fixed_length=9,
+                cleanup_tmp_directories=True,  # safe: we hold the lock
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def _lock(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock_file = open(self.directory / ".lock", "a+")
+        except OSError as error:
+            raise UserError(f"Cannot write to {self.directory}: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock_file.seek(0)
+            raise UserError(
+                f"{self.directory.parent} is in use by {self._lock_file.read().strip()}; "
+                "wait for that job or use another --workdir."
+            ) from None
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock_file.flush()
+
+    def check(self) -> None:
+        """Raises CheckpointError if the save in flight has failed. Cheap: call after every step."""
+        if self._pending is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save in flight and raises CheckpointError if it failed."""
+        if self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._manager.reload()
+            reason = str(error).split("\n")[0][:200]
+            raise CheckpointError(
+                f"Checkpoint {step} was not written to {self.directory} ({reason}); "
+                f"the last good one is {self._manager.latest_step()}. Free space or fix the disk, "
+                "then run the same command again."
+            ) from error
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], *, force: bool = False) -> bool:
+        """Saves in the background if `step` is due or `force`; returns whether it did."""
+        self.check()
+        if self._manager.latest_step() == step:
+            return False
+        if not (force or self._manager.should_save(step)):
+            return False
+        self.wait()
+        record = {
+            **meta,
+            "step": step,
+            "spec": tree_spec(state),
+            "fingerprints": fingerprints(state),
+        }
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record)
+        )
+        if not self._manager.save(step, args=arguments, force=True):
+            raise CheckpointError(f"Checkpoint {step} was refused by {self.directory}.")
+        self._pending = step
+        return True
+
+    def latest_meta(self) -> dict[str, Any] | None:
+        """The newest readable record of a checkpoint, without reading its arrays."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._read_meta(step)
+            except Exception:  # damaged: `restore` will say so
+                continue
+        return None
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )
+        return dict(restored["meta"])
+
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that proves to be what was saved, as (state, meta).
+
+        A damaged one is moved to `damaged/`, never deleted, and the one before it is tried. None
+        only if there never was one.
+
+        Args:
+          abstract: the state as shapes, dtypes and shardings; any device count.
+
+        Raises:
+          UserError: the checkpoint is of another model or optimizer. Nothing is moved then.
+          CheckpointError: there are checkpoints and all of them are damaged.
+        """
+        reasons = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            reason, result = self._try_restore(step, abstract)
+            good = reason is None
+            if jax.process_count() > 1:
+                good = bool(multihost_utils.process_allgather(np.int32(good)).min())
+            if good:
+                return result
+            reasons.append(f"step {step}: {reason or 'damaged on another process'}")
+            self._set_aside(step)
+            print(f"warning: checkpoint set aside in damaged/: {reasons[-1]}", flush=True)
+        if reasons:
+            raise CheckpointError(
+                f"No checkpoint in {self.directory} can be used ({'; '.join(reasons)}). Restore "
+                "the directory from a copy, or start again with another --workdir."
+            )
+        return None
+
+    def _try_restore(self, step: int, abstract: Any) -> tuple[str | None, Any]:
+        try:
+            meta = self._read_meta(step)
+            found = meta["spec"]
+        except Exception as error:
+            return f"unreadable ({_first_line(error)})", None
+        self._compare(step, found, tree_spec(abstract))
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )
+            state = restored["state"]
+        except Exception as error:
+            return f"unreadable ({_first_line(error)})", None
+        now = fingerprints(state)
+        damaged = [name for name, value in meta["fingerprints"].items() if now.get(name) != value]
+        if damaged:
+            return f"{len(damaged)} damaged arrays, e.g. {damaged[0]}", None
+        return None, (state, meta)
+
+    def _compare(self, step: int, found: Mapping, wanted: Mapping) -> None:
+        found = {name: list(value) for name, value in found.items()}
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                there, here = (_describe(tree.get(name)) for tree in (found, wanted))
+                raise UserError(
+                    f"Checkpoint {step} in {self.directory} is of another model or optimizer: "
+                    f"{name} is {there} there and {here} in this configuration. Use the "
+                    "configuration that the run began with, or another --workdir."
+                )
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            source = self.directory / f"{step:09d}"
+            target = self.directory.parent / "damaged" / f"{step:09d}-{time.time_ns()}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.move(source, target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits for the save in flight and lets go of the directory."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            if jax.process_index() == 0:
+                self._lock_file.close()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:120]}".split("\n")[0]
+
+
+def _describe(spec: list | None) -> str:
+    return f"{spec[1]} {tuple(spec[0])}" if spec else "absent"

@@ -1,0 +1,119 @@
+"""`vit-jax COMMAND ...`: parses and calls; the work is elsewhere.
+
+Each command is a module of this package with a docstring (its help), `define(flags)` that declares
+its absl flags, and `main(flags, arguments) -> int | None`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import textwrap
+import traceback
+
+from absl import flags as absl_flags
+
+from vit_jax.errors import Preempted, UsageError, UserError, nearest
+
+COMMANDS = {
+    "train": "pretrain or fine-tune; run it again to resume",
+    "evaluate": "accuracy of a checkpoint on a data set",
+    "predict": "the most likely classes of your images",
+    "flops": "parameters, FLOPs and the paper's cost tables",
+}
+OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 42
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return OK if argv else USAGE
+    if argv[0] == "--version":
+        from vit_jax import __version__
+
+        print(f"vit_jax {__version__}")
+        return OK
+    name, *rest = argv
+    if name not in COMMANDS:
+        return usage(f"there is no command {name!r}.{nearest(name, COMMANDS)}", "vit-jax --help")
+    options = importlib.import_module("vit_jax.cli.options")
+    command = importlib.import_module(f"vit_jax.cli.{name}")
+    flags = absl_flags.FlagValues()
+    absl_flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=flags)
+    command.define(flags)
+    if any(word in ("-h", "--help", "--helpfull") for word in rest):
+        print(command_help(name, command, flags))
+        return OK
+    if "set" in flags:
+        rest = options.rewrite_overrides(rest)
+    try:
+        return command.main(flags, flags([f"vit-jax {name}", *rest])[1:]) or OK
+    except absl_flags.Error as error:
+        return usage(first_line(error), f"vit-jax {name} --help")
+    except UsageError as error:
+        return usage(str(error), f"vit-jax {name} --help")
+    except UserError as error:
+        return fail(error, flags.debug)
+    except Preempted as stop:
+        print(stop, flush=True)
+        return PREEMPTED
+    except BrokenPipeError:  # `vit-jax ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if flags.debug:
+            raise
+        return fail(error, False)
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: vit-jax COMMAND [--flag=value ...]\n\n"
+        f"The Vision Transformer in JAX.\n\n{rows}\n\n"
+        "vit-jax COMMAND --help shows an example and every flag. A first run:\n"
+        "  vit-jax train --config=configs/quickstart.py --workdir=/tmp/quickstart"
+    )
+
+
+def command_help(name: str, command, flags: absl_flags.FlagValues) -> str:
+    """A command's docstring and its flags."""
+    rows = []
+    for key in sorted(flags):
+        flag = flags[key]
+        default = f" [{flag.default}]" if flag.default not in (None, "", False, []) else ""
+        text = textwrap.fill(
+            f"{flag.help}{default}", width=96, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+        rows.append(f"  --{key}\n{text}")
+    return f"{(command.__doc__ or '').strip()}\n\nflags:\n" + "\n".join(rows)
+
+
+def usage(problem: str, where: str) -> int:
+    print(f"vit-jax: {problem} See {where}.", file=sys.stderr)
+    return USAGE
+
+
+def fail(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if isinstance(error, UserError):
+        print(f"vit-jax: error: {error}", file=sys.stderr)
+    else:
+        print(
+            f"vit-jax: error: {type(error).__name__}: {first_line(error)} "
+            "(--debug shows where it was raised)",
+            file=sys.stderr,
+        )
+    return FAILED
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,104 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from vit_jax.config import ConfigDict, load
+from vit_jax.errors import UsageError
+
+
+def define_config(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "config",
+        None,
+        "Config file, with an argument after a colon: configs/finetune.py:B/16,cifar10. "
+        "--config.KEY=VALUE changes a setting.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_multi_string(
+        "set", [], "KEY=VALUE, the same as --config.KEY=VALUE.", flag_values=flags
+    )
+
+
+def rewrite_overrides(words: list[str]) -> list[str]:
+    """`--config.KEY=VALUE` as `--set=KEY=VALUE`, which absl can parse."""
+    return [re.sub(r"^--?config\.", "--set=", word) for word in words]
+
+
+def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
+    """The configuration of `--config`, with its overrides."""
+    if not flags.config:
+        raise UsageError("--config=FILE is needed.")
+    overrides = {}
+    for item in flags.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"--config.{key} needs a value: --config.{key}=VALUE.")
+        overrides[key] = value
+    return load(flags.config, overrides)
+
+
+def define_processes(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, for several processes.", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("num_processes", 0, "How many processes.", flag_values=flags)
+    absl_flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.", flag_values=flags)
+
+
+@contextlib.contextmanager
+def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
+    """Joins the job's other processes, and leaves them in an orderly way."""
+    prepare_jax()
+    import jax
+
+    from vit_jax import distributed
+
+    distributed.join(flags.coordinator, flags.num_processes, flags.process_id)
+    try:
+        yield
+    finally:
+        if jax.process_count() > 1:
+            jax.distributed.shutdown()
+
+
+def prepare_jax() -> None:
+    """Settings of JAX that every command wants: compiled programs are kept between runs."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "vit_jax" / "xla"))
+
+
+
+def define_checkpoint(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A run's workdir, an exported directory, or an official .npz.",
+        flag_values=flags,
+    )
+
+
+def checkpoint(flags: absl_flags.FlagValues) -> str:
+    """The path of `--checkpoint`."""
+    if not flags.checkpoint:
+        raise UsageError("--checkpoint=PATH is needed.")
+    return flags.checkpoint
+
+
+@contextlib.contextmanager
+def progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing otherwise; yields a function of the count so far."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=name, unit=" images", disable=None, leave=False) as bar:
+        yield lambda count: bar.update(count - bar.n)

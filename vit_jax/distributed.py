@@ -1,0 +1,86 @@
+"""Processes: joining a job of several, and being asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+from vit_jax.errors import UserError
+
+
+
+def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the other processes of the job, if there are any. Call before anything uses a device.
+
+    With no arguments, JAX finds out from SLURM, GKE, Cloud TPU or Open MPI; without a launcher it
+    stays alone.
+
+    Raises:
+      UserError: only some of the three arguments are given.
+    """
+    timeouts = {
+        "heartbeat_timeout_seconds": 30,
+        "shutdown_timeout_seconds": 30,
+    }
+    given = (bool(coordinator), num_processes > 0, process_id >= 0)
+    if all(given):
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts
+        )
+    elif any(given):
+        raise UserError(
+            "--coordinator=HOST:PORT, --num_processes=N and --process_id=I belong together; "
+            "give all three or none."
+        )
+    elif _several_processes():
+        jax.distributed.initialize(**timeouts)
+
+
+def _several_processes() -> bool:
+    """Whether a launcher's environment says that this job has more than one process."""
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        return True
+    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    return "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+class StopRequest:
+    """Notices SIGTERM and the first Ctrl-C; the training loop asks `requested` after every step.
+
+    With several processes JAX's own preemption service agrees on one step for all of them. A
+    second Ctrl-C stops at once.
+    """
+
+    def __init__(self) -> None:
+        self._signalled = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        watched = [signal.SIGINT]
+        if jax.process_count() == 1:  # otherwise JAX has its own handler, which must stay
+            watched.append(signal.SIGTERM)
+        for number in watched:
+            self._previous[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and (self._signalled or jax.process_count() > 1):
+            raise KeyboardInterrupt
+        self._signalled = True
+
+    def requested(self, step: int) -> bool:
+        """Whether to save at `step` and stop; the same answer on every process."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._signalled

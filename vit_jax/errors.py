@@ -1,0 +1,26 @@
+"""The one exception that a user's mistake raises, and the hint that names what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line that says what is wrong, where, and what to do."""
+
+
+class UsageError(Exception):
+    """A command line that makes no sense; the command exits with code 2."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved its state; the command exits with code 42."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Returns `" Did you mean 'x'?"` for the option closest to `name`, or `""` if none is close."""
+    options = [str(option) for option in options]
+    folded = {option.casefold(): option for option in options}
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.5)
+    return f" Did you mean {folded[close[0]]!r}?" if close else ""

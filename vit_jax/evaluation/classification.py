@@ -1,0 +1,92 @@
+"""Top-1 and top-5 accuracy: every example exactly once, on any mesh and any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_jax import sharding
+
+
+def jit_eval_step(eval_step: Callable, mesh: jax.sharding.Mesh) -> Callable:
+    """Jits an evaluation step so that every process sees every example's result."""
+    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def run(
+    eval_step: Callable,
+    params: Mapping[str, jax.Array],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: jax.sharding.Mesh,
+    *,
+    num_examples: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Runs `eval_step` over all batches and returns its results in the source's order.
+
+    Args:
+      eval_step: jitted (params, batch) -> {name: (b,)}, replicated.
+      batches: this process's part of each batch, with "mask" and "index" (see data.eval_batches).
+      num_examples: how many there must be in the end.
+      on_batch: called with the number of examples seen so far.
+
+    Returns:
+      {name: (num_examples,)}, "label" included.
+
+    Raises:
+      AssertionError: an example was missed or counted twice.
+    """
+    gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    parts: list[dict[str, np.ndarray]] = []
+    seen = 0
+    for batch in batches:
+        on_device = sharding.to_devices(batch, mesh)
+        results = dict(eval_step(params, on_device))
+        results |= gather({key: on_device[key] for key in ("label", "mask", "index")})
+        parts.append(jax.device_get(results))
+        seen += int(parts[-1]["mask"].sum())
+        if on_batch:
+            on_batch(seen)
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    real = joined.pop("mask")
+    joined = {key: value[real] for key, value in joined.items()}
+    index = joined.pop("index")
+    order = np.argsort(index, kind="stable")
+    assert np.array_equal(index[order], np.arange(num_examples)), (
+        f"evaluation counted {len(index)} examples, {len(np.unique(index))} of them different, "
+        f"instead of {num_examples}"
+    )
+    return {key: value[order] for key, value in joined.items()}
+
+
+def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """{"accuracy", "top5_accuracy", "loss" if known, "num_examples"}; accuracies in [0, 1]."""
+    summary: dict[str, float] = {
+        "accuracy": float(results["correct"].mean()),
+        "top5_accuracy": float(results["top5"].mean()),
+    }
+    if "loss" in results:
+        summary["loss"] = float(results["loss"].mean())
+    return summary | {"num_examples": len(results["correct"])}
+
+
+def per_class(results: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> list[dict]:
+    """One row per class: its name, how many examples, how many correct, accuracy (None if none)."""
+    rows: list[dict[str, Any]] = []
+    for label, name in enumerate(class_names):
+        mine = results["label"] == label
+        count, correct = int(mine.sum()), int(results["correct"][mine].sum())
+        rows.append(
+            {
+                "label": label,
+                "class": name,
+                "examples": count,
+                "correct": correct,
+                "accuracy": correct / count if count else None,
+            }
+        )
+    return rows

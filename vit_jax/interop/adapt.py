@@ -1,0 +1,141 @@
+"""Fits loaded parameters to another model: head surgery and position-embedding interpolation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from vit_jax import models
+from vit_jax.errors import UserError
+
+
+def resize_position_embedding(
+    pos: np.ndarray,
+    new_grid: tuple[int, int],
+    *,
+    old_grid: tuple[int, int] | None = None,
+    has_class_token: bool = True,
+) -> np.ndarray:
+    """Interpolates position embeddings to another grid (section 3.2), rows and columns apart.
+
+    Bilinear with aligned corners: the outermost old positions are the outermost new ones.
+
+    Args:
+      pos: (1, n, d), raster order; with `has_class_token`, pos[:, 0] is it, and it is kept.
+      new_grid: tokens (down, across).
+      old_grid: the same for `pos`; None means square.
+
+    Returns:
+      (1, n', d) float32.
+
+    Raises:
+      UserError: `pos` does not have the tokens of `old_grid`, or is not square without one.
+    """
+    pos = np.asarray(pos, np.float32)
+    tokens, grid = (pos[0, :1], pos[0, 1:]) if has_class_token else (pos[0, :0], pos[0])
+    if old_grid is None:
+        side = math.isqrt(len(grid))
+        old_grid = (side, side)
+    if old_grid[0] * old_grid[1] != len(grid):
+        raise UserError(
+            f"Position embeddings of {len(grid)} patches do not form a grid of "
+            f"{old_grid[0]}x{old_grid[1]}; pass old_grid=(rows, columns)."
+        )
+    if tuple(new_grid) != tuple(old_grid):
+        rows, columns = (_interpolation(n, m) for n, m in zip(old_grid, new_grid, strict=True))
+        image = grid.reshape(*old_grid, -1).astype(np.float64)
+        image = np.einsum("ar,bc,rcd->abd", rows, columns, image, optimize=True)
+        grid = image.reshape(-1, pos.shape[-1]).astype(np.float32)
+    return np.concatenate([tokens, grid])[None]
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """(new, old) matrix of linear interpolation with the end points aligned."""
+    position = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
+    low = np.minimum(position.astype(int), max(old - 2, 0))
+    fraction = position - low
+    matrix = np.zeros((new, old))
+    matrix[np.arange(new), low] = 1 - fraction
+    if old > 1:
+        matrix[np.arange(new), low + 1] += fraction
+    return matrix
+
+
+def is_zero_head(params: Mapping[str, np.ndarray]) -> bool:
+    """Whether the classifier is untrained: its kernel is all zeros."""
+    return not np.any(np.asarray(params["head/kernel"]))
+
+
+def adapt(
+    config: models.ModelConfig,
+    params: Mapping[str, np.ndarray],
+    target: models.ModelConfig,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Parameters of `config` for the model `target`, and what was adapted, one line each.
+
+    Position embeddings are interpolated to the new grid. If the number of classes, the labels or
+    the head differ, the whole old head goes, the pre-logits layer included, and a zero-initialised
+    linear layer takes its place (section 3.2, Appendix D.3).
+
+    Raises:
+      UserError: the rest of the two models differs; the message names the first difference.
+    """
+    wanted = models.abstract_params(target)
+    adapted: dict[str, np.ndarray] = {}
+    notes = []
+
+    def same(field: str) -> bool:
+        return getattr(config, field, None) == getattr(target, field, None)
+
+    new_head = not (same("num_classes") and same("representation_size")) or (
+        bool(config.labels) and bool(target.labels) and not same("labels")
+    )
+    if new_head:
+        notes.append(f"head: {config.num_classes} classes -> {target.num_classes}, from zero")
+    for path, leaf in wanted.items():
+        if new_head and path.startswith("head/"):
+            value = getattr(target, "head_bias", 0.0) if path == "head/bias" else 0.0
+            adapted[path] = np.full(leaf.shape, value, np.float32)
+        elif path not in params:
+            raise UserError(_differs(config, target, f"it has no {path}"))
+        elif path.startswith("position_embedding/") and path.endswith("/embedding"):
+            has_token = config.classifier == "token"
+            adapted[path] = resize_position_embedding(
+                params[path], target.grid, old_grid=config.grid, has_class_token=has_token
+            )
+            if config.grid != target.grid:
+                notes.append(f"{path}: grid {config.grid} -> {target.grid}, bilinear")
+        elif path.startswith("position_embedding/") and path[-2:] in ("/x", "/y"):
+            matrix = _interpolation(len(params[path]), leaf.shape[0])
+            adapted[path] = (matrix @ np.asarray(params[path], np.float64)).astype(np.float32)
+        else:
+            adapted[path] = np.asarray(params[path], np.float32)
+        if adapted[path].shape != leaf.shape:
+            raise UserError(
+                _differs(config, target, f"{path} is {adapted[path].shape}, not {leaf.shape}")
+            )
+    return adapted, notes
+
+
+def _differs(config: models.ModelConfig, target: models.ModelConfig, how: str) -> str:
+    return (
+        f"A checkpoint of {config.variant} does not fit the model {target.variant}: {how}. "
+        f"Set config.model.variant={config.variant!r} or load another checkpoint."
+    )
+
+
+def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
+    """`config` with other settings, as `load_model(image_size=..., num_classes=...)` asks for."""
+    from vit_jax.models.variants import pair
+
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if "image_size" in changes:
+        changes["image_size"] = pair(changes["image_size"])
+    if changes.get("num_classes", config.num_classes) != config.num_classes:
+        changes.setdefault("labels", ())
+        if getattr(config, "representation_size", None) is not None:
+            changes.setdefault("representation_size", None)
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,128 @@
+"""The package's own format: a directory with `model.safetensors` and a self-describing `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from vit_jax import models
+from vit_jax.errors import UserError, nearest
+
+FORMAT = "vit_jax"
+FAMILIES = {"vit": models.ViTConfig, "resnet": models.ResNetConfig}
+
+
+def config_to_json(config: models.ModelConfig) -> dict[str, Any]:
+    """A model's configuration as plain JSON values, with the format's and the family's name."""
+    family = next(name for name, kind in FAMILIES.items() if kind is type(config))
+    return {"format": FORMAT, "family": family, **dataclasses.asdict(config)}
+
+
+def config_from_json(values: Mapping[str, Any], where: str) -> models.ModelConfig:
+    """The inverse of `config_to_json`; unknown and missing settings are errors that name them."""
+    values = dict(values)
+    values.pop("format", None)
+    family = values.pop("family", None)
+    if family not in FAMILIES:
+        raise UserError(f"{where}: family {family!r} is none of {', '.join(FAMILIES)}.")
+    kind = FAMILIES[family]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{where}: unknown setting {key!r}.{nearest(key, fields)}")
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING
+        if required and key not in values:
+            raise UserError(f"{where}: the setting {key!r} is missing.")
+    try:
+        return kind(**{key: _frozen(value) for key, value in values.items()})
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _frozen(value: Any) -> Any:
+    """JSON lists as tuples, at any depth."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str, Any]) -> None:
+    """Writes a model; each file appears whole or not at all. Equal models give equal bytes."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = {path: np.ascontiguousarray(params[path]) for path in sorted(params)}
+    partial = directory / "model.safetensors.partial"
+    save_file(arrays, partial)
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, directory / "model.safetensors")
+    partial = directory / "config.json.partial"
+    partial.write_text(json.dumps(config_to_json(config), indent=2) + "\n")
+    os.replace(partial, directory / "config.json")
+
+
+def is_native(directory: str | Path) -> bool:
+    """Whether a directory holds this format (other formats also have a config.json)."""
+    try:
+        values = json.loads((Path(directory) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("format") == FORMAT
+
+
+def load(directory: str | Path) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
+    """Reads a model: its configuration and its parameters by path.
+
+    Raises:
+      UserError: a file is missing or damaged, or its arrays are not those of the configuration.
+    """
+    directory = Path(directory)
+    try:
+        values = json.loads((directory / "config.json").read_text())
+    except OSError as error:
+        raise UserError(f"{directory} has no readable config.json ({error.strerror}).") from error
+    except ValueError as error:
+        raise UserError(f"{directory}/config.json is not JSON ({error}).") from error
+    config = config_from_json(values, f"{directory}/config.json")
+    file = directory / "model.safetensors"
+    try:
+        params = load_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; the export did not finish.") from None
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); copy or export it again.") from error
+    check_params(config, params, str(file))
+    return config, params
+
+
+def check_params(config: models.ModelConfig, params: Mapping[str, Any], where: str) -> None:
+    """Raises UserError unless `params` has exactly the arrays of `config`, in name and shape."""
+    wanted = models.abstract_params(config)
+    missing = sorted(set(wanted) - set(params))
+    extra = sorted(set(params) - set(wanted))
+    check_names(missing, extra, where, config.variant)
+    for path, leaf in wanted.items():
+        if tuple(params[path].shape) != leaf.shape:
+            raise UserError(
+                f"{where}: {path} has shape {tuple(params[path].shape)} "
+                f"but {config.variant} needs {leaf.shape}."
+            )
+
+
+def check_names(missing: list[str], extra: list[str], where: str, variant: str) -> None:
+    """Raises UserError that lists missing and unexpected arrays, if there are any."""
+    if missing or extra:
+        hint = nearest(missing[0], extra) if missing and extra else ""
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+            for names, what in ((missing, "missing"), (extra, "unexpected"))
+            if names
+        ]
+        raise UserError(f"{where} is not a {variant}: {' and '.join(parts)}.{hint}")

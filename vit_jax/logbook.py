@@ -1,0 +1,328 @@
+"""The record of a run: JSON lines, TensorBoard, the terminal, and Weights & Biases if wanted.
+
+`WORKDIR/metrics.jsonl` is the truth, the others are views of it. One strict JSON object per line:
+
+    {"step": 200, "train/loss": 0.4123, "train/learning_rate": 0.0003, "seconds": 31.5}
+
+`seconds` is the time spent in the run so far, interruptions not counted. A value that is not finite
+is written as `null`, since strict JSON has no NaN, and read back as NaN. The last line of a
+finished run carries `"final": true`. Each line is flushed when it is written, so that a killed
+run loses at most the line it was writing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vit_jax.errors import UserError
+
+FILE_NAME = "metrics.jsonl"
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads a `metrics.jsonl`, oldest first; NaN where a value was not finite.
+
+    A last line that was cut off by a kill is left out.
+
+    Raises:
+      UserError: a line before the last one is no record, so the file is damaged.
+      FileNotFoundError: there is no such file.
+    """
+    records, damaged, num_lines = _parse(Path(path))
+    if any(number < num_lines for number in damaged):
+        raise UserError(f"{path}, line {damaged[0]}: not a record of a run; restore or delete it.")
+    return [{k: math.nan if v is None else v for k, v in record.items()} for record in records]
+
+
+class Logbook:
+    """Writes the record of one run; every line, event and bar goes through here.
+
+    A run that resumes at `start_step` drops what an earlier attempt wrote after that step, so that
+    every step is there once. It also drops the mark `final` if there are steps to go.
+
+    Args:
+      workdir: where `metrics.jsonl` and the TensorBoard events go; made if missing.
+      total_steps: the step at which the run ends.
+      start_step: the last step that is already done: 0, or that of the restored checkpoint.
+      wandb: also log to Weights & Biases (needs the extra `vit_jax[wandb]`).
+      name: of the stage; in front of the bar, and of the lines unless it is "train".
+      enabled: False in all processes but the first, where nothing is written.
+
+    Raises:
+      UserError: `wandb` is wanted and not installed.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        total_steps: int,
+        start_step: int = 0,
+        wandb: bool = False,
+        name: str = "train",
+        enabled: bool = True,
+    ):
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._total_steps = total_steps
+        self._prefix = "" if name == "train" else f"{name} "
+        self._wandb: Any = None
+        workdir = Path(workdir)
+        library = _import_wandb() if wandb else None
+        workdir.mkdir(parents=True, exist_ok=True)
+
+        self._path = workdir / FILE_NAME
+        records = _cut_back(self._path, start_step, going_on=start_step < total_steps)
+        self._already_final = bool(records) and "final" in records[-1]
+        self._seconds_before = max((r.get("seconds") or 0 for r in records), default=0.0)
+        self._opened = time.monotonic()
+        self._first_seen: tuple[int, float] | None = None
+        self._file = self._path.open("a", encoding="utf-8")
+        self._tensorboard = _tensorboard_writer(workdir, start_step)
+        if library:
+            self._wandb = _start_wandb(library, workdir, start_step)
+        self._bar = None
+        if sys.stdout.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                desc=name,
+                unit="step",
+                dynamic_ncols=True,
+                file=sys.stdout,
+            )
+
+    def write(self, step: int, metrics: Mapping[str, Any], *, final: bool = False) -> None:
+        """Logs `metrics` (scalars; arrays of one element will do) as the state after `step` steps.
+
+        `final` marks the last line of a finished run.
+        """
+        if not self._enabled:
+            return
+        values = {key: _scalar(value) for key, value in metrics.items()}
+        record: dict[str, Any] = {"step": int(step)}
+        record |= {key: value if math.isfinite(value) else None for key, value in values.items()}
+        record["seconds"] = round(self._seconds_before + time.monotonic() - self._opened, 3)
+        if final:
+            record["final"] = True
+        if self._already_final:  # a finished run was started again, and reports its end again
+            self._already_final = False
+            self._replace_final()
+        self._file.write(_dump(record))
+        self._file.flush()
+
+        for key, value in values.items():
+            self._tensorboard.add_scalar(key, value, record["step"])
+        if self._wandb:
+            self._wandb.log(values, step=record["step"])
+        self._show(record["step"], values, final=final, seconds=record["seconds"])
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if not self._enabled:
+            return
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text, file=sys.stdout)
+
+    def advance(self, step: int) -> None:
+        """Notes that `step` steps are done, without logging anything."""
+        if not self._enabled:
+            return
+        if self._first_seen is None:
+            self._first_seen = (step, time.monotonic())
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Writes out what is pending. More calls are harmless."""
+        if not self._enabled:
+            return
+        self._enabled = False
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+        self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _replace_final(self) -> None:
+        records, _, _ = _parse(self._path)
+        self._file.close()
+        _rewrite(self._path, [record for record in records if "final" not in record])
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _show(self, step: int, values: Mapping[str, float], *, final: bool, seconds: float) -> None:
+        self.advance(step)
+        if self._bar is not None:
+            self._bar.set_postfix_str(summary(values))
+            if not final and not any(key.startswith("eval/") for key in values):
+                return
+        width = len(str(self._total_steps))
+        parts = [f"{self._prefix}step {step:{width + 2}d}/{self._total_steps}", summary(values)]
+        if final:
+            parts.append(f"done in {duration(seconds)}")
+        elif self._bar is None and (left := self._seconds_left(step)) is not None:
+            parts.append(f"eta {duration(left)}")
+        self.say("  ".join(part for part in parts if part))
+
+    def _seconds_left(self, step: int) -> float | None:
+        """From the pace since the first step seen here, which leaves the compilation out."""
+        first_step, first_time = self._first_seen or (step, 0.0)
+        if step <= first_step:
+            return None
+        pace = (time.monotonic() - first_time) / (step - first_step)
+        return pace * (self._total_steps - step)
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """The few numbers that a person watches, as `loss 0.4123  lr 3.0e-4  1234 img/s  ...`."""
+    parts = []
+    for key, value in metrics.items():
+        stage, _, name = key.partition("/")
+        words = key.replace("/", " ").replace("_", " ")
+        if key == "train/loss":
+            parts.append(f"loss {value:.4f}")
+        elif key == "train/learning_rate":
+            mantissa, _, exponent = f"{value:.1e}".partition("e")
+            parts.append(f"lr {mantissa}e{int(exponent)}" if exponent else f"lr {value}")
+        elif key == "train/images_per_second":
+            parts.append(f"{value:.{0 if value >= 10 else 1}f} img/s")
+        elif key == "train/skipped_updates" and value > 0:
+            parts.append(f"skipped {value:.0f}")
+        elif stage == "eval" and name.endswith("accuracy"):
+            parts.append(f"{words} {100 * value:.1f}%")
+        elif stage == "eval" and name.endswith("loss"):
+            parts.append(f"{words} {value:.4f}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """8 as "8s", 80 as "1m20s", 8000 as "2h13m", 800000 as "9d06h"."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m{total % 60:02d}s"
+    if total < 86400:
+        return f"{total // 3600}h{total % 3600 // 60:02d}m"
+    return f"{total // 86400}d{total % 86400 // 3600:02d}h"
+
+
+def _scalar(value: Any) -> float | int:
+    """A Python number; a float32 becomes the shortest decimal that reads back as that float32."""
+    array = np.asarray(value)
+    if array.size != 1:
+        raise ValueError(f"a metric must be one number, not an array of shape {array.shape}")
+    if np.issubdtype(array.dtype, np.integer):
+        return int(array.item())
+    return float(str(array.reshape(())[()])) if array.dtype == np.float32 else float(array.item())
+
+
+def _dump(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int], int]:
+    """(records, numbers of the lines that are none, number of lines)."""
+    lines = path.read_bytes().splitlines()
+    records, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line, parse_constant=lambda _: None)
+            record["step"] = int(record["step"])
+            records.append(record)
+        except (ValueError, TypeError, KeyError):
+            damaged.append(number)
+    return records, damaged, len(lines)
+
+
+def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[dict[str, Any]]:
+    """Drops the torn line and what came after `start_step`; returns the records that are left.
+
+    When the run goes on, its former last line keeps its numbers and loses the mark `final`.
+    """
+    if not path.exists():
+        return []
+    records, _, _ = _parse(path)
+    records = [record for record in records if record["step"] <= start_step]
+    if going_on:
+        for record in records:
+            record.pop("final", None)
+    _rewrite(path, records)
+    return records
+
+
+def _rewrite(path: Path, records: list[dict[str, Any]]) -> None:
+    """Replaces the file at once: a reader, or a run after a kill, finds the old or the new."""
+    new = "".join(_dump(record) for record in records)
+    if path.read_text(encoding="utf-8", errors="replace") == new:
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(new)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _tensorboard_writer(workdir: Path, start_step: int) -> Any:
+    from tensorboardX import SummaryWriter  # not needed to read a record
+
+    # It warns about each NaN, which the curve shows anyway.
+    logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
+    resumed = any(workdir.glob("events.out.tfevents.*"))
+    return SummaryWriter(
+        str(workdir),
+        purge_step=start_step + 1 if resumed else None,
+        flush_secs=5,
+        # File names hold whole seconds only: a quick restart would overwrite the first file.
+        filename_suffix=f".{time.time_ns()}",
+    )
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "config.wandb is on, but wandb is not installed: "
+            "run `pip install 'vit_jax[wandb]'`, or pass --config.wandb=false."
+        ) from None
+    return wandb
+
+
+def _start_wandb(library: Any, workdir: Path, start_step: int) -> Any:
+    """Starts a run, or goes on with the one that this working directory began."""
+    id_file = workdir / "wandb_id.txt"
+    if start_step == 0 or not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:8] + "\n")
+    config_file = workdir / "config.json"
+    return library.init(
+        project="vit_jax",
+        name=workdir.resolve().name,
+        dir=str(workdir),
+        id=id_file.read_text().strip(),
+        resume="allow",
+        config=json.loads(config_file.read_text()) if config_file.exists() else None,
+    )

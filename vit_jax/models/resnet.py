@@ -1,0 +1,319 @@
+"""ResNets: the stem of the hybrids (section 3.1) and the BiT baselines (Tables 2, 5, 6 and 7).
+
+Both use GroupNorm and weight-standardised convolutions. The stem is a v1 network (convolution,
+norm, ReLU, as the released hybrids); BiT is v2 (norm and ReLU come first, arXiv 1912.11370).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_jax.errors import UserError
+from vit_jax.models.layers import Array, Dense, constant, initializers, zeros
+
+GROUPS = 32
+EXPANSION = 4  # a bottleneck unit's output is four times as wide as its middle
+
+
+class StdConv(nnx.Module):
+    """A convolution whose kernel is standardised over (kh, kw, c_in); no bias.
+
+    `style` says where epsilon stands: "std" is (w - mean) / (std + eps), as the hybrids have it;
+    "var" is (w - mean) / sqrt(var + eps), as BiT has it. `padding` is "SAME" or pixels per side.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: str | int = "SAME",
+        style: str,
+        epsilon: float,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        init = initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, in_features, features)))
+        self.stride, self.padding = stride, padding
+        self.style, self.epsilon, self.dtype = style, epsilon, dtype
+
+    def standardised(self) -> Array:
+        w = self.kernel[...]
+        centred = w - w.mean(axis=(0, 1, 2), keepdims=True)
+        variance = jnp.square(centred).mean(axis=(0, 1, 2), keepdims=True)
+        if self.style == "std":
+            return centred / (jnp.sqrt(variance) + self.epsilon)
+        return centred / jnp.sqrt(variance + self.epsilon)
+
+    def __call__(self, x: Array) -> Array:
+        pad = self.padding if isinstance(self.padding, str) else [(self.padding,) * 2] * 2
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.standardised().astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=pad,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class GroupNorm(nnx.Module):
+    """Normalises 32 groups of channels over the whole image; statistics in float32."""
+
+    def __init__(self, features: int, *, epsilon: float, dtype, scale=1.0):
+        self.scale = nnx.Param(jnp.full((features,), scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x: Array) -> Array:
+        b, h, w, c = x.shape
+        groups = x.astype(jnp.float32).reshape(b, h * w, GROUPS, c // GROUPS)
+        centred = groups - groups.mean(axis=(1, 3), keepdims=True)
+        variance = jnp.square(centred).mean(axis=(1, 3), keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(b, h, w, c)
+        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+def max_pool(x: Array, *, padding: str | list[tuple[int, int]]) -> Array:
+    """3x3, stride 2."""
+    return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
+
+
+class StemUnit(nnx.Module):
+    """A v1 bottleneck: three times convolution and norm; ReLU after the sum."""
+
+    def __init__(self, in_features: int, middle: int, stride: int, *, epsilon, dtype, rngs):
+        out = middle * EXPANSION
+
+        def conv(a: int, b: int, size: int, step: int = 1) -> StdConv:
+            return StdConv(
+                a, b, size, stride=step, style="std", epsilon=1e-5, dtype=dtype, rngs=rngs
+            )
+
+        def norm(features: int, scale: float = 1.0) -> GroupNorm:
+            return GroupNorm(features, epsilon=epsilon, dtype=dtype, scale=scale)
+
+        self.projects = stride != 1 or in_features != out
+        if self.projects:
+            self.conv_proj, self.norm_proj = conv(in_features, out, 1, stride), norm(out)
+        self.conv1, self.norm1 = conv(in_features, middle, 1), norm(middle)
+        self.conv2, self.norm2 = conv(middle, middle, 3, stride), norm(middle)
+        self.conv3, self.norm3 = conv(middle, out, 1), norm(out, scale=0.0)
+
+    def __call__(self, x: Array) -> Array:
+        residual = self.norm_proj(self.conv_proj(x)) if self.projects else x
+        y = jax.nn.relu(self.norm1(self.conv1(x)))
+        y = jax.nn.relu(self.norm2(self.conv2(y)))
+        return jax.nn.relu(residual + self.norm3(self.conv3(y)))
+
+
+class HybridStem(nnx.Module):
+    """The CNN before a hybrid's Transformer: (b, h, w, c) to (b, h / stride, w / stride, features).
+
+    `depths` are the units per stage; with () there is only the root (stride 4).
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        *,
+        width_factor: float = 1.0,
+        channels: int = 3,
+        group_norm_epsilon: float = 1e-6,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        width = int(64 * width_factor)
+        self.conv_root = StdConv(
+            channels, width, 7, stride=2, style="std", epsilon=1e-5, dtype=dtype, rngs=rngs
+        )
+        self.norm_root = GroupNorm(width, epsilon=group_norm_epsilon, dtype=dtype)
+        stages, features = [], width
+        for stage, depth in enumerate(depths):
+            units = []
+            for unit in range(depth):
+                stride = 2 if stage and not unit else 1
+                middle = width * 2**stage
+                units.append(
+                    StemUnit(
+                        features, middle, stride, epsilon=group_norm_epsilon, dtype=dtype, rngs=rngs
+                    )
+                )
+                features = middle * EXPANSION
+            stages.append(nnx.List(units))
+        self.stages = nnx.List(stages)
+        self.features = features
+
+    @staticmethod
+    def stride(depths: tuple[int, ...]) -> int:
+        """Pixels per feature: 4 after the root, doubled by every stage but the first."""
+        return 4 * 2 ** max(len(depths) - 1, 0)
+
+    def __call__(self, x: Array) -> Array:
+        x = jax.nn.relu(self.norm_root(self.conv_root(x)))
+        x = max_pool(x, padding="SAME")
+        for stage in self.stages:
+            for unit in stage:
+                x = unit(x)
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """The shape of one BiT ResNet. `width_factor` multiplies every hidden width.
+
+    The epsilons and `standardisation` are BiT's; weights of other families may have others.
+    """
+
+    variant: str
+    depths: tuple[int, ...]
+    width_factor: float = 1.0
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    num_classes: int = 1000
+    head_bias: float = 0.0
+    group_norm_epsilon: float = 1e-5
+    standardisation: str = "var"
+    standardisation_epsilon: float = 1e-10
+    remat: bool = False
+    dtype: str = "float32"
+    labels: tuple[str, ...] = ()
+    preprocessing: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self):
+        if min(self.image_size) < 1:
+            raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Features per (column, row) after the last stage."""
+        stride = 4 * 2 ** (len(self.depths) - 1)
+        return -(-self.image_size[0] // stride), -(-self.image_size[1] // stride)
+
+    @property
+    def compute_dtype(self):
+        return jnp.dtype(self.dtype)
+
+
+class Unit(nnx.Module):
+    """A v2 bottleneck: norm and ReLU before each convolution; the stride is on the 3x3."""
+
+    def __init__(self, config: ResNetConfig, in_features: int, middle: int, stride: int, *, rngs):
+        out = middle * EXPANSION
+
+        def conv(a: int, b: int, size: int, step: int = 1) -> StdConv:
+            return _bit_conv(config, a, b, size, step, rngs)
+
+        self.projects = stride != 1 or in_features != out
+        if self.projects:
+            self.conv_proj = conv(in_features, out, 1, stride)
+        self.norm1, self.conv1 = _bit_norm(config, in_features), conv(in_features, middle, 1)
+        self.norm2, self.conv2 = _bit_norm(config, middle), conv(middle, middle, 3, stride)
+        self.norm3, self.conv3 = _bit_norm(config, middle), conv(middle, out, 1)
+
+    def __call__(self, x: Array) -> Array:
+        y = jax.nn.relu(self.norm1(x))
+        residual = self.conv_proj(y) if self.projects else x
+        y = self.conv1(y)
+        y = self.conv2(jax.nn.relu(self.norm2(y)))
+        return residual + self.conv3(jax.nn.relu(self.norm3(y)))
+
+
+def _bit_conv(config, in_features, features, size, stride, rngs) -> StdConv:
+    return StdConv(
+        in_features,
+        features,
+        size,
+        stride=stride,
+        padding=(size - 1) // 2,
+        style=config.standardisation,
+        epsilon=config.standardisation_epsilon,
+        dtype=config.compute_dtype,
+        rngs=rngs,
+    )
+
+
+def _bit_norm(config: ResNetConfig, features: int) -> GroupNorm:
+    return GroupNorm(features, epsilon=config.group_norm_epsilon, dtype=config.compute_dtype)
+
+
+class ResNet(nnx.Module):
+    """BiT ResNet-v2. Images in, logits out; the same contract as `VisionTransformer`."""
+
+    def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width = int(64 * config.width_factor)
+        self.conv_root = _bit_conv(config, config.channels, width, 7, 2, rngs)
+        stages, features = [], width
+        for stage, depth in enumerate(config.depths):
+            units = []
+            for unit in range(depth):
+                middle = width * 2**stage
+                stride = 2 if stage and not unit else 1
+                units.append(Unit(config, features, middle, stride, rngs=rngs))
+                features = middle * EXPANSION
+            stages.append(nnx.List(units))
+        self.stages = nnx.List(stages)
+        self.norm = _bit_norm(config, features)
+        self.head = Dense(
+            features,
+            config.num_classes,
+            kernel_init=lambda **_: zeros,
+            bias_init=constant(config.head_bias),
+            dtype=config.compute_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        images: Array,
+        *,
+        key: Array | None = None,
+        return_intermediates: bool | Collection[str] = False,
+    ) -> Any:
+        """Classifies images (b, h, w, c) in [-1, 1]; `key` is not used, a ResNet drops nothing.
+
+        Returns:
+          logits (b, num_classes) float32; with `return_intermediates` also a dict of "stem",
+          "stage_1" ... (b, h', w', c') and "pre_logits" (b, d).
+        """
+        del key
+        out: dict[str, Any] = {}
+        x = self.conv_root(images)
+        out["stem"] = x = max_pool(x, padding=[(1, 1), (1, 1)])
+        for number, stage in enumerate(self.stages, start=1):
+            for unit in stage:
+                x = jax.checkpoint(unit.__call__)(x) if self.config.remat else unit(x)
+            out[f"stage_{number}"] = x
+        x = jax.nn.relu(self.norm(x))
+        out["pre_logits"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
+        logits = self.head(x, out_dtype=jnp.float32)
+        return (logits, out) if return_intermediates else logits
+
+    @property
+    def variant(self) -> str:
+        return self.config.variant
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.config.image_size
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.config.labels
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return dict(self.config.preprocessing)
+
+    @property
+    def num_params(self) -> int:
+        return sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))

@@ -1,0 +1,105 @@
+"""The table of variants: one row per model (Table 1 and section 4.1 of the paper), by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vit_jax.errors import UserError, nearest
+from vit_jax.models.resnet import ResNetConfig
+from vit_jax.models.vit import ViTConfig
+
+#                  hidden_size  num_layers  mlp_dim  num_heads
+SIZES = {
+    "debug": dict(hidden_size=64, num_layers=2, mlp_dim=128, num_heads=4),
+    "Ti": dict(hidden_size=192, num_layers=12, mlp_dim=768, num_heads=3),
+    "S": dict(hidden_size=384, num_layers=12, mlp_dim=1536, num_heads=6),
+    "b": dict(hidden_size=384, num_layers=12, mlp_dim=1536, num_heads=6),  # Fig. 4: B, halved
+    "B": dict(hidden_size=768, num_layers=12, mlp_dim=3072, num_heads=12),
+    "L": dict(hidden_size=1024, num_layers=24, mlp_dim=4096, num_heads=16),
+    "H": dict(hidden_size=1280, num_layers=32, mlp_dim=5120, num_heads=16),
+}
+
+#        size, patch size, stages of the ResNet stem (None: no stem)
+VIT_ROWS: dict[str, tuple[str, int, tuple[int, ...] | None]] = {
+    "debug": ("debug", 8, None),
+    "Ti/16": ("Ti", 16, None),
+    "S/32": ("S", 32, None),
+    "S/16": ("S", 16, None),
+    "b/32": ("b", 32, None),
+    "B/32": ("B", 32, None),
+    "B/16": ("B", 16, None),
+    "L/32": ("L", 32, None),
+    "L/16": ("L", 16, None),
+    "H/14": ("H", 14, None),
+    # Hybrids: /32 reads stage 4; /16 has stage 4's three units moved into stage 3 (section 4.1).
+    "R50+B/32": ("B", 1, (3, 4, 6, 3)),
+    "R50+B/16": ("B", 1, (3, 4, 9)),
+    "R50+L/32": ("L", 1, (3, 4, 6, 3)),
+    "R50+L/16": ("L", 1, (3, 4, 9)),
+    # Hybrids that were released later.
+    "R+Ti/16": ("Ti", 4, ()),
+    "R26+S/32": ("S", 1, (2, 2, 2, 2)),
+    "R26+B/32": ("B", 1, (2, 2, 2, 2)),
+}
+
+#               stages             width factor
+RESNET_ROWS: dict[str, tuple[tuple[int, ...], float]] = {
+    "R50x1": ((3, 4, 6, 3), 1),
+    "R50x2": ((3, 4, 6, 3), 2),
+    "R50x3": ((3, 4, 6, 3), 3),
+    "R101x1": ((3, 4, 23, 3), 1),
+    "R101x3": ((3, 4, 23, 3), 3),
+    "R152x1": ((3, 8, 36, 3), 1),
+    "R152x2": ((3, 8, 36, 3), 2),
+    "R152x4": ((3, 8, 36, 3), 4),
+    "R200x3": ((3, 24, 36, 3), 3),
+}
+
+ModelConfig = ViTConfig | ResNetConfig
+
+
+def _vit(name: str) -> ViTConfig:
+    size, patch, stem = VIT_ROWS[name]
+    # The debug model is for 32-pixel images, all others for 224.
+    shape = dict(image_size=(32, 32)) if size == "debug" else {}
+    return ViTConfig(name, patch_size=(patch, patch), stem_depths=stem, **SIZES[size], **shape)
+
+
+def _resnet(name: str) -> ResNetConfig:
+    depths, width = RESNET_ROWS[name]
+    return ResNetConfig(name, depths=depths, width_factor=width)
+
+
+VARIANTS = {**dict.fromkeys(VIT_ROWS, _vit), **dict.fromkeys(RESNET_ROWS, _resnet)}
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """A size as (height, width): one number means square."""
+    return (int(value), int(value)) if isinstance(value, int) else tuple(map(int, value))
+
+
+def get_config(variant: str, **overrides: Any) -> ModelConfig:
+    """The configuration of a named variant, with any of its fields replaced.
+
+    `image_size` and `patch_size` may be one number. `representation_size="hidden"` means the
+    model's own width, the size of the paper's pre-training head. None leaves a field as it is.
+
+    Raises:
+      UserError: no such variant, or the variant has no such field; names the nearest.
+    """
+    if variant not in VARIANTS:
+        hint = nearest(variant, VARIANTS) or f" There are {', '.join(VARIANTS)}."
+        raise UserError(f"There is no variant {variant!r}.{hint}")
+    config = VARIANTS[variant](variant)
+    fields = {field.name for field in dataclasses.fields(config)}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    for key in overrides:
+        if key not in fields:
+            raise UserError(f"{variant} has no setting model.{key}.{nearest(key, fields)}")
+    for key in ("image_size", "patch_size"):
+        if key in overrides:
+            overrides[key] = pair(overrides[key])
+    if overrides.get("representation_size") == "hidden":
+        overrides["representation_size"] = overrides.get("hidden_size", config.hidden_size)
+    return dataclasses.replace(config, **overrides)

@@ -1,0 +1,299 @@
+"""`WORKDIR/report.html`: the curves and numbers of a run on one page that needs nothing else.
+
+Style, curves and the few lines of JavaScript are inside; the page forbids itself the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from vit_jax import __version__, charts
+from vit_jax.config import flatten
+from vit_jax.errors import UserError
+from vit_jax.logbook import FILE_NAME, duration, read_metrics
+
+Stage = tuple[str, list[dict[str, Any]]]  # heading, records
+
+
+def write_report(workdir: str | os.PathLike[str]) -> Path:
+    """Writes `report.html` from the record of the run in `workdir`, finished or not.
+
+    Read are `metrics.jsonl`, `config.json` and `evaluation.json`, and `pretrain/metrics.jsonl` of a
+    run in two stages; each may be missing.
+
+    Raises:
+      UserError: there is no such directory, or one of these files is damaged.
+    """
+    workdir = Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"There is no working directory {str(workdir)!r} to report on.")
+    page = workdir / "report.html"
+    temporary = page.with_name(f"{page.name}.tmp")
+    temporary.write_text(render(workdir), encoding="utf-8")
+    os.replace(temporary, page)
+    return page
+
+
+def render(workdir: Path) -> str:
+    """The whole page as text."""
+    config = _read_json(workdir / "config.json")
+    evaluation = _read_json(workdir / "evaluation.json")
+    title = _title(config, workdir)
+    stages = [("", _records(workdir))]
+    if (workdir / "pretrain" / FILE_NAME).exists():
+        stages = [
+            ("Pre-training", _records(workdir / "pretrain")),
+            ("Fine-tuning", _records(workdir)),
+        ]
+    parts = [_header(title, config, stages)]
+    parts += [_stage(name, records) for name, records in stages]
+    if evaluation:
+        parts.append(_evaluation_table(evaluation))
+    if config:
+        text = json.dumps(config, indent=2)
+        parts.append(_details("Configuration", f"<pre>{escape(text)}</pre>"))
+    parts.append(f"<footer>vit_jax {escape(__version__)}, from {FILE_NAME}</footer>")
+    return PAGE.format(
+        title=escape(title),
+        style=STYLE + charts.STYLE,
+        script=charts.SCRIPT,
+        body="\n".join(parts),
+    )
+
+
+# --- what is known of the run ---
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore or delete it.") from None
+    return content if isinstance(content, dict) else {"": content}
+
+
+def _records(directory: Path) -> list[dict[str, Any]]:
+    path = directory / FILE_NAME
+    return read_metrics(path) if path.exists() else []
+
+
+def _series(records: Iterable[Mapping[str, Any]]) -> dict[str, charts.Points]:
+    """{metric: [(step, value), ...]} in the order in which the metrics first appear."""
+    series: dict[str, charts.Points] = {}
+    for record in records:
+        for key, value in record.items():
+            if key in ("step", "final", "seconds") or not isinstance(value, int | float):
+                continue
+            series.setdefault(key, []).append((record["step"], float(value)))
+    return series
+
+
+def _accuracies(series: Mapping[str, charts.Points]) -> dict[str, charts.Points]:
+    """The curves `eval/*accuracy`, top-1 first."""
+    found = {k: v for k, v in series.items() if k.startswith("eval/") and k.endswith("accuracy")}
+    return dict(sorted(found.items(), key=lambda item: item[0] != "eval/accuracy"))
+
+
+def _words(key: str) -> str:
+    """The key "eval/top5_accuracy" as "eval top5 accuracy"."""
+    return key.replace("/", " ").replace("_", " ")
+
+
+def _title(config: Mapping[str, Any], workdir: Path) -> str:
+    flat = flatten(config)
+    variant, dataset = flat.get("model.variant"), flat.get("data.dataset")
+    described = " on ".join(str(part) for part in (variant, dataset) if part)
+    return str(flat.get("name") or described or workdir.resolve().name)
+
+
+# --- the parts of the page ---
+
+
+def _header(title: str, config: Mapping[str, Any], stages: Sequence[Stage]) -> str:
+    flat = flatten(config)
+    facts = {
+        "variant": flat.get("model.variant"),
+        "data": flat.get("data.dataset"),
+        "starts from": flat.get("init_from"),
+        "seed": flat.get("seed"),
+    }
+    line = " · ".join(
+        f"{name} <b>{escape(str(value))}</b>"
+        for name, value in facts.items()
+        if value not in (None, "") and (name == "seed" or str(value) not in title)
+    )
+    last = stages[-1][1][-1] if stages[-1][1] else {}
+    if not last:
+        state = "Nothing has been logged in this stage yet." if len(stages) > 1 else ""
+    elif last.get("final"):
+        state = "Finished."
+    else:
+        state = f"Not finished: the last record is of step {last['step']:,}."
+    return (
+        f"<header><p class=eyebrow>Training report</p><h1>{escape(title)}</h1>"
+        f"<p class=facts>{line}</p><p class=facts>{state}</p></header>"
+    )
+
+
+def _stage(name: str, records: list[dict[str, Any]]) -> str:
+    heading = f"<h2>{escape(name)}</h2>" if name else ""
+    if not records:
+        return f"<section>{heading}<p class=empty>Nothing has been logged.</p></section>"
+    series = _series(records)
+    accuracies = _accuracies(series)
+
+    def curve(key: str, label: str = "") -> charts.Curve:
+        label, points = label or _words(key), series.get(key, [])
+        is_noisy = key.startswith("train/") and key != "train/learning_rate"
+        smooth = charts.smooth(points) if is_noisy else []
+        return charts.Curve(label, smooth, raw=points) if smooth else charts.Curve(label, points)
+
+    names = [key.removeprefix("eval/").replace("_", " ") for key in accuracies]
+    main = [
+        charts.chart("Training loss", [curve("train/loss")], may_be_log=True),
+        charts.chart("Evaluation accuracy", list(map(curve, accuracies, names)), charts.percent),
+        charts.chart("Learning rate", [curve("train/learning_rate")], charts.scientific),
+        charts.chart("Images per second", [curve("train/images_per_second")], from_zero=True),
+    ]
+    shown = {"train/loss", "train/learning_rate", "train/images_per_second", *accuracies}
+    rest = [key for key in series if key not in shown]
+    more = ""
+    if rest:
+        others = [
+            charts.chart(_words(key).capitalize(), [curve(key)], may_be_log="loss" in key)
+            for key in rest
+        ]
+        heading_of_more = f"{len(rest)} more: {', '.join(map(_words, rest))}"
+        more = _details(heading_of_more, f"<div class=charts>{''.join(others)}</div>")
+    return (
+        f"<section>{heading}{_summary(records, series)}"
+        f"<div class=charts>{''.join(main)}</div>{more}</section>"
+    )
+
+
+def _summary(records: list[dict[str, Any]], series: Mapping[str, charts.Points]) -> str:
+    """The row of numbers that a reader looks for first."""
+    cells: list[tuple[str, str, str]] = []  # name, value, note
+    for key, points in list(_accuracies(series).items())[:1]:
+        if finite := charts.finite(points):
+            best = max(finite, key=lambda point: point[1])
+            last = finite[-1][1]
+            note = f"best {charts.percent(best[1])} at step {best[0]:,}"
+            if last == best[1]:
+                note = f"the best of {len(finite)}" if len(finite) > 1 else ""
+            cells.append((_words(key), charts.percent(last), note))
+    if finite := charts.finite(series.get("train/loss", [])):
+        lost = len(series["train/loss"]) - len(finite)
+        note = f"{lost} not finite" if lost else f"from {charts.number(finite[0][1])}"
+        cells.append(("train loss", charts.number(finite[-1][1]), note))
+    cells.append(("steps", f"{records[-1]['step']:,}", ""))
+    if finite := charts.finite(series.get("train/images_per_second", [])):
+        median = statistics.median(value for _, value in finite)
+        cells.append(("images/s", f"{median:,.{0 if median >= 10 else 1}f}", "median"))
+    if seconds := max((record.get("seconds") or 0 for record in records), default=0):
+        cells.append(("time", duration(seconds), ""))
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        + (f"<dd class=note>{escape(note)}</dd>" if note else "")
+        + "</div>"
+        for name, value, note in cells
+    )
+    return f"<dl class=summary>{items}</dl>"
+
+
+def _evaluation_table(evaluation: Mapping[str, Any]) -> str:
+    rows = []
+    for key, value in flatten(evaluation).items():
+        if isinstance(value, int):
+            text = str(value) if isinstance(value, bool) else f"{value:,}"
+        elif isinstance(value, float):
+            is_share = key.endswith("accuracy") and 0 <= value <= 1
+            text = f"{100 * value:.2f}%" if is_share else charts.number(value)
+        elif isinstance(value, list) and len(value) > 12:
+            text = f"{len(value)} values"
+        else:
+            text = "not measured" if value is None else str(value)
+        name = _words(key).replace(".", ": ")
+        rows.append(f"<tr><th scope=row>{escape(name)}</th><td>{escape(text)}</td></tr>")
+    return (
+        "<section><h2>Evaluation</h2><div class=scroll><table>"
+        "<thead><tr><th scope=col>measure</th><th scope=col>value</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
+def _details(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+# --- the page ---
+
+PAGE = """<!doctype html>
+<html lang=en>
+<head>
+<meta charset=utf-8>
+<meta name=viewport content="width=device-width, initial-scale=1">
+<meta name=color-scheme content="light dark">
+<meta http-equiv=Content-Security-Policy
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+STYLE = """
+:root { --paper: #fdfdfb; --ink: #1d1f21; --soft: #5d6268; --line: #e3e3dd;
+  --c0: #1a5fb4; --c1: #b8480b; --c2: #1f7a4d; --c3: #7b3fa0; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181b; --ink: #e9e9e5; --soft: #a3a8ae; --line: #2e3237;
+    --c0: #7fb4ff; --c1: #ffa26b; --c2: #6fd09c; --c3: #d0a0f2; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
+  font-variant-numeric: tabular-nums; }
+main { max-width: 68rem; margin: 0 auto; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2rem); }
+h1, h2, .summary dd { font-family: ui-serif, "Iowan Old Style", Georgia, "Liberation Serif", serif;
+  font-weight: 500; }
+h1 { font-size: clamp(1.9rem, 6vw, 2.9rem); line-height: 1.12; letter-spacing: -.015em;
+  margin: .2rem 0 .7rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.5rem; margin: 3.5rem 0 1rem; letter-spacing: -.01em; }
+p { margin: 0; }
+.eyebrow { color: var(--soft); font-size: .8rem; letter-spacing: .08em; text-transform: uppercase; }
+.facts, .empty, footer { color: var(--soft); }
+.facts { overflow-wrap: anywhere; }
+.facts b { color: var(--ink); font-weight: 500; }
+.summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr));
+  gap: 1.4rem 1.5rem; margin: 2rem 0 2.5rem; padding: 1.4rem 0; border: solid var(--line);
+  border-width: 1px 0; }
+h2 + .summary { margin-top: 0; }
+.summary dt, .summary .note { color: var(--soft); font-size: .85rem; }
+.summary dd { margin: 0; font-size: 1.9rem; line-height: 1.25; }
+.summary .note { font-family: inherit; line-height: 1.4; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr));
+  gap: 1.6rem 3rem; }
+details { margin: 2rem 0 0; border-top: 1px solid var(--line); padding-top: 1rem; }
+details + details { margin-top: 1rem; }
+summary { cursor: pointer; font-weight: 500; }
+details .charts { margin-top: 1.5rem; }
+.scroll, pre { overflow-x: auto; }
+pre { font: .85rem/1.5 ui-monospace, "Liberation Mono", monospace; }
+table { border-collapse: collapse; width: 100%; max-width: 36rem; }
+th, td { text-align: left; padding: .45rem 1rem .45rem 0; border-bottom: 1px solid var(--line);
+  font-weight: 400; vertical-align: top; }
+thead th { color: var(--soft); font-size: .85rem; }
+td, thead th:last-child { text-align: right; padding-right: 0; overflow-wrap: anywhere; }
+footer { margin-top: 4rem; font-size: .85rem; }
+"""

@@ -1,0 +1,105 @@
+"""Where arrays live: one mesh with axes data, fsdp and tensor, and a rule table for parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# Parameter path -> mesh axis of each array axis. The first rule that matches counts; what no rule
+# matches (norms, biases, embeddings of positions) is small and replicated.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"attention/qkv/kernel", ("fsdp", None, "tensor", None)),
+    (r"attention/qkv/bias", (None, "tensor", None)),
+    (r"attention/out/kernel", ("tensor", "fsdp")),
+    (r"mlp/dense1/kernel", ("fsdp", "tensor")),
+    (r"mlp/dense1/bias", ("tensor",)),
+    (r"mlp/dense2/kernel", ("tensor", "fsdp")),
+    (r"patch_embedding/kernel", (None, None, None, "fsdp")),
+    (r"pre_logits/kernel", (None, "fsdp")),
+    (r"head/kernel", ("fsdp", "tensor")),
+    (r"conv\w*/kernel", (None, None, "fsdp", None)),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:
+    """A mesh over all devices; one axis may be -1, which takes the devices that are left.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    known = int(np.prod([size for size in sizes if size > 0]))
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = devices.size // known
+    if min(sizes) < 1 or int(np.prod(sizes)) != devices.size:
+        raise UserError(
+            f"config.mesh is data={data}, fsdp={fsdp}, tensor={tensor}, which does not cover "
+            f"{devices.size} devices; set config.mesh.data=-1 to use what the others leave."
+        )
+    return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How a parameter is split. An axis that does not divide its mesh axis is not split."""
+    for pattern, axes in RULES:
+        if re.search(rf"(^|/){pattern}$", path) and len(axes) == len(shape):
+            return PartitionSpec(
+                *(
+                    axis if axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(axes, shape, strict=True)
+                )
+            )
+    return PartitionSpec()
+
+
+def tree_shardings(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Shardings of a training state: everything that is kept per parameter lies as it does."""
+
+    def leaf_sharding(path, leaf):
+        name = getattr(path[-1], "key", None) if path else None
+        spec = PartitionSpec()
+        if name in params and leaf.shape == params[name].shape:
+            spec = param_spec(name, leaf.shape, mesh)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def params_to_devices(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Host arrays, the same on every process, laid out by the rule table."""
+
+    def put(path: str, value: np.ndarray) -> jax.Array:
+        where = NamedSharding(mesh, param_spec(path, value.shape, mesh))
+        return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+
+    return {path: put(path, np.asarray(value)) for path, value in params.items()}
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples are split over the data and fsdp axes."""
+    return NamedSharding(mesh, BATCH)
+
+
+def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch as global arrays, split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(value))
+        for key, value in batch.items()
+    }
+
+
+def batch_divisor(mesh: Mesh) -> int:
+    """What a global batch must divide by."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,70 @@
+"""The state of a training run: everything that a step changes, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import sharding
+
+
+class TrainState(NamedTuple):
+    """step: () int32. params, average: {path: array} (average is {} without Polyak averaging).
+
+    skipped: () int32, updates left out for non-finite gradients; skipped_in_a_row: the latest run.
+    """
+
+    step: jax.Array
+    params: dict[str, jax.Array]
+    opt_state: Any
+    average: dict[str, jax.Array]
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def create(
+    params: dict[str, jax.Array], optimizer: optax.GradientTransformation, *, polyak: bool
+) -> TrainState:
+    """The state before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    average = {path: jnp.array(value) for path, value in params.items()} if polyak else {}
+    return TrainState(zero, params, optimizer.init(params), average, zero, zero)
+
+
+def initialise(
+    make_params: Callable[[Any], dict[str, jax.Array]],
+    argument: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    polyak: bool,
+) -> tuple[Callable[[], TrainState], TrainState]:
+    """The initial state, made where it lives: no host ever holds the whole of it.
+
+    Args:
+      make_params: jittable; `make_params(argument)` are the initial parameters.
+
+    Returns:
+      A function that makes the state, and the state as shapes, dtypes and shardings.
+    """
+
+    def make(argument: Any) -> TrainState:
+        return create(make_params(argument), optimizer, polyak=polyak)
+
+    shapes = jax.eval_shape(make, argument)
+    shardings = sharding.tree_shardings(shapes, shapes.params, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
+    return lambda: jax.jit(make, out_shardings=shardings)(argument), abstract
+
+
+def evaluated_params(state: TrainState) -> dict[str, jax.Array]:
+    """The parameters that are evaluated and exported: the Polyak average where there is one."""
+    return state.average or state.params

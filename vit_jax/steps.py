@@ -1,0 +1,129 @@
+"""One training step and one evaluation step: pure functions, jitted once, on any mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import losses, optim
+from vit_jax.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+def normalise(images: jax.Array) -> jax.Array:
+    """uint8 0..255 to float32 in [-1, 1]; done on the device, so that uint8 travels there."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def make_train_step(
+    apply: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    num_classes: int,
+    schedule: Callable[[Any], jax.Array],
+    seed: int,
+    gradient_clip_norm: float | None = None,
+    polyak_decay: float | None = None,
+    accumulation_steps: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
+
+    batch: "image" (b, h, w, c) uint8, "label" (b,) int32 or (b, k) float. The mean loss is over the
+    global batch, whatever the number of devices, processes and accumulation steps. Randomness
+    follows from the seed and the step alone.
+    """
+
+    def batch_loss(params, batch: Batch, key: jax.Array) -> jax.Array:
+        logits = apply(params, normalise(batch["image"]), key=key)
+        return loss(logits, losses.one_hot(batch["label"], num_classes)).mean()
+
+    value_and_grad = jax.value_and_grad(batch_loss)
+
+    def gradients(params, batch: Batch, key: jax.Array):
+        if accumulation_steps == 1:
+            return value_and_grad(params, batch, key)
+        # Every device cuts its own rows, so no example moves between devices.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def add(total, indexed):
+            part, index = indexed
+            new = value_and_grad(params, part, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, new), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, (parts, jnp.arange(accumulation_steps)))
+        return jax.tree.map(lambda x: x / accumulation_steps, total)
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        value, grads = gradients(state.params, batch, key)
+
+        norm = optax.global_norm(grads)
+        if gradient_clip_norm is not None:
+            scale = jnp.minimum(1.0, gradient_clip_norm / jnp.maximum(norm, 1e-16))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        rate = schedule(state.step)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        average = state.average
+        if polyak_decay is not None:
+            decay = optim.polyak_decay(state.step, polyak_decay)
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+        # A step whose gradient is not finite changes nothing but the counters.
+        finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        params, opt_state, average = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, average),
+            (state.params, state.opt_state, state.average),
+        )
+        bad = 1 - finite.astype(jnp.int32)
+        skipped_in_a_row = (state.skipped_in_a_row + 1) * bad
+        new_state = TrainState(
+            state.step + 1, params, opt_state, average, state.skipped + bad, skipped_in_a_row
+        )
+        metrics = {
+            "train/loss": value,
+            "train/learning_rate": rate,
+            "train/gradient_norm": norm,
+            "train/skipped_updates": new_state.skipped,
+            "train/skipped_in_a_row": skipped_in_a_row,
+        }
+        return new_state, metrics
+
+    return train_step
+
+
+def make_eval_step(
+    apply: Callable[..., Any], *, loss: Callable | None = None, num_classes: int
+) -> Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]:
+    """The function (params, batch) -> per-example results, to be jitted.
+
+    batch has "mask" (b,) besides: rows where it is False are padding. Returned are "correct",
+    "top5", "prediction", "confidence" and, with a loss, "loss", each (b,).
+    """
+
+    def eval_step(params, batch: Batch) -> dict[str, jax.Array]:
+        logits = apply(params, normalise(batch["image"]))
+        labels = batch["label"]
+        _, ranked = jax.lax.top_k(logits, min(5, num_classes))
+        hits = ranked == labels[:, None]
+        results = {
+            "correct": hits[:, 0],
+            "top5": hits.any(axis=1),
+            "prediction": ranked[:, 0],
+            "confidence": jax.nn.softmax(logits).max(axis=-1),
+        }
+        if loss is not None:
+            results["loss"] = loss(logits, losses.one_hot(labels, num_classes))
+        return results
+
+    return eval_step

@@ -1,0 +1,469 @@
+"""Training: pre-training and fine-tuning are the same loop under different configurations."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vit_jax import config as configuration
+from vit_jax import data, losses, models, optim, preflight, report, sharding, steps
+from vit_jax import state as train_state
+from vit_jax.checkpoint import Checkpoints
+from vit_jax.config import ConfigDict
+from vit_jax.distributed import StopRequest
+from vit_jax.errors import Preempted, UserError
+from vit_jax.evaluation import classification
+from vit_jax.interop import adapt, load, native
+from vit_jax.logbook import Logbook, read_metrics
+
+
+class Setup(NamedTuple):
+    """Everything that a configuration decides, before any array exists."""
+
+    config: ConfigDict
+    model: models.ModelConfig
+    train_source: Any
+    eval_source: Any
+    train_transform: Callable
+    eval_transform: Callable
+    mesh: jax.sharding.Mesh
+    total_steps: int
+    warmup_steps: int
+    eval_every: int | None
+    schedule: Callable
+    train_step: Callable  # (state, batch) -> (state, metrics), not yet jitted
+    eval_step: Callable  # (params, batch) -> per-example results, not yet jitted
+    initialise: Callable  # () -> TrainState on the mesh
+    abstract_state: train_state.TrainState
+    notes: list[str]
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    allow_config_change: bool = False,
+) -> dict[str, float]:
+    """Runs an experiment in `workdir` to its end, from wherever it is; returns the last metrics.
+
+    Raises:
+      UserError: the configuration, the data or the workdir is not usable; nothing was changed.
+      Preempted: asked to stop; the state is saved, and the same call goes on.
+    """
+    workdir = Path(workdir).expanduser().resolve()
+    configuration.check_keys(config)
+    claim_workdir(workdir, config, allow_config_change)
+    if config.pretrain is not None:
+        train(config.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
+        config = config.copy_and_resolve_references()
+        config.init_from = str(workdir / "pretrain")
+    finished = finished_metrics(workdir)
+    if finished is not None:
+        say(f"{workdir} has finished at step {finished['step']}; nothing to do.")
+        return finished
+    setup = prepare(config)
+    preflight.show_plan(setup)
+    compiled = preflight.compile_train_step(setup)
+    return loop(setup, compiled, workdir)
+
+
+def claim_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
+    """Writes `config.json`, or compares with the one that is there."""
+    file = workdir / "config.json"
+    text = configuration.to_json(config)
+    if file.exists():
+        changed = configuration.differences(json.loads(file.read_text()), json.loads(text))
+        if changed and not allow_change:
+            key, (old, new) = next(iter(changed.items()))
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise UserError(
+                f"{workdir} holds a run with another configuration: {key} is {old!r} there and "
+                f"{new!r} here{more}. Use another --workdir, or --allow_config_change."
+            )
+    elif workdir.is_dir() and any((workdir / name).exists() for name in ("checkpoints", "model")):
+        raise UserError(f"{workdir} holds checkpoints but no config.json; use another --workdir.")
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            partial = workdir / "config.json.partial"
+            partial.write_text(text)
+            os.replace(partial, file)
+        except OSError as error:
+            raise UserError(f"Cannot write to {workdir}: {error.strerror}.") from error
+
+
+def finished_metrics(workdir: Path) -> dict[str, float] | None:
+    """The final record of a run that is complete, otherwise None."""
+    if not native.is_native(workdir / "model"):
+        return None
+    records = read_metrics(workdir / "metrics.jsonl")
+    return records[-1] if records and records[-1].get("final") else None
+
+
+def prepare(config: ConfigDict) -> Setup:
+    """Opens the data and builds the model's functions, steps and shardings from a configuration.
+
+    Raises:
+      UserError: something does not exist or does not fit; says which setting.
+    """
+    notes: list[str] = []
+    mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
+    check_batch(config, mesh)
+    train_source, eval_source = open_sources(config)
+    model = model_config(config, train_source)
+    size = model.image_size
+    train_transform = data.make_transform(size=size, train=True, **config.augment.to_dict())
+    eval_transform = data.make_transform(size=size, train=False, **config.eval_preprocess.to_dict())
+
+    epoch = configuration.steps_per_epoch(len(train_source), config.batch_size)
+    in_steps = functools.partial(configuration.duration, steps_per_epoch=epoch)
+    total_steps = in_steps(config, "total")
+    if not total_steps or total_steps < 1:
+        raise UserError("config.total_steps or config.total_epochs must be set and positive.")
+    warmup_steps = in_steps(config.schedule, "warmup", total_steps=total_steps) or 0
+    schedule = optim.learning_rate_schedule(
+        config.schedule.decay,
+        config.schedule.learning_rate,
+        total_steps,
+        warmup_steps,
+        config.schedule.final_learning_rate,
+    )
+    configuration.check_keys(config.schedule, configuration.default().schedule, "config.schedule")
+    optimizer = configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
+    loss = loss_function(config)
+    init, apply = models.as_functions(model)
+    initialise, abstract_state = train_state.initialise(
+        *initial_params(config, model, init, mesh, notes),
+        optimizer,
+        mesh,
+        polyak=config.polyak_decay is not None,
+    )
+    return Setup(
+        config=config,
+        model=model,
+        train_source=train_source,
+        eval_source=eval_source,
+        train_transform=train_transform,
+        eval_transform=eval_transform,
+        mesh=mesh,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        eval_every=in_steps(config, "eval_every"),
+        schedule=schedule,
+        train_step=steps.make_train_step(
+            apply,
+            optimizer,
+            loss=loss,
+            num_classes=model.num_classes,
+            schedule=schedule,
+            seed=config.seed,
+            gradient_clip_norm=config.gradient_clip_norm,
+            polyak_decay=config.polyak_decay,
+            accumulation_steps=config.accumulation_steps,
+        ),
+        eval_step=steps.make_eval_step(apply, loss=loss, num_classes=model.num_classes),
+        initialise=initialise,
+        abstract_state=abstract_state,
+        notes=notes,
+    )
+
+
+def loss_function(config: ConfigDict) -> Callable:
+    """The configured loss, checked before it is first traced."""
+    options = config.loss.to_dict()
+    empty = jnp.zeros((1, 2))
+    jax.eval_shape(
+        lambda: configuration.call(
+            losses.LOSSES, "config.loss", options, logits=empty, targets=empty
+        )
+    )
+    return functools.partial(losses.LOSSES[options.pop("name")], **options)
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """The global batch must divide by devices and accumulation steps."""
+    divisor = sharding.batch_divisor(mesh) * config.accumulation_steps
+    if config.accumulation_steps < 1 or config.batch_size < 1 or config.batch_size % divisor:
+        fits = max(divisor, config.batch_size // max(divisor, 1) * divisor)
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide by "
+            f"{sharding.batch_divisor(mesh)} devices x {config.accumulation_steps} "
+            f"accumulation steps; {fits} would."
+        )
+
+
+def open_sources(config: ConfigDict) -> tuple[Any, Any]:
+    """The training and the evaluation source of `config.data`."""
+    spec, options = config.data.dataset, {"data_dir": config.data.data_dir}
+    if config.data.train_split or config.data.eval_split:
+        if not (config.data.train_split and config.data.eval_split):
+            raise UserError("config.data.train_split and .eval_split belong together; set both.")
+        train_spec = f"{spec}[{config.data.train_split}]"
+        eval_spec = f"{spec}[{config.data.eval_split}]"
+    else:
+        train_spec, eval_spec = data.default_splits(spec, **options)
+    train_source = data.open_source(train_spec, exclude=config.data.exclude or None, **options)
+    eval_source = data.open_source(eval_spec, **options)
+    if train_source.num_classes != eval_source.num_classes:
+        raise UserError(
+            f"{train_spec} has {train_source.num_classes} classes but {eval_spec} has "
+            f"{eval_source.num_classes}; they must be splits of one data set."
+        )
+    return train_source, eval_source
+
+
+def model_config(config: ConfigDict, source: Any) -> models.ModelConfig:
+    """The model of `config.model` for the classes of `source`, in the compute dtype."""
+    overrides = configuration.section(config, "model")
+    classes = overrides.setdefault("num_classes", source.num_classes)
+    if classes < source.num_classes:
+        raise UserError(
+            f"config.model.num_classes={classes} is less than the {source.num_classes} classes "
+            f"of {source.spec}; leave it out to take them from the data."
+        )
+    labels = tuple(source.class_names) if classes == source.num_classes else ()
+    return models.get_config(
+        **overrides,
+        labels=labels,
+        preprocessing=tuple(sorted(config.eval_preprocess.to_dict().items())),
+        dtype=compute_dtype(config.compute_dtype),
+    )
+
+
+def compute_dtype(name: str) -> str:
+    """ "auto" is bfloat16 where there is hardware for it, float32 on CPU."""
+    if name == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"config.compute_dtype={name!r}: choose auto, float32 or bfloat16.")
+    return name
+
+
+def initial_params(
+    config: ConfigDict,
+    model: models.ModelConfig,
+    init: Callable,
+    mesh: jax.sharding.Mesh,
+    notes: list[str],
+) -> tuple[Callable[[Any], models.Params], Any]:
+    """Where the weights come from, as a function and its argument: `init_from`, or the seed."""
+    if not config.init_from:
+        return init, jax.random.key(config.seed)
+    found, params = load.read(config.init_from)
+    adapted, changes = adapt.adapt(found, params, model)
+    notes.append(f"weights from {config.init_from} ({found.variant})")
+    notes.extend(f"adapted {change}" for change in changes)
+    return dict, sharding.params_to_devices(adapted, mesh)
+
+
+def run_meta(setup: Setup) -> dict[str, Any]:
+    """What must be the same when a run goes on: kept in every checkpoint."""
+    return {
+        "train_data": [setup.train_source.spec, setup.train_source.fingerprint],
+        "eval_data": [setup.eval_source.spec, setup.eval_source.fingerprint],
+        "jax": jax.__version__,
+    }
+
+
+def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> train_state.TrainState:
+    """The newest checkpoint of this run, or its initial state."""
+    meta = checkpoints.latest_meta()
+    if meta is not None:
+        for key, now in run_meta(setup).items():
+            if key.endswith("_data") and list(meta[key]) != now:
+                raise UserError(
+                    f"The data changed since this run began: {key} is {now[0]} ({now[1]}), it was "
+                    f"{meta[key][0]} ({meta[key][1]}). Restore the data or use another --workdir."
+                )
+    restored = checkpoints.restore(setup.abstract_state)
+    if restored is None:
+        return setup.initialise()
+    state, meta = restored
+    say(f"resumed from step {int(meta['step'])}")
+    return state
+
+
+def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
+    """Steps, logs, evaluates and saves until the end; then exports the model."""
+    config, total = setup.config, setup.total_steps
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        every_steps=config.checkpoint_every_steps,
+        keep=config.keep_checkpoints,
+    )
+    meta = run_meta(setup)
+    is_main = jax.process_index() == 0
+    evaluator = Evaluator(setup)
+    batches = None
+    try:
+        state = restore_or_initialise(setup, checkpoints)
+        start = int(state.step)
+        with (
+            Logbook(
+                workdir, total_steps=total, start_step=start, wandb=config.wandb, enabled=is_main
+            ) as log,
+            StopRequest() as stop,
+        ):
+            batches = training_batches(setup, start)
+            clock = Clock(config.batch_size, start)
+            metrics: dict[str, jax.Array] = {}
+            record: dict[str, float] = {}
+            in_flight: collections.deque = collections.deque()
+            for step in range(start + 1, total + 1):
+                state, metrics = train_step(state, next(batches))
+                in_flight.append(metrics["train/loss"])
+                if len(in_flight) > 2:  # do not run ahead of the device
+                    in_flight.popleft().block_until_ready()
+                last = step == total
+                record = {}
+                if last or step == start + 1 or step % config.log_every_steps == 0:
+                    record |= {key: float(value) for key, value in metrics.items()}
+                    record["train/images_per_second"] = clock.rate(step)
+                    abort_if_stuck(record, config.max_skipped_steps)
+                if last or (setup.eval_every and step % setup.eval_every == 0):
+                    record |= evaluator(train_state.evaluated_params(state))
+                    clock.restart(step)
+                if record and not last:
+                    log.write(step, record)
+                log.advance(step)
+                checkpoints.save(step, state, meta, force=last)
+                if not last and stop.requested(step):
+                    checkpoints.save(step, state, meta, force=True)
+                    checkpoints.wait()
+                    raise Preempted(
+                        f"asked to stop: saved step {step} of {total} in {workdir}; "
+                        "run the same command to go on."
+                    )
+            checkpoints.wait()
+            if not record:  # resumed at the very end: the last step was saved, not yet exported
+                record = evaluator(train_state.evaluated_params(state))
+            export(setup, state, workdir)
+            if is_main:
+                write_evaluation(workdir, record, total, setup)
+            log.write(total, record, final=True)
+    finally:
+        if batches is not None:
+            batches.close()
+        checkpoints.close()
+    if is_main:
+        page = report.write_report(workdir)
+        say(f"model in {workdir / 'model'}, curves in {page}")
+    return {"step": total, **record}
+
+
+class Clock:
+    """Images per second between two looks, without evaluation."""
+
+    def __init__(self, batch_size: int, step: int):
+        self.batch_size = batch_size
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self.step, self.time = step, time.perf_counter()
+
+    def rate(self, step: int) -> float:
+        now = time.perf_counter()
+        images = (step - self.step) * self.batch_size
+        seconds = now - self.time
+        self.step, self.time = step, now
+        return images / seconds if images else 0.0
+
+
+def training_batches(setup: Setup, start_step: int) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the devices, two ahead of the step that uses them."""
+    config = setup.config
+    batches = data.train_batches(
+        setup.train_source,
+        setup.train_transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+    )
+    ahead: collections.deque = collections.deque()
+    try:
+        for batch in batches:
+            ahead.append(sharding.to_devices(batch, setup.mesh))
+            if len(ahead) > 2:
+                yield ahead.popleft()
+    finally:
+        batches.close()
+
+
+class Evaluator:
+    """Accuracy on the evaluation source; compiled at its first call."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self.step = classification.jit_eval_step(setup.eval_step, setup.mesh)
+        divisor = sharding.batch_divisor(setup.mesh)
+        wanted = setup.config.eval_batch_size or min(
+            setup.config.batch_size, len(setup.eval_source)
+        )
+        self.batch_size = -(-wanted // divisor) * divisor
+
+    def __call__(self, params: models.Params) -> dict[str, float]:
+        setup = self.setup
+        batches = data.eval_batches(
+            setup.eval_source,
+            setup.eval_transform,
+            batch_size=self.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=setup.config.data.num_threads,
+        )
+        results = classification.run(
+            self.step, params, batches, setup.mesh, num_examples=len(setup.eval_source)
+        )
+        summary = classification.summarise(results)
+        return {f"eval/{key}": value for key, value in summary.items()}
+
+
+def abort_if_stuck(record: dict[str, float], limit: int) -> None:
+    """Stops a run whose gradients are not finite any more; its checkpoints are all finite."""
+    bad = int(record["train/skipped_in_a_row"])
+    if bad >= limit:
+        raise UserError(
+            f"The last {bad} gradients were not finite and their updates were skipped; lower "
+            "config.schedule.learning_rate, or set config.gradient_clip_norm, and start again."
+        )
+
+
+def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
+    """Writes the final weights to `WORKDIR/model`, from whatever sharding they have."""
+    params = dict(train_state.evaluated_params(state))
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}
+    if jax.process_index() == 0:
+        model = models.replace(setup.model, dtype="float32")
+        native.save(workdir / "model", model, params)
+
+
+def write_evaluation(workdir: Path, record: dict[str, float], step: int, setup: Setup) -> None:
+    """`evaluation.json` of the final weights on the evaluation split."""
+    summary = {
+        key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")
+    }
+    content = {"classification": {"data": setup.eval_source.spec, "step": step, **summary}}
+    (workdir / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def say(text: str) -> None:
+    """A line for the person who waits; one process speaks."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

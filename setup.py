@@ -12,24 +12,24 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "vit_jax/__init__.py").read
 # Lower bounds are what is tested. An upper bound is there only where a release is known to break.
 CORE = [
     "absl-py>=2.1",
-    "flatbuffers>=24.3",  # jax.export writes with it and does not install it
-    "flax>=0.12",
-    "grain>=0.2.15",
+    "flatbuffers>=25.2",  # jax.export writes with it and does not install it
+    "flax>=0.12.7",
+    "grain>=0.2.18",
     "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not install it
     "jax>=0.10",
-    "ml-collections>=1.0",
-    "numpy>=2.0",
-    "opencv-python-headless>=4.10",
-    "optax>=0.2.5",
-    "orbax-checkpoint>=0.11.30",
+    "ml-collections>=1.1",
+    "numpy>=2.1",
+    "opencv-python-headless>=4.11",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
     "pillow>=11.0",
     "psutil>=6.0",
-    "safetensors>=0.5",
-    "scikit-learn>=1.5",
+    "safetensors>=0.6",
+    "scikit-learn>=1.6",
     "simplejpeg>=1.8",
-    "tensorboardX>=2.6",
-    "tensorflow-datasets>=4.9.9",
-    "tqdm>=4.66",
+    "tensorboardX>=2.6.4",
+    "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.67",
 ]
 
 EXTRAS = {

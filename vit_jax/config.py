@@ -162,7 +162,7 @@ def check_keys(config: Mapping, known: Mapping | None = None, where: str = "conf
     for key in config:
         if key not in known:
             raise UserError(f"{where}.{key} is a setting that nobody reads.{nearest(key, known)}")
-        if key in ("model", "data", "mesh"):
+        if where == "config" and key in ("model", "data", "mesh", "schedule"):
             check_keys(config[key], known[key], f"{where}.{key}")
 
 

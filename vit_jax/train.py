@@ -139,7 +139,6 @@ def prepare(config: ConfigDict) -> Setup:
         warmup_steps,
         config.schedule.final_learning_rate,
     )
-    configuration.check_keys(config.schedule, configuration.default().schedule, "config.schedule")
     optimizer = configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
     loss = loss_function(config)
     init, apply = models.as_functions(model)

@@ -1,0 +1,33 @@
+"""Data: sources of records, what is done to an image, and batches for one of several hosts."""
+
+from vit_jax.data.preprocess import decode, make_transform
+from vit_jax.data.sources import (
+    IMAGE_SUFFIXES,
+    ArraySource,
+    Subset,
+    default_splits,
+    open_source,
+    record_names,
+)
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ArraySource",
+    "Subset",
+    "decode",
+    "default_splits",
+    "eval_batches",
+    "make_transform",
+    "open_source",
+    "record_names",
+    "train_batches",
+]
+
+
+def __getattr__(name: str):
+    """Grain takes a second to import; only who makes batches waits for it."""
+    if name in ("eval_batches", "train_batches"):
+        from vit_jax.data import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'vit_jax.data' has no attribute {name!r}")

@@ -1,0 +1,265 @@
+"""Images to arrays: decoding, the crops of training, and the resizes of evaluation.
+
+Everything here works on uint8 (h, w, 3) RGB and runs on the host; normalisation to [-1, 1] happens
+on the device. Resizing is bilinear without antialiasing, as in the original training pipeline.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from vit_jax.errors import UserError, nearest
+
+Image = np.ndarray
+Size = tuple[int, int]
+
+#: Larger images are refused: a 900-megapixel file would take 2.7 GB.
+MAX_PIXELS = 250_000_000
+INCEPTION_TRIES = 100
+
+
+@functools.cache
+def _cv2():
+    import cv2
+
+    cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
+    return cv2
+
+
+def decode(data: bytes | Image, name: str) -> Image:
+    """Any image as uint8 (h, w, 3) RGB.
+
+    JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. 16-bit images are
+    scaled, not clipped; alpha is dropped; of an animation the first frame counts. EXIF rotation is
+    not applied, as in TFDS.
+
+    Args:
+      data: an encoded file, or pixels (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
+      name: what to call the record in an error.
+
+    Raises:
+      UserError: not an image, damaged, or more than MAX_PIXELS.
+    """
+    if isinstance(data, np.ndarray):
+        return _as_rgb(data, name)
+    if not data:
+        raise UserError(f"The image {name} is empty (0 bytes); replace it or leave it out.")
+    if data[:2] == b"\xff\xd8":
+        image = _decode_jpeg(data)
+        if image is not None:
+            return image
+    return _decode_any(data, name)
+
+
+def _decode_jpeg(data: bytes) -> Image | None:
+    """A plain JPEG, or None where PIL must look (CMYK, damaged, enormous)."""
+    import simplejpeg
+
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=True)
+    except ValueError:
+        return None
+
+
+def _decode_any(data: bytes, name: str) -> Image:
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"The image {name} has {image.width}x{image.height} pixels, more than "
+                    f"{MAX_PIXELS:,}; make it smaller or leave it out."
+                )
+            if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip at 255
+                wide = np.asarray(image, np.uint32)
+                return _as_rgb((wide // 257).clip(0, 255).astype(np.uint8), name)
+            return np.ascontiguousarray(image.convert("RGB"))
+    except UserError:
+        raise
+    except Exception as error:
+        kind = "damaged" if isinstance(error, (OSError, SyntaxError)) else type(error).__name__
+        if isinstance(error, PIL.UnidentifiedImageError):
+            kind = "no image in a known format"
+        raise UserError(
+            f"The image {name} cannot be decoded ({kind}); replace it or leave it out."
+        ) from error
+
+
+def _as_rgb(pixels: Image, name: str) -> Image:
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
+        raise UserError(f"The image {name} has shape {pixels.shape}, not (h, w, 1, 3 or 4).")
+    if pixels.dtype != np.uint8:
+        raise UserError(f"The image {name} has dtype {pixels.dtype}, not uint8.")
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    return np.ascontiguousarray(pixels[..., :3])
+
+
+def bilinear(image: Image, size: Size) -> Image:
+    """Resizes to (height, width), bilinear without antialiasing; the same size is a no-op."""
+    if image.shape[:2] == tuple(size):
+        return image
+    cv2 = _cv2()
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def _crop(image: Image, top: int, left: int, size: Size) -> Image:
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def _random_crop(image: Image, rng: np.random.Generator, size: Size) -> Image:
+    top = int(rng.integers(image.shape[0] - size[0] + 1))
+    left = int(rng.integers(image.shape[1] - size[1] + 1))
+    return _crop(image, top, left, size)
+
+
+def _maybe_flip(image: Image, rng: np.random.Generator, flip: bool) -> Image:
+    if flip and rng.random() < 0.5:
+        return _cv2().flip(image, 1)
+    return image
+
+
+def inception_box(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    area: tuple[float, float] = (0.05, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """A random box (top, left, height, width): area uniform in its range, aspect ratio too.
+
+    The aspect ratio is width over height. A box that does not fit the image is drawn again; if
+    none of 100 fits, it is the whole image.
+    """
+    for _ in range(INCEPTION_TRIES):
+        pixels = rng.uniform(*area) * height * width
+        ratio = rng.uniform(*aspect)
+        h, w = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return int(top), int(left), h, w
+    return 0, 0, height, width
+
+
+def inception_crop(
+    image: Image,
+    rng: np.random.Generator,
+    size: Size,
+    *,
+    area: tuple[float, float] = (0.05, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: bool = True,
+) -> Image:
+    """Pre-training: a random box of 5-100% of the image, resized, mirrored half of the time."""
+    top, left, h, w = inception_box(*image.shape[:2], rng, area=area, aspect=aspect)
+    return _maybe_flip(bilinear(_crop(image, top, left, (h, w)), size), rng, flip)
+
+
+def resize_crop(
+    image: Image, rng: np.random.Generator, size: Size, *, resize: int | Size, flip: bool = True
+) -> Image:
+    """Fine-tuning, as in BiT: resize to a square, random crop, mirror (e.g. 448 -> 384)."""
+    resize = (resize, resize) if isinstance(resize, int) else resize
+    return _maybe_flip(_random_crop(bilinear(image, resize), rng, size), rng, flip)
+
+
+def resize_flip(image: Image, rng: np.random.Generator, size: Size, *, flip: bool = True) -> Image:
+    """No crop (VTAB tasks whose label a crop would change): resize, mirror if asked."""
+    return _maybe_flip(bilinear(image, size), rng, flip)
+
+
+def pad_crop(
+    image: Image, rng: np.random.Generator, size: Size, *, pad: int = 4, flip: bool = True
+) -> Image:
+    """Small images: zeros around, random crop (a shift of up to `pad` pixels), mirror."""
+    image = np.pad(bilinear(image, size), [(pad, pad), (pad, pad), (0, 0)])
+    return _maybe_flip(_random_crop(image, rng, size), rng, flip)
+
+
+def resize(image: Image, size: Size) -> Image:
+    """Evaluation of fine-tuned models: straight to the size, whatever the aspect ratio."""
+    return bilinear(image, size)
+
+
+def resize_center_crop(image: Image, size: Size, *, resize: int) -> Image:
+    """Evaluation in pre-training: short side to `resize`, central crop (256 -> 224)."""
+    height, width = image.shape[:2]
+    scale = resize / min(height, width)
+    scaled = max(round(height * scale), size[0]), max(round(width * scale), size[1])
+    image = bilinear(image, scaled)
+    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+    return _crop(image, top, left, size)
+
+
+TRAIN: dict[str, Callable[..., Image]] = {
+    "inception_crop": inception_crop,
+    "resize_crop": resize_crop,
+    "resize_flip": resize_flip,
+    "pad_crop": pad_crop,
+}
+EVAL: dict[str, Callable[..., Image]] = {
+    "resize": resize,
+    "resize_center_crop": resize_center_crop,
+}
+
+
+def make_transform(*, name: str, size: Size, train: bool, **options) -> Callable[..., Image]:
+    """A picklable transform: (image, rng) -> image in training, (image) -> image in evaluation.
+
+    Raises:
+      UserError: no such transform, an option that it does not take, or one that does not fit.
+    """
+    table, where = (TRAIN, "augment") if train else (EVAL, "eval_preprocess")
+    if name not in table:
+        raise UserError(
+            f"config.{where}.name={name!r} does not exist; there are {', '.join(table)}."
+            f"{nearest(name, table)}"
+        )
+    parameters = inspect.signature(table[name]).parameters
+    taken = [key for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY]
+    for key in options:
+        if key not in taken:
+            raise UserError(
+                f"config.{where}.{key} is a setting that {name} does not read.{nearest(key, taken)}"
+            )
+    for key in taken:
+        if parameters[key].default is inspect.Parameter.empty and key not in options:
+            raise UserError(f"config.{where}.{key} must be set for {name}.")
+    larger = options.get("resize")
+    if larger is not None:
+        smallest = min(larger) if isinstance(larger, (tuple, list)) else larger
+        if smallest < max(size):
+            raise UserError(
+                f"config.{where}.resize={larger} is smaller than the image size "
+                f"{size[0]}x{size[1]} that is cut from it."
+            )
+    return _Transform(name, table[name], tuple(size), options, train)
+
+
+class _Transform:
+    """A transform with its options; a class only so that it pickles and prints well."""
+
+    def __init__(self, name: str, function: Callable, size: Size, options: dict, train: bool):
+        self.name, self.function, self.size = name, function, size
+        self.options, self.train = options, train
+
+    def __call__(self, image: Image, rng: np.random.Generator | None = None) -> Image:
+        arguments = (image, rng, self.size) if self.train else (image, self.size)
+        return np.ascontiguousarray(self.function(*arguments, **self.options))
+
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value}" for key, value in sorted(self.options.items()))
+        return f"{self.name}({self.size[0]}x{self.size[1]}{options})"

@@ -52,9 +52,9 @@ def get_config(argument=""):
         argument, variant="B/16", dataset="imagenet21k", epochs=0, like="imagenet21k"
     )
     variant, dataset, like = a["variant"], a["dataset"], a["like"]
-    if dataset in DATASETS:
-        like = dataset
-    row = configuration.choose(DATASETS, like, "dataset")
+    own = ":" in dataset or dataset == "digits"
+    row = configuration.choose(DATASETS, like if own else dataset, "like" if own else "dataset")
+    like = like if own else dataset
     is_resnet = variant.startswith("R") and "+" not in variant
 
     c = configuration.default()
@@ -66,9 +66,8 @@ def get_config(argument=""):
         c.model.representation_size = "hidden"
         c.model.dropout_rate = row["dropout_rate"]
 
-    c.data.dataset = dataset
-    if dataset in DATASETS:
-        c.data.dataset = row["dataset"]
+    c.data.dataset = dataset if own else row["dataset"]
+    if not own:
         c.data.train_split, c.data.eval_split = row["train_split"], row["eval_split"]
     c.augment = configuration.ConfigDict({"name": "inception_crop"})
     c.eval_preprocess = configuration.ConfigDict({"name": "resize_center_crop", "resize": 256})

@@ -213,12 +213,12 @@ for step in range(1, 10_000):
 @pytest.mark.parametrize("after", [2, 5])
 def test_kill_9_during_a_save_leaves_a_good_checkpoint(tmp_path, after):
     code = SAVE_FOREVER.format(tests=os.path.dirname(__file__), directory=str(tmp_path / "c"))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if int(line) == after:
-            process.kill()
-            break
-    process.wait()
+    program = [sys.executable, "-c", code]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if int(line) == after:
+                process.kill()
+                break
     opened = Checkpoints(tmp_path / "c", every_steps=1)
     target = {"x": jnp.zeros(1_000_000, jnp.float32)}
     state, meta = opened.restore(abstract(target))

@@ -83,8 +83,15 @@ def setup_of(monkeypatch):
     return prepare
 
 
+TRACED = set()
+
+
 def trace_one_step(setup):
-    """One training step at full size, by shapes only."""
+    """One training step at full size, by shapes only; each model once, whatever its data."""
+    key = (models.replace(setup.model, num_classes=1, labels=()), setup.config.optimizer.name)
+    if key in TRACED:
+        return
+    TRACED.add(key)
     before = setup.abstract_state
     after, metrics = jax.eval_shape(setup.train_step, before, preflight.abstract_batch(setup))
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
@@ -124,7 +131,7 @@ def test_the_default_epochs_are_the_papers():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", ["B/16", "L/32", "R50+B/16"])
+@pytest.mark.parametrize("variant", ["B/16", "R50+B/32"])
 @pytest.mark.parametrize("row", TABLE_4, ids=lambda row: row[0])
 def test_table_4(row, variant, setup_of):
     dataset, steps, sweep, held_out = row
@@ -170,7 +177,7 @@ def test_own_data_takes_the_row_of_small_sets():
     ("source", "message"),
     [
         ("configs/finetune.py:B/16,cifar", "Did you mean 'cifar10'"),
-        ("configs/pretrain.py:B/16,imagenet21", "Did you mean 'imagenet21k'|has no entry"),
+        ("configs/pretrain.py:B/16,imagenet21", "Did you mean 'imagenet21k'"),
         ("configs/pretrain.py:X/16,jft", "variant='X/16' has no entry"),
     ],
 )

@@ -103,8 +103,10 @@ class Checkpoints:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock_file.seek(0)
+            holder = self._lock_file.read().strip()
+            self._lock_file.close()
             raise UserError(
-                f"{self.directory.parent} is in use by {self._lock_file.read().strip()}; "
+                f"{self.directory.parent} is in use by {holder}; "
                 "wait for that job or use another --workdir."
             ) from None
         self._lock_file.truncate(0)

@@ -66,7 +66,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         value, grads = gradients(state.params, batch, key)
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         if gradient_clip_norm is not None:
             scale = jnp.minimum(1.0, gradient_clip_norm / jnp.maximum(norm, 1e-16))
             grads = jax.tree.map(lambda g: g * scale, grads)

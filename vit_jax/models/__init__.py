@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from vit_jax.models.layers import Keys
 from vit_jax.models.resnet import ResNet, ResNetConfig
 from vit_jax.models.variants import VARIANTS, ModelConfig, get_config
 from vit_jax.models.vit import ViTConfig, VisionTransformer
@@ -40,7 +41,7 @@ CLASSES = {ViTConfig: VisionTransformer, ResNetConfig: ResNet}
 
 def construct(config: ModelConfig, key: jax.Array) -> nnx.Module:
     """The randomly initialised module, built eagerly."""
-    return CLASSES[type(config)](config, rngs=nnx.Rngs(params=key))
+    return CLASSES[type(config)](config, keys=Keys(key))
 
 
 def abstract(config: ModelConfig) -> nnx.Module:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers import Array, Dense, constant, initializers, zeros
+from vit_jax.models.layers import Array, Dense, Keys, constant, initializers, zeros
 
 GROUPS = 32
 EXPANSION = 4  # a bottleneck unit's output is four times as wide as its middle
@@ -39,10 +39,10 @@ class StdConv(nnx.Module):
         style: str,
         epsilon: float,
         dtype,
-        rngs: nnx.Rngs,
+        keys: Keys,
     ):
         init = initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, in_features, features)))
+        self.kernel = nnx.Param(init(keys(), (size, size, in_features, features)))
         self.stride, self.padding = stride, padding
         self.style, self.epsilon, self.dtype = style, epsilon, dtype
 
@@ -90,12 +90,12 @@ def max_pool(x: Array, *, padding: str | list[tuple[int, int]]) -> Array:
 class StemUnit(nnx.Module):
     """A v1 bottleneck: three times convolution and norm; ReLU after the sum."""
 
-    def __init__(self, in_features: int, middle: int, stride: int, *, epsilon, dtype, rngs):
+    def __init__(self, in_features: int, middle: int, stride: int, *, epsilon, dtype, keys: Keys):
         out = middle * EXPANSION
 
         def conv(a: int, b: int, size: int, step: int = 1) -> StdConv:
             return StdConv(
-                a, b, size, stride=step, style="std", epsilon=1e-5, dtype=dtype, rngs=rngs
+                a, b, size, stride=step, style="std", epsilon=1e-5, dtype=dtype, keys=keys
             )
 
         def norm(features: int, scale: float = 1.0) -> GroupNorm:
@@ -129,11 +129,11 @@ class HybridStem(nnx.Module):
         channels: int = 3,
         group_norm_epsilon: float = 1e-6,
         dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        keys: Keys,
     ):
         width = int(64 * width_factor)
         self.conv_root = StdConv(
-            channels, width, 7, stride=2, style="std", epsilon=1e-5, dtype=dtype, rngs=rngs
+            channels, width, 7, stride=2, style="std", epsilon=1e-5, dtype=dtype, keys=keys
         )
         self.norm_root = GroupNorm(width, epsilon=group_norm_epsilon, dtype=dtype)
         stages, features = [], width
@@ -144,7 +144,7 @@ class HybridStem(nnx.Module):
                 middle = width * 2**stage
                 units.append(
                     StemUnit(
-                        features, middle, stride, epsilon=group_norm_epsilon, dtype=dtype, rngs=rngs
+                        features, middle, stride, epsilon=group_norm_epsilon, dtype=dtype, keys=keys
                     )
                 )
                 features = middle * EXPANSION
@@ -206,11 +206,11 @@ class ResNetConfig:
 class Unit(nnx.Module):
     """A v2 bottleneck: norm and ReLU before each convolution; the stride is on the 3x3."""
 
-    def __init__(self, config: ResNetConfig, in_features: int, middle: int, stride: int, *, rngs):
+    def __init__(self, config: ResNetConfig, in_features: int, middle: int, stride: int, *, keys: Keys):
         out = middle * EXPANSION
 
         def conv(a: int, b: int, size: int, step: int = 1) -> StdConv:
-            return _bit_conv(config, a, b, size, step, rngs)
+            return _bit_conv(config, a, b, size, step, keys)
 
         self.projects = stride != 1 or in_features != out
         if self.projects:
@@ -227,7 +227,7 @@ class Unit(nnx.Module):
         return residual + self.conv3(jax.nn.relu(self.norm3(y)))
 
 
-def _bit_conv(config, in_features, features, size, stride, rngs) -> StdConv:
+def _bit_conv(config, in_features, features, size, stride, keys) -> StdConv:
     return StdConv(
         in_features,
         features,
@@ -237,7 +237,7 @@ def _bit_conv(config, in_features, features, size, stride, rngs) -> StdConv:
         style=config.standardisation,
         epsilon=config.standardisation_epsilon,
         dtype=config.compute_dtype,
-        rngs=rngs,
+        keys=keys,
     )
 
 
@@ -248,17 +248,17 @@ def _bit_norm(config: ResNetConfig, features: int) -> GroupNorm:
 class ResNet(nnx.Module):
     """BiT ResNet-v2. Images in, logits out; the same contract as `VisionTransformer`."""
 
-    def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ResNetConfig, *, keys: Keys):
         self.config = config
         width = int(64 * config.width_factor)
-        self.conv_root = _bit_conv(config, config.channels, width, 7, 2, rngs)
+        self.conv_root = _bit_conv(config, config.channels, width, 7, 2, keys)
         stages, features = [], width
         for stage, depth in enumerate(config.depths):
             units = []
             for unit in range(depth):
                 middle = width * 2**stage
                 stride = 2 if stage and not unit else 1
-                units.append(Unit(config, features, middle, stride, rngs=rngs))
+                units.append(Unit(config, features, middle, stride, keys=keys))
                 features = middle * EXPANSION
             stages.append(nnx.List(units))
         self.stages = nnx.List(stages)
@@ -269,7 +269,7 @@ class ResNet(nnx.Module):
             kernel_init=lambda **_: zeros,
             bias_init=constant(config.head_bias),
             dtype=config.compute_dtype,
-            rngs=rngs,
+            keys=keys,
         )
 
     def __call__(

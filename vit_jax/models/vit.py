@@ -15,12 +15,14 @@ from vit_jax.errors import UserError
 from vit_jax.models.layers import (
     Array,
     Dense,
+    Keys,
     LayerNorm,
     constant,
     dropout,
     fold,
     gelu,
     initializers,
+    matmul,
     zeros,
 )
 from vit_jax.models.resnet import HybridStem
@@ -119,10 +121,10 @@ class ViTConfig:
 class PatchEmbedding(nnx.Module):
     """x_p E (Eq. 1): flattened patches times a matrix. (b, h, w, c) to (b, grid_h * grid_w, d)."""
 
-    def __init__(self, config: ViTConfig, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, channels: int, *, keys: Keys):
         init = initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
         shape = (*config.patch_size, channels, config.hidden_size)
-        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.kernel = nnx.Param(init(keys(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((config.hidden_size,), jnp.float32))
         self.dtype = config.compute_dtype
 
@@ -130,29 +132,28 @@ class PatchEmbedding(nnx.Module):
         ph, pw, c, d = self.kernel[...].shape
         b, h, w, _ = x.shape
         # A reshape and one matrix product: a strided convolution's gradient is far slower.
-        x = x.astype(self.dtype).reshape(b, h // ph, ph, w // pw, pw, c)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, ph * pw * c)
-        kernel = self.kernel[...].reshape(-1, d).astype(self.dtype)
-        x = jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + self.bias[...]
-        return x.astype(self.dtype)
+        x = x.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(b, -1, ph * pw * c)
+        y = matmul(x, self.kernel[...].reshape(-1, d), self.dtype) + self.bias[...]
+        return y.astype(self.dtype)
 
 
 class PositionEmbedding(nnx.Module):
     """Adds E_pos (Eq. 1) to (b, n, d): one vector per token ("1d"), or row + column ("2d")."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, keys: Keys):
         init = initializers.normal(stddev=0.02)
         d, (rows, columns) = config.hidden_size, config.grid
         self.token = config.classifier == "token"
         self.kind = config.position_embedding
         if self.kind == "1d":
             shape = (1, config.num_tokens, d)
-            self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32))
+            self.embedding = nnx.Param(init(keys(), shape, jnp.float32))
         else:  # learned X and Y tables of half the width each, concatenated (Appendix D.4)
-            self.y = nnx.Param(init(rngs.params(), (rows, d // 2), jnp.float32))
-            self.x = nnx.Param(init(rngs.params(), (columns, d - d // 2), jnp.float32))
+            self.y = nnx.Param(init(keys(), (rows, d // 2), jnp.float32))
+            self.x = nnx.Param(init(keys(), (columns, d - d // 2), jnp.float32))
             if self.token:
-                self.class_token = nnx.Param(init(rngs.params(), (1, d), jnp.float32))
+                self.class_token = nnx.Param(init(keys(), (1, d), jnp.float32))
 
     def table(self) -> Array:
         """The embedding of every token, (1, n, d); the class token's comes first."""
@@ -184,15 +185,15 @@ def attention_weights(q: Array, k: Array, extra_logits: Array | None = None) -> 
 class SelfAttention(nnx.Module):
     """MSA (Appendix A): [q, k, v] = z U_qkv, heads attend apart, U_msa mixes them. (b, n, d) to same."""
 
-    def __init__(self, config: ViTConfig, num_tokens: int, *, relative: bool, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, num_tokens: int, *, relative: bool, keys: Keys):
         d, heads = config.hidden_size, config.num_heads
-        dense = functools.partial(Dense, dtype=config.compute_dtype, rngs=rngs)
+        dense = functools.partial(Dense, dtype=config.compute_dtype, keys=keys)
         self.qkv = dense(d, (3, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)
         self.relative = (
             nnx.Param(
                 initializers.normal(stddev=0.02)(
-                    rngs.params(), (2 * num_tokens - 1, d // heads), jnp.float32
+                    keys(), (2 * num_tokens - 1, d // heads), jnp.float32
                 )
             )
             if relative
@@ -223,9 +224,9 @@ class SelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Two dense layers with a GELU between. (b, n, d) to (b, n, d)."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, keys: Keys):
         dense = functools.partial(
-            Dense, bias_init=initializers.normal(1e-6), dtype=config.compute_dtype, rngs=rngs
+            Dense, bias_init=initializers.normal(1e-6), dtype=config.compute_dtype, keys=keys
         )
         self.dense1 = dense(config.hidden_size, config.mlp_dim)
         self.dense2 = dense(config.mlp_dim, config.hidden_size)
@@ -239,15 +240,15 @@ class MLP(nnx.Module):
 class EncoderBlock(nnx.Module):
     """One layer of the encoder: Eq. 2 and Eq. 3, pre-norm, each with its residual."""
 
-    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, keys: Keys):
         norm = functools.partial(
-            LayerNorm, config.hidden_size, dtype=config.compute_dtype, rngs=rngs
+            LayerNorm, config.hidden_size, dtype=config.compute_dtype, keys=keys
         )
         relative = config.position_embedding == "relative"
         self.attention_norm = norm()
-        self.attention = SelfAttention(config, config.num_tokens, relative=relative, rngs=rngs)
+        self.attention = SelfAttention(config, config.num_tokens, relative=relative, keys=keys)
         self.mlp_norm = norm()
-        self.mlp = MLP(config, rngs=rngs)
+        self.mlp = MLP(config, keys=keys)
         self.rate = config.dropout_rate
         self.drop_path = drop_path
 
@@ -268,16 +269,16 @@ class EncoderBlock(nnx.Module):
 class AttentionPooling(nnx.Module):
     """The MAP head: one learned query attends to all tokens, then an MLP. (b, n, d) to (b, d)."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, keys: Keys):
         d, heads = config.hidden_size, config.num_heads
-        dense = functools.partial(Dense, dtype=config.compute_dtype, rngs=rngs)
+        dense = functools.partial(Dense, dtype=config.compute_dtype, keys=keys)
         init = initializers.xavier_uniform()
-        self.probe = nnx.Param(init(rngs.params(), (1, d), jnp.float32)[None])
+        self.probe = nnx.Param(init(keys(), (1, d), jnp.float32)[None])
         self.query = dense(d, (heads, d // heads))
         self.key_value = dense(d, (2, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)
-        self.mlp_norm = LayerNorm(d, dtype=config.compute_dtype, rngs=rngs)
-        self.mlp = MLP(config, rngs=rngs)
+        self.mlp_norm = LayerNorm(d, dtype=config.compute_dtype, keys=keys)
+        self.mlp = MLP(config, keys=keys)
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         b, _, d = x.shape
@@ -296,7 +297,7 @@ class VisionTransformer(nnx.Module):
     `preprocessing`.
     """
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, keys: Keys):
         d, dtype = config.hidden_size, config.compute_dtype
         self.config = config
         channels = config.channels
@@ -307,34 +308,34 @@ class VisionTransformer(nnx.Module):
                 channels=channels,
                 group_norm_epsilon=config.stem_group_norm_epsilon,
                 dtype=dtype,
-                rngs=rngs,
+                keys=keys,
             )
             channels = self.stem.features
-        self.patch_embedding = PatchEmbedding(config, channels, rngs=rngs)
+        self.patch_embedding = PatchEmbedding(config, channels, keys=keys)
         if config.classifier == "token":
             self.class_token = nnx.Param(jnp.zeros((1, 1, d), jnp.float32))
         if config.position_embedding in ("1d", "2d"):
             count = config.num_layers if config.position_embedding_at == "every" else 1
             self.position_embedding = nnx.List(
-                [PositionEmbedding(config, rngs=rngs) for _ in range(count)]
+                [PositionEmbedding(config, keys=keys) for _ in range(count)]
             )
         last = max(config.num_layers - 1, 1)
         self.blocks = nnx.List(
             [
-                EncoderBlock(config, drop_path=config.stochastic_depth_rate * i / last, rngs=rngs)
+                EncoderBlock(config, drop_path=config.stochastic_depth_rate * i / last, keys=keys)
                 for i in range(config.num_layers)
             ]
         )
-        self.encoder_norm = LayerNorm(d, dtype=dtype, rngs=rngs)
+        self.encoder_norm = LayerNorm(d, dtype=dtype, keys=keys)
         if config.classifier == "map":
-            self.pooling = AttentionPooling(config, rngs=rngs)
+            self.pooling = AttentionPooling(config, keys=keys)
         if config.representation_size is not None:
             self.pre_logits = Dense(
                 d,
                 config.representation_size,
                 kernel_init=initializers.lecun_normal,
                 dtype=dtype,
-                rngs=rngs,
+                keys=keys,
             )
         self.head = Dense(
             config.representation_size or d,
@@ -342,7 +343,7 @@ class VisionTransformer(nnx.Module):
             kernel_init=lambda **_: zeros,
             bias_init=constant(config.head_bias),
             dtype=dtype,
-            rngs=rngs,
+            keys=keys,
         )
 
     def __call__(

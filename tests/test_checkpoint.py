@@ -119,7 +119,7 @@ def test_truncated_files_fall_back_and_all_damaged_refuses(tmp_path):
     truncate(2)
     assert restore(tmp_path / "c")[1]["step"] == 1
     truncate(1)
-    with pytest.raises(CheckpointError, match="No checkpoint in .* can be used"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* can be used"):
         restore(tmp_path / "c")
 
 

@@ -92,9 +92,9 @@ def test_an_option_that_the_function_does_not_take_is_an_error():
 
     table = {"adam": adam}
     assert config.call(table, "config.optimizer", {"name": "adam", "beta1": 0.5}) == 0.5
-    with pytest.raises(UserError, match="config.optimizer.beta is a setting that adam does not"):
+    with pytest.raises(UserError, match=r"config\.optimizer\.beta is a setting that adam does not"):
         config.call(table, "config.optimizer", {"name": "adam", "beta": 0.5})
-    with pytest.raises(UserError, match="config.optimizer.name='adm' does not exist"):
+    with pytest.raises(UserError, match=r"config\.optimizer\.name='adm' does not exist"):
         config.call(table, "config.optimizer", {"name": "adm"})
 
 

@@ -207,9 +207,9 @@ def test_unknown_rows(source, message):
     ],
 )
 def test_bad_settings_are_one_line_before_anything_runs(key, value, message):
+    c = configuration.load("configs/quickstart.py", {key: value})
+    c.pretrain = None
     with pytest.raises(UserError, match=message) as error:
-        c = configuration.load("configs/quickstart.py", {key: value})
-        c.pretrain = None
         train.prepare(c)
     assert "\n" not in str(error.value)
 

@@ -43,6 +43,16 @@ def run(workdir, *extra, **env):
     )
 
 
+def start(workdir, *extra):
+    return subprocess.Popen(
+        command(workdir, *extra),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def weights(workdir):
     return (workdir / "model" / "model.safetensors").read_bytes()
 
@@ -50,8 +60,9 @@ def weights(workdir):
 def wait_for_step(process, workdir, step):
     """Returns as soon as the run has logged `step`."""
     deadline = time.monotonic() + 120
+    metrics = workdir / "metrics.jsonl"
     while time.monotonic() < deadline:
-        records = read_metrics(workdir / "metrics.jsonl")
+        records = read_metrics(metrics) if metrics.exists() else []
         if records and records[-1]["step"] >= step:
             return
         assert process.poll() is None, process.communicate()
@@ -69,15 +80,13 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("step", [2, 5, 9])
 def test_kill_9_and_resume_gives_the_same_bytes(uninterrupted, tmp_path, step):
-    process = subprocess.Popen(
-        command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    wait_for_step(process, tmp_path, step)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with start(tmp_path) as process:
+        wait_for_step(process, tmp_path, step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     again = run(tmp_path)
     assert again.returncode == 0, again.stderr
-    if step >= 5:  # a checkpoint must have been there by then
+    if step >= 9:  # the save of step 3 was over when that of step 6 began
         assert "resumed from step" in again.stdout
     assert weights(tmp_path) == weights(uninterrupted)
     records = read_metrics(tmp_path / "metrics.jsonl")
@@ -87,13 +96,10 @@ def test_kill_9_and_resume_gives_the_same_bytes(uninterrupted, tmp_path, step):
 
 
 def test_sigterm_saves_and_exits_42(uninterrupted, tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    wait_for_step(process, tmp_path, 4)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    with start(tmp_path) as process:
+        wait_for_step(process, tmp_path, 4)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 42, err
     assert "run the same command to go on" in out
     again = run(tmp_path)
@@ -112,8 +118,11 @@ def test_a_finished_run_does_nothing_again(uninterrupted):
 def test_what_a_run_leaves(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
     assert {"config.json", "metrics.jsonl", "checkpoints", "model", "report.html"} <= names
-    assert any(name.startswith("events.out.tfevents") for _, _, files in os.walk(uninterrupted)
-               for name in files)
+    assert any(
+        name.startswith("events.out.tfevents")
+        for _, _, files in os.walk(uninterrupted)
+        for name in files
+    )
     last = read_metrics(uninterrupted / "metrics.jsonl")[-1]
     assert last["final"] is True
     needed = {"train/loss", "train/learning_rate", "train/images_per_second", "eval/accuracy"}
@@ -146,14 +155,9 @@ def test_two_processes_end_in_the_bytes_of_one_with_two_devices(tmp_path):
     done = run(one, JAX_NUM_CPU_DEVICES="2")
     assert done.returncode == 0, done.stderr
     port = 20_000 + os.getpid() % 20_000
-    ranks = [
-        subprocess.Popen(
-            command(two, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"),
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    for rank in ranks:
-        _, err = rank.communicate(timeout=300)
-        assert rank.returncode == 0, err
+    join = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+    with start(two, *join, "--process_id=0") as first, start(two, *join, "--process_id=1") as other:
+        for rank in (first, other):
+            _, err = rank.communicate(timeout=300)
+            assert rank.returncode == 0, err
     assert weights(one) == weights(two)

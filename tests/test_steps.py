@@ -1,4 +1,4 @@
-"""The training step: accumulation, devices, clipping, averaging, and gradients that are not finite."""
+"""The training step: accumulation, devices, clipping, averaging, gradients that are not finite."""
 
 import functools
 
@@ -29,7 +29,9 @@ def batch():
     return {"image": images, "label": rng.integers(0, 5, 16).astype(np.int32)}
 
 
-def run(params, batch, *, devices=1, num_steps=2, model=CONFIG, optimizer=None, poison=(), **kwargs):
+def run(
+    params, batch, *, devices=1, num_steps=2, model=CONFIG, optimizer=None, poison=(), **kwargs
+):
     """Takes a few steps on a mesh of `devices`; returns (state, metrics of the last step)."""
     mesh = sharding.make_mesh(devices=jax.devices()[:devices], **kwargs.pop("mesh", {}))
     optimizer = optimizer or optim.sgd(accumulator_dtype="float32")
@@ -50,8 +52,11 @@ def run(params, batch, *, devices=1, num_steps=2, model=CONFIG, optimizer=None, 
         seed=0,
         **kwargs,
     )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(
-        jax.tree.map(lambda leaf: leaf.sharding, abstract), None))
+    step = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+    )
     now = make()
     for i in range(num_steps):
         labels = batch["label"].astype(np.float32)[:, None] == np.arange(5)

@@ -1,8 +1,8 @@
 """vit_jax: the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), in JAX.
 
-    model = vit_jax.create_model("B/16", num_classes=1000)
-    model = vit_jax.load_model("path of a checkpoint")
-    logits = model(images)                    # (b, h, w, 3) in [-1, 1] -> (b, num_classes)
+model = vit_jax.create_model("B/16", num_classes=1000)
+model = vit_jax.load_model("path of a checkpoint")
+logits = model(images)                    # (b, h, w, 3) in [-1, 1] -> (b, num_classes)
 """
 
 from __future__ import annotations

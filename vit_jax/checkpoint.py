@@ -96,7 +96,7 @@ class Checkpoints:
     def _lock(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock_file = open(self.directory / ".lock", "a+")
+            self._lock_file = open(self.directory / ".lock", "a+")  # noqa: SIM115 (held open)
         except OSError as error:
             raise UserError(f"Cannot write to {self.directory}: {error.strerror}.") from error
         try:
@@ -166,9 +166,7 @@ class Checkpoints:
         return None
 
     def _read_meta(self, step: int) -> dict[str, Any]:
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         return dict(restored["meta"])
 
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:

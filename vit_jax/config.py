@@ -17,12 +17,10 @@ import runpy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax.errors import UserError, nearest
-
-ConfigDict = ml_collections.ConfigDict
 
 #: Keys that may differ when a run is resumed: they change neither the data nor the arithmetic.
 FREE_ON_RESUME = (
@@ -69,7 +67,9 @@ def default() -> ConfigDict:
     c.model.scan = placeholder(bool)
 
     c.init_from = ""  # any checkpoint that load_model reads; "" trains from scratch
-    c.pretrain = placeholder(ConfigDict)  # a stage to run first, in WORKDIR/pretrain; then init_from
+    c.pretrain = placeholder(
+        ConfigDict
+    )  # a stage to run first, in WORKDIR/pretrain; then init_from
 
     c.data = ConfigDict()
     c.data.dataset = "digits"  # digits, folder:PATH, tfds:NAME, hf:ORG/NAME
@@ -277,10 +277,14 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     for section_name in sections:
         target = target.get(section_name) if section_name in target else None
         if not isinstance(target, ConfigDict):
-            raise UserError(f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}")
+            raise UserError(
+                f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}"
+            )
     if name not in target:
         if not sections or sections[-1] not in OPEN_SECTIONS:
-            raise UserError(f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}")
+            raise UserError(
+                f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}"
+            )
         target[name] = _literal(text)
         return
     kind = target.get_type(name)

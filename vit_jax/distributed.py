@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from vit_jax.errors import UserError
-
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -22,14 +22,18 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
     Raises:
       UserError: only some of the three arguments are given.
     """
-    timeouts = {
+    timeouts: dict[str, Any] = {
         "heartbeat_timeout_seconds": 30,
         "shutdown_timeout_seconds": 30,
     }
     given = (bool(coordinator), num_processes > 0, process_id >= 0)
     if all(given):
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method="deactivate",
+            **timeouts,
         )
     elif any(given):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and the hint that names what was probably meant."""
+"""The exceptions that a command turns into one line and an exit code, and the "did you mean"."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,7 +19,7 @@ def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
 def softmax_cross_entropy(
     logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """-sum_k t_k log softmax(logits)_k. Smoothing mixes the targets with 1/k. Fine-tuning's loss."""
+    """-sum_k t_k log softmax(logits)_k, for fine-tuning. Smoothing mixes the targets with 1/k."""
     targets = (1 - label_smoothing) * targets + label_smoothing / logits.shape[-1]
     return optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
@@ -34,7 +36,7 @@ def sigmoid_cross_entropy(
     return losses.sum(axis=-1)
 
 
-LOSSES = {
+LOSSES: dict[str, Callable] = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "sigmoid_cross_entropy": sigmoid_cross_entropy,
 }

@@ -115,7 +115,7 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def jit_train_step(setup: Setup) -> Callable[..., Any]:
+def jit_train_step(setup: Setup) -> Any:
     """The training step, jitted: the old state's memory is given to the new one."""
     replicated = NamedSharding(setup.mesh, PartitionSpec())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state)

@@ -69,7 +69,7 @@ def tree_shardings(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
     def leaf_sharding(path, leaf):
         name = getattr(path[-1], "key", None) if path else None
         spec = PartitionSpec()
-        if name in params and leaf.shape == params[name].shape:
+        if name is not None and name in params and leaf.shape == params[name].shape:
             spec = param_spec(name, leaf.shape, mesh)
         return NamedSharding(mesh, spec)
 

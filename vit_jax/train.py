@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -379,7 +379,7 @@ class Clock:
         return images / seconds if images else 0.0
 
 
-def training_batches(setup: Setup, start_step: int) -> Iterator[dict[str, jax.Array]]:
+def training_batches(setup: Setup, start_step: int) -> Generator[dict[str, jax.Array], None, None]:
     """Batches on the devices, two ahead of the step that uses them."""
     config = setup.config
     batches = data.train_batches(
@@ -444,7 +444,7 @@ def abort_if_stuck(record: dict[str, float], limit: int) -> None:
 
 def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
     """Writes the final weights to `WORKDIR/model`, from whatever sharding they have."""
-    params = dict(train_state.evaluated_params(state))
+    params: models.Params = dict(train_state.evaluated_params(state))
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}

@@ -60,9 +60,7 @@ def test_a_plane_stays_a_plane_on_non_square_grids():
         r, c = np.linspace(0, 1, rows)[:, None], np.linspace(0, 1, columns)[None, :]
         return np.stack([r + 0 * c, 3 * c + 0 * r, r - c], axis=-1).reshape(1, -1, 3)
 
-    found = resize_position_embedding(
-        plane(3, 5), (4, 9), old_grid=(3, 5), has_class_token=False
-    )
+    found = resize_position_embedding(plane(3, 5), (4, 9), old_grid=(3, 5), has_class_token=False)
     np.testing.assert_allclose(found, plane(4, 9), atol=1e-6)
 
 
@@ -167,9 +165,7 @@ def test_two_dimensional_tables_are_resized_apart():
         (params[f"{prefix}/x"][1] + params[f"{prefix}/x"][2]) / 2,
         rtol=1e-5,
     )
-    np.testing.assert_array_equal(
-        adapted[f"{prefix}/class_token"], params[f"{prefix}/class_token"]
-    )
+    np.testing.assert_array_equal(adapted[f"{prefix}/class_token"], params[f"{prefix}/class_token"])
     assert [note.split(":")[0] for note in notes] == [f"{prefix}/x", f"{prefix}/y"]
 
 
@@ -197,7 +193,9 @@ def test_other_models_are_refused(pretrained, settings, message):
 def test_a_resnet_gets_a_new_head_and_any_image_size():
     config = models.get_config("R50x1", depths=(1, 1, 1, 1), width_factor=0.5, num_classes=7)
     params = random_params(config)
-    adapted, notes = adapt.adapt(config, params, adapt.retarget(config, num_classes=3, image_size=75))
+    adapted, notes = adapt.adapt(
+        config, params, adapt.retarget(config, num_classes=3, image_size=75)
+    )
     assert notes == ["head: 7 classes -> 3, from zero"]
     assert adapted["head/kernel"].shape == (1024, 3)
 

@@ -78,7 +78,9 @@ def test_outputs_of_the_original(file, case):
 
 def test_every_golden_case_is_tested():
     assert set(CASES) == {
-        (file, case) for file in ("vit_tiny", "vit_full", "bit") for case in golden_weights.cases(file)
+        (file, case)
+        for file in ("vit_tiny", "vit_full", "bit")
+        for case in golden_weights.cases(file)
     }
 
 

@@ -43,8 +43,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--data=SPEC is needed.")
     for suite in flags.suite:
         if suite not in SUITES:
-            raise UserError(f"There is no suite {suite!r}; there is {', '.join(SUITES)}."
-                            f"{nearest(suite, SUITES)}")
+            raise UserError(
+                f"There is no suite {suite!r}; there is {', '.join(SUITES)}."
+                f"{nearest(suite, SUITES)}"
+            )
     where = Path(checkpoint)
     out = Path(flags.out) if flags.out else (where if where.is_dir() else where.parent)
     with options.processes(flags):

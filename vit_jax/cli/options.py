@@ -78,7 +78,6 @@ def prepare_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "vit_jax" / "xla"))
 
 
-
 def define_checkpoint(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "checkpoint",

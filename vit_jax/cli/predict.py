@@ -29,7 +29,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
     if not arguments:
         raise UsageError("name images, folders, or - for a list on standard input.")
-    paths = []
+    paths: list[str] = []
     for word in arguments:
         paths += sys.stdin.read().splitlines() if word == "-" else [word]
     options.prepare_jax()

@@ -20,7 +20,7 @@ import numpy as np
 from vit_jax.data.preprocess import decode
 from vit_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 #: Seconds without a batch after which the input is declared stuck.
 TIMEOUT = 300.0
 
@@ -196,7 +196,7 @@ def _original(error: BaseException) -> BaseException:
 class _Padded:
     """A source with `padding` more records that are not real; reading them costs nothing."""
 
-    def __init__(self, source: Any, transform: Callable, total: int):
+    def __init__(self, source: Any, transform: Any, total: int):
         self.source, self.transform, self.total = source, transform, total
 
     def __len__(self) -> int:
@@ -216,7 +216,7 @@ class _Padded:
         return f"_Padded({self.source!r}, {self.total})"
 
 
-def _row(image: np.ndarray, label: int, mask: bool, index: int) -> Batch:
+def _row(image: np.ndarray, label: int | np.int32, mask: bool, index: int) -> Batch:
     return {
         "image": image,
         "label": np.int32(label),

@@ -73,12 +73,17 @@ def _decode_jpeg(data: bytes) -> Image | None:
 def _decode_any(data: bytes, name: str) -> Image:
     import PIL.Image
 
+    PIL.Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the one limit
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(
                     f"The image {name} has {image.width}x{image.height} pixels, more than "
                     f"{MAX_PIXELS:,}; make it smaller or leave it out."
+                )
+            if image.mode == "F":
+                raise UserError(
+                    f"The image {name} has 32 bits per channel; convert it to 8 or 16 bits."
                 )
             if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip at 255
                 wide = np.asarray(image, np.uint32)
@@ -164,7 +169,8 @@ def inception_crop(
     flip: bool = True,
 ) -> Image:
     """Pre-training: a random box of 5-100% of the image, resized, mirrored half of the time."""
-    top, left, h, w = inception_box(*image.shape[:2], rng, area=area, aspect=aspect)
+    height, width = image.shape[:2]
+    top, left, h, w = inception_box(height, width, rng, area=area, aspect=aspect)
     return _maybe_flip(bilinear(_crop(image, top, left, (h, w)), size), rng, flip)
 
 
@@ -240,13 +246,15 @@ def make_transform(*, name: str, size: Size, train: bool, **options) -> Callable
             raise UserError(f"config.{where}.{key} must be set for {name}.")
     larger = options.get("resize")
     if larger is not None:
-        smallest = min(larger) if isinstance(larger, (tuple, list)) else larger
-        if smallest < max(size):
+        # An integer is both sides in training, and the short side in evaluation.
+        sides = tuple(larger) if isinstance(larger, (tuple, list)) else (larger, larger)
+        needed = size if train else (min(size),) * 2
+        if sides[0] < needed[0] or sides[1] < needed[1]:
             raise UserError(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    return _Transform(name, table[name], tuple(size), options, train)
+    return _Transform(name, table[name], (size[0], size[1]), options, train)
 
 
 class _Transform:

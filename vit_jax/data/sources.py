@@ -19,7 +19,7 @@ import numpy as np
 from vit_jax.errors import UserError, nearest
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .jfif".split()
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
 )
 SPLIT_NAMES = {
     "train": "train",
@@ -56,7 +56,7 @@ class ArraySource:
         class_names: Sequence[str] | None = None,
         *,
         spec: str = "arrays",
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | np.ndarray | None = None,
     ):
         self.images, self.labels = np.asarray(images), np.asarray(labels, np.int32)
         if len(self.images) != len(self.labels):
@@ -85,7 +85,12 @@ class FileSource:
     """Image files below a folder: their relative paths and labels, read when they are asked for."""
 
     def __init__(
-        self, root: str, paths: np.ndarray, labels: np.ndarray, class_names: Sequence[str], spec: str
+        self,
+        root: str,
+        paths: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        spec: str,
     ):
         self.root, self.paths, self.labels = root, paths, labels
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
@@ -175,7 +180,9 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
     """
     match = re.fullmatch(r"(?P<data>[^\[\]]+)(?:\[(?P<split>.*)\])?", spec.strip())
     if not match:
-        raise UserError(f"The data spec {spec!r} is not KIND:NAME[SPLIT], e.g. folder:/data[train].")
+        raise UserError(
+            f"The data spec {spec!r} is not KIND:NAME[SPLIT], e.g. folder:/data[train]."
+        )
     kind, _, name = match["data"].partition(":")
     if kind not in KINDS:
         raise UserError(
@@ -218,9 +225,7 @@ def slice_split(split: str, sizes: dict[str, int], spec: str) -> list[tuple[str,
     return parts
 
 
-def open_source(
-    spec: str, *, data_dir: str | None = None, exclude: str | None = None
-) -> Any:
+def open_source(spec: str, *, data_dir: str | None = None, exclude: str | None = None) -> Any:
     """Opens a data set.
 
     Args:
@@ -306,7 +311,8 @@ class Splits:
             for name, rows in parts
         ]
         if len(pieces) == 1:
-            (name, rows), whole = parts[0], self.splits[parts[0][0]]
+            name, rows = parts[0]
+            whole = self.splits[name]
             return whole if len(rows) == len(whole) else pieces[0]
         return Union(pieces, f"{self.base}[{split}]")
 
@@ -352,7 +358,7 @@ def open_digits(name: str, data_dir: str | None) -> Splits:
                 labels[rows],
                 names,
                 spec=f"digits[{split}]",
-                names=np.flatnonzero(rows),
+                names=np.flatnonzero(rows).astype(str),
             )
             for split, rows in (("train", ~is_test), ("test", is_test))
         },
@@ -389,7 +395,9 @@ def open_folder(path: str, data_dir: str | None) -> Splits:
     found: dict[str, dict[str, list[str]]] = {}
     for split, folder in (split_folders or {"train": ""}).items():
         base = os.path.join(root, folder)
-        found[split] = {name: _images(root, os.path.join(folder, name)) for name in _subfolders(base)}
+        found[split] = {
+            name: _images(root, os.path.join(folder, name)) for name in _subfolders(base)
+        }
     class_names = sorted({name for classes in found.values() for name in classes})
     if not class_names:
         raise UserError(
@@ -488,8 +496,8 @@ def _open_csv(path: str, root: str, tables: dict[str, str]) -> Splits:
     else:
         class_names = sorted(labels)
     position = {name: number for number, name in enumerate(class_names)}
-    for split in rows.values():
-        for image, _, where in split:
+    for records in rows.values():
+        for image, _, where in records:
             if not os.path.isfile(os.path.join(root, image)):
                 raise UserError(f"{where}: there is no file {os.path.join(root, image)}.")
     return Splits(
@@ -521,7 +529,9 @@ class TfdsSplits:
 
         self.tfds, self.name = tfds, name
         self.base = f"tfds:{name}"
-        where = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR)
+        where = os.path.expanduser(
+            data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+        )
         try:
             self.builder = tfds.builder(name, data_dir=data_dir)
         except Exception as error:

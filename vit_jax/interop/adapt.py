@@ -95,14 +95,19 @@ def adapt(
     )
     if new_head:
         notes.append(f"head: {config.num_classes} classes -> {target.num_classes}, from zero")
+    missing = sorted(set(wanted) - set(params))
+    if missing:
+        raise UserError(_differs(config, target, f"it has no {missing[0]}"))
+    dropped = "pre_logits/" if new_head else "nothing/"
+    surplus = sorted(path for path in set(params) - set(wanted) if not path.startswith(dropped))
+    if surplus:
+        raise UserError(_differs(config, target, f"the model has no {surplus[0]}"))
     for path, leaf in wanted.items():
         if new_head and path.startswith("head/"):
             value = getattr(target, "head_bias", 0.0) if path == "head/bias" else 0.0
             adapted[path] = np.full(leaf.shape, value, np.float32)
-        elif path not in params:
-            raise UserError(_differs(config, target, f"it has no {path}"))
         elif path.startswith("position_embedding/") and path.endswith("/embedding"):
-            has_token = config.classifier == "token"
+            has_token = getattr(config, "classifier", "") == "token"
             adapted[path] = resize_position_embedding(
                 params[path], target.grid, old_grid=config.grid, has_class_token=has_token
             )
@@ -111,6 +116,8 @@ def adapt(
         elif path.startswith("position_embedding/") and path[-2:] in ("/x", "/y"):
             matrix = _interpolation(len(params[path]), leaf.shape[0])
             adapted[path] = (matrix @ np.asarray(params[path], np.float64)).astype(np.float32)
+            if len(matrix) != len(params[path]):
+                notes.append(f"{path}: {len(params[path])} -> {len(matrix)} positions, linear")
         else:
             adapted[path] = np.asarray(params[path], np.float32)
         if adapted[path].shape != leaf.shape:

@@ -1,8 +1,9 @@
-"""One door for weights: whatever a path holds, `read` finds the format and says why others do not."""
+"""One door for weights: whatever a path holds, `read` finds the format, or says why it cannot."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -51,7 +52,7 @@ def load_model(
     return models.set_params(models.abstract(target), jax.tree.map(jax.numpy.asarray, params))
 
 
-def save_model(model: nnx.Module, directory: str | Path) -> None:
+def save_model(model: Any, directory: str | Path) -> None:
     """Writes `model.safetensors` and a self-describing `config.json` into `directory`."""
     native.save(directory, model.config, jax.device_get(models.get_params(model)))
 

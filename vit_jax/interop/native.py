@@ -1,4 +1,4 @@
-"""The package's own format: a directory with `model.safetensors` and a self-describing `config.json`."""
+"""The package's own format: `model.safetensors` beside a `config.json` that describes the model."""
 
 from __future__ import annotations
 

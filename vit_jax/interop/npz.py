@@ -1,4 +1,4 @@
-"""The official `.npz` checkpoints of ViT, hybrids and BiT: their names and shapes live here only."""
+"""Official `.npz` checkpoints of ViT, hybrids and BiT: their names and shapes live here only."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def find_resnet(weights: Mapping[str, np.ndarray], where: str) -> ResNetConfig:
     """The BiT configuration that official arrays have."""
     pattern = re.compile(r"resnet/block(\d+)/unit(\d+)/")
     units = [(int(m[1]), int(m[2])) for name in weights if (m := pattern.match(name))]
-    depths = tuple(max(u for b, u in units if b == block) for block in sorted({b for b, _ in units}))
+    depths = tuple(
+        max(u for b, u in units if b == block) for block in sorted({b for b, _ in units})
+    )
     root = weights["resnet/root_block/standardized_conv2d/kernel"]
     width = root.shape[3] / 64
     variant = next((name for name, row in RESNET_ROWS.items() if row == (depths, width)), "custom")
@@ -116,7 +118,7 @@ def official_names(config: models.ModelConfig) -> dict[str, str]:
     return vit_names(config) | (hybrid_names(config) if config.stem_depths is not None else {})
 
 
-def qkv_names(config: models.ModelConfig) -> dict[str, tuple[str, str, str]]:
+def qkv_names(config: models.ModelConfig) -> dict[str, tuple[str, ...]]:
     """{our fused path: official names of query, key and value}."""
     return {
         f"blocks/{i}/attention/qkv/{leaf}": tuple(

@@ -16,7 +16,7 @@ from flax import nnx
 from vit_jax.models.layers import Keys
 from vit_jax.models.resnet import ResNet, ResNetConfig
 from vit_jax.models.variants import VARIANTS, ModelConfig, get_config
-from vit_jax.models.vit import ViTConfig, VisionTransformer
+from vit_jax.models.vit import VisionTransformer, ViTConfig
 
 __all__ = [
     "VARIANTS",
@@ -35,7 +35,8 @@ __all__ = [
     "set_params",
 ]
 
-Params = dict[str, jax.Array]
+#: {path: array}, on the host or on devices.
+Params = dict[str, Any]
 CLASSES = {ViTConfig: VisionTransformer, ResNetConfig: ResNet}
 
 
@@ -69,7 +70,7 @@ def set_params(module: nnx.Module, params: Mapping[str, Any]) -> nnx.Module:
     return module
 
 
-def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_params(config: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters of a model, by path, without making any."""
     return get_params(abstract(config))
 

@@ -206,7 +206,9 @@ class ResNetConfig:
 class Unit(nnx.Module):
     """A v2 bottleneck: norm and ReLU before each convolution; the stride is on the 3x3."""
 
-    def __init__(self, config: ResNetConfig, in_features: int, middle: int, stride: int, *, keys: Keys):
+    def __init__(
+        self, config: ResNetConfig, in_features: int, middle: int, stride: int, *, keys: Keys
+    ):
         out = middle * EXPANSION
 
         def conv(a: int, b: int, size: int, step: int = 1) -> StdConv:

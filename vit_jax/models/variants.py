@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from vit_jax.errors import UserError, nearest
@@ -10,7 +11,7 @@ from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit import ViTConfig
 
 #                  hidden_size  num_layers  mlp_dim  num_heads
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "debug": dict(hidden_size=64, num_layers=2, mlp_dim=128, num_heads=4),
     "Ti": dict(hidden_size=192, num_layers=12, mlp_dim=768, num_heads=3),
     "S": dict(hidden_size=384, num_layers=12, mlp_dim=1536, num_heads=6),
@@ -62,7 +63,7 @@ ModelConfig = ViTConfig | ResNetConfig
 def _vit(name: str) -> ViTConfig:
     size, patch, stem = VIT_ROWS[name]
     # The debug model is for 32-pixel images, all others for 224.
-    shape = dict(image_size=(32, 32)) if size == "debug" else {}
+    shape: dict[str, Any] = dict(image_size=(32, 32)) if size == "debug" else {}
     return ViTConfig(name, patch_size=(patch, patch), stem_depths=stem, **SIZES[size], **shape)
 
 
@@ -71,12 +72,18 @@ def _resnet(name: str) -> ResNetConfig:
     return ResNetConfig(name, depths=depths, width_factor=width)
 
 
-VARIANTS = {**dict.fromkeys(VIT_ROWS, _vit), **dict.fromkeys(RESNET_ROWS, _resnet)}
+VARIANTS: dict[str, Callable[[str], ModelConfig]] = {
+    **dict.fromkeys(VIT_ROWS, _vit),
+    **dict.fromkeys(RESNET_ROWS, _resnet),
+}
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """A size as (height, width): one number means square."""
-    return (int(value), int(value)) if isinstance(value, int) else tuple(map(int, value))
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return int(height), int(width)
 
 
 def get_config(variant: str, **overrides: Any) -> ModelConfig:
@@ -101,5 +108,6 @@ def get_config(variant: str, **overrides: Any) -> ModelConfig:
         if key in overrides:
             overrides[key] = pair(overrides[key])
     if overrides.get("representation_size") == "hidden":
-        overrides["representation_size"] = overrides.get("hidden_size", config.hidden_size)
+        own = getattr(config, "hidden_size", None)
+        overrides["representation_size"] = overrides.get("hidden_size", own)
     return dataclasses.replace(config, **overrides)

@@ -1,4 +1,4 @@
-"""The Vision Transformer (arXiv 2010.11929, section 3.1). `VisionTransformer.__call__` reads as Eq. 1-4."""
+"""The Vision Transformer (section 3.1): `VisionTransformer.__call__` reads as Eq. 1-4."""
 
 from __future__ import annotations
 
@@ -86,9 +86,7 @@ class ViTConfig:
                 f"{self.num_heads} heads; {', '.join(map(str, sorted(close)))} heads would."
             )
         stride = self.stride
-        for axis, size, step in zip(
-            ("height", "width"), self.image_size, stride, strict=True
-        ):
+        for axis, size, step in zip(("height", "width"), self.image_size, stride, strict=True):
             if size <= 0 or size % step:
                 below, above = size // step * step, (size // step + 1) * step
                 fit = f"{below} or {above}" if below > 0 else f"{above}"
@@ -175,7 +173,7 @@ class PositionEmbedding(nnx.Module):
 
 
 def attention_weights(q: Array, k: Array, extra_logits: Array | None = None) -> Array:
-    """A = softmax(q k^T / sqrt(D_h)) in float32 (Appendix A). (b, h, n, e) twice to (b, h, n, n)."""
+    """A = softmax(q k^T / sqrt(D_h)), float32 (Appendix A). Twice (b, h, n, e) to (b, h, n, n)."""
     logits = jnp.einsum("bhqe,bhke->bhqk", q, k, preferred_element_type=jnp.float32)
     if extra_logits is not None:
         logits = logits + extra_logits
@@ -183,7 +181,7 @@ def attention_weights(q: Array, k: Array, extra_logits: Array | None = None) -> 
 
 
 class SelfAttention(nnx.Module):
-    """MSA (Appendix A): [q, k, v] = z U_qkv, heads attend apart, U_msa mixes them. (b, n, d) to same."""
+    """MSA (Appendix A): [q, k, v] = z U_qkv, heads attend apart, U_msa mixes them. (b, n, d)."""
 
     def __init__(self, config: ViTConfig, num_tokens: int, *, relative: bool, keys: Keys):
         d, heads = config.hidden_size, config.num_heads
@@ -203,6 +201,7 @@ class SelfAttention(nnx.Module):
     def relative_logits(self, q: Array) -> Array:
         """q . r[p_q - p_k]: the same query against learned embeddings of the raster offset."""
         n = q.shape[2]
+        assert self.relative is not None
         offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
         table = self.relative[...].astype(q.dtype)
         scores = jnp.einsum("bhqe,re->bhqr", q, table, preferred_element_type=jnp.float32)
@@ -384,7 +383,9 @@ class VisionTransformer(nnx.Module):
         x = self.stem(images) if config.stem_depths is not None else images
         z = self.patch_embedding(x)
         if config.classifier == "token":
-            token = jnp.broadcast_to(self.class_token[...].astype(z.dtype), (z.shape[0], 1, z.shape[2]))
+            token = jnp.broadcast_to(
+                self.class_token[...].astype(z.dtype), (z.shape[0], 1, z.shape[2])
+            )
             z = jnp.concatenate([token, z], axis=1)
         z = self.add_position(z, 0)
         z = dropout(z, config.dropout_rate, fold(key, config.num_layers))
@@ -394,7 +395,7 @@ class VisionTransformer(nnx.Module):
         if config.scan and not return_intermediates:
             z = self.scan_blocks(z, key)
         else:
-            attention = []
+            attention: list[Any] = []
             for i, block in enumerate(self.blocks):
                 if i and config.position_embedding_at != "stem":
                     z = self.add_position(z, i)
@@ -432,7 +433,7 @@ class VisionTransformer(nnx.Module):
         return self.position_embedding[layer if every else 0](z)
 
     def scan_blocks(self, z: Array, key: Array | None) -> Array:
-        """The encoder as one `lax.scan`, compiled once per layer shape instead of once per layer."""
+        """The encoder as one `lax.scan`: one layer is compiled instead of all of them."""
         config = self.config
         if config.position_embedding_at != "stem" or config.stochastic_depth_rate:
             raise UserError(

@@ -96,7 +96,7 @@ def sgd(
     )
 
 
-OPTIMIZERS = {"adam": adam, "sgd": sgd}
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": adam, "sgd": sgd}
 
 
 def polyak_decay(step, decay: float):

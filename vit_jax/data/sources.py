@@ -566,18 +566,40 @@ class TfdsSplits:
                 f"{spec} is stored as TFRecord, which needs TensorFlow to read; "
                 f"run `vit-jax prepare tfds:{self.name}` once to convert it to ArrayRecord."
             ) from error
-        promised = info.splits[split].num_examples
-        if len(rows) != promised:
-            raise UserError(
-                f"{spec} should have {promised} examples and {len(rows)} are there: a file is "
-                f"truncated or missing in {self.builder.data_dir}; prepare it again."
-            )
+        check_shards(info.splits[split].file_instructions, spec)
         feature = info.features[self.label_key]
         names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
         image_key, label_key = self.image_key, self.label_key
         return TableSource(
             rows, _Columns(image_key, label_key), names, spec=spec, version=str(info.version)
         )
+
+
+def check_shards(instructions: Iterable[Any], spec: str) -> None:
+    """Raises UserError for a local ArrayRecord file that is missing or holds other than promised.
+
+    TFDS believes its metadata, so a truncated file would fail in the middle of a run.
+    """
+    from array_record.python import array_record_module
+
+    for shard in instructions:
+        file = str(shard.filename)
+        if "://" in file:
+            continue
+        try:
+            reader = array_record_module.ArrayRecordReader(file)
+            held = reader.num_records()
+            reader.close()
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"{spec}: {file} cannot be read ({reason}); prepare it again."
+            ) from error
+        if held != shard.examples_in_shard:
+            raise UserError(
+                f"{spec}: {file} should hold {shard.examples_in_shard} examples and holds {held}; "
+                "prepare the data set again."
+            )
 
 
 class _Columns:

@@ -229,7 +229,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       UserError: no zip file, damaged, or with an array of Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
         reason = str(error).split("\n")[0]

@@ -6,6 +6,7 @@ convolutions count, normalisation and the like do not.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -50,6 +51,7 @@ def exaflops(variant: str, epochs: float, *, images: int = JFT_IMAGES) -> float:
     return train_flops_per_image(pretraining_config(variant)) * images * epochs / 1e18
 
 
+@functools.cache
 def num_params(config: ModelConfig) -> int:
     """Parameters of a model, by shape only."""
     return sum(math.prod(leaf.shape) for leaf in models.abstract_params(config).values())

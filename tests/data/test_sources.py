@@ -1,0 +1,317 @@
+"""Specs, splits and the four kinds of data sets, on real files; one clear line for bad input."""
+
+import pickle
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import tfds_directory
+
+from vit_jax import data
+from vit_jax.data import sources
+from vit_jax.errors import UserError
+
+
+def save(path, colour=(200, 30, 30), size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """train/val folders; the class "c" is only in train."""
+    for split, counts in {"train": (4, 3, 2), "val": (2, 2, 0)}.items():
+        for name, count in zip("abc", counts, strict=True):
+            for i in range(count):
+                suffix = (".jpg", ".PNG", ".webp", ".bmp")[i % 4]
+                save(tmp_path / "set" / split / name / f"{i}{suffix}")
+    return tmp_path / "set"
+
+
+# --- specs and splits ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec, parts",
+    [
+        ("digits", ("digits", "", "")),
+        ("digits[test]", ("digits", "", "test")),
+        ("folder:/a/b", ("folder", "/a/b", "")),
+        ("folder:/a[train[:9%]+test]", ("folder", "/a", "train[:9%]+test")),
+        ("tfds:cifar10:3.0.2[train]", ("tfds", "cifar10:3.0.2", "train")),
+        ("hf:org/name[validation]", ("hf", "org/name", "validation")),
+    ],
+)
+def test_parse_spec(spec, parts):
+    assert sources.parse_spec(spec) == parts
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("digit", "Did you mean 'digits'"),
+        ("folders:/a", "Did you mean 'folder'"),
+        ("folder:", "names nothing after folder:"),
+        ("digits[train", "is not KIND:NAME"),
+        ("digits[tset]", "Did you mean 'test'"),
+        ("digits[train[1:2:3]]", r"is not NAME or NAME\[a:b\]"),
+        ("digits[train[10:10]]", "has no examples"),
+    ],
+)
+def test_bad_specs(spec, message):
+    with pytest.raises(UserError, match=message) as error:
+        data.open_source(spec)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "split, ranges",
+    [
+        ("train", [("train", range(10))]),
+        ("train[:90%]", [("train", range(9))]),
+        ("train[90%:]", [("train", range(9, 10))]),
+        ("train[2:5]", [("train", range(2, 5))]),
+        ("train[-3:]", [("train", range(7, 10))]),
+        ("train[:-3]", [("train", range(7))]),
+        ("train[-20%:]", [("train", range(8, 10))]),
+        ("train[:200]", [("train", range(10))]),
+        ("train[8:]+test[:1]", [("train", range(8, 10)), ("test", range(1))]),
+    ],
+)
+def test_slices_are_those_of_tfds(split, ranges):
+    assert sources.slice_split(split, {"train": 10, "test": 4}, "x") == ranges
+
+
+def test_a_union_has_the_records_of_its_parts_in_order():
+    source = data.open_source("digits[test[:3]+train[5:7]]")
+    test, train = data.open_source("digits[test]"), data.open_source("digits[train]")
+    names = [source[i]["name"] for i in range(len(source))]
+    assert names == [test[i]["name"] for i in range(3)] + [train[i]["name"] for i in (5, 6)]
+    assert source.num_classes == 10
+
+
+# --- digits -------------------------------------------------------------------------------------
+
+
+def test_digits_are_split_without_overlap():
+    train, test = data.open_source("digits"), data.open_source("digits[test]")
+    assert (len(train), len(test), train.num_classes) == (1437, 360, 10)
+    assert not set(data.record_names(train)) & set(data.record_names(test))
+    record = test[0]
+    assert record["image"].shape == (8, 8, 3) and record["image"].dtype == np.uint8
+    assert record["image"].max() == 239  # 15 of 16 levels of the first digit, a zero
+    assert record["label"] == 0
+    assert {train[i]["label"] for i in range(50)} == set(range(10))
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+def test_classes_are_those_of_all_splits(folder):
+    train = data.open_source(f"folder:{folder}[train]")
+    val = data.open_source(f"folder:{folder}[val]")
+    assert train.class_names == val.class_names == ("a", "b", "c")
+    assert (len(train), len(val)) == (9, 4)
+    assert {val[i]["label"] for i in range(4)} == {0, 1}
+    assert data.default_splits(f"folder:{folder}") == (
+        f"folder:{folder}[train]",
+        f"folder:{folder}[validation]",
+    )
+
+
+def test_records_are_files_with_their_label(folder):
+    source = data.open_source(f"folder:{folder}[train]")
+    for i in range(len(source)):
+        record = source[i]
+        split, name, _ = record["name"].split("/")
+        assert split == "train" and source.class_names[record["label"]] == name
+        assert data.decode(record["image"], record["name"]).shape == (10, 12, 3)
+    assert sorted(data.record_names(source)) == sorted(source[i]["name"] for i in range(9))
+
+
+def test_without_split_folders_a_tenth_is_held_out(tmp_path):
+    for name in "xy":
+        for i in range(20):
+            save(tmp_path / name / f"{i}.png")
+    train, test = data.default_splits(f"folder:{tmp_path}")
+    assert (train, test) == (f"folder:{tmp_path}[train[:90%]]", f"folder:{tmp_path}[train[90%:]]")
+    train, test = data.open_source(train), data.open_source(test)
+    names = [set(data.record_names(s)) for s in (train, test)]
+    assert (len(train), len(test)) == (36, 4) and not names[0] & names[1]
+    assert {test[i]["label"] for i in range(4)} == {0, 1}  # shuffled, not the last class only
+
+
+def test_a_fingerprint_follows_the_files(folder):
+    before = data.open_source(f"folder:{folder}").fingerprint
+    assert data.open_source(f"folder:{folder}").fingerprint == before
+    save(folder / "train" / "a" / "new.png")
+    assert data.open_source(f"folder:{folder}").fingerprint != before
+
+
+def test_csv_with_a_split_column(tmp_path):
+    for i in range(4):
+        save(tmp_path / "images" / f"{i}.png")
+    rows = "".join(
+        f"images/{i}.png,{name},{split}\n"
+        for i, (name, split) in enumerate(
+            [("dog", "train"), ("cat", "train"), ("cat", "val"), ("dog", "test")]
+        )
+    )
+    (tmp_path / "list.csv").write_text("path,label,split\n" + rows)
+    source = data.open_source(f"folder:{tmp_path}/list.csv")
+    assert source.class_names == ("cat", "dog") and len(source) == 2
+    assert {source[i]["name"]: source[i]["label"] for i in range(2)} == {
+        "images/0.png": 1,
+        "images/1.png": 0,
+    }
+    assert len(data.open_source(f"folder:{tmp_path}/list.csv[validation]")) == 1
+
+
+def test_csv_per_split_with_numbers(tmp_path):
+    save(tmp_path / "0.png")
+    (tmp_path / "train.csv").write_text("file,class\n0.png,07\n")
+    (tmp_path / "test.csv").write_text("file,class\n0.png,2\n")
+    source = data.open_source(f"folder:{tmp_path}[test]")
+    assert source.num_classes == 8 and source[0]["label"] == 2
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("path,label\n", "has no rows"),
+        ("image,kind\n0.png,a\n", "needs a column label or class; it has image, kind"),
+        ("path,label\n0.png,a\ngone.png,a\n", "line 3: there is no file .*gone.png"),
+        ("path,label\n0.png,\n", "line 2: an empty path or label"),
+        ("path,label\n0.png,-1\n", "line 2: the label -1 is negative"),
+    ],
+)
+def test_bad_csv(tmp_path, text, message):
+    save(tmp_path / "0.png")
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        data.open_source(f"folder:{tmp_path}")
+
+
+def test_bad_folders(folder):
+    (folder / "train" / "empty").mkdir()
+    with pytest.raises(UserError, match=r"class folder .*train/empty holds no images"):
+        data.open_source(f"folder:{folder}")
+    with pytest.raises(UserError, match=r"There is no folder .*sett\. Did you mean 'set'\?"):
+        data.open_source(f"folder:{folder}t")
+    (folder / "nothing").mkdir()
+    with pytest.raises(UserError, match="has no class folders"):
+        data.open_source(f"folder:{folder}/nothing")
+
+
+def test_a_file_that_vanished_is_named(folder):
+    source = data.open_source(f"folder:{folder}")
+    gone = source[0]["name"]
+    (folder / gone).unlink()
+    with pytest.raises(UserError, match=f"{gone} cannot be read"):
+        source[0]
+
+
+def test_exclude(folder, tmp_path):
+    names = data.record_names(data.open_source(f"folder:{folder}"))
+    (tmp_path / "ids.txt").write_text("\n".join([*names[:2], "not there"]))
+    source = data.open_source(f"folder:{folder}", exclude=str(tmp_path / "ids.txt"))
+    assert data.record_names(source) == names[2:]
+    (tmp_path / "none.txt").write_text("zzz\n")
+    with pytest.raises(UserError, match="names no record"):
+        data.open_source(f"folder:{folder}", exclude=str(tmp_path / "none.txt"))
+    with pytest.raises(UserError, match="Cannot read"):
+        data.open_source(f"folder:{folder}", exclude=str(tmp_path / "missing.txt"))
+
+
+# --- TFDS ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    records = [(tfds_directory.png(np.full((8, 9, 3), i, np.uint8)), i % 3) for i in range(10)]
+    splits = {"train": records, "test": records[:4]}
+    tfds_directory.write(directory, "toy", splits, ["x", "y", "z"])
+    tfds_directory.write(directory, "old", splits, ["x", "y", "z"], file_format="tfrecord")
+    return str(directory)
+
+
+def test_tfds(tfds_dir):
+    source = data.open_source("tfds:toy[train[:50%]+test]", data_dir=tfds_dir)
+    assert source.class_names == ("x", "y", "z") and len(source) == 9
+    pixels = [data.decode(source[i]["image"], "a")[0, 0, 0] for i in range(9)]
+    labels = [source[i]["label"] for i in range(9)]
+    assert [p % 3 for p in pixels] == labels
+    assert isinstance(source[0]["image"], bytes)  # decoded in the pipeline, not by TFDS
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[3]["image"] == source[3]["image"] and copy.fingerprint == source.fingerprint
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_default_splits(tfds_dir):
+    assert data.default_splits("tfds:toy", data_dir=tfds_dir) == (
+        "tfds:toy[train]",
+        "tfds:toy[test]",
+    )
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("tfds:ty", "no prepared TFDS data set 'ty' in .*; run `vit-jax prepare tfds:ty`"),
+        ("tfds:toy[tets]", "there is no split 'tets'; there are train, test"),
+        ("tfds:old", "stored as TFRecord, .* run `vit-jax prepare tfds:old` once"),
+    ],
+)
+def test_bad_tfds(tfds_dir, spec, message):
+    with pytest.raises(UserError, match=message) as error:
+        data.open_source(spec, data_dir=tfds_dir)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_tfds_shard_is_noticed(tmp_path):
+    records = [(tfds_directory.png(np.zeros((4, 4, 3), np.uint8)), 0)] * 6
+    where = tfds_directory.write(tmp_path, "toy", {"train": records}, ["x"])
+    shards = sorted(where.glob("*array_record*"))
+    tfds_directory.write(tmp_path / "other", "toy", {"train": records[:2]}, ["x"])
+    smaller = sorted((tmp_path / "other").rglob("*array_record*"))
+    shards[0].write_bytes(smaller[0].read_bytes())
+    with pytest.raises(UserError, match=r"00000-of-00002 should hold 3 examples and holds 1"):
+        data.open_source("tfds:toy", data_dir=str(tmp_path))
+    shards[0].write_bytes(shards[1].read_bytes()[:50])
+    with pytest.raises(UserError, match=r"00000-of-00002 cannot be read"):
+        data.open_source("tfds:toy", data_dir=str(tmp_path))
+
+
+# --- Hugging Face -------------------------------------------------------------------------------
+
+
+def test_hugging_face_directory(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    images = [PIL.Image.new("RGB", (9, 8), (i, i, i)) for i in range(6)]
+    features = datasets.Features(
+        {"img": datasets.Image(), "fine": datasets.ClassLabel(names=["p", "q"])}
+    )
+    table = datasets.Dataset.from_dict(
+        {"img": images, "fine": [i % 2 for i in range(6)]}, features=features
+    )
+    datasets.DatasetDict({"train": table, "test": table.select(range(2))}).save_to_disk(
+        str(tmp_path / "set")
+    )
+    spec = f"hf:{tmp_path}/set"
+    source = data.open_source(f"{spec}[train]")
+    assert source.class_names == ("p", "q") and len(source) == 6
+    record = source[3]
+    assert record["label"] == 1
+    np.testing.assert_array_equal(data.decode(record["image"], "a"), np.full((8, 9, 3), 3))
+    assert data.default_splits(spec) == (f"{spec}[train]", f"{spec}[test]")
+
+
+def test_hugging_face_without_labels(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"]})}).save_to_disk(
+        str(tmp_path / "set")
+    )
+    with pytest.raises(UserError, match=r"needs an image column .* it has text \(Value\)"):
+        data.open_source(f"hf:{tmp_path}/set")

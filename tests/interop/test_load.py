@@ -1,0 +1,125 @@
+"""The Python API: saving and loading, adapting on the way, and one clear line for what is wrong."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax
+from vit_jax import models
+from vit_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = vit_jax.create_model(
+        "debug", num_classes=3, labels=("a", "b", "c"),
+        preprocessing=(("name", "resize_center_crop"), ("resize", 40)),
+    )  # fmt: skip
+    params = models.get_params(made)
+    params["head/kernel"] = jax.random.normal(jax.random.key(0), params["head/kernel"].shape)
+    return models.set_params(made, params)
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    vit_jax.save_model(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("where", ["model", "."])
+def test_save_and_load_keeps_everything(model, saved, where):
+    """An exported directory, and a workdir that holds one."""
+    again = vit_jax.load_model(saved.parent / where)
+    assert again.config == model.config
+    assert again.labels == ("a", "b", "c")
+    assert again.preprocessing == {"name": "resize_center_crop", "resize": 40}
+    x = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
+    np.testing.assert_array_equal(again(x), model(x))
+    vit_jax.save_model(again, saved.parent / "copy")
+    for name in ("model.safetensors", "config.json"):
+        assert (saved / name).read_bytes() == (saved.parent / "copy" / name).read_bytes()
+
+
+def test_another_resolution_and_other_classes(saved, capsys):
+    other = vit_jax.load_model(saved, image_size=(48, 32), num_classes=7)
+    assert other.image_size == (48, 32) and other.labels == ()
+    assert other(jnp.zeros((1, 48, 32, 3))).shape == (1, 7)
+    out = capsys.readouterr().out
+    assert "adapted head: 3 classes -> 7" in out and "grid (4, 4) -> (6, 4)" in out
+
+
+def test_resnets_too(tmp_path):
+    tiny = vit_jax.create_model(
+        "R50x1", depths=(1, 1, 1, 1), width_factor=0.5, num_classes=2, image_size=64
+    )
+    vit_jax.save_model(tiny, tmp_path)
+    again = vit_jax.load_model(tmp_path)
+    assert again.config == tiny.config and again.num_params == tiny.num_params
+
+
+def corrupt_weights(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def remove_weights(directory):
+    (directory / "model.safetensors").unlink()
+
+
+def change(**values):
+    def apply(directory):
+        file = directory / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return apply
+
+
+def drop(key):
+    def apply(directory):
+        file = directory / "config.json"
+        values = json.loads(file.read_text())
+        del values[key]
+        file.write_text(json.dumps(values))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (corrupt_weights, r"model\.safetensors is damaged"),
+        (remove_weights, r"model\.safetensors does not exist; the export did not finish"),
+        (change(num_layers=3), r"16 missing|12 missing \(blocks/2/"),
+        (change(num_layers=1), r"unexpected \(blocks/1/"),
+        (change(mlp_dim=64), r"has shape .* but debug needs"),
+        (change(hiden=1), "unknown setting 'hiden'"),
+        (change(family="cnn"), "family 'cnn' is none of vit, resnet"),
+        (drop("mlp_dim"), "the setting 'mlp_dim' is missing"),
+    ],
+)
+def test_damaged_directories(saved, damage, message):
+    damage(saved)
+    with pytest.raises(UserError, match=message) as error:
+        vit_jax.load_model(saved)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_checkpoint(saved, tmp_path):
+    with pytest.raises(UserError, match="There is no checkpoint at"):
+        vit_jax.load_model(tmp_path / "nothing")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="a run that has not finished"):
+        vit_jax.load_model(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "photo.jpg").write_text("")
+    with pytest.raises(UserError, match=r"is no checkpoint: .* it holds photo\.jpg"):
+        vit_jax.load_model(tmp_path / "run")
+    (tmp_path / "w.pt").write_text("")
+    with pytest.raises(UserError, match=r"w\.pt is no checkpoint"):
+        vit_jax.load_model(tmp_path / "w.pt")
+    with pytest.raises(UserError, match="holds a debug, not a B/16"):
+        vit_jax.load_model(saved, variant="B/16")

@@ -92,8 +92,8 @@ def test_dropout_places(rate, calls, monkeypatch):
         return x
 
     monkeypatch.setattr(vit, "dropout", count)
-    config, params, apply = make(dropout_rate=rate)
-    apply(params, images(config), key=KEY)
+    config, params, _ = make(dropout_rate=rate)
+    models.as_functions(config)[1](params, images(config), key=KEY)  # traced with the count
     assert len(seen) == calls
     if calls:
         assert seen[0] == (2, 17, 64) and seen.count((2, 17, 128)) == config.num_layers

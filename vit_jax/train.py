@@ -63,10 +63,13 @@ def train(
     """
     workdir = Path(workdir).expanduser().resolve()
     configuration.check_keys(config)
-    claim_workdir(workdir, config, allow_config_change)
+    check_workdir(workdir, config, allow_config_change)
+    whole = config
     if config.pretrain is not None:
-        train(config.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config = config.copy_and_resolve_references()
+        config.pretrain = None
+        prepare(config)  # a mistake in this stage is said before the first one runs
+        train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     finished = finished_metrics(workdir)
     if finished is not None:
@@ -75,30 +78,41 @@ def train(
     setup = prepare(config)
     preflight.show_plan(setup)
     compiled = preflight.compile_train_step(setup)
+    write_config(workdir, whole)
     return loop(setup, compiled, workdir)
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
-    """Writes `config.json`, or compares with the one that is there."""
+def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
+    """Raises UserError if `workdir` holds another run; changes nothing."""
     file = workdir / "config.json"
-    text = configuration.to_json(config)
-    if file.exists():
-        changed = configuration.differences(json.loads(file.read_text()), json.loads(text))
-        if changed and not allow_change:
-            key, (old, new) = next(iter(changed.items()))
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    if not file.exists():
+        if any((workdir / name).exists() for name in ("checkpoints", "model")):
             raise UserError(
-                f"{workdir} holds a run with another configuration: {key} is {old!r} there and "
-                f"{new!r} here{more}. Use another --workdir, or --allow_config_change."
+                f"{workdir} holds checkpoints but no config.json; use another --workdir."
             )
-    elif workdir.is_dir() and any((workdir / name).exists() for name in ("checkpoints", "model")):
-        raise UserError(f"{workdir} holds checkpoints but no config.json; use another --workdir.")
+        return
+    try:
+        there = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); use another --workdir.") from error
+    changed = configuration.differences(there, json.loads(configuration.to_json(config)))
+    if changed and not allow_change:
+        key, (old, new) = next(iter(changed.items()))
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise UserError(
+            f"{workdir} holds a run with another configuration: {key} is {old!r} there and "
+            f"{new!r} here{more}. Use another --workdir, or --allow_config_change."
+        )
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes `WORKDIR/config.json`, when all that can be checked is checked."""
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             partial = workdir / "config.json.partial"
-            partial.write_text(text)
-            os.replace(partial, file)
+            partial.write_text(configuration.to_json(config))
+            os.replace(partial, workdir / "config.json")
         except OSError as error:
             raise UserError(f"Cannot write to {workdir}: {error.strerror}.") from error
 

@@ -1,0 +1,55 @@
+"""Every command of the README and the guides is one that exists, with flags that it has."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from absl import flags as absl_flags
+
+from vit_jax.cli import COMMANDS, options
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands():
+    """(page, command line) of every `vit-jax ...` line in a code block."""
+    for page in PAGES:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                match = re.search(r"(?:^|&& |\| |time )(vit-jax [^|&>#]*)", line)
+                if match:
+                    yield page.relative_to(ROOT), match[1].strip()
+
+
+FOUND = sorted(set(commands()), key=str)
+
+
+def test_there_are_commands():
+    assert len(FOUND) >= 4
+
+
+@pytest.mark.parametrize("page, line", FOUND, ids=lambda value: str(value)[:60])
+def test_a_documented_command_is_real(page, line):
+    _, name, *words = shlex.split(line)
+    if name in ("--help", "--version"):
+        return
+    assert name in COMMANDS, f"{page}: vit-jax {name} does not exist"
+    command = importlib.import_module(f"vit_jax.cli.{name}")
+    flags = absl_flags.FlagValues()
+    command.define(flags)
+    if words == ["--help"]:
+        return
+    flags([name, *(options.rewrite_overrides(words) if "set" in flags else words)])
+    if "config" in flags and flags.config:
+        config = options.read_config(flags)
+        assert config.total_steps or config.total_epochs
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"

@@ -1,5 +1,7 @@
 """Every shipped configuration: its hyper-parameters are the paper's, and one step of it traces."""
 
+import runpy
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -166,6 +168,66 @@ def test_small_configs(file):
     for stage in (c, c.pretrain) if c.pretrain is not None else (c,):
         configuration.check_keys(stage)
         trace_one_step(train.prepare(stage))
+
+
+ABLATIONS = runpy.run_path("configs/ablation.py")["ROWS"]
+
+
+TRACED_ABLATIONS = (
+    "table7/R50x1-sgd",
+    "table8/relative",
+    "fig8/patch-56",
+    "fig9/gap-3e-4",
+    "fig13/Axial-B/32",
+    "fig13/Axial-R50x1",
+)
+
+
+@pytest.mark.parametrize("row", ABLATIONS)
+def test_ablations(row, setup_of):
+    """Every row of Tables 7 and 8 and Figures 8, 9 and 13 is a model that can be trained."""
+    c = configuration.load(f"configs/ablation.py:{row}")
+    setup = setup_of(c)
+    for key, value in ABLATIONS[row].items():
+        if key not in ("sgd", "linear_head", "learning_rate", "variant"):
+            found = getattr(setup.model, key)
+            assert value in (found, found[0] if isinstance(found, tuple) else None)
+    assert setup.model.variant == ABLATIONS[row]["variant"]
+    assert c.schedule.learning_rate == ABLATIONS[row].get("learning_rate", c.schedule.learning_rate)
+    if row in TRACED_ABLATIONS:
+        trace_one_step(setup)
+
+
+def test_table_7_sgd_is_bit():
+    c = configuration.load("configs/ablation.py:table7/R152x2-sgd")
+    assert c.optimizer.to_dict() == {
+        "name": "sgd", "weight_decay": 1e-4, "accumulator_dtype": "float32"
+    }  # fmt: skip
+    assert c.schedule.learning_rate == pytest.approx(0.48)
+    edges = [round(40 * percent / 100, 9) for percent in c.schedule.boundaries_percent]
+    assert edges == [10, 23, 30, 37]
+    adam = configuration.load("configs/ablation.py:table7/R152x2-adam")
+    assert (adam.optimizer.name, adam.schedule.learning_rate) == ("adam", 6e-4)
+
+
+# size class: steps, warm-up, where the rate is divided by ten, mixup
+@pytest.mark.parametrize(
+    "argument, rule, size",
+    [
+        ("R50x1,tfds:oxford_iiit_pet", (500, 100, [200, 300, 400], 0.0), 384),
+        ("R50x1,tfds:cifar10", (10_000, 500, [3000, 6000, 9000], 0.1), 128),
+        ("R152x4,tfds:imagenet2012", (20_000, 500, [6000, 12_000, 18_000], 0.1), 384),
+        ("R50x1,folder:/x,0,30000", (10_000, 500, [3000, 6000, 9000], 0.1), 384),
+    ],
+)
+def test_bit_hyperrule(argument, rule, size):
+    c = configuration.load(f"configs/bit_hyperrule.py:{argument}")
+    configuration.check_keys(c)
+    steps, warmup, edges, mixup = rule
+    assert (c.total_steps, c.schedule.warmup_steps, c.mixup_alpha) == (steps, warmup, mixup)
+    assert [round(steps * p / 100) for p in c.schedule.boundaries_percent] == edges
+    assert (c.model.image_size, c.batch_size, c.schedule.learning_rate) == (size, 512, 0.003)
+    assert c.augment.resize == {128: 160, 384: 448}[size]
 
 
 def test_own_data_takes_the_row_of_small_sets():

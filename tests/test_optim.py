@@ -67,9 +67,8 @@ def test_sgd_momentum_is_not_nesterov_and_its_buffer_is_bfloat16():
     ],
 )
 def test_schedules(decay, step, expected):
-    schedule = optim.learning_rate_schedule(
-        decay, 1.0, total_steps=110, warmup_steps=10, final_learning_rate=1e-2
-    )
+    final = 1e-2 if decay == "linear" else 0.0
+    schedule = optim.learning_rate_schedule(decay, 1.0, 110, 10, final)
     assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
 
 
@@ -95,3 +94,19 @@ def test_polyak_average_rises_to_its_decay():
 def test_bad_input(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_staircase_divides_by_ten():
+    rate = optim.learning_rate_schedule("staircase", 1.0, 500, 100, 0.0, (40, 60, 80))
+    found = [float(rate(step)) for step in (0, 50, 100, 199, 200, 299, 300, 399, 400, 499)]
+    expected = [0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_settings_of_another_decay_are_refused():
+    with pytest.raises(UserError, match="belongs to decay='staircase'"):
+        optim.learning_rate_schedule("cosine", 1.0, 500, 0, 0.0, (40,))
+    with pytest.raises(UserError, match="belongs to decay='staircase'"):
+        optim.learning_rate_schedule("staircase", 1.0, 500)
+    with pytest.raises(UserError, match="a setting of decay='linear'"):
+        optim.learning_rate_schedule("cosine", 1.0, 500, 0, 1e-5)

@@ -155,3 +155,26 @@ def test_evaluation_step_ranks():
     np.testing.assert_array_equal(results["correct"], [True, False])
     np.testing.assert_array_equal(results["top5"], [True, False])
     np.testing.assert_array_equal(results["prediction"], [1, 0])
+
+
+def test_mixup_by_hand():
+    images = jnp.arange(4.0).reshape(4, 1, 1, 1) * jnp.ones((4, 2, 2, 3))
+    targets = jax.nn.one_hot(jnp.arange(4), 4)
+    mixed, mixed_targets = steps.mixup(images, targets, 0.5, jax.random.key(5))
+    share = float(mixed_targets[0, 0])
+    assert 0 < share < 1
+    np.testing.assert_allclose(
+        mixed[:, 0, 0, 0],
+        [3 * (1 - share), share + 2 * (1 - share), 2 * share + 1 - share, 3 * share],
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(mixed_targets.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(mixed_targets[1], [0, share, 1 - share, 0], rtol=1e-5)
+
+
+def test_mixup_shares_follow_beta():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    x = jnp.zeros((2, 1, 1, 1))
+    share = jax.vmap(lambda key: steps.mixup(x, jnp.eye(2), 0.1, key)[1][0, 0])(keys)
+    assert float(share.mean()) == pytest.approx(0.5, abs=0.04)
+    assert float(((share < 0.01) | (share > 0.99)).mean()) > 0.6  # Beta(0.1, 0.1) is at the ends

@@ -93,10 +93,12 @@ def default() -> ConfigDict:
     c.optimizer = ConfigDict({"name": "sgd"})  # and its options, see optim.py
     c.schedule = ConfigDict({"decay": "cosine", "learning_rate": 0.03})
     c.schedule.final_learning_rate = 0.0
+    c.schedule.boundaries_percent = ()  # of a staircase
     c.schedule.warmup_steps = placeholder(int)
     c.schedule.warmup_epochs = placeholder(float)
     c.schedule.warmup_percent = placeholder(float)
     c.gradient_clip_norm = placeholder(float)
+    c.mixup_alpha = 0.0  # mixes pairs of images by Beta(alpha, alpha); 0: off
     c.polyak_decay = placeholder(float)
     c.max_skipped_steps = 20  # abort after so many non-finite gradients in a row
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import optax
 
 from vit_jax.errors import UserError, nearest
 
-DECAYS = ("linear", "cosine", "constant")
+DECAYS = ("linear", "cosine", "staircase", "constant")
 DECAYED = ("all", "kernels")
 
 
@@ -19,11 +19,13 @@ def learning_rate_schedule(
     total_steps: int,
     warmup_steps: int = 0,
     final_learning_rate: float = 0.0,
+    boundaries_percent: Sequence[float] = (),
 ) -> Callable:
-    """step -> learning rate: linear warm-up times a linear or cosine decay to the final value.
+    """step -> learning rate: linear warm-up times a decay.
 
     With progress p = clip((t - w) / (T - w), 0, 1): linear is end + (base - end)(1 - p), cosine is
-    base (1 + cos(pi p)) / 2; both are multiplied by min(1, t / w).
+    base (1 + cos(pi p)) / 2; both are multiplied by min(1, t / w). A staircase, as in BiT, divides
+    by 10 at each of `boundaries_percent` of the run.
 
     Raises:
       UserError: an unknown decay, or a warm-up that is not shorter than the run.
@@ -33,6 +35,17 @@ def learning_rate_schedule(
             f"config.schedule.decay={decay!r} does not exist; "
             f"there are {', '.join(DECAYS)}.{nearest(decay, DECAYS)}"
         )
+    if final_learning_rate and decay != "linear":
+        raise UserError(
+            f"config.schedule.final_learning_rate is a setting of decay='linear'; {decay!r} does "
+            "not read it."
+        )
+    if bool(len(boundaries_percent)) != (decay == "staircase"):
+        raise UserError(
+            "config.schedule.boundaries_percent belongs to decay='staircase', e.g. (40, 60, 80); "
+            f"decay is {decay!r} and boundaries_percent {tuple(boundaries_percent)}."
+        )
+    edges = [round(total_steps * percent / 100) for percent in boundaries_percent]
     if not 0 <= warmup_steps < max(total_steps, 1):
         raise UserError(
             f"config.schedule: warm-up of {warmup_steps} steps does not fit a run of {total_steps} "
@@ -46,6 +59,9 @@ def learning_rate_schedule(
             rate = final_learning_rate + (learning_rate - final_learning_rate) * (1.0 - progress)
         elif decay == "cosine":
             rate = learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        elif decay == "staircase":
+            passed = jnp.searchsorted(jnp.asarray(edges, jnp.float32), t, side="right")
+            rate = learning_rate * jnp.power(0.1, passed)
         else:
             rate = jnp.full_like(t, learning_rate)
         return rate * jnp.minimum(1.0, t / warmup_steps) if warmup_steps else rate

@@ -152,6 +152,7 @@ def prepare(config: ConfigDict) -> Setup:
         total_steps,
         warmup_steps,
         config.schedule.final_learning_rate,
+        config.schedule.boundaries_percent,
     )
     optimizer = configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
     loss = loss_function(config)
@@ -183,6 +184,7 @@ def prepare(config: ConfigDict) -> Setup:
             seed=config.seed,
             gradient_clip_norm=config.gradient_clip_norm,
             polyak_decay=config.polyak_decay,
+            mixup_alpha=config.mixup_alpha,
             accumulation_steps=config.accumulation_steps,
         ),
         eval_step=steps.make_eval_step(apply, loss=loss, num_classes=model.num_classes),
@@ -244,6 +246,11 @@ def model_config(config: ConfigDict, source: Any) -> models.ModelConfig:
         raise UserError(
             f"config.model.num_classes={classes} is less than the {source.num_classes} classes "
             f"of {source.spec}; leave it out to take them from the data."
+        )
+    if overrides.get("channels", 3) != 3:
+        raise UserError(
+            f"config.model.channels={overrides['channels']}: data sets are read as RGB, so a model "
+            "that is trained on them has 3 channels."
         )
     labels = tuple(source.class_names) if classes == source.num_classes else ()
     return models.get_config(

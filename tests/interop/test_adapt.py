@@ -208,3 +208,39 @@ def test_retarget_keeps_what_is_not_named():
     assert adapt.retarget(config, num_classes=2, image_size=None) == config
     other = adapt.retarget(config, num_classes=3)
     assert (other.labels, other.representation_size, other.dropout_rate) == ((), None, 0.1)
+
+
+# input channels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6, 13])
+def test_resampled_channels_answer_grey_images_alike(channels):
+    kernel = golden_weights.draw("kernel", (4, 4, 3, 8))
+    found = adapt.resample_channels(kernel, channels)
+    assert found.shape == (4, 4, channels, 8) and found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=2), kernel.sum(axis=2), atol=1e-5)
+
+
+def test_one_channel_is_the_sum_of_three():
+    kernel = golden_weights.draw("kernel", (2, 2, 3, 5))
+    np.testing.assert_allclose(
+        adapt.resample_channels(kernel, 1)[:, :, 0], kernel.sum(axis=2), atol=1e-6
+    )
+    np.testing.assert_allclose(adapt.resample_channels(kernel, 3), kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "variant, settings, path",
+    [
+        ("debug", {}, "patch_embedding/kernel"),
+        ("R+Ti/16", {"image_size": 64, "num_layers": 1}, "stem/conv_root/kernel"),
+        ("R50x1", {"depths": (1, 1), "width_factor": 0.5, "image_size": 64}, "conv_root/kernel"),
+    ],
+)
+def test_channels_are_resampled_where_pixels_enter(variant, settings, path):
+    config = models.get_config(variant, **settings)
+    params = random_params(config)
+    adapted, notes = adapt.adapt(config, params, adapt.retarget(config, channels=1))
+    assert notes == [f"{path}: 3 input channels -> 1, equal on grey"]
+    changed = [name for name in params if not np.array_equal(params[name], adapted[name])]
+    assert changed == [path]

@@ -97,7 +97,7 @@ def drop(key):
         (change(num_layers=1), r"unexpected \(blocks/1/"),
         (change(mlp_dim=64), r"has shape .* but debug needs"),
         (change(hiden=1), "unknown setting 'hiden'"),
-        (change(family="cnn"), "family 'cnn' is none of vit, resnet"),
+        (change(family="cnn"), "family 'cnn' is none of vit, axial, resnet"),
         (drop("mlp_dim"), "the setting 'mlp_dim' is missing"),
     ],
 )

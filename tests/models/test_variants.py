@@ -93,7 +93,7 @@ def test_names_and_shapes_never_change(variant):
 
 @pytest.mark.parametrize(
     "variant, hint",
-    [("B/61", "B/16"), ("b/16", "B/16"), ("R152-x4", "R152x4")],
+    [("B/61", "B/16"), ("b/16", "B/16"), ("R152-x4", "R152x4"), ("Axial-B/61", "Axial-B/16")],
 )
 def test_unknown_variants_name_the_nearest(variant, hint):
     with pytest.raises(UserError, match=f"Did you mean '{hint}'"):

@@ -64,6 +64,26 @@ def _interpolation(old: int, new: int) -> np.ndarray:
     return matrix
 
 
+#: Where pixels enter: the patch embedding, a hybrid's stem, a ResNet's root.
+FIRST_KERNELS = ("patch_embedding/kernel", "stem/conv_root/kernel", "conv_root/kernel")
+
+
+def resample_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A first kernel (h, w, c, d) for another number of input channels.
+
+    Channels repeat in their order, scaled so that an image with equal channels is embedded as
+    before: one channel is the sum of all.
+    """
+    kernel = np.asarray(kernel, np.float32)
+    c = kernel.shape[2]
+    repeated = kernel[:, :, np.arange(channels) % c]
+    if channels < c:
+        repeated = np.broadcast_to(kernel.mean(axis=2, keepdims=True), repeated.shape)
+    total = kernel.sum(axis=2, keepdims=True)
+    # Exact for grey images, however the repeats fall.
+    return repeated + (total - repeated.sum(axis=2, keepdims=True)) / channels
+
+
 def is_zero_head(params: Mapping[str, np.ndarray]) -> bool:
     """Whether the classifier is untrained: its kernel is all zeros."""
     return not np.any(np.asarray(params["head/kernel"]))
@@ -118,6 +138,11 @@ def adapt(
             adapted[path] = (matrix @ np.asarray(params[path], np.float64)).astype(np.float32)
             if len(matrix) != len(params[path]):
                 notes.append(f"{path}: {len(params[path])} -> {len(matrix)} positions, linear")
+        elif path in FIRST_KERNELS and params[path].shape[2] != leaf.shape[2]:
+            adapted[path] = resample_channels(params[path], leaf.shape[2])
+            notes.append(
+                f"{path}: {config.channels} input channels -> {target.channels}, equal on grey"
+            )
         else:
             adapted[path] = np.asarray(params[path], np.float32)
         if adapted[path].shape != leaf.shape:

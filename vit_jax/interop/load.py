@@ -32,6 +32,7 @@ def load_model(
     variant: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
+    channels: int | None = None,
 ) -> nnx.Module:
     """Loads a model from a run's workdir, an exported directory, or an official `.npz`.
 
@@ -39,12 +40,15 @@ def load_model(
       variant: needed only where the weights do not tell; None finds it and says what it found.
       image_size: another resolution; position embeddings are interpolated.
       num_classes: another number of classes; the head starts from zero.
+      channels: another number of input channels; the first kernel is resampled.
 
     Raises:
       UserError: no such path, none of the formats, or damaged weights.
     """
     config, params = read(source, variant=variant)
-    target = adapt.retarget(config, image_size=image_size, num_classes=num_classes)
+    target = adapt.retarget(
+        config, image_size=image_size, num_classes=num_classes, channels=channels
+    )
     if target != config:
         params, notes = adapt.adapt(config, params, target)
         for note in notes:

@@ -17,7 +17,11 @@ from vit_jax import models
 from vit_jax.errors import UserError, nearest
 
 FORMAT = "vit_jax"
-FAMILIES = {"vit": models.ViTConfig, "resnet": models.ResNetConfig}
+FAMILIES = {
+    "vit": models.ViTConfig,
+    "axial": models.AxialConfig,
+    "resnet": models.ResNetConfig,
+}
 
 
 def config_to_json(config: models.ModelConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from vit_jax.models.axial import AxialConfig, AxialTransformer
 from vit_jax.models.layers import Keys
 from vit_jax.models.resnet import ResNet, ResNetConfig
 from vit_jax.models.variants import VARIANTS, ModelConfig, get_config
@@ -20,6 +21,8 @@ from vit_jax.models.vit import VisionTransformer, ViTConfig
 
 __all__ = [
     "VARIANTS",
+    "AxialConfig",
+    "AxialTransformer",
     "ModelConfig",
     "Params",
     "ResNet",
@@ -37,7 +40,11 @@ __all__ = [
 
 #: {path: array}, on the host or on devices.
 Params = dict[str, Any]
-CLASSES = {ViTConfig: VisionTransformer, ResNetConfig: ResNet}
+CLASSES = {
+    ViTConfig: VisionTransformer,
+    AxialConfig: AxialTransformer,
+    ResNetConfig: ResNet,
+}
 
 
 def construct(config: ModelConfig, key: jax.Array) -> nnx.Module:

@@ -7,6 +7,7 @@ norm, ReLU, as the released hybrids); BiT is v2 (norm and ReLU come first, arXiv
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -90,22 +91,18 @@ def max_pool(x: Array, *, padding: str | list[tuple[int, int]]) -> Array:
 class StemUnit(nnx.Module):
     """A v1 bottleneck: three times convolution and norm; ReLU after the sum."""
 
-    def __init__(self, in_features: int, middle: int, stride: int, *, epsilon, dtype, keys: Keys):
+    def __init__(self, in_features: int, middle: int, stride: int, *, conv, epsilon, dtype):
         out = middle * EXPANSION
-
-        def conv(a: int, b: int, size: int, step: int = 1) -> StdConv:
-            return StdConv(
-                a, b, size, stride=step, style="std", epsilon=1e-5, dtype=dtype, keys=keys
-            )
 
         def norm(features: int, scale: float = 1.0) -> GroupNorm:
             return GroupNorm(features, epsilon=epsilon, dtype=dtype, scale=scale)
 
         self.projects = stride != 1 or in_features != out
         if self.projects:
-            self.conv_proj, self.norm_proj = conv(in_features, out, 1, stride), norm(out)
+            self.conv_proj = conv(in_features, out, 1, stride=stride)
+            self.norm_proj = norm(out)
         self.conv1, self.norm1 = conv(in_features, middle, 1), norm(middle)
-        self.conv2, self.norm2 = conv(middle, middle, 3, stride), norm(middle)
+        self.conv2, self.norm2 = conv(middle, middle, 3, stride=stride), norm(middle)
         self.conv3, self.norm3 = conv(middle, out, 1), norm(out, scale=0.0)
 
     def __call__(self, x: Array) -> Array:
@@ -128,13 +125,16 @@ class HybridStem(nnx.Module):
         width_factor: float = 1.0,
         channels: int = 3,
         group_norm_epsilon: float = 1e-6,
+        standardisation: str = "std",
+        standardisation_epsilon: float = 1e-5,
         dtype=jnp.float32,
         keys: Keys,
     ):
-        width = int(64 * width_factor)
-        self.conv_root = StdConv(
-            channels, width, 7, stride=2, style="std", epsilon=1e-5, dtype=dtype, keys=keys
+        conv = functools.partial(
+            StdConv, style=standardisation, epsilon=standardisation_epsilon, dtype=dtype, keys=keys
         )
+        width = int(64 * width_factor)
+        self.conv_root = conv(channels, width, 7, stride=2)
         self.norm_root = GroupNorm(width, epsilon=group_norm_epsilon, dtype=dtype)
         stages, features = [], width
         for stage, depth in enumerate(depths):
@@ -144,7 +144,7 @@ class HybridStem(nnx.Module):
                 middle = width * 2**stage
                 units.append(
                     StemUnit(
-                        features, middle, stride, epsilon=group_norm_epsilon, dtype=dtype, keys=keys
+                        features, middle, stride, conv=conv, epsilon=group_norm_epsilon, dtype=dtype
                     )
                 )
                 features = middle * EXPANSION
@@ -171,6 +171,8 @@ class ResNetConfig:
     """The shape of one BiT ResNet. `width_factor` multiplies every hidden width.
 
     The epsilons and `standardisation` are BiT's; weights of other families may have others.
+    `axial_heads`: with a number, row and column attention stand in for the 3x3 convolutions of the
+    bottlenecks (Axial-ResNet, Appendix D.6); None is the plain ResNet.
     """
 
     variant: str
@@ -183,6 +185,7 @@ class ResNetConfig:
     group_norm_epsilon: float = 1e-5
     standardisation: str = "var"
     standardisation_epsilon: float = 1e-10
+    axial_heads: int | None = None
     remat: bool = False
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
@@ -191,6 +194,11 @@ class ResNetConfig:
     def __post_init__(self):
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
+        if self.axial_heads and int(64 * self.width_factor) % self.axial_heads:
+            raise UserError(
+                f"{self.variant}: width {int(64 * self.width_factor)} does not divide into "
+                f"{self.axial_heads} heads; set model.axial_heads to 4 or 8."
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -207,7 +215,14 @@ class Unit(nnx.Module):
     """A v2 bottleneck: norm and ReLU before each convolution; the stride is on the 3x3."""
 
     def __init__(
-        self, config: ResNetConfig, in_features: int, middle: int, stride: int, *, keys: Keys
+        self,
+        config: ResNetConfig,
+        in_features: int,
+        middle: int,
+        stride: int,
+        grid: tuple[int, int],
+        *,
+        keys: Keys,
     ):
         out = middle * EXPANSION
 
@@ -218,7 +233,12 @@ class Unit(nnx.Module):
         if self.projects:
             self.conv_proj = conv(in_features, out, 1, stride)
         self.norm1, self.conv1 = _bit_norm(config, in_features), conv(in_features, middle, 1)
-        self.norm2, self.conv2 = _bit_norm(config, middle), conv(middle, middle, 3, stride)
+        self.norm2 = _bit_norm(config, middle)
+        self.conv2: nnx.Module = (
+            AxialConv(config, middle, stride, grid, keys=keys)
+            if config.axial_heads
+            else conv(middle, middle, 3, stride)
+        )
         self.norm3, self.conv3 = _bit_norm(config, middle), conv(middle, out, 1)
 
     def __call__(self, x: Array) -> Array:
@@ -227,6 +247,70 @@ class Unit(nnx.Module):
         y = self.conv1(y)
         y = self.conv2(jax.nn.relu(self.norm2(y)))
         return residual + self.conv3(jax.nn.relu(self.norm3(y)))
+
+
+def half(size: tuple[int, int]) -> tuple[int, int]:
+    """The size after a stride of 2, rounded up."""
+    return -(-size[0] // 2), -(-size[1] // 2)
+
+
+class AxialConv(nnx.Module):
+    """What stands in for a 3x3 convolution: attention down columns, then along rows, then a stride.
+
+    (b, h, w, c) to (b, h / stride, w / stride, c); the stride averages 2x2 pixels.
+    """
+
+    def __init__(
+        self,
+        config: ResNetConfig,
+        features: int,
+        stride: int,
+        grid: tuple[int, int],
+        *,
+        keys: Keys,
+    ):
+        heads, dtype = config.axial_heads or 1, config.compute_dtype
+        self.column = RelativeAttention(features, heads, grid[0], dtype=dtype, keys=keys)
+        self.row = RelativeAttention(features, heads, grid[1], dtype=dtype, keys=keys)
+        self.stride = stride
+
+    def __call__(self, x: Array) -> Array:
+        x = self.column(x.swapaxes(1, 2)).swapaxes(1, 2)
+        x = self.row(x)
+        if self.stride == 1:
+            return x
+        pooled = nnx.avg_pool(
+            x, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False
+        )
+        return pooled.astype(x.dtype)
+
+
+class RelativeAttention(nnx.Module):
+    """Position-sensitive attention over the last spatial axis: (b, m, n, c) to the same.
+
+    Queries, keys and values each see a learned embedding of the offset (arXiv 2003.07853), of which
+    the heads share one: logit = (q k + q r_q + k r_k) / sqrt(e), output = sum of w (v + r_v).
+    """
+
+    def __init__(self, features: int, heads: int, length: int, *, dtype, keys: Keys):
+        e = features // heads
+        self.qkv = Dense(features, (3, heads, e), batch_axes=1, dtype=dtype, keys=keys)
+        self.relative = nnx.Param(
+            initializers.normal(stddev=e**-0.5)(keys(), (3, 2 * length - 1, e), jnp.float32)
+        )
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        q, k, v = jnp.moveaxis(self.qkv(x), (3, 4), (0, 2))  # three of (b, h, m, n, e)
+        n, e = q.shape[-2:]
+        offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
+        r_q, r_k, r_v = self.relative[...].astype(self.dtype)[:, offsets]  # three of (n, n, e)
+        dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        logits = dot("bhmqe,bhmke->bhmqk", q, k)
+        logits += dot("bhmqe,qke->bhmqk", q, r_q) + dot("bhmke,qke->bhmqk", k, r_k)
+        weights = jax.nn.softmax(logits / e**0.5, axis=-1).astype(self.dtype)
+        y = dot("bhmqk,bhmke->bhmqe", weights, v) + dot("bhmqk,qke->bhmqe", weights, r_v)
+        return jnp.moveaxis(y, 1, 3).reshape(x.shape).astype(self.dtype)
 
 
 def _bit_conv(config, in_features, features, size, stride, keys) -> StdConv:
@@ -255,13 +339,15 @@ class ResNet(nnx.Module):
         width = int(64 * config.width_factor)
         self.conv_root = _bit_conv(config, config.channels, width, 7, 2, keys)
         stages, features = [], width
+        grid = half(half(config.image_size))
         for stage, depth in enumerate(config.depths):
             units = []
             for unit in range(depth):
                 middle = width * 2**stage
                 stride = 2 if stage and not unit else 1
-                units.append(Unit(config, features, middle, stride, keys=keys))
+                units.append(Unit(config, features, middle, stride, grid, keys=keys))
                 features = middle * EXPANSION
+                grid = half(grid) if stride == 2 else grid
             stages.append(nnx.List(units))
         self.stages = nnx.List(stages)
         self.norm = _bit_norm(config, features)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax.errors import UserError, nearest
+from vit_jax.models.axial import AxialConfig
 from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit import ViTConfig
 
@@ -57,6 +58,9 @@ RESNET_ROWS: dict[str, tuple[tuple[int, ...], float]] = {
     "R200x3": ((3, 24, 36, 3), 3),
 }
 
+#: Appendix D.6: the size and the patch size are in the name.
+AXIAL_ROWS = ("Axial-B/32", "Axial-B/16")
+
 ModelConfig = ViTConfig | ResNetConfig
 
 
@@ -67,6 +71,16 @@ def _vit(name: str) -> ViTConfig:
     return ViTConfig(name, patch_size=(patch, patch), stem_depths=stem, **SIZES[size], **shape)
 
 
+def _axial(name: str) -> ViTConfig:
+    size, patch = name.removeprefix("Axial-").split("/")
+    return AxialConfig(name, patch_size=(int(patch), int(patch)), **SIZES[size])
+
+
+def _axial_resnet(name: str) -> ResNetConfig:
+    depths, width = RESNET_ROWS[name.removeprefix("Axial-")]
+    return ResNetConfig(name, depths=depths, width_factor=width, axial_heads=8)
+
+
 def _resnet(name: str) -> ResNetConfig:
     depths, width = RESNET_ROWS[name]
     return ResNetConfig(name, depths=depths, width_factor=width)
@@ -75,6 +89,8 @@ def _resnet(name: str) -> ResNetConfig:
 VARIANTS: dict[str, Callable[[str], ModelConfig]] = {
     **dict.fromkeys(VIT_ROWS, _vit),
     **dict.fromkeys(RESNET_ROWS, _resnet),
+    **dict.fromkeys(AXIAL_ROWS, _axial),
+    "Axial-R50x1": _axial_resnet,
 }
 
 

@@ -37,7 +37,8 @@ class ViTConfig:
     """The shape of one Vision Transformer: a row of Table 1 plus what the ablations vary.
 
     `stem_depths`: None, or the stages of a ResNet stem (hybrids, section 3.1); the patches are then
-    cut from its feature map. `representation_size` is the hidden layer of the pre-training head
+    cut from its feature map. Its epsilons are those of the released hybrids; weights of other
+    families may have others. `representation_size` is the hidden layer of the pre-training head
     (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
     evaluation transform with its options, if known; they travel with the weights.
     """
@@ -58,6 +59,8 @@ class ViTConfig:
     stem_depths: tuple[int, ...] | None = None
     stem_width: float = 1.0
     stem_group_norm_epsilon: float = 1e-6
+    stem_standardisation: str = "std"
+    stem_standardisation_epsilon: float = 1e-5
     head_bias: float = 0.0
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
@@ -296,6 +299,8 @@ class VisionTransformer(nnx.Module):
     `preprocessing`.
     """
 
+    block: Any = EncoderBlock  # what a layer of the encoder is
+
     def __init__(self, config: ViTConfig, *, keys: Keys):
         d, dtype = config.hidden_size, config.compute_dtype
         self.config = config
@@ -306,6 +311,8 @@ class VisionTransformer(nnx.Module):
                 width_factor=config.stem_width,
                 channels=channels,
                 group_norm_epsilon=config.stem_group_norm_epsilon,
+                standardisation=config.stem_standardisation,
+                standardisation_epsilon=config.stem_standardisation_epsilon,
                 dtype=dtype,
                 keys=keys,
             )
@@ -321,7 +328,7 @@ class VisionTransformer(nnx.Module):
         last = max(config.num_layers - 1, 1)
         self.blocks = nnx.List(
             [
-                EncoderBlock(config, drop_path=config.stochastic_depth_rate * i / last, keys=keys)
+                self.block(config, drop_path=config.stochastic_depth_rate * i / last, keys=keys)
                 for i in range(config.num_layers)
             ]
         )

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from vit_jax import models
-from vit_jax.models import ModelConfig, ResNetConfig, ViTConfig
+from vit_jax.models import AxialConfig, ModelConfig, ResNetConfig, ViTConfig
 from vit_jax.models.resnet import EXPANSION
 
 #: JFT-300M as the paper pre-trained on it: images, classes (section 4.1).
@@ -110,7 +110,11 @@ def _vit_macs(config: ViTConfig, padding: bool) -> int:
             symmetric=False,
         )
     total += math.prod(config.patch_size) * channels * d * n
-    total += config.num_layers * (t * (4 * d * d + 2 * d * config.mlp_dim) + 2 * t * t * d)
+    dense = t * (4 * d * d + 2 * d * config.mlp_dim)
+    if isinstance(config, AxialConfig):  # each block is two, over rows and over columns
+        total += config.num_layers * 2 * (dense + t * sum(config.grid) * d)
+    else:
+        total += config.num_layers * (dense + 2 * t * t * d)
     if config.position_embedding == "relative":
         total += config.num_layers * t * (2 * t - 1) * d
     if config.representation_size is not None:
@@ -123,7 +127,13 @@ def _vit_macs(config: ViTConfig, padding: bool) -> int:
 def _resnet_macs(config: ResNetConfig, padding: bool) -> int:
     width = int(64 * config.width_factor)
     total, features, _ = _convolutions(
-        config.depths, width, config.channels, config.image_size, padding, symmetric=True
+        config.depths,
+        width,
+        config.channels,
+        config.image_size,
+        padding,
+        symmetric=True,
+        axial=bool(config.axial_heads),
     )
     return total + features * config.num_classes
 
@@ -135,6 +145,7 @@ def _convolutions(
     size: tuple[int, ...],
     padding: bool,
     symmetric: bool,
+    axial: bool = False,
 ) -> tuple[int, int, tuple[int, ...]]:
     """MACs, output channels and output size of the root and the bottleneck stages."""
     total = 0
@@ -156,7 +167,12 @@ def _convolutions(
             if unit == 0:
                 conv(size, 1, stride, features, middle * EXPANSION)
             conv(size, 1, 1, features, middle)
-            size = conv(size, 3, stride, middle, middle)
+            if axial:  # q, k, v for columns and rows; then five products over each axis
+                area = math.prod(size)
+                total += area * (2 * 3 * middle * middle + 5 * sum(size) * middle)
+                size = tuple(-(-side // stride) for side in size)
+            else:
+                size = conv(size, 3, stride, middle, middle)
             conv(size, 1, 1, middle, middle * EXPANSION)
             features = middle * EXPANSION
     return total, features, size

@@ -3,10 +3,11 @@
   vit-jax train --config=configs/finetune.py:B/16,cifar10 --workdir=DIR \\
       --config.init_from=ViT-B_16.npz --config.schedule.learning_rate=0.01
 
-The argument is VARIANT,DATASET[,SIZE]. DATASET is imagenet, cifar10, cifar100, pets or flowers,
-which set the paper's steps and splits, or any data spec: folder:PATH, tfds:NAME, hf:ORG/NAME. SIZE
-is the resolution in pixels, 384 by default. 512 for L/16 and 518 for H/14 are Table 2's ImageNet
-runs, which also average the weights (Polyak, 0.9999): `L/16,imagenet,512`, `H/14,imagenet,518`.
+The argument is VARIANT,DATASET[,SIZE]. VARIANT may be `checkpoint`, for the architecture of
+`init_from`. DATASET is imagenet, cifar10, cifar100, pets or flowers, which set the paper's steps
+and splits, or any data spec: folder:PATH, tfds:NAME, hf:ORG/NAME. SIZE is the resolution in pixels,
+384 by default. 512 for L/16 and 518 for H/14 are Table 2's ImageNet runs, which also average the
+weights (Polyak, 0.9999): `L/16,imagenet,512`, `H/14,imagenet,518`.
 
 SGD with momentum 0.9 (bfloat16 accumulator), batch 512, cosine decay, no weight decay, gradients
 clipped at global norm 1, a zero-initialised linear head. The learning rate is swept on a held-out

@@ -68,7 +68,8 @@ def train(
     if config.pretrain is not None:
         config = config.copy_and_resolve_references()
         config.pretrain = None
-        prepare(config)  # a mistake in this stage is said before the first one runs
+        if config.model.variant != OF_CHECKPOINT:
+            prepare(config)  # a mistake in this stage is said before the first one runs
         train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     finished = finished_metrics(workdir)
@@ -135,7 +136,8 @@ def prepare(config: ConfigDict) -> Setup:
     mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
     check_batch(config, mesh)
     train_source, eval_source = open_sources(config)
-    model = model_config(config, train_source)
+    initial = load.read(config.init_from) if config.init_from else None
+    model = model_config(config, train_source, initial)
     size = model.image_size
     train_transform = data.make_transform(size=size, train=True, **config.augment.to_dict())
     eval_transform = data.make_transform(size=size, train=False, **config.eval_preprocess.to_dict())
@@ -158,7 +160,7 @@ def prepare(config: ConfigDict) -> Setup:
     loss = loss_function(config)
     init, apply = models.as_functions(model)
     initialise, abstract_state = train_state.initialise(
-        *initial_params(config, model, init, mesh, notes),
+        *initial_params(config, model, initial, init, mesh, notes),
         optimizer,
         mesh,
         polyak=config.polyak_decay is not None,
@@ -238,7 +240,12 @@ def open_sources(config: ConfigDict) -> tuple[Any, Any]:
     return train_source, eval_source
 
 
-def model_config(config: ConfigDict, source: Any) -> models.ModelConfig:
+#: What `config.model.variant` says to take the architecture from `config.init_from`.
+OF_CHECKPOINT = "checkpoint"
+Checkpoint = tuple[models.ModelConfig, models.Params]
+
+
+def model_config(config: ConfigDict, source: Any, initial: Checkpoint | None) -> models.ModelConfig:
     """The model of `config.model` for the classes of `source`, in the compute dtype."""
     overrides = configuration.section(config, "model")
     classes = overrides.setdefault("num_classes", source.num_classes)
@@ -253,12 +260,23 @@ def model_config(config: ConfigDict, source: Any) -> models.ModelConfig:
             "that is trained on them has 3 channels."
         )
     labels = tuple(source.class_names) if classes == source.num_classes else ()
-    return models.get_config(
-        **overrides,
-        labels=labels,
-        preprocessing=tuple(sorted(config.eval_preprocess.to_dict().items())),
-        dtype=compute_dtype(config.compute_dtype),
-    )
+    overrides |= {
+        "labels": labels,
+        "preprocessing": tuple(sorted(config.eval_preprocess.to_dict().items())),
+        "dtype": compute_dtype(config.compute_dtype),
+    }
+    if overrides["variant"] != OF_CHECKPOINT:
+        return models.get_config(**overrides)
+    if initial is None:
+        raise UserError(
+            f"config.model.variant={OF_CHECKPOINT!r} takes the architecture from "
+            "config.init_from, which is not set."
+        )
+    found, _ = initial
+    overrides["variant"] = found.variant
+    if isinstance(found, models.ViTConfig):  # a new task: the linear head, unless it is asked for
+        found = models.replace(found, representation_size=None)
+    return models.override(found, **overrides)
 
 
 def compute_dtype(name: str) -> str:
@@ -273,14 +291,15 @@ def compute_dtype(name: str) -> str:
 def initial_params(
     config: ConfigDict,
     model: models.ModelConfig,
+    initial: Checkpoint | None,
     init: Callable,
     mesh: jax.sharding.Mesh,
     notes: list[str],
 ) -> tuple[Callable[[Any], models.Params], Any]:
     """Where the weights come from, as a function and its argument: `init_from`, or the seed."""
-    if not config.init_from:
+    if initial is None:
         return init, jax.random.key(config.seed)
-    found, params = load.read(config.init_from)
+    found, params = initial
     adapted, changes = adapt.adapt(found, params, model)
     notes.append(f"weights from {config.init_from} ({found.variant})")
     notes.extend(f"adapted {change}" for change in changes)

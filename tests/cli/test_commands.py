@@ -233,6 +233,15 @@ def test_a_checkpoint_of_another_shape(run, images, tmp_path, capsys):
     )  # fmt: skip
 
 
+def test_the_architecture_can_come_from_the_checkpoint(run, images, tmp_path, capsys):
+    config = f"--config=configs/finetune.py:checkpoint,folder:{images},48"
+    settings = ["--config.total_steps=2", "--config.schedule.warmup_steps=1"]
+    settings += ["--config.batch_size=8", f"--workdir={tmp_path}"]
+    assert main(["train", config, *settings, f"--config.init_from={run}"]) == 0
+    assert "grid (4, 4) -> (6, 6)" in capsys.readouterr().out
+    fails(capsys, ["train", config, *settings[:-1], f"--workdir={tmp_path}/b"], 1, "init_from")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     assert main([command, "--help"]) == 0

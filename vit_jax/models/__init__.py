@@ -16,7 +16,7 @@ from flax import nnx
 from vit_jax.models.axial import AxialConfig, AxialTransformer
 from vit_jax.models.layers import Keys
 from vit_jax.models.resnet import ResNet, ResNetConfig
-from vit_jax.models.variants import VARIANTS, ModelConfig, get_config
+from vit_jax.models.variants import VARIANTS, ModelConfig, get_config, override
 from vit_jax.models.vit import VisionTransformer, ViTConfig
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "build",
     "get_config",
     "get_params",
+    "override",
     "replace",
     "set_params",
 ]

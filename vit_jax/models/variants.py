@@ -114,12 +114,20 @@ def get_config(variant: str, **overrides: Any) -> ModelConfig:
     if variant not in VARIANTS:
         hint = nearest(variant, VARIANTS) or f" There are {', '.join(VARIANTS)}."
         raise UserError(f"There is no variant {variant!r}.{hint}")
-    config = VARIANTS[variant](variant)
+    return override(VARIANTS[variant](variant), **overrides)
+
+
+def override(config: ModelConfig, **overrides: Any) -> ModelConfig:
+    """A configuration with some fields replaced, as `get_config` takes them.
+
+    Raises:
+      UserError: there is no such field; names the nearest.
+    """
     fields = {field.name for field in dataclasses.fields(config)}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     for key in overrides:
         if key not in fields:
-            raise UserError(f"{variant} has no setting model.{key}.{nearest(key, fields)}")
+            raise UserError(f"{config.variant} has no setting model.{key}.{nearest(key, fields)}")
     for key in ("image_size", "patch_size"):
         if key in overrides:
             overrides[key] = pair(overrides[key])

@@ -64,22 +64,11 @@ def weights(keys: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
 def official_shapes(config: models.ModelConfig) -> dict[str, tuple[int, ...]]:
     """{official name: official shape} of a model, as the released files have them.
 
-    Mirrored from the published layouts: q, k and v apart, (heads, head_dim, d) for the output
-    projection, (1, 1, 1, C) for a hybrid's GroupNorm, (1, 1, d, k) for BiT's head.
+    `tests/models/test_golden.py` compares them with those of the original implementation.
     """
-    shapes = {path: leaf.shape for path, leaf in models.abstract_params(config).items()}
-    official = {}
-    for path, name in npz.official_names(config).items():
-        shape = shapes[path]
-        if name == "resnet/head/conv2d/kernel":
-            shape = (1, 1, *shape)
-        elif name.endswith(f"{npz.ATTENTION}/out/kernel"):
-            shape = (config.num_heads, shape[0] // config.num_heads, shape[1])
-        elif "/gn" in f"/{name}" and isinstance(config, models.ViTConfig):
-            shape = (1, 1, 1, *shape)
-        official[name] = shape
-    for path, names in npz.qkv_names(config).items():
-        shape = shapes[path]
-        for name in names:
-            official[name] = shape[1:] if len(shape) == 3 else (shape[0], *shape[2:])
-    return official
+    params = models.abstract_params(config)
+    shapes = {}
+    for path, entry in npz.layout(config).items():
+        cut = entry.split(np.broadcast_to(np.float32(0), params[path].shape))  # takes no memory
+        shapes |= {name: part.shape for name, part in zip(entry.names, cut, strict=True)}
+    return shapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import native
+from vit_jax.interop.layout import Layout, from_foreign, reshaped, stacked, to_foreign
 from vit_jax.models.resnet import HybridStem, ResNetConfig
 from vit_jax.models.variants import RESNET_ROWS, VIT_ROWS
 from vit_jax.models.vit import ViTConfig
@@ -25,71 +26,107 @@ BLOCK_NAMES = {
     "mlp/dense2": "MlpBlock_3/Dense_1",
 }
 ATTENTION = "MultiHeadDotProductAttention_1"
+NORM, DENSE = ("scale", "bias"), ("kernel", "bias")
 
 
-def vit_names(config: ViTConfig) -> dict[str, str]:
-    """{our path: official name} of what has one counterpart; q, k, v are joined elsewhere."""
+def vit_layout(config: ViTConfig) -> Layout:
+    """The official layout of a ViT, and of a hybrid with its stem."""
     names = {
-        "patch_embedding/kernel": "embedding/kernel",
-        "patch_embedding/bias": "embedding/bias",
-        "encoder_norm/scale": "Transformer/encoder_norm/scale",
-        "encoder_norm/bias": "Transformer/encoder_norm/bias",
-        "head/kernel": "head/kernel",
-        "head/bias": "head/bias",
+        "patch_embedding": ("embedding", DENSE),
+        "encoder_norm": ("Transformer/encoder_norm", NORM),
+        "head": ("head", DENSE),
+    }
+    if config.representation_size is not None:
+        names["pre_logits"] = ("pre_logits", DENSE)
+    for i in range(config.num_layers):
+        for ours, theirs in BLOCK_NAMES.items():
+            leaves = NORM if "norm" in ours else DENSE
+            names[f"blocks/{i}/{ours}"] = (f"Transformer/encoderblock_{i}/{theirs}", leaves)
+    entries = {
+        f"{ours}/{leaf}": reshaped(f"{theirs}/{leaf}")
+        for ours, (theirs, leaves) in names.items()
+        for leaf in leaves
     }
     if config.classifier == "token":
-        names["class_token"] = "cls"
+        entries["class_token"] = reshaped("cls")
     if config.position_embedding == "1d":
-        names["position_embedding/0/embedding"] = "Transformer/posembed_input/pos_embedding"
-    if config.representation_size is not None:
-        names |= {f"pre_logits/{leaf}": f"pre_logits/{leaf}" for leaf in ("kernel", "bias")}
+        embedding = reshaped("Transformer/posembed_input/pos_embedding")
+        entries["position_embedding/0/embedding"] = embedding
+    heads, width = config.num_heads, config.hidden_size
     for i in range(config.num_layers):
-        official = f"Transformer/encoderblock_{i}"
-        for ours, theirs in BLOCK_NAMES.items():
-            for leaf in ("scale", "bias") if "norm" in ours else ("kernel", "bias"):
-                names[f"blocks/{i}/{ours}/{leaf}"] = f"{official}/{theirs}/{leaf}"
-        for leaf in ("kernel", "bias"):
-            names[f"blocks/{i}/attention/out/{leaf}"] = f"{official}/{ATTENTION}/out/{leaf}"
-    return names
+        ours, theirs = f"blocks/{i}/attention", f"Transformer/encoderblock_{i}/{ATTENTION}"
+        parts = [f"{theirs}/{part}" for part in ("query", "key", "value")]
+        for leaf, axis in (("kernel", 1), ("bias", 0)):
+            joined = tuple(f"{part}/{leaf}" for part in parts)
+            entries[f"{ours}/qkv/{leaf}"] = stacked(joined, reshaped, axis)
+        entries[f"{ours}/out/kernel"] = reshaped(
+            f"{theirs}/out/kernel", lambda shape: (heads, width // heads, width)
+        )
+        entries[f"{ours}/out/bias"] = reshaped(f"{theirs}/out/bias")
+    return entries | (stem_layout(config) if config.stem_depths is not None else {})
 
 
-def hybrid_names(config: ViTConfig) -> dict[str, str]:
-    """{our path: official name} of a hybrid's stem."""
-    names = {"stem/conv_root/kernel": "conv_root/kernel"}
-    for leaf in ("scale", "bias"):
-        names[f"stem/norm_root/{leaf}"] = f"gn_root/{leaf}"
+def stem_layout(config: ViTConfig) -> Layout:
+    """The official layout of a hybrid's stem; its norms are (1, 1, 1, c) there."""
+    entries = {"stem/conv_root/kernel": reshaped("conv_root/kernel")}
+
+    def add_norm(ours: str, theirs: str) -> None:
+        for leaf in NORM:
+            entries[f"{ours}/{leaf}"] = reshaped(f"{theirs}/{leaf}", lambda s: (1, 1, 1, *s))
+
+    add_norm("stem/norm_root", "gn_root")
     for stage, depth in enumerate(config.stem_depths or ()):
         for unit in range(depth):
-            ours = f"stem/stages/{stage}/{unit}"
-            theirs = f"block{stage + 1}/unit{unit + 1}"
+            ours, theirs = f"stem/stages/{stage}/{unit}", f"block{stage + 1}/unit{unit + 1}"
             # The first unit of a stage changes the width, so it projects.
             for part in ("1", "2", "3", *(("_proj",) if unit == 0 else ())):
-                names[f"{ours}/conv{part}/kernel"] = f"{theirs}/conv{part}/kernel"
-                for leaf in ("scale", "bias"):
-                    names[f"{ours}/norm{part}/{leaf}"] = f"{theirs}/gn{part}/{leaf}"
-    return names
+                entries[f"{ours}/conv{part}/kernel"] = reshaped(f"{theirs}/conv{part}/kernel")
+                add_norm(f"{ours}/norm{part}", f"{theirs}/gn{part}")
+    return entries
 
 
-def resnet_names(config: ResNetConfig) -> dict[str, str]:
-    """{our path: official name} of a BiT ResNet."""
+def resnet_layout(config: ResNetConfig) -> Layout:
+    """The official layout of a BiT ResNet."""
     conv, norm = "standardized_conv2d/kernel", "group_norm"
     leaves = {"scale": "gamma", "bias": "beta"}
-    names = {
-        "conv_root/kernel": f"resnet/root_block/{conv}",
-        "head/kernel": "resnet/head/conv2d/kernel",
-        "head/bias": "resnet/head/conv2d/bias",
+    entries = {
+        "conv_root/kernel": reshaped(f"resnet/root_block/{conv}"),
+        "head/kernel": reshaped("resnet/head/conv2d/kernel", lambda shape: (1, 1, *shape)),
+        "head/bias": reshaped("resnet/head/conv2d/bias"),
     }
-    names |= {f"norm/{ours}": f"resnet/{norm}/{theirs}" for ours, theirs in leaves.items()}
+    for a, b in leaves.items():
+        entries[f"norm/{a}"] = reshaped(f"resnet/{norm}/{b}")
     for stage, depth in enumerate(config.depths):
         for unit in range(depth):
             ours, theirs = f"stages/{stage}/{unit}", f"resnet/block{stage + 1}/unit{unit + 1:02d}"
             for number, letter in enumerate("abc", start=1):
-                names[f"{ours}/conv{number}/kernel"] = f"{theirs}/{letter}/{conv}"
+                entries[f"{ours}/conv{number}/kernel"] = reshaped(f"{theirs}/{letter}/{conv}")
                 for a, b in leaves.items():
-                    names[f"{ours}/norm{number}/{a}"] = f"{theirs}/{letter}/{norm}/{b}"
+                    entries[f"{ours}/norm{number}/{a}"] = reshaped(f"{theirs}/{letter}/{norm}/{b}")
             if unit == 0:
-                names[f"{ours}/conv_proj/kernel"] = f"{theirs}/a/proj/{conv}"
-    return names
+                entries[f"{ours}/conv_proj/kernel"] = reshaped(f"{theirs}/a/proj/{conv}")
+    return entries
+
+
+def layout(config: models.ModelConfig) -> Layout:
+    """The official layout of any family that has one.
+
+    Raises:
+      UserError: there is none for this kind of model.
+    """
+    if isinstance(config, ResNetConfig) and not config.axial_heads:
+        return resnet_layout(config)
+    if (
+        type(config) is ViTConfig
+        and config.classifier != "map"
+        and config.position_embedding in ("none", "1d")
+        and config.position_embedding_at == "stem"
+    ):
+        return vit_layout(config)
+    raise UserError(
+        f"The official .npz format has no place for this {config.variant} (axial, MAP head, or "
+        "another kind of position embedding); save it with --to=native."
+    )
 
 
 def find_resnet(weights: Mapping[str, np.ndarray], where: str) -> ResNetConfig:
@@ -111,55 +148,25 @@ def find_resnet(weights: Mapping[str, np.ndarray], where: str) -> ResNetConfig:
     )
 
 
-def official_names(config: models.ModelConfig) -> dict[str, str]:
-    """{our path: official name} for any family."""
-    if isinstance(config, ResNetConfig):
-        return resnet_names(config)
-    return vit_names(config) | (hybrid_names(config) if config.stem_depths is not None else {})
-
-
-def qkv_names(config: models.ModelConfig) -> dict[str, tuple[str, ...]]:
-    """{our fused path: official names of query, key and value}."""
-    return {
-        f"blocks/{i}/attention/qkv/{leaf}": tuple(
-            f"Transformer/encoderblock_{i}/{ATTENTION}/{part}/{leaf}"
-            for part in ("query", "key", "value")
-        )
-        for i in range(getattr(config, "num_layers", 0))
-        for leaf in ("kernel", "bias")
-    }
-
-
 def from_official(
     weights: Mapping[str, np.ndarray], config: models.ModelConfig, where: str = "npz"
 ) -> dict[str, np.ndarray]:
-    """Official arrays as our parameters.
-
-    Shapes may differ in how the same numbers are folded: (1, 1, 1, C) for a GroupNorm vector,
-    (heads, head_dim, d) for the output projection, (1, 1, d, k) for BiT's head.
+    """Official arrays as our parameters. Old files fold some shapes otherwise; that is all right.
 
     Raises:
       UserError: names or sizes are not those of `config`; lists them.
     """
-    wanted = models.abstract_params(config)
-    names, joined = official_names(config), qkv_names(config)
-    needed = {*names.values(), *(name for parts in joined.values() for name in parts)}
-    missing, extra = sorted(needed - set(weights)), sorted(set(weights) - needed)
-    native.check_names(missing, extra, where, config.variant)
-    params = {}
-    for path, leaf in wanted.items():
-        if path in joined:
-            parts = [np.asarray(weights[name], np.float32) for name in joined[path]]
-            value = np.stack(parts, axis=1 if path.endswith("kernel") else 0)
-        else:
-            value = np.asarray(weights[names[path]], np.float32)
-        if value.size != math.prod(leaf.shape):
-            raise UserError(
-                f"{where}: {names.get(path) or joined[path]} has shape {value.shape} "
-                f"but {config.variant} needs {leaf.shape}."
-            )
-        params[path] = value.reshape(leaf.shape)
-    return params
+    return from_foreign(layout(config), weights, config, where)
+
+
+def save(path: str | Path, config: models.ModelConfig, params: Mapping[str, np.ndarray]) -> None:
+    """Writes an official `.npz`, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.savez(file, **to_foreign(layout(config), params))  # type: ignore[arg-type]
+    os.replace(partial, path)
 
 
 def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelConfig:

@@ -1,0 +1,127 @@
+"""How one of our arrays is laid out in a foreign format: its names there, and the way both ways.
+
+A layout is a dict from our path to an `Entry`. Each format builds one for a configuration; reading
+and writing are then the two functions at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.interop import native
+
+Array = np.ndarray
+Shape = tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """split: ours -> one array for each of `names`. join: those arrays and our shape -> ours."""
+
+    names: tuple[str, ...]
+    split: Callable[[Array], list[Array]]
+    join: Callable[[list[Array], Shape], Array]
+
+
+Layout = dict[str, Entry]
+
+
+def reshaped(name: str, shape: Callable[[Shape], Shape] = lambda shape: shape) -> Entry:
+    """The same numbers in the same order, in the foreign shape that `shape` makes of ours."""
+    return Entry(
+        (name,),
+        lambda x: [x.reshape(shape(x.shape))],
+        lambda parts, ours: parts[0].reshape(ours),
+    )
+
+
+def transposed(name: str, *axes: int, extra: int = 0) -> Entry:
+    """Our axes in the order `axes`, and `extra` axes of size one after them.
+
+    (1, 0) turns a kernel (i, o) into a weight (o, i); (3, 2, 0, 1) a convolution's (h, w, i, o)
+    into (o, i, h, w).
+    """
+    back = np.argsort(axes)
+
+    def join(parts: list[Array], ours: Shape) -> Array:
+        weight = parts[0].reshape([ours[axis] for axis in axes])
+        return weight.transpose(back)
+
+    return Entry(
+        (name,),
+        lambda x: [x.transpose(axes).reshape([x.shape[a] for a in axes] + [1] * extra)],
+        join,
+    )
+
+
+def stacked(names: tuple[str, ...], entry: Callable[[str], Entry], axis: int) -> Entry:
+    """One array of ours as several of theirs, cut along our `axis`, each laid out by `entry`."""
+    entries = [entry(name) for name in names]
+
+    def split(x: Array) -> list[Array]:
+        return [e.split(x.take(i, axis))[0] for i, e in enumerate(entries)]
+
+    def join(parts: list[Array], ours: Shape) -> Array:
+        shape = ours[:axis] + ours[axis + 1 :]
+        return np.stack(
+            [e.join([p], shape) for e, p in zip(entries, parts, strict=True)], axis=axis
+        )
+
+    return Entry(names, split, join)
+
+
+def flattened(name: str) -> Entry:
+    """(d, ...) of ours as a transposed matrix (prod(...), d)."""
+    return Entry(
+        (name,),
+        lambda x: [x.reshape(x.shape[0], -1).T],
+        lambda parts, ours: parts[0].T.reshape(ours),
+    )
+
+
+def to_foreign(layout: Layout, params: Mapping[str, Any]) -> dict[str, Array]:
+    """Our parameters under foreign names, contiguous float32."""
+    foreign: dict[str, Array] = {}
+    for path, entry in layout.items():
+        pieces = entry.split(np.asarray(params[path], np.float32))
+        for name, piece in zip(entry.names, pieces, strict=True):
+            foreign[name] = np.ascontiguousarray(piece)
+    return foreign
+
+
+def from_foreign(
+    layout: Layout, weights: Mapping[str, Any], config: models.ModelConfig, where: str
+) -> dict[str, Array]:
+    """Foreign arrays as our parameters, contiguous float32.
+
+    Shapes may differ in axes of size one and in how heads are folded, as long as the numbers are
+    the same.
+
+    Raises:
+      UserError: names or sizes are not those of `config`; lists them.
+    """
+    wanted = models.abstract_params(config)
+    assert set(layout) == set(wanted), set(layout) ^ set(wanted)
+    needed = {name for entry in layout.values() for name in entry.names}
+    native.check_names(
+        sorted(needed - set(weights)), sorted(set(weights) - needed), where, config.variant
+    )
+    params = {}
+    for path, entry in layout.items():
+        parts = [np.asarray(weights[name]).astype(np.float32) for name in entry.names]
+        try:
+            value = entry.join(parts, wanted[path].shape)
+        except ValueError:
+            value = None
+        if value is None or value.shape != wanted[path].shape:
+            shapes = ", ".join(str(part.shape) for part in parts)
+            raise UserError(
+                f"{where}: {entry.names[0]} has shape {shapes} "
+                f"but {config.variant} needs {wanted[path].shape} for {path}."
+            )
+        params[path] = np.ascontiguousarray(value)
+    return params

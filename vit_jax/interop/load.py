@@ -9,8 +9,8 @@ import jax
 from flax import nnx
 
 from vit_jax import models
-from vit_jax.errors import UserError
-from vit_jax.interop import adapt, native, npz
+from vit_jax.errors import UserError, nearest
+from vit_jax.interop import adapt, fetch, huggingface, native, npz, published, timm
 from vit_jax.models import Params
 
 
@@ -34,7 +34,8 @@ def load_model(
     num_classes: int | None = None,
     channels: int | None = None,
 ) -> nnx.Module:
-    """Loads a model from a run's workdir, an exported directory, or an official `.npz`.
+    """Loads a model: a workdir, an exported directory, an official `.npz`, a Hugging Face or timm
+    directory, `hf:ORG/NAME`, `gs://...`, `https://...`, or a published name ("B/16-imagenet21k").
 
     Args:
       variant: needed only where the weights do not tell; None finds it and says what it found.
@@ -67,31 +68,62 @@ def read(source: str | Path, *, variant: str | None = None) -> tuple[models.Mode
     Raises:
       UserError: see `load_model`.
     """
+    config, params = _read(local_path(str(source)), variant)
+    if variant is not None and variant != config.variant:
+        raise UserError(f"{source} holds a {config.variant}, not a {variant}.")
+    return config, params
+
+
+def local_path(source: str) -> Path:
+    """Where a checkpoint is on disk: itself, or after downloading it or a published one by name.
+
+    Raises:
+      UserError: it is nowhere; names the nearest published one.
+    """
     path = Path(source).expanduser()
-    if not path.exists():
-        raise UserError(
-            f"There is no checkpoint at {str(source)!r}. Give a workdir of `vit-jax train`, an "
-            "exported directory, or an official .npz file."
-        )
+    if path.exists():
+        return path
+    if fetch.is_remote(source):
+        return fetch.fetch(source)
+    if source in published.PUBLISHED:
+        problems = []
+        for remote in published.PUBLISHED[source].sources:
+            try:
+                return fetch.fetch(remote)
+            except UserError as error:
+                problems.append(str(error))
+        raise UserError(f"{source} could not be fetched: {' '.join(problems)}")
+    raise UserError(
+        f"There is no checkpoint at {source!r}.{nearest(source, published.PUBLISHED)} Give a "
+        "workdir of `vit-jax train`, an exported directory, an official .npz, a Hugging Face or "
+        "timm directory, hf:ORG/NAME, a gs:// or https:// address, or a published name such as "
+        "B/16-imagenet21k."
+    )
+
+
+def _read(path: Path, variant: str | None) -> tuple[models.ModelConfig, Params]:
     if path.is_file():
-        if path.suffix != ".npz":
-            raise UserError(f"{path} is no checkpoint: files must be an official .npz.")
-        config, params = npz.load(path, variant=variant)
-    elif native.is_native(path):
-        config, params = native.load(path)
-    elif native.is_native(path / "model"):
-        config, params = native.load(path / "model")
-    elif (path / "checkpoints").is_dir():
+        if path.suffix == ".npz":
+            return npz.load(path, variant=variant)
+        if path.suffix == ".safetensors":
+            return timm.load(path, variant=variant)
+        raise UserError(
+            f"{path} is no checkpoint: files must be an official .npz or a timm .safetensors."
+        )
+    for directory in (path, path / "model"):
+        if native.is_native(directory):
+            return native.load(directory)
+    if huggingface.is_huggingface(path):
+        return huggingface.load(path)
+    if (path / "model.safetensors").exists():
+        return timm.load(path, variant=variant)
+    if (path / "checkpoints").is_dir():
         raise UserError(
             f"{path} is a run that has not finished: it has checkpoints/ and no model/. "
             "Run its train command again to finish it."
         )
-    else:
-        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-        raise UserError(
-            f"{path} is no checkpoint: neither a workdir (model/) nor an exported directory "
-            f"(config.json of vit_jax with model.safetensors); it holds {held}."
-        )
-    if variant is not None and variant != config.variant:
-        raise UserError(f"{path} holds a {config.variant}, not a {variant}.")
-    return config, params
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    raise UserError(
+        f"{path} is no checkpoint: no workdir (it has no model/), no exported, Hugging Face or "
+        f"timm directory (no config.json with model.safetensors); it holds {held}."
+    )

@@ -61,23 +61,62 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
     """Writes a model; each file appears whole or not at all. Equal models give equal bytes."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    arrays = {path: np.ascontiguousarray(params[path]) for path in sorted(params)}
-    partial = directory / "model.safetensors.partial"
-    save_file(arrays, partial)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, directory / "model.safetensors")
-    partial = directory / "config.json.partial"
-    partial.write_text(json.dumps(config_to_json(config), indent=2) + "\n")
-    os.replace(partial, directory / "config.json")
+    write_safetensors(directory / "model.safetensors", params)
+    write_json(directory / "config.json", config_to_json(config))
+
+
+def write_safetensors(
+    file: Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes arrays in the order of their names; the file appears whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    save_file(ordered, partial, metadata)
+    with open(partial, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(partial, file)
+
+
+def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file; its header is checked against its size before anything is read.
+
+    Raises:
+      UserError: there is no such file, or it is damaged.
+    """
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; the export did not finish.") from None
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}); copy or export it again.") from error
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Writes indented JSON; the file appears whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(partial, file)
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; None if there is no such file.
+
+    Raises:
+      UserError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}).") from error
 
 
 def is_native(directory: str | Path) -> bool:
     """Whether a directory holds this format (other formats also have a config.json)."""
-    try:
-        values = json.loads((Path(directory) / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
+    values = read_json(Path(directory) / "config.json")
     return isinstance(values, dict) and values.get("format") == FORMAT
 
 
@@ -88,20 +127,12 @@ def load(directory: str | Path) -> tuple[models.ModelConfig, dict[str, np.ndarra
       UserError: a file is missing or damaged, or its arrays are not those of the configuration.
     """
     directory = Path(directory)
-    try:
-        values = json.loads((directory / "config.json").read_text())
-    except OSError as error:
-        raise UserError(f"{directory} has no readable config.json ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"{directory}/config.json is not JSON ({error}).") from error
+    values = read_json(directory / "config.json")
+    if not isinstance(values, dict):
+        raise UserError(f"{directory} has no config.json of vit_jax.")
     config = config_from_json(values, f"{directory}/config.json")
     file = directory / "model.safetensors"
-    try:
-        params = load_file(file)
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist; the export did not finish.") from None
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged ({error}); copy or export it again.") from error
+    params = read_safetensors(file)
     check_params(config, params, str(file))
     return config, params
 

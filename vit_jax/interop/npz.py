@@ -15,7 +15,6 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.interop.layout import Layout, from_foreign, reshaped, stacked, to_foreign
 from vit_jax.models.resnet import HybridStem, ResNetConfig
-from vit_jax.models.variants import RESNET_ROWS, VIT_ROWS
 from vit_jax.models.vit import ViTConfig
 
 # Official names of one encoder block. Attention is apart: q, k and v are fused in our tree.
@@ -138,14 +137,14 @@ def find_resnet(weights: Mapping[str, np.ndarray], where: str) -> ResNetConfig:
     )
     root = weights["resnet/root_block/standardized_conv2d/kernel"]
     width = root.shape[3] / 64
-    variant = next((name for name, row in RESNET_ROWS.items() if row == (depths, width)), "custom")
-    return ResNetConfig(
-        variant=variant,
+    config = ResNetConfig(
+        variant="custom",
         depths=depths,
         width_factor=width,
         channels=root.shape[2],
         num_classes=weights["resnet/head/conv2d/bias"].shape[0],
     )
+    return models.replace(config, variant=models.find_variant(config))
 
 
 def from_official(
@@ -215,18 +214,10 @@ def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelCo
             f"{where}: position embeddings of {tokens} tokens are not square, so the image size "
             "is not known; only square official checkpoints can be read."
         )
-    keys = ("patch_size", "hidden_size", "num_layers", "mlp_dim", "num_heads", "stem_depths")
-    variant = next(
-        (
-            name
-            for name in VIT_ROWS
-            if all(getattr(models.get_config(name), key) == changes[key] for key in keys)
-        ),
-        "custom",
-    )
     stride = 1 if stem is None else HybridStem.stride(stem)
     size = (side * ph * stride, side * pw * stride)
-    return ViTConfig(variant=variant, image_size=size, **changes)
+    config = ViTConfig(variant="custom", image_size=size, **changes)
+    return models.replace(config, variant=models.find_variant(config))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

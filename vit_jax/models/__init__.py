@@ -16,7 +16,14 @@ from flax import nnx
 from vit_jax.models.axial import AxialConfig, AxialTransformer
 from vit_jax.models.layers import Keys
 from vit_jax.models.resnet import ResNet, ResNetConfig
-from vit_jax.models.variants import VARIANTS, ModelConfig, get_config, override
+from vit_jax.models.variants import (
+    VARIANTS,
+    ModelConfig,
+    find_variant,
+    get_config,
+    override,
+    pair,
+)
 from vit_jax.models.vit import VisionTransformer, ViTConfig
 
 __all__ = [
@@ -32,9 +39,11 @@ __all__ = [
     "abstract_params",
     "as_functions",
     "build",
+    "find_variant",
     "get_config",
     "get_params",
     "override",
+    "pair",
     "replace",
     "set_params",
 ]

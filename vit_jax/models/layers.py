@@ -6,6 +6,7 @@ products accumulate in float32, and normalisation statistics, softmax and logits
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -14,7 +15,6 @@ from flax import nnx
 
 Array = jax.Array
 initializers = jax.nn.initializers
-LAYER_NORM_EPSILON = 1e-6
 
 
 class Keys:
@@ -89,19 +89,19 @@ class Dense(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis; statistics in float32, epsilon 1e-6."""
+    """Normalises the last axis; statistics in float32."""
 
-    def __init__(self, features: int, *, dtype=jnp.float32, keys: Keys):
+    def __init__(self, features: int, *, epsilon: float = 1e-6, dtype=jnp.float32, keys: Keys):
         del keys
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.dtype = dtype
+        self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x: Array) -> Array:
         x = x.astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
@@ -121,6 +121,8 @@ def fold(key: Array | None, index: int | Array) -> Array | None:
     return None if key is None else jax.random.fold_in(key, index)
 
 
-def gelu(x: Array) -> Array:
-    """GELU, tanh approximation: what the released models were trained with."""
-    return jax.nn.gelu(x, approximate=True)
+#: The tanh approximation is what the released models were trained with.
+ACTIVATIONS = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+}

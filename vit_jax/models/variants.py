@@ -117,6 +117,29 @@ def get_config(variant: str, **overrides: Any) -> ModelConfig:
     return override(VARIANTS[variant](variant), **overrides)
 
 
+#: What makes a variant; the rest are settings.
+SHAPE_FIELDS = {
+    ViTConfig: (
+        "patch_size", "hidden_size", "num_layers", "mlp_dim", "num_heads", "stem_depths",
+        "stem_width",
+    ),
+    ResNetConfig: ("depths", "width_factor", "axial_heads"),
+}  # fmt: skip
+
+
+def find_variant(config: ModelConfig) -> str:
+    """The name of the variant that has the shape of `config`, or "custom"."""
+    for kind, fields in SHAPE_FIELDS.items():
+        if type(config) is kind:
+            for name, make in VARIANTS.items():
+                row = make(name)
+                if type(row) is kind and all(
+                    getattr(row, field) == getattr(config, field) for field in fields
+                ):
+                    return name
+    return "custom"
+
+
 def override(config: ModelConfig, **overrides: Any) -> ModelConfig:
     """A configuration with some fields replaced, as `get_config` takes them.
 

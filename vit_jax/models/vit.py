@@ -13,6 +13,7 @@ from flax import nnx
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers import (
+    ACTIVATIONS,
     Array,
     Dense,
     Keys,
@@ -20,7 +21,6 @@ from vit_jax.models.layers import (
     constant,
     dropout,
     fold,
-    gelu,
     initializers,
     matmul,
     zeros,
@@ -38,7 +38,8 @@ class ViTConfig:
 
     `stem_depths`: None, or the stages of a ResNet stem (hybrids, section 3.1); the patches are then
     cut from its feature map. Its epsilons are those of the released hybrids; weights of other
-    families may have others. `representation_size` is the hidden layer of the pre-training head
+    families may have others; so may their `layer_norm_epsilon` and their `activation`, "gelu_tanh"
+    (as here) or "gelu" (exact). `representation_size` is the hidden layer of the pre-training head
     (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
     evaluation transform with its options, if known; they travel with the weights.
     """
@@ -62,6 +63,8 @@ class ViTConfig:
     stem_standardisation: str = "std"
     stem_standardisation_epsilon: float = 1e-5
     head_bias: float = 0.0
+    activation: str = "gelu_tanh"
+    layer_norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     remat: bool = False
@@ -73,6 +76,7 @@ class ViTConfig:
     def __post_init__(self):
         for key, options in (
             ("classifier", CLASSIFIERS),
+            ("activation", tuple(ACTIVATIONS)),
             ("position_embedding", POSITION_EMBEDDINGS),
             ("position_embedding_at", POSITION_EMBEDDING_PLACES),
         ):
@@ -232,10 +236,10 @@ class MLP(nnx.Module):
         )
         self.dense1 = dense(config.hidden_size, config.mlp_dim)
         self.dense2 = dense(config.mlp_dim, config.hidden_size)
-        self.rate = config.dropout_rate
+        self.rate, self.activation = config.dropout_rate, ACTIVATIONS[config.activation]
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
-        x = dropout(gelu(self.dense1(x)), self.rate, fold(key, 0))
+        x = dropout(self.activation(self.dense1(x)), self.rate, fold(key, 0))
         return dropout(self.dense2(x), self.rate, fold(key, 1))
 
 
@@ -244,7 +248,11 @@ class EncoderBlock(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, keys: Keys):
         norm = functools.partial(
-            LayerNorm, config.hidden_size, dtype=config.compute_dtype, keys=keys
+            LayerNorm,
+            config.hidden_size,
+            epsilon=config.layer_norm_epsilon,
+            dtype=config.compute_dtype,
+            keys=keys,
         )
         relative = config.position_embedding == "relative"
         self.attention_norm = norm()
@@ -279,7 +287,9 @@ class AttentionPooling(nnx.Module):
         self.query = dense(d, (heads, d // heads))
         self.key_value = dense(d, (2, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)
-        self.mlp_norm = LayerNorm(d, dtype=config.compute_dtype, keys=keys)
+        self.mlp_norm = LayerNorm(
+            d, epsilon=config.layer_norm_epsilon, dtype=config.compute_dtype, keys=keys
+        )
         self.mlp = MLP(config, keys=keys)
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
@@ -332,7 +342,7 @@ class VisionTransformer(nnx.Module):
                 for i in range(config.num_layers)
             ]
         )
-        self.encoder_norm = LayerNorm(d, dtype=dtype, keys=keys)
+        self.encoder_norm = LayerNorm(d, epsilon=config.layer_norm_epsilon, dtype=dtype, keys=keys)
         if config.classifier == "map":
             self.pooling = AttentionPooling(config, keys=keys)
         if config.representation_size is not None:

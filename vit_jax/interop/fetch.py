@@ -1,0 +1,162 @@
+"""Files from the network: gs:// and https:// through one cache, and the Hugging Face hub.
+
+A download goes to a `.partial` file, goes on where it broke off, and gets its name only when its
+size, and its checksum where one is known, are right.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from vit_jax.errors import UserError
+from vit_jax.interop import published
+
+CHUNK = 1 << 20
+TRIES = 4
+TIMEOUT = 30  # seconds without a byte
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept: $VIT_JAX_CACHE, or vit_jax/weights in the user's cache."""
+    if "VIT_JAX_CACHE" in os.environ:
+        return Path(os.environ["VIT_JAX_CACHE"]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vit_jax" / "weights"
+
+
+def is_remote(source: str) -> bool:
+    """Whether `source` names something on the network."""
+    return source.startswith(("gs://", "https://", "http://", "hf:"))
+
+
+def fetch(source: str) -> Path:
+    """A local path for `gs://...`, `https://...` or `hf:ORG/NAME`; downloaded once.
+
+    Raises:
+      UserError: not there, forbidden, or no network; says where else the same weights are.
+    """
+    if source.startswith("hf:"):
+        return _from_hub(source)
+    url = source
+    if source.startswith("gs://"):
+        url = "https://storage.googleapis.com/" + source.removeprefix("gs://")
+    _, _, rest = url.partition("://")
+    target = cache_directory() / rest.split("?")[0].replace("+", "%2B")
+    if not target.exists():
+        download(url.replace("+", "%2B"), target, source)
+    return target
+
+
+def download(url: str, target: Path, source: str = "") -> None:
+    """Downloads `url` to `target`, resuming what is there of it.
+
+    Raises:
+      UserError: the server refuses, or the file is not what the server promised.
+    """
+    source = source or url
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    for attempt in range(TRIES):
+        try:
+            expected = _append(url, partial, source)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # nothing is left to send: the partial file is not of this file
+                partial.unlink(missing_ok=True)
+                continue
+            reasons = {401: "access is denied", 403: "access is denied", 404: "it does not exist"}
+            raise UserError(
+                f"{source} cannot be downloaded: {reasons.get(error.code, error.reason)} "
+                f"(HTTP {error.code}).{published.elsewhere(source)}"
+            ) from error
+        except (OSError, urllib.error.URLError) as error:
+            if attempt == TRIES - 1:
+                reason = getattr(error, "reason", error)
+                raise UserError(
+                    f"{source} cannot be downloaded ({reason}); run the same command again, it "
+                    f"goes on where it stopped.{published.elsewhere(source)}"
+                ) from error
+            time.sleep(2**attempt)
+    else:
+        raise UserError(f"{source} cannot be downloaded: the server does not send all of it.")
+    _check(partial, expected, source)
+    os.replace(partial, target)
+
+
+def _append(url: str, partial: Path, source: str) -> dict[str, str]:
+    """Appends what is missing of `url` to `partial`; returns the size and hashes promised."""
+    from tqdm import tqdm
+
+    start = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        resumed = response.status == 206
+        left = int(response.headers.get("Content-Length") or 0)
+        total = left + (start if resumed else 0)
+        free = shutil.disk_usage(partial.parent).free
+        if left > free:
+            raise UserError(
+                f"{source} needs {left / 2**30:.1f} GiB and {partial.parent} has "
+                f"{free / 2**30:.1f} GiB free; set VIT_JAX_CACHE to another place."
+            )
+        bar = tqdm(
+            total=total or None, initial=start if resumed else 0, unit="B", unit_scale=True,
+            desc=source.rsplit("/", 1)[-1], disable=None,
+        )  # fmt: skip
+        with bar, open(partial, "ab" if resumed else "wb") as file:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if total and partial.stat().st_size < total:
+            raise OSError(f"the connection closed at {partial.stat().st_size} of {total} bytes")
+        hashes = response.headers.get_all("x-goog-hash") or []
+        return {"size": str(total or ""), "hashes": ",".join(hashes)}
+
+
+def _check(partial: Path, promised: dict[str, str], source: str) -> None:
+    """Raises UserError, and removes the file, if it is not what the server promised."""
+    size = partial.stat().st_size
+    bad = bool(promised["size"]) and size != int(promised["size"])
+    for item in promised["hashes"].split(","):
+        kind, _, value = item.strip().partition("=")
+        if kind == "md5":
+            with open(partial, "rb") as file:
+                found = hashlib.file_digest(file, "md5").digest()
+            bad = bad or base64.b64encode(found).decode() != value
+    if bad:
+        partial.unlink()
+        raise UserError(f"{source} arrived damaged (size or checksum); run the same command again.")
+
+
+def _from_hub(source: str) -> Path:
+    """A snapshot of a Hugging Face repository; the hub's cache serves it offline."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise UserError("hf: needs the extra packages: pip install 'vit_jax[hf]'.") from None
+    name, _, revision = source.removeprefix("hf:").partition("@")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]
+            )
+        )
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{source} asks for a login: accept its terms on the hub and run `hf auth login`."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"{source} does not exist on the hub, or is private.") from error
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{source} cannot be downloaded ({reason}).{published.elsewhere(source)}"
+        ) from error

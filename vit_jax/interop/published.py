@@ -1,0 +1,86 @@
+"""The checkpoints that were published: names, where they are, and what they reach.
+
+`load_model("B/16-imagenet21k")` takes one by its name and tries its sources in order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+GCS = "gs://vit_models"
+BIT = "gs://bit_models"
+
+
+class Published(NamedTuple):
+    """sources: in the order to try. accuracy: top-1 (%) that was measured, and on what."""
+
+    variant: str
+    image_size: int
+    num_classes: int
+    sources: tuple[str, ...]
+    accuracy: str
+
+
+def _vit(variant: str, hub: str, accuracy: str) -> Published:
+    file = f"{GCS}/imagenet21k/{_file(variant)}.npz"
+    sources = (file, f"hf:{hub}") if hub else (file,)
+    return Published(variant, 224, 21_843, sources, accuracy)
+
+
+def _fine_tuned(variant: str, hub: str, accuracy: str) -> Published:
+    file = f"{GCS}/imagenet21k+imagenet2012/{_file(variant)}.npz"
+    sources = (file, f"hf:{hub}") if hub else (file,)
+    return Published(variant, 384, 1000, sources, accuracy)
+
+
+def _file(variant: str) -> str:
+    """ "B/16" as "ViT-B_16", "R50+B/16" as "R50+ViT-B_16"."""
+    stem, plus, vit = variant.rpartition("+")
+    return f"{stem}{plus}ViT-{vit.replace('/', '_')}"
+
+
+def _bit(variant: str, kind: str) -> Published:
+    classes = 21_843 if kind == "M" else 1000
+    return Published(variant, 224, classes, (f"{BIT}/BiT-{kind}-{variant}.npz",), "")
+
+
+# Accuracies: ImageNet-21k validation at 224 pixels; ImageNet at 384, by the repository of the
+# paper's authors, from these weights with dropout 0.
+PUBLISHED: dict[str, Published] = {
+    "B/16-imagenet21k": _vit(
+        "B/16", "google/vit-base-patch16-224-in21k", "47.88 ImageNet-21k held-out"
+    ),
+    "B/32-imagenet21k": _vit(
+        "B/32", "google/vit-base-patch32-224-in21k", "44.04 ImageNet-21k held-out"
+    ),
+    "L/16-imagenet21k": _vit(
+        "L/16", "google/vit-large-patch16-224-in21k", "49.90 ImageNet-21k held-out"
+    ),
+    "L/32-imagenet21k": _vit(
+        "L/32", "google/vit-large-patch32-224-in21k", "45.42 ImageNet-21k held-out"
+    ),
+    "H/14-imagenet21k": _vit(
+        "H/14", "google/vit-huge-patch14-224-in21k", "49.06 ImageNet-21k held-out"
+    ),
+    "R50+B/16-imagenet21k": _vit("R50+B/16", "", ""),
+    "B/16-imagenet": _fine_tuned("B/16", "google/vit-base-patch16-384", "84.53 ImageNet"),
+    "B/32-imagenet": _fine_tuned("B/32", "google/vit-base-patch32-384", "81.66 ImageNet"),
+    "L/16-imagenet": _fine_tuned("L/16", "google/vit-large-patch16-384", "84.47 ImageNet"),
+    "L/32-imagenet": _fine_tuned("L/32", "google/vit-large-patch32-384", "81.89 ImageNet"),
+    "R50+B/16-imagenet": _fine_tuned("R50+B/16", "", "83.72 ImageNet"),
+    **{
+        f"{variant}-bit-{kind.lower()}": _bit(variant, kind)
+        for kind in ("M", "S")
+        for variant in ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
+    },
+}
+
+
+def elsewhere(source: str) -> str:
+    """A sentence that names the other sources of the weights at `source`; "" if there are none."""
+    for name, entry in PUBLISHED.items():
+        if source in entry.sources:
+            others = [other for other in entry.sources if other != source]
+            if others:
+                return f" The same weights ({name}) are at {' and '.join(others)}."
+    return ""

@@ -45,7 +45,10 @@ EXTRAS = {
     ],
     "hf": ["datasets>=3.0", "huggingface_hub>=0.30"],
     "onnx": ["jax2onnx>=0.10", "onnx>=1.17", "onnxruntime>=1.20"],
+    "int8": ["qwix>=0.1.8"],
     "wandb": ["wandb>=0.18"],
+    # What proves conversions. timm's torchvision must fit torch; see docs/weights.md for CPU only.
+    "peers": ["timm>=1.0.20", "torch>=2.8", "transformers>=5.0"],
     "docs": ["matplotlib>=3.9"],
     "test": [
         "datasets>=3.0",

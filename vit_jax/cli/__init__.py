@@ -20,6 +20,9 @@ COMMANDS = {
     "train": "pretrain or fine-tune; run it again to resume",
     "evaluate": "accuracy of a checkpoint on a data set",
     "predict": "the most likely classes of your images",
+    "features": "an intermediate of the model for every image, to a file",
+    "convert": "the same weights for Hugging Face, timm, or as official .npz",
+    "export": "a model for serving: StableHLO, ONNX, SavedModel",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
 OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 42

@@ -26,8 +26,7 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_list(
         "suite", ["classification"], f"Which of: {', '.join(SUITES)}.", flag_values=flags
     )
-    absl_flags.DEFINE_string("data", None, "Data set, e.g. folder:PATH[test].", flag_values=flags)
-    absl_flags.DEFINE_string("data_dir", None, "Where TFDS data sets lie.", flag_values=flags)
+    options.define_data(flags)
     absl_flags.DEFINE_integer("batch_size", 64, "Global batch.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_string(
         "out", None, "Directory of the results; by default the checkpoint's.", flag_values=flags

@@ -82,8 +82,32 @@ def define_checkpoint(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "checkpoint",
         None,
-        "A run's workdir, an exported directory, or an official .npz.",
+        "A workdir, an exported, Hugging Face or timm directory, an official .npz, hf:ORG/NAME, "
+        "gs://..., https://..., or a published name such as B/16-imagenet21k.",
         flag_values=flags,
+    )
+
+
+def define_data(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string("data", None, "Data set, e.g. folder:PATH[test].", flag_values=flags)
+    absl_flags.DEFINE_string("data_dir", None, "Where TFDS data sets lie.", flag_values=flags)
+
+
+def define_tolerance(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_float(
+        "tolerance",
+        1e-4,
+        "The largest difference of a logit, as a share of the largest logit.",
+        lower_bound=0.0,
+        flag_values=flags,
+    )
+
+
+def proof_text(target: str, proof) -> str:
+    """What a conversion prints: where the result is and how far its logits are off."""
+    return (
+        f"{target}: maximum logit difference {proof.difference:.2g} "
+        f"(largest logit {proof.scale:.3g}), run by {proof.runtime}"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax import data, losses, models, sharding, steps
 from vit_jax.errors import UserError, nearest
 from vit_jax.evaluation import classification
-from vit_jax.interop import adapt
+from vit_jax.interop import adapt, export, load
 
 
 def match_labels(config: models.ModelConfig, source: Any) -> tuple[np.ndarray, str]:
@@ -91,6 +91,31 @@ def run_classification(
     )
     names = config.labels or source.class_names
     return classification.summarise(results), classification.per_class(results, names), remark
+
+
+def accuracy_of_export(
+    checkpoint: str, exported: str, form: str, spec: str, *, batch_size: int
+) -> tuple[float, float]:
+    """Top-1 of a checkpoint, and of what was exported from it, on a data set."""
+    config, params = load.read(checkpoint)
+    source = data.open_source(spec)
+    mapping, _ = match_labels(config, source)
+    summary, _, _ = run_classification(
+        config, params, source, batch_size=batch_size, mesh=sharding.make_mesh()
+    )
+    options = dict(config.preprocessing) or {"name": "resize"}
+    transform = data.make_transform(size=config.image_size, train=False, **options)
+    _, open_ = export.FORMATS[form]
+    run, _ = open_(Path(exported))
+    correct = seen = 0
+    for batch in data.eval_batches(source, transform, batch_size=batch_size):
+        images = np.asarray(batch["image"], np.float32) / 127.5 - 1
+        found = run(images)
+        real = batch["mask"]
+        correct += int((found.argmax(-1) == mapping[batch["label"]])[real].sum())
+        seen += int(real.sum())
+    assert seen == len(source)
+    return summary["accuracy"], correct / seen
 
 
 def write(directory: Path, suite: str, record: dict, rows: list[dict]) -> Path:

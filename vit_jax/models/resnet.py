@@ -83,8 +83,12 @@ class GroupNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
-def max_pool(x: Array, *, padding: str | list[tuple[int, int]]) -> Array:
-    """3x3, stride 2."""
+def max_pool(x: Array, *, pad: int | None = None) -> Array:
+    """3x3, stride 2; `pad` pixels on every side, or "SAME"."""
+    if pad:  # apart from the pooling, which some exporters translate without its padding
+        lowest = jnp.finfo(x.dtype).min
+        x = jnp.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)], constant_values=lowest)
+    padding = "VALID" if pad else "SAME"
     return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
 
 
@@ -159,7 +163,7 @@ class HybridStem(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         x = jax.nn.relu(self.norm_root(self.conv_root(x)))
-        x = max_pool(x, padding="SAME")
+        x = max_pool(x)
         for stage in self.stages:
             for unit in stage:
                 x = unit(x)
@@ -376,7 +380,7 @@ class ResNet(nnx.Module):
         del key
         out: dict[str, Any] = {}
         x = self.conv_root(images)
-        out["stem"] = x = max_pool(x, padding=[(1, 1), (1, 1)])
+        out["stem"] = x = max_pool(x, pad=1)
         for number, stage in enumerate(self.stages, start=1):
             for unit in stage:
                 x = jax.checkpoint(unit.__call__)(x) if self.config.remat else unit(x)

@@ -1,0 +1,59 @@
+"""vit-jax export: a model for serving, proved by running the result with its own runtime.
+
+example:
+  vit-jax export --checkpoint=/runs/pets --format=onnx --out=pets.onnx
+  vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-stablehlo
+  vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-int8 --int8 \\
+      --data='folder:/data/pets[test]'
+
+Input: float32 (batch, height, width, 3), pixels / 127.5 - 1. Output: logits. The batch is open
+unless --batch_size is given. With --data, the accuracy before and after is measured too.
+"""
+
+from __future__ import annotations
+
+from absl import flags as absl_flags
+
+from vit_jax.cli import options
+from vit_jax.errors import UsageError
+
+
+def define(flags: absl_flags.FlagValues) -> None:
+    options.define_checkpoint(flags)
+    absl_flags.DEFINE_string("format", None, "stablehlo, onnx or savedmodel.", flag_values=flags)
+    absl_flags.DEFINE_string("out", None, "Where to write it.", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "batch_size", 0, "A fixed batch; 0 leaves it open.", lower_bound=0, flag_values=flags
+    )
+    absl_flags.DEFINE_bool("int8", False, "The encoder in 8 bits (stablehlo).", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "data", None, "Data set to measure the accuracy on, before and after.", flag_values=flags
+    )
+    options.define_tolerance(flags)
+
+
+def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    checkpoint = options.checkpoint(flags)
+    if arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}.")
+    if not flags.format or not flags.out:
+        raise UsageError("--format=FORMAT and --out=PATH are needed.")
+    options.prepare_jax()
+    from vit_jax.interop import export
+
+    proof = export.export(
+        checkpoint,
+        flags.out,
+        flags.format,
+        batch_size=flags.batch_size,
+        int8=flags.int8,
+        tolerance=flags.tolerance,
+    )
+    print(options.proof_text(flags.out, proof))
+    if flags.data:
+        from vit_jax.evaluation import suites
+
+        before, after = suites.accuracy_of_export(
+            checkpoint, flags.out, flags.format, flags.data, batch_size=flags.batch_size or 64
+        )
+        print(f"accuracy on {flags.data}: {before:.2%} before, {after:.2%} after")

@@ -1,0 +1,50 @@
+"""vit-jax features: an intermediate of the model for every image of a data set.
+
+example:
+  vit-jax features --checkpoint=ViT-B_16.npz --data='folder:/data/pets[train]' --out=train.npy
+  vit-jax features --checkpoint=ViT-B_16.npz --data=digits --layer=block_5 --pool=mean \\
+      --out=features.parquet
+
+--layer is pre_logits (the features of the paper's few-shot evaluation), pooled, encoded, block_0
+..., stage_1 ... of a ResNet, or logits. The rows are in the order of the data set; .npy files have
+their labels beside them (NAME.labels.npy), .parquet has the columns name, label and features.
+"""
+
+from __future__ import annotations
+
+from absl import flags as absl_flags
+
+from vit_jax.cli import options
+from vit_jax.errors import UsageError
+
+
+def define(flags: absl_flags.FlagValues) -> None:
+    options.define_checkpoint(flags)
+    options.define_data(flags)
+    absl_flags.DEFINE_string("out", None, "A .npy or .parquet file.", flag_values=flags)
+    absl_flags.DEFINE_string("layer", "pre_logits", "Which intermediate.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "pool", "none", "Of token sequences: none, mean or token.", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("batch_size", 64, "Images at once.", lower_bound=1, flag_values=flags)
+
+
+def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    checkpoint = options.checkpoint(flags)
+    if arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}.")
+    if not flags.data or not flags.out:
+        raise UsageError("--data=SPEC and --out=FILE are needed.")
+    options.prepare_jax()
+    from vit_jax import data, features
+    from vit_jax.interop import load
+
+    source = data.open_source(flags.data, data_dir=flags.data_dir)
+    config, params = load.read(checkpoint)
+    found = features.batches_of_features(
+        config, params, source, layer=flags.layer, pool=flags.pool, batch_size=flags.batch_size
+    )
+    names = data.record_names(source)
+    with options.progress(len(source), "features") as on_batch:
+        shape = features.write(flags.out, found, names, on_batch=on_batch)
+    print(f"{flags.out}: {' x '.join(map(str, shape))} {flags.layer}")

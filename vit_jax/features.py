@@ -1,0 +1,173 @@
+"""Features of a whole data set: any intermediate of the model, streamed to a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import data, models, sharding, steps
+from vit_jax.errors import UserError, nearest
+
+POOLS = ("none", "mean", "token")
+
+
+def batches_of_features(
+    config: models.ModelConfig,
+    params: models.Params,
+    source: Any,
+    *,
+    layer: str = "pre_logits",
+    pool: str = "none",
+    batch_size: int = 64,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(features (b, ...), labels (b,)) for batch after batch of `source`, in its order.
+
+    Args:
+      layer: an intermediate of the model ("pre_logits", "pooled", "encoded", "block_3", ...), or
+        "logits".
+      pool: of token sequences (b, n, d) or feature maps (b, h, w, d), "mean" averages all (patch)
+        tokens and "token" takes the class token; "none" keeps everything.
+
+    Raises:
+      UserError: no such layer (the nearest is named), or one that cannot be pooled so.
+    """
+    mesh = mesh or sharding.make_mesh()
+    function = feature_function(config, layer, pool)
+    options = dict(config.preprocessing) or {"name": "resize"}
+    transform = data.make_transform(size=config.image_size, train=False, **options)
+    divisor = sharding.batch_divisor(mesh)
+    batch_size = -(-min(batch_size, len(source)) // divisor) * divisor
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    run = jax.jit(function, out_shardings=everywhere)
+    on_mesh = sharding.params_to_devices(params, mesh)
+    batches = data.eval_batches(
+        source,
+        transform,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    seen = 0
+    for batch in batches:
+        images = sharding.to_devices({"image": batch["image"]}, mesh)["image"]
+        count = min(batch_size, len(source) - seen)
+        found = np.asarray(jax.device_get(run(on_mesh, images)))[:count]
+        labels = jax.device_get(
+            jax.jit(lambda x: x, out_shardings=everywhere)(
+                sharding.to_devices({"label": batch["label"]}, mesh)["label"]
+            )
+        )[:count]
+        yield found.astype(np.float32), labels
+        seen += count
+
+
+def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Callable[..., Any]:
+    """(params, images uint8) -> features, checked by shape before anything is read."""
+    if pool not in POOLS:
+        raise UserError(f"--pool={pool} does not exist; there are {', '.join(POOLS)}.")
+    _, apply = models.as_functions(config)
+
+    def function(params, images):
+        logits, out = apply(params, steps.normalise(images), return_intermediates=True)
+        out = {"logits": logits, **out}
+        if layer not in out:
+            raise UserError(
+                f"{config.variant} has no layer {layer!r}; there are {', '.join(out)}."
+                f"{nearest(layer, out)}"
+            )
+        found = out[layer]
+        if pool == "none" or found.ndim == 2:
+            return found
+        if found.ndim == 4:
+            if pool == "token":
+                raise UserError(f"{config.variant} has no class token to pool {layer} with.")
+            return found.mean(axis=(1, 2))
+        has_token = getattr(config, "classifier", "") == "token"
+        if pool == "token":
+            if not has_token:
+                raise UserError(f"{config.variant} has no class token to pool {layer} with.")
+            return found[:, 0]
+        return found[:, int(has_token) :].mean(axis=1)
+
+    shape = (1, *config.image_size, config.channels)
+    jax.eval_shape(function, models.abstract_params(config), jax.ShapeDtypeStruct(shape, np.uint8))
+    return function
+
+
+def write(
+    file: str | Path,
+    features: Iterator[tuple[np.ndarray, np.ndarray]],
+    names: list[str],
+    *,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> tuple[int, ...]:
+    """Streams features to `.npy` (labels beside it, as NAME.labels.npy) or `.parquet`.
+
+    Returns:
+      The shape of what was written, (n, ...).
+
+    Raises:
+      UserError: another suffix, or the file exists.
+    """
+    file = Path(file)
+    writers = {".npy": _write_npy, ".parquet": _write_parquet}
+    if file.suffix not in writers:
+        raise UserError(f"{file} must end in .npy or .parquet.")
+    if file.exists():
+        raise UserError(f"{file} exists and would be overwritten; name another place.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return writers[file.suffix](file, features, names, on_batch)
+
+
+def _write_npy(file: Path, features, names: list[str], on_batch) -> tuple[int, ...]:
+    partial = file.with_name(file.name + ".partial")
+    array, labels, seen = None, np.zeros(len(names), np.int32), 0
+    for found, wanted in features:
+        if array is None:
+            shape = (len(names), *found.shape[1:])
+            array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+        array[seen : seen + len(found)], labels[seen : seen + len(found)] = found, wanted
+        seen += len(found)
+        on_batch(seen)
+    assert array is not None and seen == len(names), (seen, len(names))
+    array.flush()
+    shape = array.shape
+    np.save(file.with_name(file.stem + ".labels.npy"), labels)
+    os.replace(partial, file)
+    return shape
+
+
+def _write_parquet(file: Path, features, names: list[str], on_batch) -> tuple[int, ...]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError("Parquet needs pyarrow: pip install 'vit_jax[hf]', or use .npy.") from None
+    partial = file.with_name(file.name + ".partial")
+    writer, seen, shape = None, 0, ()
+    for found, labels in features:
+        flat = found.reshape(len(found), -1)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+        table = pa.table(
+            {
+                "name": names[seen : seen + len(found)],
+                "label": pa.array(labels, pa.int32()),
+                "features": column,
+            }
+        )
+        shape = found.shape[1:]
+        if writer is None:
+            writer = pq.ParquetWriter(partial, table.schema)
+        writer.write_table(table)
+        seen += len(found)
+        on_batch(seen)
+    assert writer is not None and seen == len(names), (seen, len(names))
+    writer.close()
+    os.replace(partial, file)
+    return (seen, *shape)

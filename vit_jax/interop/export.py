@@ -1,0 +1,234 @@
+"""Models for serving: StableHLO, ONNX and SavedModel, each run again before it is called done."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import models
+from vit_jax.errors import UserError, nearest
+from vit_jax.interop import convert, load, native
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+Array = np.ndarray
+Function = Callable[[Any], Any]
+
+
+def export(
+    source: str,
+    target: str | Path,
+    form: str,
+    *,
+    batch_size: int = 0,
+    int8: bool = False,
+    tolerance: float = 1e-4,
+) -> convert.Proof:
+    """Writes a function images (b, h, w, c) in [-1, 1] -> logits (b, num_classes) to `target`.
+
+    Args:
+      form: "stablehlo" (a directory), "onnx" (a file) or "savedmodel" (a directory).
+      batch_size: a fixed one; 0 leaves it open.
+      int8: the encoder's products in 8 bits (StableHLO only); the tolerance is then 0.2.
+
+    Raises:
+      UserError: an unknown format, a missing package, or answers beyond the tolerance.
+    """
+    if form not in FORMATS:
+        raise UserError(
+            f"There is no format {form!r}; there are {', '.join(FORMATS)}.{nearest(form, FORMATS)}"
+        )
+    if int8 and form != "stablehlo":
+        raise UserError("--int8 is for --format=stablehlo.")
+    target = Path(target)
+    convert.check_free(target)
+    config, params = load.read(source)
+    config = models.replace(config, dtype="float32", remat=False)
+    if isinstance(config, models.ViTConfig):
+        config = models.replace(config, scan=False)
+    images = convert.probe_images(config)[: batch_size or None]
+    if batch_size > len(images):
+        images = np.resize(images, (batch_size, *images.shape[1:]))
+    wanted = convert.run_ours(config, params, images)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as scratch:
+        made = Path(scratch) / target.name
+        save, open_ = FORMATS[form]
+        save(made, config, params, batch_size, **({"int8": True} if int8 else {}))
+        run, runtime = open_(made)
+        found = run(images)
+        if getattr(config, "representation_size", None) is not None and not np.any(found):
+            raise UserError(
+                f"The classifier of {source} is all zeros, so there is nothing to serve; "
+                "fine-tune it first."
+            )
+        proof = convert.compare(wanted, found, runtime)
+        convert.check(proof, max(tolerance, 0.2) if int8 else tolerance, str(source), form)
+        shutil.move(made, target)
+    return proof
+
+
+def facts(config: models.ModelConfig) -> dict[str, Any]:
+    """What a server must know besides the function."""
+    return {
+        "input": "float32 (batch, height, width, channels), pixels / 127.5 - 1",
+        "image_size": list(config.image_size),
+        "channels": config.channels,
+        "preprocessing": dict(config.preprocessing) or {"name": "resize"},
+        "labels": list(config.labels),
+        "variant": config.variant,
+    }
+
+
+# --- StableHLO ----------------------------------------------------------------------------------
+
+
+def save_stablehlo(
+    directory: Path,
+    config: models.ModelConfig,
+    params: Mapping[str, Any],
+    batch_size: int,
+    *,
+    int8: bool = False,
+) -> None:
+    """`model.stablehlo` (function of the weights and the images), the weights, and the facts."""
+    from jax import export as jax_export
+
+    _, apply = models.as_functions(config)
+    if int8:
+        from vit_jax.interop import quantize
+
+        apply, params = quantize.int8(config, params)
+    batch = batch_size or jax_export.symbolic_shape("b")[0]
+    images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), np.float32)
+    shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in params.items()}
+    exported = jax_export.export(
+        jax.jit(lambda params, images: apply(params, images)), platforms=PLATFORMS
+    )(shapes, images)
+    directory.mkdir()
+    (directory / "model.stablehlo").write_bytes(exported.serialize())
+    native.write_safetensors(directory / "weights.safetensors", params)
+    native.write_json(directory / "facts.json", facts(config))
+
+
+def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
+    """images -> logits, from the files alone: nothing of the model's code is used."""
+    from jax import export as jax_export
+
+    directory = Path(directory)
+    exported = jax_export.deserialize(bytearray((directory / "model.stablehlo").read_bytes()))
+    weights = native.read_safetensors(directory / "weights.safetensors")
+    on_device = jax.tree.map(jax.numpy.asarray, weights)
+    call = jax.jit(exported.call)
+    return lambda images: np.asarray(call(on_device, images)), f"jax.export {jax.__version__}"
+
+
+# --- ONNX ---------------------------------------------------------------------------------------
+
+
+def save_onnx(
+    file: Path, config: models.ModelConfig, params: Mapping[str, Any], batch_size: int
+) -> None:
+    """An ONNX file with the weights inside, and the facts as its metadata."""
+    if file.suffix != ".onnx":
+        raise UserError(f"{file.name} must end in .onnx for --format=onnx.")
+    try:
+        import onnx
+        from jax2onnx import to_onnx
+    except ImportError:
+        raise UserError("ONNX needs the extra packages: pip install 'vit_jax[onnx]'.") from None
+    _, apply = models.as_functions(config)
+    on_device = jax.tree.map(jax.numpy.asarray, dict(params))
+    shape = (batch_size or "B", *config.image_size, config.channels)
+    name = re.sub(r"\W", "_", f"vit_jax_{config.variant}")
+    model = to_onnx(lambda images: apply(on_device, images), [shape], model_name=name)
+    for key, value in facts(config).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+    onnx.save_model(model, str(file))
+    onnx.checker.check_model(str(file))
+
+
+def open_onnx(file: str | Path) -> tuple[Function, str]:
+    """images -> logits by ONNX Runtime, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"]
+        )
+        name = session.get_inputs()[0].name
+        session.run(None, {name: _zeros(session.get_inputs()[0].shape)})
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:160]
+        raise UserError(
+            f"ONNX Runtime cannot run the exported model ({reason}). Nothing was written."
+        ) from error
+    run = lambda images: session.run(None, {name: np.asarray(images)})[0]  # noqa: E731
+    return run, f"onnxruntime {onnxruntime.__version__}"
+
+
+def _zeros(shape: list[int | str]) -> Array:
+    """One image (or the fixed batch) of zeros."""
+    return np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32)
+
+
+# --- SavedModel ---------------------------------------------------------------------------------
+
+
+def save_savedmodel(
+    directory: Path, config: models.ModelConfig, params: Mapping[str, Any], batch_size: int
+) -> None:
+    """A TensorFlow SavedModel with the signature "serving_default"."""
+    try:
+        import tensorflow as tf
+        from jax.experimental import jax2tf
+    except ImportError:
+        raise UserError(
+            "SavedModel needs TensorFlow and a JAX that has jax2tf: pip install 'vit_jax[prepare]'."
+        ) from None
+    _, apply = models.as_functions(config)
+    size = f"{batch_size or 'b'}, {config.image_size[0]}, {config.image_size[1]}, {config.channels}"
+    function = jax2tf.convert(
+        apply,
+        polymorphic_shapes=[None, f"({size})"],
+        native_serialization_platforms=("cpu", "cuda"),
+    )
+    module = tf.Module()
+    module.weights = {name.replace("/", "."): tf.Variable(v) for name, v in params.items()}
+
+    def call(images):
+        weights = {name.replace(".", "/"): v for name, v in module.weights.items()}
+        return {"logits": function(weights, images)}
+
+    shape = (batch_size or None, *config.image_size, config.channels)
+    module.call = tf.function(call, input_signature=[tf.TensorSpec(shape, tf.float32, "images")])
+    tf.saved_model.save(module, str(directory), signatures={"serving_default": module.call})
+    native.write_json(directory / "facts.json", facts(config))
+
+
+def open_savedmodel(directory: str | Path) -> tuple[Function, str]:
+    """images -> logits by TensorFlow."""
+    import tensorflow as tf
+
+    serve = tf.saved_model.load(str(directory)).signatures["serving_default"]
+    return (
+        lambda images: serve(images=tf.constant(images))["logits"].numpy(),
+        f"TensorFlow {tf.__version__}",
+    )
+
+
+FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], tuple[Function, str]]]] = {
+    "stablehlo": (save_stablehlo, open_stablehlo),
+    "onnx": (save_onnx, open_onnx),
+    "savedmodel": (save_savedmodel, open_savedmodel),
+}

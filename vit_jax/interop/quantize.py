@@ -1,0 +1,69 @@
+"""The encoder's products in 8 bits (W8A8, qwix): weights per output, activations as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_jax import models
+from vit_jax.errors import UserError
+
+SCALE = "/scale_int8"  # beside a kernel that is stored in 8 bits
+
+
+def is_quantised(path: str) -> bool:
+    """The kernels of the encoder blocks; embeddings, norms and the head stay in float32."""
+    return path.startswith("blocks/") and path.endswith("/kernel")
+
+
+def int8(
+    config: models.ModelConfig, params: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, np.ndarray]]:
+    """apply(stored, images) -> logits with 8-bit products, and the weights as it wants them stored.
+
+    A kernel is stored as int8 with one scale per output; that is a quarter of its size.
+
+    Raises:
+      UserError: qwix is not installed, or the model has no encoder blocks.
+    """
+    try:
+        import qwix
+    except ImportError:
+        raise UserError("--int8 needs the package qwix: pip install 'vit_jax[int8]'.") from None
+    if not any(is_quantised(path) for path in params):
+        raise UserError(f"--int8 is for Vision Transformers; {config.variant} has no encoder.")
+    stored: dict[str, np.ndarray] = {}
+    for path, value in params.items():
+        value = np.asarray(value, np.float32)
+        if is_quantised(path):
+            scale = np.maximum(np.abs(value).max(axis=0, keepdims=True), 1e-12) / 127
+            stored[path] = np.round(value / scale).astype(np.int8)
+            stored[path + SCALE] = scale.astype(np.float32)
+        else:
+            stored[path] = value
+
+    model = models.set_params(
+        models.abstract(config), {path: jnp.asarray(value) for path, value in params.items()}
+    )
+    rule = qwix.QuantizationRule(
+        module_path=r"blocks/.*", weight_qtype=jnp.int8, act_qtype=jnp.int8
+    )
+    probe = jnp.zeros((1, *config.image_size, config.channels))
+    model = qwix.quantize_model(model, qwix.PtqProvider([rule]), probe)
+    graphdef, state = nnx.split(model)
+    paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
+    treedef = jax.tree.structure(state)
+
+    def apply(stored: Mapping[str, Any], images: Any) -> Any:
+        leaves = [
+            stored[path] * stored[path + SCALE] if is_quantised(path) else stored[path]
+            for path in paths
+        ]
+        return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(images)
+
+    return apply, stored

@@ -48,7 +48,7 @@ def run_ours(config: models.ModelConfig, params: Mapping[str, Any], images: Arra
 
 def run_native(directory: Path, config: models.ModelConfig, images: Array) -> tuple[Array, str]:
     """What is in the file, read again and run by this package."""
-    return run_ours(*load.read(directory), images), "vit_jax, read again"
+    return run_ours(*load.read_path(directory), images), "vit_jax, read again"
 
 
 def run_transformers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -139,16 +140,23 @@ def save_onnx(
     """An ONNX file with the weights inside, and the facts as its metadata."""
     if file.suffix != ".onnx":
         raise UserError(f"{file.name} must end in .onnx for --format=onnx.")
+    logging.disable(logging.CRITICAL)  # the translator reports what it tries, at every level
     try:
         import onnx
         from jax2onnx import to_onnx
     except ImportError:
         raise UserError("ONNX needs the extra packages: pip install 'vit_jax[onnx]'.") from None
+    finally:
+        logging.disable(logging.NOTSET)
     _, apply = models.as_functions(config)
     on_device = jax.tree.map(jax.numpy.asarray, dict(params))
     shape = (batch_size or "B", *config.image_size, config.channels)
     name = re.sub(r"\W", "_", f"vit_jax_{config.variant}")
-    model = to_onnx(lambda images: apply(on_device, images), [shape], model_name=name)
+    logging.disable(logging.CRITICAL)
+    try:
+        model = to_onnx(lambda images: apply(on_device, images), [shape], model_name=name)
+    finally:
+        logging.disable(logging.NOTSET)
     for key, value in facts(config).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)

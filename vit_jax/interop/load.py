@@ -68,9 +68,13 @@ def read(source: str | Path, *, variant: str | None = None) -> tuple[models.Mode
     Raises:
       UserError: see `load_model`.
     """
-    config, params = _read(local_path(str(source)), variant)
+    path = local_path(str(source))
+    config, params = read_path(path, variant)
     if variant is not None and variant != config.variant:
         raise UserError(f"{source} holds a {config.variant}, not a {variant}.")
+    if variant is None and path.is_file():  # it does not say itself which model it is
+        size = "x".join(map(str, config.image_size))
+        print(f"{path}: {config.variant} at {size}, {config.num_classes} classes")
     return config, params
 
 
@@ -101,7 +105,8 @@ def local_path(source: str) -> Path:
     )
 
 
-def _read(path: Path, variant: str | None) -> tuple[models.ModelConfig, Params]:
+def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfig, Params]:
+    """What is at a path on disk, in whatever format it is."""
     if path.is_file():
         if path.suffix == ".npz":
             return npz.load(path, variant=variant)

@@ -72,6 +72,7 @@ def write_safetensors(
     partial = file.with_name(file.name + ".partial")
     ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     save_file(ordered, partial, metadata)
+    partial.chmod(0o644)  # safetensors makes it private
     with open(partial, "rb") as written:
         os.fsync(written.fileno())
     os.replace(partial, file)

@@ -235,12 +235,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def load(path: Path, *, variant: str | None = None) -> tuple[models.ModelConfig, dict]:
-    """Reads an official checkpoint; says which model it found unless `variant` is given."""
+    """Reads an official checkpoint; which model it is follows from names and shapes."""
     weights = read_arrays(path)
     config = find_config(weights, str(path))
     if variant is not None and variant != config.variant:
         raise UserError(f"{path} holds a {config.variant}, not a {variant}.")
-    if variant is None:
-        size = "x".join(map(str, config.image_size))
-        print(f"{path}: {config.variant} at {size}, {config.num_classes} classes")
     return config, from_official(weights, config, str(path))

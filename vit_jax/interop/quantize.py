@@ -50,11 +50,9 @@ def int8(
     model = models.set_params(
         models.abstract(config), {path: jnp.asarray(value) for path, value in params.items()}
     )
-    rule = qwix.QuantizationRule(
-        module_path=r"blocks/.*", weight_qtype=jnp.int8, act_qtype=jnp.int8
-    )
+    rule = qwix.QtRule(module_path=r"blocks/.*", weight_qtype=jnp.int8, act_qtype=jnp.int8)
     probe = jnp.zeros((1, *config.image_size, config.channels))
-    model = qwix.quantize_model(model, qwix.PtqProvider([rule]), probe)
+    model = qwix.quantize_model(model, qwix.QtProvider([rule]), probe)
     graphdef, state = nnx.split(model)
     paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
     treedef = jax.tree.structure(state)

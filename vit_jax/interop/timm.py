@@ -176,11 +176,12 @@ def timm_config(config: models.ModelConfig) -> dict[str, Any]:
     preprocessing = dict(config.preprocessing)
     crop = height / preprocessing["resize"] if "resize" in preprocessing else 1.0
     arguments: dict[str, Any] = {}
+    variant = models.find_variant(config)
     if isinstance(config, ViTConfig):
-        name = ARCHITECTURES.get(config.variant, "vit_base_patch16_@").replace("@", "224")
+        name = ARCHITECTURES.get(variant, "vit_base_patch16_@").replace("@", "224")
         arguments = {"act_layer": "gelu_tanh" if config.activation == "gelu_tanh" else "gelu"}
         arguments["img_size"] = [height, width]
-        if config.variant not in ARCHITECTURES:
+        if variant not in ARCHITECTURES:
             arguments |= {
                 "patch_size": list(config.patch_size),
                 "embed_dim": config.hidden_size,
@@ -191,9 +192,9 @@ def timm_config(config: models.ModelConfig) -> dict[str, Any]:
             if config.stem_depths is not None:
                 raise UserError(f"timm has no architecture for the hybrid {config.variant}.")
     else:
-        if config.variant not in ARCHITECTURES:
+        if variant not in ARCHITECTURES:
             raise UserError(f"timm has no architecture for the ResNet {config.variant}.")
-        name = ARCHITECTURES[config.variant]
+        name = ARCHITECTURES[variant]
     values = {
         "architecture": name,
         "num_classes": config.num_classes,

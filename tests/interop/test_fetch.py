@@ -1,0 +1,107 @@
+"""Downloads from a real local server: resumed, checked, kept; and what is said when it fails."""
+
+import base64
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.interop import fetch, load, published
+
+CONTENT = bytes(range(256)) * 5000
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """/file is sent whole or from a range; /cut breaks off after half, twice; /403, /404, /bad."""
+
+    requests: list = []  # noqa: RUF012 (shared by the handlers on purpose)
+
+    def do_GET(self):
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        Server.requests.append((self.path, start))
+        if self.path in ("/403", "/404"):
+            self.send_error(int(self.path[1:]))
+            return
+        digest = hashlib.md5(b"other" if self.path == "/bad" else CONTENT).digest()
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.send_header("x-goog-hash", f"md5={base64.b64encode(digest).decode()}")
+        self.end_headers()
+        body = CONTENT[start:]
+        broken = self.path == "/cut" and len(Server.requests) < 3
+        self.wfile.write(body[: len(body) // 2] if broken else body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    Server.requests = []
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def test_a_file_is_downloaded_once(server):
+    path = fetch.fetch(f"{server}/file")
+    assert path.read_bytes() == CONTENT
+    assert fetch.fetch(f"{server}/file") == path
+    assert len(Server.requests) == 1
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server):
+    assert fetch.fetch(f"{server}/cut").read_bytes() == CONTENT
+    starts = [start for _, start in Server.requests]
+    assert len(starts) == 3 and starts[0] == 0 < starts[1] < starts[2]
+
+
+def test_a_wrong_checksum_is_not_kept(server, tmp_path):
+    with pytest.raises(UserError, match="arrived damaged"):
+        fetch.fetch(f"{server}/bad")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("code, reason", [(403, "access is denied"), (404, "does not exist")])
+def test_refusals_are_explained(server, code, reason, monkeypatch):
+    source = f"{server}/{code}"
+    entry = published.Published("B/16", 224, 21_843, (source, "hf:org/name"), "")
+    monkeypatch.setitem(published.PUBLISHED, "some-weights", entry)
+    with pytest.raises(UserError, match=rf"{reason} \(HTTP {code}\).*some-weights.*hf:org/name"):
+        fetch.fetch(source)
+
+
+def test_no_network_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="cannot be downloaded") as error:
+        fetch.fetch("http://127.0.0.1:9/nothing.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_published_names(monkeypatch, tmp_path):
+    for name, entry in published.PUBLISHED.items():
+        assert name.startswith(entry.variant) and entry.sources
+        assert all(fetch.is_remote(source) for source in entry.sources)
+    assert published.PUBLISHED["R50+B/16-imagenet21k"].sources == (
+        "gs://vit_models/imagenet21k/R50+ViT-B_16.npz",
+    )
+    with pytest.raises(UserError, match="Did you mean 'B/16-imagenet21k'"):
+        load.read("B/16-imagenet21")
+    monkeypatch.setattr(fetch, "fetch", lambda source: tmp_path / source.split("/")[-1])
+    assert load.local_path("B/16-imagenet21k") == tmp_path / "ViT-B_16.npz"
+
+
+def test_gs_addresses_become_https(monkeypatch, tmp_path):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
+    seen = []
+    monkeypatch.setattr(fetch, "download", lambda url, target, source: seen.append(url))
+    fetch.fetch("gs://vit_models/imagenet21k/R50+ViT-B_16.npz")
+    assert seen == ["https://storage.googleapis.com/vit_models/imagenet21k/R50%2BViT-B_16.npz"]

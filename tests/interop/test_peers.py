@@ -1,0 +1,363 @@
+"""Conversions judged by the real other side: transformers, timm, ONNX Runtime, jax.export."""
+
+import json
+import sys
+
+import golden_weights
+import numpy as np
+import PIL.Image
+import pytest
+
+from vit_jax import models, predict
+from vit_jax.cli import main
+from vit_jax.errors import UserError
+from vit_jax.interop import convert, export, load, native, npz
+
+SMALL = dict(hidden_size=64, num_layers=2, mlp_dim=128, num_heads=2, image_size=64, num_classes=7)
+LABELS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
+pytestmark = pytest.mark.filterwarnings("ignore")  # the other packages' own
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    shim_torchvision()
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def timm():
+    shim_torchvision()
+    return pytest.importorskip("timm")
+
+
+def shim_torchvision():
+    """PyPI's torchvision is for CUDA; with a CPU torch its operators must be declared first."""
+    torch = pytest.importorskip("torch")
+    if "torchvision" not in sys.modules and not torch.version.cuda:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        shim_torchvision.library = library  # it lives as long as the process
+
+
+def golden_model(variant="B/16", **settings):
+    """A model with the golden weights: (config, params)."""
+    config = models.get_config(variant, **{**SMALL, "labels": LABELS, **settings})
+    weights = golden_weights.weights(golden_weights.official_shapes(config))
+    return config, npz.from_official(weights, config)
+
+
+def saved(tmp_path, *model, name="source"):
+    native.save(tmp_path / name, *model)
+    return tmp_path / name
+
+
+def same(a, b):
+    return set(a) == set(b) and all(
+        np.asarray(a[k]).tobytes() == np.asarray(b[k]).tobytes() for k in a
+    )
+
+
+# --- Hugging Face -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"activation": "gelu", "layer_norm_epsilon": 1e-12}, {"channels": 1, "patch_size": 8}],
+)
+def test_transformers_gives_the_same_logits(transformers, tmp_path, settings):
+    source = saved(tmp_path, *golden_model(**settings))
+    proof = convert.convert(str(source), tmp_path / "hf", "huggingface", tolerance=2e-6)
+    assert proof.runtime.startswith("transformers 5") and proof.scale > 0.1
+    config, params = load.read(tmp_path / "hf")
+    assert config == models.replace(load.read(source)[0], preprocessing=(("name", "resize"),))
+    assert same(params, load.read(source)[1])
+
+
+def test_a_pre_training_head_becomes_the_pooler(transformers, tmp_path):
+    config, params = golden_model(representation_size="hidden", labels=())
+    params["head/kernel"] = np.zeros_like(params["head/kernel"])
+    params["head/bias"] = np.zeros_like(params["head/bias"])
+    source = saved(tmp_path, config, params)
+    proof = convert.convert(str(source), tmp_path / "hf", "huggingface", tolerance=5e-6)
+    assert "transformers" in proof.runtime and 0.1 < proof.scale <= 1  # a tanh
+    again, _ = load.read(tmp_path / "hf")
+    assert again.representation_size == 64
+
+
+def test_a_model_that_transformers_made_is_read(transformers, tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        image_size=32, patch_size=8, num_labels=3, hidden_act="gelu",
+    )  # fmt: skip
+    peer = transformers.ViTForImageClassification(config).eval()
+    peer.save_pretrained(tmp_path / "hf")
+    ours, params = load.read(tmp_path / "hf")
+    assert (ours.activation, ours.layer_norm_epsilon, ours.num_heads) == ("gelu", 1e-12, 4)
+    images = convert.probe_images(ours)
+    with torch.no_grad():
+        wanted = peer(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits.numpy()
+    np.testing.assert_allclose(convert.run_ours(ours, params, images), wanted, atol=1e-5)
+    base = transformers.ViTModel(config).eval()  # no classifier: a zero head, for features
+    base.save_pretrained(tmp_path / "base")
+    ours, params = load.read(tmp_path / "base")
+    assert ours.representation_size == 48 and not params["head/kernel"].any()
+
+
+def test_the_pipeline_agrees_with_predict_on_a_photo(transformers, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    photo = tmp_path / "photo.png"
+    PIL.Image.fromarray(small).resize((64, 64), PIL.Image.Resampling.BICUBIC).save(photo)
+    source = saved(tmp_path, *golden_model())
+    convert.convert(str(source), tmp_path / "hf", "huggingface")
+    (ours,) = predict.predict(str(source), [str(photo)], top_k=5)
+    pipe = transformers.pipeline("image-classification", model=str(tmp_path / "hf"))
+    theirs = pipe(str(photo), top_k=5)
+    assert [row["class"] for row in ours["predictions"]] == [row["label"] for row in theirs]
+    for a, b in zip(ours["predictions"], theirs, strict=True):
+        assert a["probability"] == pytest.approx(b["score"], abs=1e-4)
+
+
+# --- timm ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "variant, settings",
+    [
+        ("B/16", {}),
+        ("B/16", {"activation": "gelu"}),
+        ("Ti/16", {"hidden_size": None, "num_heads": None, "mlp_dim": None, "num_layers": None,
+                   "image_size": 96}),
+        ("S/16", {"image_size": (64, 96)}),
+    ],
+)  # fmt: skip
+def test_timm_gives_the_same_logits(timm, tmp_path, variant, settings):
+    source = saved(tmp_path, *golden_model(variant, **settings))
+    proof = convert.convert(str(source), tmp_path / "timm", "timm", tolerance=5e-6)
+    assert proof.runtime.startswith("timm 1")
+    config, params = load.read(tmp_path / "timm")
+    wanted, source_params = load.read(source)
+    wanted = models.replace(
+        wanted, preprocessing=(("name", "resize"),), variant=models.find_variant(wanted)
+    )
+    assert config == wanted and same(params, source_params)
+
+
+def test_timm_runs_bit(timm, tmp_path):
+    config = models.get_config("R50x1", num_classes=7, image_size=64, labels=LABELS)
+    weights = golden_weights.weights(golden_weights.official_shapes(config))
+    source = saved(tmp_path, config, npz.from_official(weights, config))
+    proof = convert.convert(str(source), tmp_path / "timm", "timm", tolerance=1e-4)
+    assert proof.runtime.startswith("timm 1")
+    again, params = load.read(tmp_path / "timm")
+    assert again.variant == "R50x1" and same(params, load.read(source)[1])
+
+
+def test_a_hybrid_is_off_by_timms_epsilons_and_refused(timm, tmp_path):
+    config = models.get_config("R26+S/32", num_classes=7, image_size=64, labels=LABELS)
+    weights = golden_weights.weights(golden_weights.official_shapes(config))
+    source = saved(tmp_path, config, npz.from_official(weights, config))
+    with pytest.raises(UserError, match=r"refused: logits differ by .* run by timm") as error:
+        convert.convert(str(source), tmp_path / "timm", "timm", tolerance=1e-6)
+    assert not (tmp_path / "timm").exists() and "Nothing was written" in str(error.value)
+    proof = convert.convert(str(source), tmp_path / "timm", "timm", tolerance=0.05)
+    assert proof.difference > 0
+    again, params = load.read(tmp_path / "timm")  # timm's numerics come back with it
+    assert again.stem_group_norm_epsilon == 1e-5 and again.stem_standardisation == "var"
+    images = convert.probe_images(again)
+    found, _ = convert.run_timm(tmp_path / "timm", again, images)
+    ours = convert.run_ours(again, params, images)
+    assert np.abs(found - ours).max() < 2e-5 * np.abs(ours).max()
+
+
+def test_timm_reads_our_npz(timm, tmp_path):
+    """The official layout that we write is the one that timm knows."""
+    import torch
+
+    config = models.get_config("Ti/16", num_classes=1000)
+    weights = golden_weights.weights(golden_weights.official_shapes(config))
+    params = npz.from_official(weights, config)
+    npz.save(tmp_path / "ours.npz", config, params)
+    peer = timm.create_model("vit_tiny_patch16_224", act_layer="gelu_tanh").eval()
+    peer.load_pretrained(str(tmp_path / "ours.npz"))
+    images = convert.probe_images(config)
+    with torch.no_grad():
+        found = peer(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(found, convert.run_ours(config, params, images), atol=2e-5)
+
+
+# --- round trips --------------------------------------------------------------------------------
+
+
+def test_round_trip_through_every_format_is_lossless(transformers, timm, tmp_path):
+    config, params = golden_model(labels=())
+    npz.save(tmp_path / "0.npz", config, params)
+    trips = [
+        ("1", "native"), ("2", "huggingface"), ("3", "native"), ("4", "timm"), ("5.npz", "npz")
+    ]  # fmt: skip
+    source = "0.npz"
+    for target, to in trips:
+        convert.convert(str(tmp_path / source), tmp_path / target, to)
+        source = target
+    with np.load(tmp_path / "0.npz") as first, np.load(tmp_path / "5.npz") as last:
+        assert same(dict(first), dict(last))
+
+
+@pytest.mark.parametrize("to, place", [("npz", "w.npz"), ("native", "w")])
+@pytest.mark.parametrize(
+    "variant, settings",
+    [("R+Ti/16", {"image_size": 64}), ("R50x1", {"depths": (1, 1), "image_size": 64})],
+)
+def test_hybrids_and_resnets_keep_every_bit(tmp_path, variant, settings, to, place):
+    config = models.get_config(variant, num_classes=7, **settings)
+    weights = golden_weights.weights(golden_weights.official_shapes(config))
+    source = saved(tmp_path, config, npz.from_official(weights, config))
+    proof = convert.convert(str(source), tmp_path / place, to)
+    assert proof.difference == 0
+    assert same(load.read(tmp_path / place)[1], load.read(source)[1])
+
+
+# --- serving formats ----------------------------------------------------------------------------
+
+
+SERVED = [
+    ("B/16", {}),
+    ("B/16", {"classifier": "gap"}),
+    ("R+Ti/16", {"image_size": 64, "hidden_size": 64, "num_heads": 2, "mlp_dim": 64,
+                 "num_layers": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+@pytest.mark.parametrize("variant, settings", SERVED)
+def test_stablehlo(tmp_path, variant, settings, batch):
+    config, params = golden_model(variant, **settings)
+    source = saved(tmp_path, config, params)
+    proof = export.export(str(source), tmp_path / "out", "stablehlo", batch_size=batch)
+    assert proof.difference < 1e-5 * proof.scale
+    run, _ = export.open_stablehlo(tmp_path / "out")
+    images = np.repeat(convert.probe_images(config)[:1], 3, axis=0)
+    np.testing.assert_allclose(
+        run(images), convert.run_ours(config, params, images), atol=1e-5 * proof.scale
+    )
+    facts = json.loads((tmp_path / "out" / "facts.json").read_text())
+    assert facts["labels"] == list(LABELS)
+
+
+def test_stablehlo_needs_none_of_our_code(tmp_path):
+    """A process that cannot import vit_jax runs it."""
+    import subprocess
+
+    config, params = golden_model()
+    source = saved(tmp_path, config, params)
+    export.export(str(source), tmp_path / "out", "stablehlo")
+    np.save(tmp_path / "x.npy", convert.probe_images(config))
+    code = (
+        "import sys; sys.modules['vit_jax'] = None\n"
+        "import jax, numpy as np\n"
+        "from jax import export\n"
+        "from safetensors.numpy import load_file\n"
+        "f = export.deserialize(bytearray(open('out/model.stablehlo', 'rb').read()))\n"
+        "y = jax.jit(f.call)(load_file('out/weights.safetensors'), np.load('x.npy'))\n"
+        "np.save('y.npy', y)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"),
+        convert.run_ours(config, params, convert.probe_images(config)),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    "variant, settings",
+    [*SERVED, ("R50x1", {"depths": (1, 1), "image_size": 64, "hidden_size": None})],
+)
+def test_onnx(tmp_path, variant, settings):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("jax2onnx")
+    if variant == "R50x1":
+        config = models.get_config(
+            variant, depths=(1, 1), image_size=64, num_classes=7, labels=LABELS
+        )
+        weights = golden_weights.weights(golden_weights.official_shapes(config))
+        source = saved(tmp_path, config, npz.from_official(weights, config))
+    else:
+        source = saved(tmp_path, *golden_model(variant, **settings))
+    proof = export.export(str(source), tmp_path / "m.onnx", "onnx")
+    assert proof.runtime.startswith("onnxruntime") and proof.difference < 2e-5 * proof.scale
+    run, _ = export.open_onnx(tmp_path / "m.onnx")
+    assert run(np.zeros((5, 64, 64, 3), np.float32)).shape == (5, 7)  # the batch is open
+    entries = {e.key: e.value for e in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
+    assert json.loads(entries["labels"]) == list(LABELS)
+
+
+def test_int8(tmp_path):
+    pytest.importorskip("qwix")
+    source = saved(tmp_path, *golden_model(hidden_size=128))
+    with pytest.raises(UserError, match=r"--int8 is for"):
+        export.export(str(source), tmp_path / "no.onnx", "onnx", int8=True)
+    proof = export.export(str(source), tmp_path / "int8", "stablehlo", int8=True)
+    assert 1e-4 * proof.scale < proof.difference < 0.1 * proof.scale
+    stored = native.read_safetensors(tmp_path / "int8" / "weights.safetensors")
+    assert stored["blocks/0/mlp/dense1/kernel"].dtype == np.int8
+    assert stored["head/kernel"].dtype == np.float32
+
+
+# --- refusals and commands ----------------------------------------------------------------------
+
+
+def test_what_a_format_cannot_hold_is_said(tmp_path):
+    cases = [
+        ("gap", dict(classifier="gap"), "huggingface", "has no place for this B/16"),
+        ("map", dict(classifier="map"), "npz", "has no place for this B/16"),
+        ("wide", dict(image_size=(64, 96)), "huggingface", "square images"),
+        ("hidden", dict(representation_size=64), "timm", "use --to=huggingface, npz or native"),
+        ("axial", dict(), "timm", "timm has no place"),
+    ]
+    for name, settings, to, message in cases:
+        variant = "Axial-B/32" if name == "axial" else "B/16"
+        config = models.get_config(variant, **{**SMALL, **settings})
+        params = {
+            path: golden_weights.draw(path, leaf.shape)
+            for path, leaf in models.abstract_params(config).items()
+        }
+        source = saved(tmp_path, config, params, name=name)
+        target = tmp_path / f"{name}-out.npz" if to == "npz" else tmp_path / f"{name}-out"
+        with pytest.raises(UserError, match=message):
+            convert.convert(str(source), target, to)
+        assert not target.exists()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    source = saved(tmp_path, *golden_model())
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "precious").write_text("x")
+    for call in (
+        lambda: convert.convert(str(source), tmp_path / "there", "native"),
+        lambda: export.export(str(source), tmp_path / "there", "stablehlo"),
+    ):
+        with pytest.raises(UserError, match="would be overwritten"):
+            call()
+    assert (tmp_path / "there" / "precious").read_text() == "x"
+
+
+def test_commands(tmp_path, capsys):
+    source = saved(tmp_path, *golden_model())
+    assert main(["convert", str(source), str(tmp_path / "w.npz"), "--to=npz"]) == 0
+    assert "maximum logit difference 0 " in capsys.readouterr().out
+    out = tmp_path / "served"
+    arguments = ["export", f"--checkpoint={source}", "--format=stablehlo", f"--out={out}"]
+    assert main(arguments) == 0
+    assert "run by jax.export" in capsys.readouterr().out
+    assert main(arguments) == 1
+    assert "would be overwritten" in capsys.readouterr().err
+    assert main(["convert", str(source), "x", "--to=hugging"]) == 1
+    assert "Did you mean 'huggingface'" in capsys.readouterr().err
+    assert main(["convert", str(source), "--to=npz"]) == 2
+    assert main(["convert", str(source), str(tmp_path / "x"), "--to=npz"]) == 1
+    assert "must end in .npz" in capsys.readouterr().err

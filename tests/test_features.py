@@ -1,0 +1,78 @@
+"""Features of a data set, streamed to files."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import data, features, models, steps
+from vit_jax.cli import main
+from vit_jax.errors import UserError
+from vit_jax.interop import native
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = models.get_config("debug", num_classes=3)
+    params = jax.jit(models.as_functions(config)[0])(jax.random.key(0))
+    return config, jax.device_get(params)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return data.open_source("digits[test[:21]]")
+
+
+def collect(model, source, **options):
+    pairs = list(features.batches_of_features(*model, source, batch_size=8, **options))
+    return np.concatenate([f for f, _ in pairs]), np.concatenate([y for _, y in pairs])
+
+
+@pytest.mark.parametrize(
+    "options, shape",
+    [
+        ({}, (64,)),
+        ({"layer": "block_0"}, (17, 64)),
+        ({"layer": "block_0", "pool": "mean"}, (64,)),
+        ({"layer": "encoded", "pool": "token"}, (64,)),
+        ({"layer": "logits"}, (3,)),
+    ],
+)
+def test_layers_and_pools(model, source, options, shape):
+    found, labels = collect(model, source, **options)
+    assert found.shape == (21, *shape)
+    assert list(labels) == [source[i]["label"] for i in range(21)]
+    config, params = model
+    transform = data.make_transform(name="resize", size=config.image_size, train=False)
+    images = np.stack([transform(source[i]["image"]) for i in range(21)])
+    _, apply = models.as_functions(config)
+    logits, out = apply(params, steps.normalise(images), return_intermediates=True)
+    wanted = {"logits": logits, **out}[options.get("layer", "pre_logits")]
+    if options.get("pool") == "mean":
+        wanted = wanted[:, 1:].mean(axis=1)
+    if options.get("pool") == "token":
+        wanted = wanted[:, 0]
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_files(model, tmp_path, capsys):
+    pq = pytest.importorskip("pyarrow.parquet")
+    native.save(tmp_path / "m", *model)
+    base = ["features", f"--checkpoint={tmp_path / 'm'}", "--data=digits[test[:21]]"]
+    assert main([*base, f"--out={tmp_path / 'f.npy'}", "--batch_size=8"]) == 0
+    assert "21 x 64 pre_logits" in capsys.readouterr().out
+    array, labels = np.load(tmp_path / "f.npy"), np.load(tmp_path / "f.labels.npy")
+    assert main([*base, f"--out={tmp_path / 'f.parquet'}", "--batch_size=5"]) == 0
+    table = pq.read_table(tmp_path / "f.parquet").to_pydict()
+    assert table["label"] == list(labels) and table["name"][1] == "digits[test]/5"
+    np.testing.assert_allclose(np.array(table["features"]), array, atol=2e-5)
+    assert main([*base, f"--out={tmp_path / 'f.npy'}"]) == 1
+    assert "would be overwritten" in capsys.readouterr().err
+    assert main([*base, f"--out={tmp_path / 'f.csv'}"]) == 1
+    assert "must end in .npy or .parquet" in capsys.readouterr().err
+
+
+def test_bad_layers(model, source):
+    with pytest.raises(UserError, match="Did you mean 'pre_logits'"):
+        next(features.batches_of_features(*model, source, layer="prelogits"))
+    with pytest.raises(UserError, match="there are none, mean, token"):
+        next(features.batches_of_features(*model, source, pool="max"))

@@ -7,14 +7,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from vit_jax import data, losses, models, sharding, steps
+from vit_jax import data, features, losses, models, sharding, steps
 from vit_jax.errors import UserError, nearest
-from vit_jax.evaluation import classification
+from vit_jax.evaluation import calibration, classification, fewshot, knn, real
 from vit_jax.interop import adapt, export, load
 
 
@@ -66,6 +66,42 @@ def run_classification(
             "so); fine-tune it first, or use its features."
         )
     mapping, remark = match_labels(config, source)
+    results = run_model(
+        config, params, source, mapping, batch_size=batch_size, mesh=mesh, on_batch=on_batch
+    )
+    names = config.labels or source.class_names
+    summary = classification.summarise(results)
+    summary["calibration_error"] = calibration.expected_calibration_error(
+        results["confidence"], results["correct"]
+    )
+    return summary, classification.per_class(results, names), remark
+
+
+def predicted(request: Request, source: Any, on_batch: Callable[[int], None]) -> np.ndarray:
+    """The most likely of the model's classes for every record, (n,)."""
+    results = run_model(
+        request.config,
+        request.params,
+        source,
+        np.arange(source.num_classes, dtype=np.int32),
+        batch_size=request.batch_size,
+        mesh=request.mesh,
+        on_batch=on_batch,
+    )
+    return results["prediction"]
+
+
+def run_model(
+    config: models.ModelConfig,
+    params: models.Params,
+    source: Any,
+    mapping: np.ndarray,
+    *,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Every example's results (see `classification.run`), with labels renumbered by `mapping`."""
     _, apply = models.as_functions(config)
     options = dict(config.preprocessing) or {"name": "resize"}
     transform = data.make_transform(size=config.image_size, train=False, **options)
@@ -86,11 +122,9 @@ def run_classification(
         mesh,
     )
     on_mesh = sharding.params_to_devices(params, mesh)
-    results = classification.run(
+    return classification.run(
         step, on_mesh, batches, mesh, num_examples=len(source), on_batch=on_batch
     )
-    names = config.labels or source.class_names
-    return classification.summarise(results), classification.per_class(results, names), remark
 
 
 def accuracy_of_export(
@@ -118,8 +152,184 @@ def accuracy_of_export(
     return summary["accuracy"], correct / seen
 
 
+class Request(NamedTuple):
+    """What `vit-jax evaluate` was asked for; each suite reads what it needs."""
+
+    config: models.ModelConfig
+    params: models.Params
+    specs: tuple[str, ...]
+    data_dir: str | None
+    batch_size: int
+    mesh: jax.sharding.Mesh
+    progress: Callable[[int, str], Any]  # (total, name) -> a context that takes counts
+    shots: tuple[int, ...] = fewshot.SHOTS
+    seeds: int = 3
+    l2: str = "1024"
+    ks: tuple[int, ...] = (1, 5, 10, 20)
+    real_labels: str | None = None
+
+
+class Result(NamedTuple):
+    """record: for evaluation.json. table: lines to print. rows: for a CSV, if there is one."""
+
+    record: dict[str, Any]
+    table: list[str]
+    rows: list[dict]
+
+
+def evaluation_source(request: Request, spec: str) -> Any:
+    """The source of a spec; without a split, the evaluation split of the data set."""
+    if not spec.endswith("]"):
+        spec = data.default_splits(spec, data_dir=request.data_dir)[1]
+    return data.open_source(spec, data_dir=request.data_dir)
+
+
+def suite_classification(request: Request) -> Result:
+    """Top-1 and top-5 of the classifier, with the accuracy of every class and calibration."""
+    source = evaluation_source(request, one_spec(request))
+    with request.progress(len(source), "evaluate") as on_batch:
+        summary, rows, remark = run_classification(
+            request.config,
+            request.params,
+            source,
+            batch_size=request.batch_size,
+            mesh=request.mesh,
+            on_batch=on_batch,
+        )
+    table = [
+        f"{source.spec}: {summary['num_examples']} examples" + (f"; {remark}" if remark else "")
+    ]
+    for key, text in (("accuracy", "top-1"), ("top5_accuracy", "top-5")):
+        table.append(f"  {text}  {100 * summary[key]:.2f}%")
+    table.append(f"  loss   {summary['loss']:.4f}")
+    table.append(f"  calibration error  {100 * summary['calibration_error']:.2f}%")
+    return Result({"data": source.spec, **summary}, table, rows)
+
+
+def one_spec(request: Request) -> str:
+    """The single data set of a suite that takes one."""
+    if len(request.specs) != 1:
+        raise UserError("This suite takes one data set; name one with --data.")
+    return request.specs[0]
+
+
+class Features(NamedTuple):
+    """Features (n, d) and labels (n,) of a data set's training and evaluation split."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    num_classes: int
+
+
+def features_of(request: Request, spec: str) -> Features:
+    """Pre-logits of a data set's two default splits."""
+    splits = data.default_splits(spec, data_dir=request.data_dir)
+    arrays: list[np.ndarray] = []
+    opened = [data.open_source(split, data_dir=request.data_dir) for split in splits]
+    for source in opened:
+        with request.progress(len(source), f"features of {source.spec}") as on_batch:
+            parts = []
+            for found, labels in features.batches_of_features(
+                request.config,
+                request.params,
+                source,
+                batch_size=request.batch_size,
+                mesh=request.mesh,
+            ):
+                parts.append((found, labels))
+                on_batch(sum(len(y) for _, y in parts))
+        arrays += [np.concatenate([part[i] for part in parts]) for i in (0, 1)]
+    return Features(*arrays, num_classes=opened[0].num_classes)
+
+
+def suite_fewshot(request: Request) -> Result:
+    """Few-shot linear accuracy (section 4.1) on each data set, from features before any tanh.
+
+    With --l2=sweep, one l2 for each number of shots: that of the best mean rank over the data sets.
+    """
+    l2s = fewshot.L2_SWEEP if request.l2 == "sweep" else (_number(request.l2),)
+    results = {}
+    for spec in request.specs:
+        results[spec] = fewshot.accuracies(
+            *features_of(request, spec),
+            shots=request.shots,
+            seeds=range(request.seeds),
+            l2s=l2s,
+        )
+    chosen = {k: fewshot.best_l2(results, k) for k in request.shots}
+    rows: list[dict[str, Any]] = []
+    for spec, found in results.items():
+        for k in request.shots:
+            values = found[k][chosen[k]]
+            rows.append(
+                {
+                    "data": spec,
+                    "shots": k,
+                    "accuracy": float(np.mean(values)),
+                    "std": float(np.std(values)),
+                    "seeds": len(values),
+                    "l2": chosen[k],
+                }
+            )
+    table = ["few-shot linear accuracy"]
+    for row in rows:
+        table.append(
+            f"  {row['data']}  {row['shots']:>2} shots  {100 * row['accuracy']:.2f}% "
+            f"± {100 * row['std']:.2f} ({row['seeds']} draws, l2 {row['l2']:g})"
+        )
+    return Result({"results": rows}, table, rows)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--l2={text} must be a number, or sweep.") from None
+
+
+def suite_knn(request: Request) -> Result:
+    """Accuracy of the nearest neighbours' vote on each data set."""
+    rows, table = [], ["nearest neighbours, cosine similarity"]
+    for spec in request.specs:
+        for k, accuracy in knn.accuracies(*features_of(request, spec), ks=request.ks).items():
+            rows.append({"data": spec, "k": k, "accuracy": accuracy})
+            table.append(f"  {spec}  k={k:<3} {100 * accuracy:.2f}%")
+    return Result({"results": rows}, table, rows)
+
+
+def suite_real(request: Request) -> Result:
+    """ImageNet ReaL: predictions in the order of the file names against `real.json`."""
+    if not request.real_labels:
+        raise UserError("--suite=real needs --real_labels=real.json.")
+    labels = real.read_labels(request.real_labels)
+    source = evaluation_source(request, one_spec(request))
+    names = data.record_names(source)
+    if not all(Path(name).suffix for name in names[:1]):
+        raise UserError(
+            f"{source.spec} does not know the file names of its images, which ReaL labels are "
+            "ordered by; use folder:PATH of the validation images."
+        )
+    with request.progress(len(source), "evaluate") as on_batch:
+        predictions = predicted(request, source, on_batch)
+    order = real.file_order(names)
+    accuracy = real.real_accuracy(predictions[order], labels)
+    scored = sum(1 for row in labels if row)
+    table = [f"ReaL on {source.spec}: {100 * accuracy:.2f}% of {scored} images with labels"]
+    return Result({"data": source.spec, "accuracy": accuracy, "num_scored": scored}, table, [])
+
+
+SUITES: dict[str, Callable[[Request], Result]] = {
+    "classification": suite_classification,
+    "fewshot": suite_fewshot,
+    "knn": suite_knn,
+    "real": suite_real,
+}
+
+
 def write(directory: Path, suite: str, record: dict, rows: list[dict]) -> Path:
-    """Adds a suite's record to `evaluation.json` and writes its per-class CSV beside it."""
+    """Adds a suite's record to `evaluation.json` and writes its rows as CSV beside it."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "evaluation.json"
     content = json.loads(file.read_text()) if file.exists() else {}
@@ -127,7 +337,14 @@ def write(directory: Path, suite: str, record: dict, rows: list[dict]) -> Path:
     partial = file.with_suffix(".json.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(partial, file)
-    with open(directory / f"evaluation_{suite}_per_class.csv", "w", newline="") as out:
+    if not rows:
+        return file
+    name = (
+        "evaluation_classification_per_class"
+        if suite == "classification"
+        else f"evaluation_{suite}"
+    )
+    with open(directory / f"{name}.csv", "w", newline="") as out:
         writer = csv.DictWriter(out, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

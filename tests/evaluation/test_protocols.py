@@ -1,0 +1,113 @@
+"""Few-shot regression, neighbours, ReaL and calibration, against golden numbers and by hand."""
+
+import golden_weights
+import numpy as np
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.evaluation import calibration, fewshot, knn, real
+
+PROTOCOL = golden_weights.numbers("protocol")
+
+
+@pytest.mark.parametrize("case", ["fewshot_wide", "fewshot_tall"])
+@pytest.mark.parametrize("power", [-10, 0, 10, 19])
+def test_ridge_equals_the_original(case, power):
+    """Wide: more features than examples; tall: fewer."""
+    g = {k.split("/")[1]: v for k, v in PROTOCOL.items() if k.startswith(f"{case}/")}
+    wanted = g[f"scores_l2_2^{power}"]
+    scores = fewshot.ridge_scores(
+        g["x_train"], g["y_train"], g["x_test"], wanted.shape[1], 2.0**power
+    )
+    # The original solves in float32, which the bias feature of 100 makes coarse for a small l2.
+    tolerance = 1e-3 if power < 10 else 5e-5
+    np.testing.assert_allclose(scores, wanted, atol=tolerance * np.abs(wanted).max())
+    np.testing.assert_array_equal(scores.argmax(1), wanted.argmax(1))
+    accuracy = (scores.argmax(1) == g["y_test"]).mean()
+    assert accuracy == pytest.approx(float(g[f"accuracy_l2_2^{power}"]), abs=1e-6)
+
+
+def test_ridge_by_hand():
+    """The normal equations, solved plainly."""
+    rng = np.random.default_rng(0)
+    x, y, z = rng.normal(size=(9, 4)), rng.integers(0, 3, 9), rng.normal(size=(5, 4))
+    a, b = fewshot.whiten(x, z)
+    assert a.shape == (9, 5) and (a[:, -1] == 100).all()
+    np.testing.assert_allclose(a[:, :4].mean(0), 0, atol=1e-12)
+    targets = np.where(np.arange(3) == y[:, None], 1, -1)
+    w = np.linalg.inv(a.T @ a + 3.0 * np.eye(5)) @ a.T @ targets
+    np.testing.assert_allclose(fewshot.ridge_scores(x, y, z, 3, 3.0), b @ w, rtol=1e-7)
+    one = fewshot.ridge_scores(x[:2], y[:2], z, 3, 3.0)  # fewer examples than features
+    a, b = fewshot.whiten(x[:2], z)
+    w = np.linalg.inv(a.T @ a + 3.0 * np.eye(5)) @ a.T @ targets[:2]
+    np.testing.assert_allclose(one, b @ w, rtol=1e-7)
+
+
+def test_shots_are_of_every_class_and_follow_the_seed():
+    labels = np.array([0, 1, 2] * 10)
+    chosen = fewshot.choose_shots(labels, 5, 3, seed=0)
+    assert len(set(chosen)) == 15 and list(np.bincount(labels[chosen])) == [5, 5, 5]
+    assert list(chosen) == list(fewshot.choose_shots(labels, 5, 3, seed=0))
+    assert list(chosen) != list(fewshot.choose_shots(labels, 5, 3, seed=1))
+    with pytest.raises(UserError, match="class 0 has 10"):
+        fewshot.choose_shots(labels, 11, 3, seed=0)
+
+
+def test_the_l2_of_the_best_mean_rank():
+    results = {
+        "a": {1: {0.1: [0.5], 1.0: [0.6], 10.0: [0.4]}},
+        "b": {1: {0.1: [0.9], 1.0: [0.8], 10.0: [0.1]}},
+        "c": {1: {0.1: [0.2], 1.0: [0.3], 10.0: [0.1]}},
+    }
+    assert fewshot.best_l2(results, 1) == 1.0
+
+
+def test_few_shots_of_separable_features():
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(4, 16)) * 5
+    y = np.repeat(np.arange(4), 30)
+    x = centres[y] + rng.normal(size=(120, 16))
+    found = fewshot.accuracies(x, y, x, y, 4, shots=(1, 5), seeds=(0, 1))
+    assert len(found[1][fewshot.L2]) == 2 and np.mean(found[5][fewshot.L2]) > 0.97
+
+
+def test_neighbours_by_hand():
+    bank = np.array([[1, 0], [0, 1], [-1, 0], [1, 1]], np.float32)
+    indices, similarities = knn.nearest(np.array([[2.0, 0.1]]), bank, 3)
+    assert list(indices[0]) == [0, 3, 1]
+    np.testing.assert_allclose(similarities[0, 0], 2 / np.hypot(2, 0.1), rtol=1e-6)
+    y = np.array([0, 1, 1, 1])
+    found = knn.accuracies(bank, y, np.array([[2.0, 0.1]]), np.array([0]), 2, ks=(1, 3, 9))
+    assert found == {1: 1.0, 3: 0.0}  # one vote for 0, then two of three for 1; 9 are not there
+
+
+def test_real_counts_images_that_have_a_label():
+    labels = [[1, 2], [], [0], [3]]
+    assert real.real_accuracy([2, 5, 1, 3], labels) == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match="of 4 images and there are 3"):
+        real.real_accuracy([1, 2, 3], labels)
+    with pytest.raises(UserError, match="No image"):
+        real.real_accuracy([1], [[]])
+
+
+def test_real_labels_from_a_file(tmp_path):
+    (tmp_path / "real.json").write_text("[[1], [], [2, 3]]")
+    assert real.read_labels(tmp_path / "real.json") == [[1], [], [2, 3]]
+    (tmp_path / "bad.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="not a list of lists"):
+        real.read_labels(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="reassessed-imagenet"):
+        real.read_labels(tmp_path / "none.json")
+    names = ["x/ILSVRC2012_val_00000003.JPEG", "a/ILSVRC2012_val_00000001.JPEG"]
+    assert list(real.file_order(names)) == [1, 0]
+
+
+def test_calibration_by_hand():
+    confidence = np.array([0.95, 0.9, 0.6, 0.55])
+    correct = np.array([True, False, True, True])
+    # bins of ten: (0.9, 1]: 0.95, right; (0.8, 0.9]: 0.9, wrong; (0.5, 0.6]: both right
+    expected = (1 * 0.05 + 1 * 0.9 + 2 * (1 - 0.575)) / 4
+    found = calibration.expected_calibration_error(confidence, correct, bins=10)
+    assert found == pytest.approx(expected)
+    matrix = calibration.confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]

@@ -17,6 +17,7 @@ CORE = [
     "grain>=0.2.18",
     "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not install it
     "jax>=0.10",
+    "matplotlib>=3.9",
     "ml-collections>=1.1",
     "numpy>=2.1",
     "opencv-python-headless>=4.11",
@@ -49,7 +50,6 @@ EXTRAS = {
     "wandb": ["wandb>=0.18"],
     # What proves conversions. timm's torchvision must fit torch; see docs/weights.md for CPU only.
     "peers": ["timm>=1.0.20", "torch>=2.8", "transformers>=5.0"],
-    "docs": ["matplotlib>=3.9"],
     "test": [
         "datasets>=3.0",
         "mypy>=1.18",

@@ -23,6 +23,7 @@ COMMANDS = {
     "features": "an intermediate of the model for every image, to a file",
     "convert": "the same weights for Hugging Face, timm, or as official .npz",
     "export": "a model for serving: StableHLO, ONNX, SavedModel",
+    "inspect": "look inside a checkpoint: the paper's figures, as a page",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
 OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 42

@@ -241,7 +241,8 @@ def features_of(request: Request, spec: str) -> Features:
                 parts.append((found, labels))
                 on_batch(sum(len(y) for _, y in parts))
         arrays += [np.concatenate([part[i] for part in parts]) for i in (0, 1)]
-    return Features(*arrays, num_classes=opened[0].num_classes)
+    x_train, y_train, x_test, y_test = arrays
+    return Features(x_train, y_train, x_test, y_test, opened[0].num_classes)
 
 
 def suite_fewshot(request: Request) -> Result:

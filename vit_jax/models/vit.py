@@ -396,17 +396,7 @@ class VisionTransformer(nnx.Module):
         wants = () if isinstance(return_intermediates, bool) else tuple(return_intermediates)
         out: dict[str, Any] = {}
 
-        # Eq. 1: z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos
-        x = self.stem(images) if config.stem_depths is not None else images
-        z = self.patch_embedding(x)
-        if config.classifier == "token":
-            token = jnp.broadcast_to(
-                self.class_token[...].astype(z.dtype), (z.shape[0], 1, z.shape[2])
-            )
-            z = jnp.concatenate([token, z], axis=1)
-        z = self.add_position(z, 0)
-        z = dropout(z, config.dropout_rate, fold(key, config.num_layers))
-        out["embedded"] = z
+        out["embedded"] = z = self.embed(images, key)  # Eq. 1
 
         # Eq. 2 and 3, L times
         if config.scan and not return_intermediates:
@@ -441,6 +431,19 @@ class VisionTransformer(nnx.Module):
             out["pre_logits"] = y
         logits = self.head(y, out_dtype=jnp.float32)
         return (logits, out) if return_intermediates else logits
+
+    def embed(self, images: Array, key: Array | None = None) -> Array:
+        """Eq. 1: z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos. (b, h, w, c) to (b, n, d)."""
+        config = self.config
+        x = self.stem(images) if config.stem_depths is not None else images
+        z = self.patch_embedding(x)
+        if config.classifier == "token":
+            token = jnp.broadcast_to(
+                self.class_token[...].astype(z.dtype), (z.shape[0], 1, z.shape[2])
+            )
+            z = jnp.concatenate([token, z], axis=1)
+        z = self.add_position(z, 0)
+        return dropout(z, config.dropout_rate, fold(key, config.num_layers))
 
     def add_position(self, z: Array, layer: int) -> Array:
         """Adds the position embedding of `layer` (Table 8); layer 0 is the stem."""

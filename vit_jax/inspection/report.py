@@ -1,0 +1,200 @@
+"""Everything that `vit-jax inspect` draws of a checkpoint, into one directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import data, models, steps
+from vit_jax.errors import UserError
+from vit_jax.evaluation import knn
+from vit_jax.inspection import figures, page, walk
+from vit_jax.interop import load
+from vit_jax.logbook import FILE_NAME, read_metrics
+from vit_jax.predict import find_images
+
+MAX_IMAGES = 16
+SIMILAR = 4
+
+
+def inspect(
+    checkpoint: str,
+    out: str | Path,
+    *,
+    images: Sequence[str] = (),
+    compare: Sequence[str] = (),
+    occlusion: bool = False,
+    max_images: int = MAX_IMAGES,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Draws what there is to see in a checkpoint; returns the page.
+
+    Args:
+      images: files and folders; without any, what needs images is left out and said.
+      compare: other checkpoints whose position embeddings are drawn as well (Figure 10).
+      occlusion: also cover parts of every image, which takes about 50 forward passes each.
+
+    Raises:
+      UserError: an unreadable checkpoint or image, or `out` is a file.
+    """
+    out = Path(out)
+    if out.is_file():
+        raise UserError(f"{out} is a file; name a directory with --out.")
+    config, params = load.read(checkpoint)
+    config = models.replace(config, dtype="float32")
+    files = find_images(images)[:max_images] if images else []
+    pixels = read_images(config, files)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures: list[tuple[str, str, Path]] = []
+    notes: list[str] = []
+
+    def draw(name: str, heading: str, caption: str, make: Callable[[], tuple[Any, dict]]) -> None:
+        try:
+            figure, numbers = make()
+        except UserError as error:
+            notes.append(str(error))
+            return
+        figure.savefig(out / f"{name}.png", dpi=110)
+        np.savez(out / f"{name}.npz", **numbers)
+        pictures.append((heading, caption, out / f"{name}.png"))
+
+    draw(
+        "filters",
+        "Embedding filters (Figure 7, left)",
+        "Principal components of the filters that pixels meet first.",
+        lambda: figures.filters(config, params),
+    )
+    for i, source in enumerate([checkpoint, *compare]):
+        other = (config, params) if i == 0 else load.read(source)
+        draw(
+            "positions" + (f"_{i}" if i else ""),
+            "Position embeddings (Figure 7, centre" + (", Figure 10)" if compare else ")"),
+            f"{source}: each tile is one patch against all others.",
+            lambda other=other: figures.positions(*other),  # type: ignore[misc]
+        )
+    viewer = None
+    if files:
+        viewer = draw_images(config, params, files, pixels, draw, notes)
+        if occlusion:
+            draw_occlusion(config, params, files, pixels, draw)
+    else:
+        notes.append(
+            "Attention distance, rollout and heads need images: name files or folders (--images)."
+        )
+    metrics = Path(checkpoint) / FILE_NAME
+    if metrics.exists():
+        draw("curves", "Training", "", lambda: figures.curves(read_metrics(metrics)))
+    facts = [
+        ("checkpoint", checkpoint),
+        ("model", f"{config.variant}, {sum(np.size(p) for p in params.values()):,} parameters"),
+        ("image size", " x ".join(map(str, config.image_size))),
+        ("classes", f"{config.num_classes}"),
+        ("images", f"{len(files)}"),
+        *evaluation_facts(Path(checkpoint)),
+    ]
+    for note in notes:
+        say(note)
+    page.write(
+        out / "index.html",
+        title=f"Inside {config.variant}",
+        facts=facts,
+        pictures=pictures,
+        notes=notes,
+        viewer=viewer,
+    )
+    return out / "index.html"
+
+
+def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray:
+    """Images as the model sees them, (b, h, w, 3) uint8."""
+    options = dict(config.preprocessing) or {"name": "resize"}
+    transform = data.make_transform(size=config.image_size, train=False, **options)
+    decoded = [transform(data.decode(file.read_bytes(), str(file))) for file in files]
+    return np.stack(decoded) if decoded else np.zeros((0, *config.image_size, 3), np.uint8)
+
+
+def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
+    """Accuracies that a workdir's `evaluation.json` holds."""
+    from vit_jax.interop import native
+
+    found = native.read_json(workdir / "evaluation.json") if workdir.is_dir() else None
+    rows = []
+    for suite, record in (found or {}).items():
+        if isinstance(record, dict) and "accuracy" in record:
+            text = f"{100 * record['accuracy']:.2f}% on {record.get('data', '?')}"
+            rows.append((f"accuracy ({suite})", text))
+    return rows
+
+
+def draw_images(config, params, files, pixels, draw, notes) -> dict[str, Any] | None:
+    """What needs images: distance, rollout, heads, neighbours; returns the viewer's content."""
+    scaled = np.asarray(steps.normalise(pixels))
+    names = [file.name for file in files]
+    viewer = None
+    try:
+        looked = walk.look(config, params, scaled)
+    except UserError as error:
+        notes.append(str(error))
+    else:
+        draw(
+            "attention_distance",
+            "Attention distance (Figure 7, right; Figure 11)",
+            "How far each head looks, in pixels, weighted by its attention.",
+            lambda: figures.distance(config, looked.distance, len(files)),
+        )
+        if looked.rollout is not None:
+            draw(
+                "rollout",
+                "Attention rollout (Figures 6 and 14)",
+                "What reaches the class token through all layers.",
+                lambda: figures.rollout(config, list(pixels), looked.rollout, names),
+            )
+        else:
+            notes.append(
+                f"Rollout reads the row of the class token, and this {config.variant} has none; "
+                "the heads below show what all patches attend to on average."
+            )
+        draw(
+            "heads",
+            "All heads of the first image",
+            "Layers down, heads across.",
+            lambda: figures.heads(config, pixels[0], looked.rows[0]),
+        )
+        who = "the class token attends" if looked.rollout is not None else "all patches attend"
+        viewer = {
+            "names": names,
+            "images": pixels,
+            "attention": looked.rows,
+            "distance": looked.distance,
+            "caption": f"What {who} to.",
+        }
+    if len(files) > 2:
+        _, apply = models.as_functions(config)
+        features = jax.jit(lambda p, x: apply(p, x, return_intermediates=True)[1]["pre_logits"])
+        found = np.asarray(features(params, scaled))
+        neighbours, similarities = knn.nearest(found, found, min(SIMILAR + 1, len(files)))
+        draw(
+            "similar",
+            "Most similar images",
+            "By the cosine of their features.",
+            lambda: figures.similar(list(pixels), neighbours[:, 1:], similarities[:, 1:]),
+        )
+    return viewer
+
+
+def draw_occlusion(config, params, files, pixels, draw) -> None:
+    """A map for each image of what its class depends on."""
+    scaled = np.asarray(steps.normalise(pixels))
+    for i, file in enumerate(files):
+        drops, label = walk.occlusion(config, params, scaled[i])
+        name = config.labels[label] if config.labels else str(label)
+        draw(
+            f"occlusion_{i}",
+            f"Occlusion: {file.name}",
+            "Loss of probability where a part is covered with grey.",
+            lambda i=i, drops=drops, name=name: figures.occlusion(pixels[i], drops, name),
+        )

@@ -1,0 +1,118 @@
+"""Attention of real images, one layer at a time: memory stays that of a single layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.inspection.attention import attention_distance, normalised, patch_attention
+
+
+class Looked(NamedTuple):
+    """distance: (layers, heads) pixels. rollout, rows: of the class token, if there is one.
+
+    rollout: (b, grid_h, grid_w). rows: (b, layers, heads, grid_h, grid_w), what the class token
+    attends to (without one: what all patches attend to, on average).
+    """
+
+    distance: np.ndarray
+    rollout: np.ndarray | None
+    rows: np.ndarray
+
+
+def attention_layers(
+    config: models.ModelConfig, params: Mapping[str, Any], images: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Attention weights of every layer in turn, (b, heads, t, t).
+
+    Args:
+      images: (b, h, w, c) in [-1, 1].
+
+    Raises:
+      UserError: the model has no attention over all tokens.
+    """
+    if type(config) is not models.ViTConfig:
+        raise UserError(
+            f"{config.variant} has no attention over all tokens; its embedding filters can be "
+            "looked at, and its features."
+        )
+    config = models.replace(config, dtype="float32", remat=False, scan=False)
+    model: Any = models.set_params(models.abstract(config), jax.tree.map(jnp.asarray, dict(params)))
+    z = jax.jit(lambda m, x: m.embed(x))(model, jnp.asarray(images))
+    every = config.position_embedding_at != "stem"
+
+    @jax.jit
+    def layer(block, z):
+        return block(z, return_weights=True)
+
+    for i, block in enumerate(model.blocks):
+        if i and every:
+            z = model.add_position(z, i)
+        z, weights = layer(block, z)
+        yield np.asarray(weights)
+
+
+def look(config: models.ModelConfig, params: Mapping[str, Any], images: np.ndarray) -> Looked:
+    """Distance, rollout and the class token's attention of some images."""
+    distances, rows, joint = [], [], None
+    has_token = getattr(config, "classifier", "") == "token"
+    for weights in attention_layers(config, params, images):
+        distances.append(attention_distance(weights[None], config.grid, config.image_size)[0])
+        if has_token:
+            rows.append(weights[:, :, 0, 1:])
+            step = normalised(weights.mean(axis=1) + np.eye(weights.shape[-1], dtype=np.float32))
+            joint = step if joint is None else step @ joint
+        else:
+            rows.append(patch_attention(weights, config.grid).mean(axis=2))
+    stacked = np.stack(rows, axis=1)
+    return Looked(
+        np.stack(distances),
+        None if joint is None else joint[:, 0, 1:].reshape(-1, *config.grid),
+        stacked.reshape(*stacked.shape[:3], *config.grid),
+    )
+
+
+def occlusion(
+    config: models.ModelConfig, params: Mapping[str, Any], image: np.ndarray, cells: int = 7
+) -> tuple[np.ndarray, int]:
+    """How much the predicted class loses when a part of the image is grey.
+
+    Args:
+      image: (h, w, c) in [-1, 1]; it is cut into about cells x cells parts along patch borders.
+
+    Returns:
+      (rows, columns) drops in probability, and the class.
+    """
+    h, w, _ = image.shape
+    step_h, step_w = (
+        max(stride, -(-size // cells // stride) * stride)
+        for size, stride in zip((h, w), getattr(config, "stride", (1, 1)), strict=True)
+    )
+    _, apply = models.as_functions(models.replace(config, dtype="float32"))
+    run = jax.jit(lambda p, x: jax.nn.softmax(apply(p, x)))
+    whole = np.asarray(run(params, image[None]))[0]
+    label = int(whole.argmax())
+    tops, lefts = range(0, h, step_h), range(0, w, step_w)
+    covered = []
+    for top in tops:
+        for left in lefts:
+            copy = image.copy()
+            copy[top : top + step_h, left : left + step_w] = 0.0
+            covered.append(copy)
+    found = [
+        np.asarray(run(params, np.stack(_padded(covered[i : i + 8]))))[:, label]
+        for i in range(0, len(covered), 8)
+    ]
+    drops = whole[label] - np.concatenate(found)[: len(covered)]
+    return drops.reshape(len(tops), len(lefts)), label
+
+
+def _padded(images: list[np.ndarray], size: int = 8) -> list[np.ndarray]:
+    """As many images as one compiled batch takes."""
+    return images + [images[-1]] * (size - len(images))

@@ -398,6 +398,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
     if is_main:
         page = report.write_report(workdir)
         say(f"model in {workdir / 'model'}, curves in {page}")
+        say(f"look inside: vit-jax inspect --checkpoint={workdir} --images=FOLDER --out=DIR")
     return {"step": total, **record}
 
 

@@ -137,7 +137,7 @@ def test_what_a_run_leaves(uninterrupted):
     [
         ("--config.seed=1", "seed is 0 there and 1 here"),
         ("--config.batch_size=64", "batch_size is 32 there and 64 here"),
-        ("--config.augment.pad=1", "augment.pad is 3 there and 1 here"),
+        ("--config.augment.pad=2", "augment.pad is 1 there and 2 here"),
         ("--config.optimizer.momentum=0.5", "optimizer.momentum is 0.9 there and 0.5 here"),
     ],
 )

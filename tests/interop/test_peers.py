@@ -70,7 +70,10 @@ def test_transformers_gives_the_same_logits(transformers, tmp_path, settings):
     proof = convert.convert(str(source), tmp_path / "hf", "huggingface", tolerance=2e-6)
     assert proof.runtime.startswith("transformers 5") and proof.scale > 0.1
     config, params = load.read(tmp_path / "hf")
-    assert config == models.replace(load.read(source)[0], preprocessing=(("name", "resize"),))
+    wanted = load.read(source)[0]
+    assert config == models.replace(
+        wanted, preprocessing=(("name", "resize"),), variant=models.find_variant(wanted)
+    )
     assert same(params, load.read(source)[1])
 
 
@@ -148,13 +151,19 @@ def test_timm_gives_the_same_logits(timm, tmp_path, variant, settings):
 
 
 def test_timm_runs_bit(timm, tmp_path):
-    config = models.get_config("R50x1", num_classes=7, image_size=64, labels=LABELS)
+    config = models.get_config(
+        "R50x1", num_classes=7, image_size=64, labels=LABELS, pool_padding="zeros"
+    )
     weights = golden_weights.weights(golden_weights.official_shapes(config))
     source = saved(tmp_path, config, npz.from_official(weights, config))
     proof = convert.convert(str(source), tmp_path / "timm", "timm", tolerance=1e-4)
     assert proof.runtime.startswith("timm 1")
     again, params = load.read(tmp_path / "timm")
     assert again.variant == "R50x1" and same(params, load.read(source)[1])
+    lowest = models.replace(config, pool_padding="lowest")  # as the original implementation
+    other = saved(tmp_path, lowest, npz.from_official(weights, lowest), name="other")
+    with pytest.raises(UserError, match="refused: logits differ"):
+        convert.convert(str(other), tmp_path / "no", "timm")
 
 
 def test_a_hybrid_is_off_by_timms_epsilons_and_refused(timm, tmp_path):

@@ -1,8 +1,9 @@
 """timm's checkpoints of ViT, hybrids and BiT: directories as on the Hub, or bare safetensors.
 
 timm's numerics are its own: exact GELU unless `act_layer` says otherwise, and for hybrids GroupNorm
-epsilon 1e-5 and weight standardisation with 1e-8 in the variance. Weights that are read keep them;
-a hybrid of ours that is written therefore answers slightly otherwise in timm.
+epsilon 1e-5 and weight standardisation with 1e-8 in the variance, and for BiT zeros around the
+root's pooling. Weights that are read keep them; a hybrid or BiT of ours that is written with other
+numerics therefore answers slightly otherwise in timm.
 """
 
 from __future__ import annotations
@@ -345,6 +346,7 @@ def _find_resnet(
         channels=weights["stem.conv.weight"].shape[1],
         num_classes=classes,
         standardisation_epsilon=1e-8,
+        pool_padding="zeros",
         labels=labels if len(labels) == classes else (),
     )
     return models.replace(config, variant=models.find_variant(config))

@@ -83,12 +83,15 @@ class GroupNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
-def max_pool(x: Array, *, pad: int | None = None) -> Array:
-    """3x3, stride 2; `pad` pixels on every side, or "SAME"."""
-    if pad:  # apart from the pooling, which some exporters translate without its padding
-        lowest = jnp.finfo(x.dtype).min
-        x = jnp.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)], constant_values=lowest)
-    padding = "VALID" if pad else "SAME"
+POOL_PADDINGS = ("lowest", "zeros")
+
+
+def max_pool(x: Array, *, padding: str = "SAME") -> Array:
+    """3x3, stride 2. `padding`: "SAME", or a pixel of "lowest" or "zeros" on every side."""
+    if padding != "SAME":  # apart from the pooling: some exporters translate it without its padding
+        value = 0.0 if padding == "zeros" else jnp.finfo(x.dtype).min
+        x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=value)
+        padding = "VALID"
     return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
 
 
@@ -174,7 +177,8 @@ class HybridStem(nnx.Module):
 class ResNetConfig:
     """The shape of one BiT ResNet. `width_factor` multiplies every hidden width.
 
-    The epsilons and `standardisation` are BiT's; weights of other families may have others.
+    The epsilons, `standardisation` and `pool_padding` (what the root's pooling sees beyond the
+    border: "lowest" or "zeros") are settings, as weights of other families may have others.
     `axial_heads`: with a number, row and column attention stand in for the 3x3 convolutions of the
     bottlenecks (Axial-ResNet, Appendix D.6); None is the plain ResNet.
     """
@@ -189,6 +193,7 @@ class ResNetConfig:
     group_norm_epsilon: float = 1e-5
     standardisation: str = "var"
     standardisation_epsilon: float = 1e-10
+    pool_padding: str = "lowest"
     axial_heads: int | None = None
     remat: bool = False
     dtype: str = "float32"
@@ -198,6 +203,11 @@ class ResNetConfig:
     def __post_init__(self):
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
+        if self.pool_padding not in POOL_PADDINGS:
+            raise UserError(
+                f"model.pool_padding={self.pool_padding!r} does not exist; "
+                f"choose one of {', '.join(POOL_PADDINGS)}."
+            )
         if self.axial_heads and int(64 * self.width_factor) % self.axial_heads:
             raise UserError(
                 f"{self.variant}: width {int(64 * self.width_factor)} does not divide into "
@@ -380,7 +390,7 @@ class ResNet(nnx.Module):
         del key
         out: dict[str, Any] = {}
         x = self.conv_root(images)
-        out["stem"] = x = max_pool(x, pad=1)
+        out["stem"] = x = max_pool(x, padding=self.config.pool_padding)
         for number, stage in enumerate(self.stages, start=1):
             for unit in stage:
                 x = jax.checkpoint(unit.__call__)(x) if self.config.remat else unit(x)

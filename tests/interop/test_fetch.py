@@ -3,12 +3,18 @@
 import base64
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import fetch, load, published
+from vit_jax.interop import fetch, huggingface, load, published
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -99,9 +105,42 @@ def test_published_names(monkeypatch, tmp_path):
     assert load.local_path("B/16-imagenet21k") == tmp_path / "ViT-B_16.npz"
 
 
+def test_the_table_of_the_guide_is_ours():
+    guide = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    assert "\n".join(published.table()) in guide
+
+
 def test_gs_addresses_become_https(monkeypatch, tmp_path):
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
     seen = []
     monkeypatch.setattr(fetch, "download", lambda url, target, source: seen.append(url))
     fetch.fetch("gs://vit_models/imagenet21k/R50+ViT-B_16.npz")
     assert seen == ["https://storage.googleapis.com/vit_models/imagenet21k/R50%2BViT-B_16.npz"]
+
+
+def test_the_hubs_cache_serves_offline(tmp_path):
+    """A real huggingface_hub, with a repository in its cache and no network."""
+    pytest.importorskip("huggingface_hub")
+    config = models.get_config("debug", num_classes=3, labels=("a", "b", "c"))
+    params = {
+        path: np.full(leaf.shape, 0.01, np.float32)
+        for path, leaf in models.abstract_params(config).items()
+    }
+    repository = tmp_path / "hub" / "models--org--tiny"
+    huggingface.save(repository / "snapshots" / "0123", config, params)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    code = (
+        "from vit_jax.interop import load\n"
+        "config, params = load.read('hf:org/tiny')\n"
+        "print(config.labels, len(params))\n"
+        "load.read('hf:org/other')\n"
+    )
+    environment = {
+        **os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == f"('a', 'b', 'c') {len(params)}\n", done.stderr
+    assert "UserError: hf:org/other cannot be downloaded" in done.stderr

@@ -1,5 +1,8 @@
 """Official `.npz` files: which model they hold, old shapes, and what is refused."""
 
+import io
+import zipfile
+
 import golden_weights
 import numpy as np
 import pytest
@@ -127,3 +130,37 @@ def test_another_variant_than_asked_for(tmp_path):
     _, weights = official("Ti/16", image_size=64)
     with pytest.raises(UserError, match="holds a Ti/16, not a S/16"):
         load.read(write(tmp_path / "w.npz", weights), variant="S/16")
+
+
+def claims(shape, data=b""):
+    """An .npy file whose header claims `shape` and which holds `data`."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue() + data
+
+
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ({"a.npy": claims((10**6, 10**6))}, r"claims float32 \(1000000, 1000000\) and holds 0"),
+        ({"a.npy": claims((2,), bytes(4096))}, "holds 4,096 bytes"),
+        ({"a.npy": b"no array"}, "no readable"),
+    ],
+)
+def test_headers_that_lie_cost_nothing(tmp_path, members, message):
+    with zipfile.ZipFile(tmp_path / "lie.npz", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=message):
+        load.read(tmp_path / "lie.npz")
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "MAX_UNPACKED", 10**6)
+    np.savez_compressed(
+        tmp_path / "bomb.npz", **{"head/kernel": np.zeros((3000, 1000), np.float32)}
+    )
+    with pytest.raises(UserError, match=r"would unpack to 12,000,\d+"):
+        load.read(tmp_path / "bomb.npz")

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -220,18 +221,49 @@ def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelCo
     return models.replace(config, variant=models.find_variant(config))
 
 
+#: An archive may be this much larger unpacked: an all-zero head compresses well, weights do not.
+MAX_UNPACKED = 8 * 2**30
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an `.npz`; pickled ones are never unpickled.
 
+    Every header is compared with the size of its entry before anything is allocated.
+
     Raises:
-      UserError: no zip file, damaged, or with an array of Python objects.
+      UserError: no zip file, damaged, an array of Python objects, or sizes that cannot be.
     """
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        with open(path, "rb") as opened, zipfile.ZipFile(opened) as archive:
+            check_sizes(archive, path.stat().st_size)
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError, zlib.error) as error:
+        if isinstance(error, UserError):
+            raise
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} is no readable .npz ({reason}); download it again.") from error
+
+
+def check_sizes(archive: zipfile.ZipFile, packed: int) -> None:
+    """Raises ValueError for an archive that would unpack to more than its arrays can hold."""
+    entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > packed + MAX_UNPACKED:
+        raise ValueError(f"{packed:,} bytes would unpack to {unpacked:,}")
+    for entry in entries:
+        with archive.open(entry) as member:
+            version = np.lib.format.read_magic(member)
+            header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = header(member)
+            held = entry.file_size - member.tell()
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
+            raise ValueError(f"{entry.filename} claims {dtype} {shape} and holds {held:,} bytes")
 
 
 def load(path: Path, *, variant: str | None = None) -> tuple[models.ModelConfig, dict]:

@@ -76,7 +76,7 @@ def train(
     if finished is not None:
         say(f"{workdir} has finished at step {finished['step']}; nothing to do.")
         return finished
-    setup = prepare(config)
+    setup = prepare(config, resuming=has_checkpoint(workdir))
     preflight.show_plan(setup)
     compiled = preflight.compile_train_step(setup)
     write_config(workdir, whole)
@@ -126,8 +126,15 @@ def finished_metrics(workdir: Path) -> dict[str, float] | None:
     return records[-1] if records and records[-1].get("final") else None
 
 
-def prepare(config: ConfigDict) -> Setup:
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run can go on in `workdir`: finished checkpoints have a number as their name."""
+    return any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*"))
+
+
+def prepare(config: ConfigDict, *, resuming: bool = False) -> Setup:
     """Opens the data and builds the model's functions, steps and shardings from a configuration.
+
+    When `resuming`, `init_from` is not read: its weights are not needed any more.
 
     Raises:
       UserError: something does not exist or does not fit; says which setting.
@@ -136,7 +143,8 @@ def prepare(config: ConfigDict) -> Setup:
     mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
     check_batch(config, mesh)
     train_source, eval_source = open_sources(config)
-    initial = load.read(config.init_from) if config.init_from else None
+    needed = not resuming or config.model.variant == OF_CHECKPOINT
+    initial = load.read(config.init_from) if config.init_from and needed else None
     model = model_config(config, train_source, initial)
     size = model.image_size
     train_transform = data.make_transform(size=size, train=True, **config.augment.to_dict())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -240,6 +241,21 @@ def test_the_architecture_can_come_from_the_checkpoint(run, images, tmp_path, ca
     assert main(["train", config, *settings, f"--config.init_from={run}"]) == 0
     assert "grid (4, 4) -> (6, 6)" in capsys.readouterr().out
     fails(capsys, ["train", config, *settings[:-1], f"--workdir={tmp_path}/b"], 1, "init_from")
+
+
+def test_a_resumed_run_does_not_need_its_first_weights(run, images, tmp_path, capsys):
+    shutil.copytree(run / "model", tmp_path / "weights")
+    config = f"--config=configs/finetune.py:debug,folder:{images},32"
+    arguments = ["train", config, *TRAIN, f"--workdir={tmp_path / 'run'}"]
+    arguments += [f"--config.init_from={tmp_path / 'weights'}", "--config.total_steps=3"]
+    assert main(arguments) == 0
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "weights")
+    shutil.rmtree(tmp_path / "run" / "model")  # as if it had stopped before the export
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "resumed from step 3" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("command", COMMANDS)

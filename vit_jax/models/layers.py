@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,32 @@ class LayerNorm(nnx.Module):
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class Model(nnx.Module):
+    """What any architecture can say about itself, read off its `config`."""
+
+    config: Any
+
+    @property
+    def variant(self) -> str:
+        return self.config.variant
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.config.image_size
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.config.labels
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return dict(self.config.preprocessing)
+
+    @property
+    def num_params(self) -> int:
+        return sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
 
 def dropout(x: Array, rate: float, key: Array | None, *, shape: Sequence[int] | None = None):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers import Array, Dense, Keys, constant, initializers, zeros
+from vit_jax.models.layers import Array, Dense, Keys, Model, constant, initializers, zeros
 
 GROUPS = 32
 EXPANSION = 4  # a bottleneck unit's output is four times as wide as its middle
@@ -345,7 +345,7 @@ def _bit_norm(config: ResNetConfig, features: int) -> GroupNorm:
     return GroupNorm(features, epsilon=config.group_norm_epsilon, dtype=config.compute_dtype)
 
 
-class ResNet(nnx.Module):
+class ResNet(Model):
     """BiT ResNet-v2. Images in, logits out; the same contract as `VisionTransformer`."""
 
     def __init__(self, config: ResNetConfig, *, keys: Keys):
@@ -399,23 +399,3 @@ class ResNet(nnx.Module):
         out["pre_logits"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
         logits = self.head(x, out_dtype=jnp.float32)
         return (logits, out) if return_intermediates else logits
-
-    @property
-    def variant(self) -> str:
-        return self.config.variant
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.config.image_size
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.config.labels
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        return dict(self.config.preprocessing)
-
-    @property
-    def num_params(self) -> int:
-        return sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))

@@ -18,6 +18,7 @@ from vit_jax.models.layers import (
     Dense,
     Keys,
     LayerNorm,
+    Model,
     constant,
     dropout,
     fold,
@@ -302,7 +303,7 @@ class AttentionPooling(nnx.Module):
         return (y + self.mlp(self.mlp_norm(y), key))[:, 0]
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(Model):
     """ViT, and with a ResNet stem the hybrid. Images in, logits out.
 
     Facts about the model: `config`, `variant`, `image_size`, `num_params`, `labels`,
@@ -470,24 +471,3 @@ class VisionTransformer(nnx.Module):
 
         body = jax.checkpoint(layer) if config.remat else layer
         return jax.lax.scan(body, z, (stacked, jnp.arange(config.num_layers)))[0]
-
-    @property
-    def variant(self) -> str:
-        return self.config.variant
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.config.image_size
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.config.labels
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        return dict(self.config.preprocessing)
-
-    @property
-    def num_params(self) -> int:
-        leaves = jax.tree.leaves(nnx.state(self, nnx.Param))
-        return sum(int(leaf.size) for leaf in leaves)

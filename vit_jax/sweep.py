@@ -1,0 +1,109 @@
+"""The fine-tuning protocol (section 4.1, Table 4): a learning rate chosen on a held-out part of the
+training set, then runs on all of it, each tested once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import data
+from vit_jax.config import ConfigDict
+from vit_jax.errors import UserError
+from vit_jax.interop import native
+from vit_jax.train import train
+
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03)
+
+
+def sweep(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    held_out: float = 10.0,
+    seeds: int = 3,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Runs the protocol in `workdir`; each trial is a run of its own there, and resumes.
+
+    Args:
+      held_out: percent of the training set that the learning rate is chosen on (Table 4: ImageNet
+        1, CIFAR 2, Pets and Flowers 10).
+      seeds: runs with the chosen rate on the whole training set.
+
+    Returns:
+      What `sweep.json` holds: the accuracy of every rate on the held-out part, the chosen rate,
+      and the test accuracies with their mean and standard deviation.
+
+    Raises:
+      UserError: the data set has no test split apart from training; or as `train`.
+      Preempted: asked to stop; the same call goes on.
+    """
+    workdir = Path(workdir).expanduser().resolve()
+    train_split, test_split = splits(config)
+    dev_train, dev_eval = carve(train_split, held_out)
+    rows = []
+    for rate in learning_rates:
+        trial = on_splits(config, dev_train, dev_eval)
+        trial.schedule.learning_rate = float(rate)
+        found = train(trial, workdir / f"dev_{rate:g}")
+        rows.append({"learning_rate": float(rate), "accuracy": found["eval/accuracy"]})
+        say(f"learning rate {rate:g}: {100 * found['eval/accuracy']:.2f}% of {dev_eval}")
+    best = max(rows, key=lambda row: row["accuracy"])["learning_rate"]
+    accuracies = []
+    for seed in range(seeds):
+        trial = on_splits(config, train_split, test_split)
+        trial.schedule.learning_rate = best
+        trial.seed = config.seed + seed
+        found = train(trial, workdir / f"final_{seed}")
+        accuracies.append(found["eval/accuracy"])
+        say(f"seed {trial.seed}: {100 * accuracies[-1]:.2f}% of {test_split}")
+    result = {
+        "held_out": rows,
+        "learning_rate": best,
+        "accuracies": accuracies,
+        "mean": float(np.mean(accuracies)),
+        "std": float(np.std(accuracies)),
+    }
+    if jax.process_index() == 0:
+        native.write_json(workdir / "sweep.json", result)
+    return result
+
+
+def splits(config: ConfigDict) -> tuple[str, str]:
+    """The training and the test split of the data set, without the data set's name."""
+    if config.data.train_split:
+        return config.data.train_split, config.data.eval_split
+    specs = data.default_splits(config.data.dataset, data_dir=config.data.data_dir)
+    found = [spec[spec.index("[") + 1 : -1] for spec in specs]
+    return found[0], found[1]
+
+
+def carve(split: str, held_out: float) -> tuple[str, str]:
+    """A whole split as two: "train" and 10 as ("train[:90%]", "train[90%:]").
+
+    Raises:
+      UserError: the split is a slice already.
+    """
+    if not re.fullmatch(r"\w+", split):
+        raise UserError(
+            f"A sweep holds out a part of a whole training split, and {split!r} is not one: use a "
+            "data set with a test split of its own, and leave config.data.train_split whole."
+        )
+    percent = round(100 - held_out)
+    if not 0 < percent < 100:
+        raise UserError(f"--held_out={held_out:g} must be between 1 and 99 percent.")
+    return f"{split}[:{percent}%]", f"{split}[{percent}%:]"
+
+
+def on_splits(config: ConfigDict, train_split: str, eval_split: str) -> ConfigDict:
+    """A copy of the configuration that trains and evaluates on these splits."""
+    copy = config.copy_and_resolve_references()
+    copy.data.train_split, copy.data.eval_split = train_split, eval_split
+    return copy

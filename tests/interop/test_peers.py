@@ -305,6 +305,16 @@ def test_onnx(tmp_path, variant, settings):
     assert json.loads(entries["labels"]) == list(LABELS)
 
 
+def test_savedmodel(tmp_path):
+    pytest.importorskip("tensorflow")
+    config, params = golden_model()
+    source = saved(tmp_path, config, params)
+    proof = export.export(str(source), tmp_path / "out", "savedmodel")
+    assert proof.runtime.startswith("TensorFlow") and proof.difference < 1e-5 * proof.scale
+    run, _ = export.open_savedmodel(tmp_path / "out")
+    assert run(np.zeros((5, 64, 64, 3), np.float32)).shape == (5, 7)  # the batch is open
+
+
 def test_int8(tmp_path):
     pytest.importorskip("qwix")
     source = saved(tmp_path, *golden_model(hidden_size=128))

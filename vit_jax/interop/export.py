@@ -210,6 +210,7 @@ def save_savedmodel(
         apply,
         polymorphic_shapes=[None, f"({size})"],
         native_serialization_platforms=("cpu", "cuda"),
+        with_gradient=False,
     )
     module = tf.Module()
     module.weights = {name.replace("/", "."): tf.Variable(v) for name, v in params.items()}

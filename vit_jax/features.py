@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_jax import data, models, sharding, steps
 from vit_jax.errors import UserError, nearest
+from vit_jax.evaluation import classification
 
 POOLS = ("none", "mean", "token")
 
@@ -39,12 +40,11 @@ def batches_of_features(
     """
     mesh = mesh or sharding.make_mesh()
     function = feature_function(config, layer, pool)
-    options = dict(config.preprocessing) or {"name": "resize"}
-    transform = data.make_transform(size=config.image_size, train=False, **options)
-    divisor = sharding.batch_divisor(mesh)
-    batch_size = -(-min(batch_size, len(source)) // divisor) * divisor
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    run = jax.jit(function, out_shardings=everywhere)
+    transform = data.evaluation_transform(config.image_size, config.preprocessing)
+    batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
+    run = classification.jit_eval_step(
+        lambda params, batch: (function(params, batch["image"]), batch["label"]), mesh
+    )
     on_mesh = sharding.params_to_devices(params, mesh)
     batches = data.eval_batches(
         source,
@@ -55,15 +55,10 @@ def batches_of_features(
     )
     seen = 0
     for batch in batches:
-        images = sharding.to_devices({"image": batch["image"]}, mesh)["image"]
+        on_device = sharding.to_devices({key: batch[key] for key in ("image", "label")}, mesh)
+        found, labels = jax.device_get(run(on_mesh, on_device))
         count = min(batch_size, len(source) - seen)
-        found = np.asarray(jax.device_get(run(on_mesh, images)))[:count]
-        labels = jax.device_get(
-            jax.jit(lambda x: x, out_shardings=everywhere)(
-                sharding.to_devices({"label": batch["label"]}, mesh)["label"]
-            )
-        )[:count]
-        yield found.astype(np.float32), labels
+        yield found[:count].astype(np.float32), labels[:count]
         seen += count
 
 

@@ -54,9 +54,7 @@ def predict(checkpoint: str, paths: Iterable[str], *, top_k: int = 5) -> Iterato
             f"The classifier of {checkpoint} is all zeros (published ImageNet-21k weights come "
             "so), so every class would be equally likely; fine-tune it first."
         )
-    transform = data.make_transform(
-        size=config.image_size, train=False, **(dict(config.preprocessing) or {"name": "resize"})
-    )
+    transform = data.evaluation_transform(config.image_size, config.preprocessing)
     _, apply = models.as_functions(config)
     k = min(top_k, config.num_classes)
 

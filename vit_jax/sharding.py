@@ -100,6 +100,12 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
     }
 
 
+def fit_batch(batch_size: int, mesh: Mesh, *, num_examples: int) -> int:
+    """An evaluation batch that the mesh can split: no larger than needed, rounded up."""
+    divisor = batch_divisor(mesh)
+    return -(-min(batch_size, num_examples) // divisor) * divisor
+
+
 def batch_divisor(mesh: Mesh) -> int:
     """What a global batch must divide by."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -458,11 +458,11 @@ class Evaluator:
     def __init__(self, setup: Setup):
         self.setup = setup
         self.step = classification.jit_eval_step(setup.eval_step, setup.mesh)
-        divisor = sharding.batch_divisor(setup.mesh)
-        wanted = setup.config.eval_batch_size or min(
-            setup.config.batch_size, len(setup.eval_source)
+        self.batch_size = sharding.fit_batch(
+            setup.config.eval_batch_size or setup.config.batch_size,
+            setup.mesh,
+            num_examples=len(setup.eval_source),
         )
-        self.batch_size = -(-wanted // divisor) * divisor
 
     def __call__(self, params: models.Params) -> dict[str, float]:
         setup = self.setup

@@ -63,6 +63,8 @@ def test_a_vit_by_hand():
         ("debug", {}),
         ("debug", {"classifier": "gap", "representation_size": 64}),
         ("debug", {"classifier": "map"}),
+        ("Axial-B/32", {"num_layers": 2, "image_size": 128, "num_classes": 10}),
+        ("Axial-R50x1", {"depths": (1, 1), "image_size": 64, "num_classes": 10}),
         ("debug", {"stem_depths": (1, 1), "stem_width": 0.5, "patch_size": 1, "image_size": 64}),
     ],
 )

@@ -1,6 +1,11 @@
 """Data: sources of records, what is done to an image, and batches for one of several hosts."""
 
-from vit_jax.data.preprocess import decode, make_transform
+from vit_jax.data.preprocess import (
+    DEFAULT_EVALUATION,
+    decode,
+    evaluation_transform,
+    make_transform,
+)
 from vit_jax.data.sources import (
     IMAGE_SUFFIXES,
     ArraySource,
@@ -11,12 +16,14 @@ from vit_jax.data.sources import (
 )
 
 __all__ = [
+    "DEFAULT_EVALUATION",
     "IMAGE_SUFFIXES",
     "ArraySource",
     "Subset",
     "decode",
     "default_splits",
     "eval_batches",
+    "evaluation_transform",
     "make_transform",
     "open_source",
     "record_names",

@@ -10,7 +10,8 @@ import functools
 import inspect
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -255,6 +256,15 @@ def make_transform(*, name: str, size: Size, train: bool, **options) -> Callable
                 f"{size[0]}x{size[1]} that is cut from it."
             )
     return _Transform(name, table[name], (size[0], size[1]), options, train)
+
+
+#: How a model whose evaluation transform is not known is evaluated, as after fine-tuning.
+DEFAULT_EVALUATION = {"name": "resize"}
+
+
+def evaluation_transform(size: Size, preprocessing: Iterable[tuple[str, Any]]) -> Callable:
+    """The transform that a model's configuration carries as `preprocessing`."""
+    return make_transform(size=size, train=False, **(dict(preprocessing) or DEFAULT_EVALUATION))
 
 
 class _Transform:

@@ -10,8 +10,6 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-NUM_IMAGES, NUM_SCORED = 50_000, 46_837
-
 
 def real_accuracy(predictions: Sequence[int] | np.ndarray, real_labels: Sequence) -> float:
     """The share of images, among those with any label, whose prediction is one of their labels.

@@ -103,10 +103,8 @@ def run_model(
 ) -> dict[str, np.ndarray]:
     """Every example's results (see `classification.run`), with labels renumbered by `mapping`."""
     _, apply = models.as_functions(config)
-    options = dict(config.preprocessing) or {"name": "resize"}
-    transform = data.make_transform(size=config.image_size, train=False, **options)
-    divisor = sharding.batch_divisor(mesh)
-    batch_size = -(-min(batch_size, len(source)) // divisor) * divisor
+    transform = data.evaluation_transform(config.image_size, config.preprocessing)
+    batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
     batches = data.eval_batches(
         source,
         transform,
@@ -137,17 +135,16 @@ def accuracy_of_export(
     summary, _, _ = run_classification(
         config, params, source, batch_size=batch_size, mesh=sharding.make_mesh()
     )
-    options = dict(config.preprocessing) or {"name": "resize"}
-    transform = data.make_transform(size=config.image_size, train=False, **options)
+    transform = data.evaluation_transform(config.image_size, config.preprocessing)
     _, open_ = export.FORMATS[form]
     run, _ = open_(Path(exported))
     correct = seen = 0
     for batch in data.eval_batches(source, transform, batch_size=batch_size):
         images = np.asarray(batch["image"], np.float32) / 127.5 - 1
         found = run(images)
-        real = batch["mask"]
-        correct += int((found.argmax(-1) == mapping[batch["label"]])[real].sum())
-        seen += int(real.sum())
+        mask = batch["mask"]
+        correct += int((found.argmax(-1) == mapping[batch["label"]])[mask].sum())
+        seen += int(mask.sum())
     assert seen == len(source)
     return summary["accuracy"], correct / seen
 

@@ -78,11 +78,12 @@ def attention_rollout(weights: np.ndarray, grid: tuple[int, int] | None = None) 
             f"token and {grid[0]}x{grid[1]} patches."
         )
     joint = np.eye(tokens)
-    for layer in weights.mean(axis=1):
-        joint = normalised(layer + np.eye(tokens)) @ joint
+    for layer in weights:
+        joint = rollout_step(layer) @ joint
     return joint[0, 1:].reshape(grid)
 
 
-def normalised(matrix: np.ndarray) -> np.ndarray:
-    """Rows that sum to 1."""
-    return matrix / matrix.sum(axis=-1, keepdims=True)
+def rollout_step(weights: np.ndarray) -> np.ndarray:
+    """What one layer does in a rollout: (..., heads, t, t) to (..., t, t), rows that sum to 1."""
+    mixed = weights.mean(axis=-3) + np.eye(weights.shape[-1], dtype=weights.dtype)
+    return mixed / mixed.sum(axis=-1, keepdims=True)

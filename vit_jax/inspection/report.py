@@ -111,8 +111,7 @@ def inspect(
 
 def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray:
     """Images as the model sees them, (b, h, w, 3) uint8."""
-    options = dict(config.preprocessing) or {"name": "resize"}
-    transform = data.make_transform(size=config.image_size, train=False, **options)
+    transform = data.evaluation_transform(config.image_size, config.preprocessing)
     decoded = [transform(data.decode(file.read_bytes(), str(file))) for file in files]
     return np.stack(decoded) if decoded else np.zeros((0, *config.image_size, 3), np.uint8)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.inspection.attention import attention_distance, normalised, patch_attention
+from vit_jax.inspection.attention import attention_distance, patch_attention, rollout_step
 
 
 class Looked(NamedTuple):
@@ -66,7 +66,7 @@ def look(config: models.ModelConfig, params: Mapping[str, Any], images: np.ndarr
         distances.append(attention_distance(weights[None], config.grid, config.image_size)[0])
         if has_token:
             rows.append(weights[:, :, 0, 1:])
-            step = normalised(weights.mean(axis=1) + np.eye(weights.shape[-1], dtype=np.float32))
+            step = rollout_step(weights)
             joint = step if joint is None else step @ joint
         else:
             rows.append(patch_attention(weights, config.grid).mean(axis=2))

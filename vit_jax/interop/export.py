@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import models
+from vit_jax import data, models
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import convert, load, native
 
@@ -82,7 +82,7 @@ def facts(config: models.ModelConfig) -> dict[str, Any]:
         "input": "float32 (batch, height, width, channels), pixels / 127.5 - 1",
         "image_size": list(config.image_size),
         "channels": config.channels,
-        "preprocessing": dict(config.preprocessing) or {"name": "resize"},
+        "preprocessing": dict(config.preprocessing) or data.DEFAULT_EVALUATION,
         "labels": list(config.labels),
         "variant": config.variant,
     }

@@ -1,7 +1,8 @@
 """Data sets as random-access sources: len(s), s[i] -> {"image", "label", "name"}.
 
 A spec names one: `digits[train]`, `folder:PATH[test]`, `tfds:NAME[train[:98%]]`,
-`hf:ORG/NAME[validation]`. The split is in TFDS syntax. Nothing here imports TensorFlow.
+`vtab:TASK[train800val200]`, `hf:ORG/NAME[validation]`. The split is in TFDS syntax. Nothing here
+imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vit_jax.data import vtab
 from vit_jax.errors import UserError, nearest
 
 IMAGE_SUFFIXES = frozenset(
@@ -187,7 +189,7 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
     if kind not in KINDS:
         raise UserError(
             f"The data spec {spec!r} has an unknown kind; there are digits, folder:PATH, "
-            f"tfds:NAME and hf:ORG/NAME.{nearest(kind, KINDS)}"
+            f"tfds:NAME, vtab:TASK and hf:ORG/NAME.{nearest(kind, KINDS)}"
         )
     if kind != "digits" and not name:
         raise UserError(f"The data spec {spec!r} names nothing after {kind}:.")
@@ -287,6 +289,8 @@ def record_names(source: Any) -> list[str]:
     if isinstance(source, Subset):
         inner = record_names(source.source)
         return [inner[i] for i in source.indices]
+    if isinstance(source, Union):
+        return [name for part in source.sources for name in record_names(part)]
     if isinstance(source, FileSource):
         return [str(path) for path in source.paths]
     if isinstance(source, ArraySource):
@@ -544,6 +548,7 @@ class TfdsSplits:
                 f"The TFDS data set {name!r} is not prepared in {where}; "
                 f"run `vit-jax prepare tfds:{name}`, or set config.data.data_dir."
             )
+        use_array_record(self.builder.info)
         keys = self.builder.info.supervised_keys or ("image", "label")
         self.image_key, self.label_key = keys[0], keys[1]
 
@@ -552,27 +557,52 @@ class TfdsSplits:
 
     def __call__(self, split: str) -> TableSource:
         spec, info = f"{self.base}[{split}]", self.builder.info
+        rows = self.rows(split)
+        feature: Any = dict(info.features.items()).get(self.label_key)
+        if not getattr(feature, "num_classes", None):
+            raise UserError(
+                f"{spec} has no class label {self.label_key!r}; it has {', '.join(info.features)}."
+            )
+        names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
+        read = _Columns(self.image_key, self.label_key)
+        return TableSource(rows, read, names, spec=spec, version=str(info.version))
+
+    def rows(self, split: str) -> Any:
+        """The records of a split as they are stored, images still encoded."""
+        spec, info = f"{self.base}[{split}]", self.builder.info
         for part in re.split(r"\+", re.sub(r"\[[^\]]*\]", "", split)):
             if part.strip() not in info.splits:
                 raise UserError(
                     f"{spec}: there is no split {part.strip()!r}; there are "
                     f"{', '.join(info.splits)}.{nearest(part, info.splits)}"
                 )
-        skip = self.tfds.decode.SkipDecoding()
+        encoded = {
+            key: self.tfds.decode.SkipDecoding()
+            for key, feature in info.features.items()
+            if isinstance(feature, self.tfds.features.Image)
+        }
         try:
-            rows = self.builder.as_data_source(split, decoders={self.image_key: skip})
+            rows = self.builder.as_data_source(split, decoders=encoded)
         except NotImplementedError as error:
             raise UserError(
                 f"{spec} is stored as TFRecord, which needs TensorFlow to read; "
                 f"run `vit-jax prepare tfds:{self.name}` once to convert it to ArrayRecord."
             ) from error
-        check_shards(info.splits[split].file_instructions, spec)
-        feature = info.features[self.label_key]
-        names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
-        image_key, label_key = self.image_key, self.label_key
-        return TableSource(
-            rows, _Columns(image_key, label_key), names, spec=spec, version=str(info.version)
-        )
+        check_shards(self.instructions(split), spec)
+        return rows
+
+    def instructions(self, split: str) -> Iterable[Any]:
+        """The ArrayRecord files of a split, and how many records each should hold."""
+        return self.builder.info.splits[split].file_instructions
+
+
+def use_array_record(info: Any) -> bool:
+    """Makes TFDS read ArrayRecord where a data set is stored in several formats, if it is one."""
+    # Builders that TFDS has code for forget the alternative formats of dataset_info.json.
+    formats = {info.file_format.value, *info.as_proto.alternative_file_formats}
+    if "array_record" in formats and info.file_format.value != "array_record":
+        info.set_file_format("array_record", override=True, override_if_initialized=True)
+    return "array_record" in formats
 
 
 def check_shards(instructions: Iterable[Any], spec: str) -> None:
@@ -613,6 +643,52 @@ class _Columns:
         if isinstance(image, dict):  # Hugging Face: {"bytes": ..., "path": ...}
             image = image["bytes"] or Path(image["path"]).read_bytes()
         return image, int(row[self.label])
+
+
+# --- VTAB-1k ------------------------------------------------------------------------------------
+
+
+def open_vtab(name: str, data_dir: str | None) -> Splits:
+    """A task of VTAB-1k by its name, from the TFDS data set that it takes its examples of."""
+    task = vtab.find_task(name)
+    stored = TfdsSplits(task.dataset, data_dir)
+    missing = {"train", task.validation[0], task.test[0]} - set(stored.names())
+    if missing:
+        raise UserError(
+            f"vtab:{name}: tfds:{task.dataset} has no split {', '.join(sorted(missing))}; "
+            "prepare it again."
+        )
+    version, names = str(stored.builder.info.version), None
+    if isinstance(task.label, str):
+        names = getattr(stored.builder.info.features[task.label], "names", None)
+    names = names or list(map(str, range(task.num_classes)))
+    if len(names) != task.num_classes:
+        raise UserError(
+            f"vtab:{name}: tfds:{task.dataset} {version} has {len(names)} classes and the "
+            f"benchmark {task.num_classes}; prepare the version of the benchmark."
+        )
+    read, opened = vtab.ReadExample(name), {}
+
+    def table(split: str) -> TableSource:
+        if split not in opened:
+            opened[split] = TableSource(
+                stored.rows(split),
+                read,
+                names,
+                spec=f"tfds:{task.dataset}[{split}]",
+                version=version,
+            )
+        return opened[split]
+
+    splits: dict[str, Any] = {}
+    sizes = {split: info.num_examples for split, info in stored.builder.info.splits.items()}
+    for split, parts in vtab.ranges(task, sizes).items():
+        spec = f"vtab:{name}[{split}]"
+        pieces = [
+            Subset(table(part), np.arange(rows.start, rows.stop), spec) for part, rows in parts
+        ]
+        splits[split] = pieces[0] if len(pieces) == 1 else Union(pieces, spec)
+    return Splits(f"vtab:{name}", splits)
 
 
 # --- Hugging Face -------------------------------------------------------------------------------
@@ -660,5 +736,6 @@ KINDS: dict[str, Callable[[str, str | None], Any]] = {
     "digits": open_digits,
     "folder": open_folder,
     "tfds": TfdsSplits,
+    "vtab": open_vtab,
     "hf": open_hf,
 }

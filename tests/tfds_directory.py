@@ -16,9 +16,9 @@ def png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write(data_dir, name, splits, class_names, file_format="array_record") -> Path:
+def write(data_dir, name, splits, class_names, file_format="array_record", version="1.0.0") -> Path:
     """`splits`: {split: [(encoded image, label), ...]}, two shards each."""
-    directory = Path(data_dir) / name / "1.0.0"
+    directory = Path(data_dir) / name / version
     directory.mkdir(parents=True)
     lengths = {}
     for split, records in splits.items():

@@ -400,7 +400,7 @@ def open_folder(path: str, data_dir: str | None) -> Splits:
     for split, folder in (split_folders or {"train": ""}).items():
         base = os.path.join(root, folder)
         found[split] = {
-            name: _images(root, os.path.join(folder, name)) for name in _subfolders(base)
+            name: images_below(root, os.path.join(folder, name)) for name in _subfolders(base)
         }
     class_names = sorted({name for classes in found.values() for name in classes})
     if not class_names:
@@ -420,7 +420,7 @@ def open_folder(path: str, data_dir: str | None) -> Splits:
     return Splits(
         f"folder:{path}",
         {
-            split: _file_source(
+            split: file_source(
                 root,
                 [(file, position[name]) for name, files in classes.items() for file in files],
                 class_names,
@@ -436,7 +436,7 @@ def _subfolders(path: str) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
-def _images(root: str, folder: str) -> list[str]:
+def images_below(root: str, folder: str) -> list[str]:
     """Relative paths of the images in `folder` and below."""
     found = []
     with os.scandir(os.path.join(root, folder)) as entries:
@@ -445,13 +445,13 @@ def _images(root: str, folder: str) -> list[str]:
                 continue
             path = os.path.join(folder, entry.name)
             if entry.is_dir():
-                found += _images(root, path)
+                found += images_below(root, path)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 found.append(path)
     return found
 
 
-def _file_source(
+def file_source(
     root: str, records: Iterable[tuple[str, int]], class_names: Sequence[str], spec: str
 ) -> FileSource:
     ordered = sorted(records, key=lambda record: hashlib.md5(record[0].encode()).digest())
@@ -507,7 +507,7 @@ def _open_csv(path: str, root: str, tables: dict[str, str]) -> Splits:
     return Splits(
         f"folder:{path}",
         {
-            split: _file_source(
+            split: file_source(
                 root,
                 [(image, position[_plain(label)]) for image, label, _ in records],
                 class_names,
@@ -564,7 +564,7 @@ class TfdsSplits:
                 f"{spec} has no class label {self.label_key!r}; it has {', '.join(info.features)}."
             )
         names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
-        read = _Columns(self.image_key, self.label_key)
+        read = Columns(self.image_key, self.label_key)
         return TableSource(rows, read, names, spec=spec, version=str(info.version))
 
     def rows(self, split: str) -> Any:
@@ -632,7 +632,7 @@ def check_shards(instructions: Iterable[Any], spec: str) -> None:
             )
 
 
-class _Columns:
+class Columns:
     """Picks image and label out of a row; picklable."""
 
     def __init__(self, image: str, label: str):
@@ -724,7 +724,7 @@ def open_hf(name: str, data_dir: str | None) -> Splits:
         key = SPLIT_NAMES.get(split, split)
         opened[key] = TableSource(
             rows,
-            _Columns(image, label),
+            Columns(image, label),
             features[label].names,
             spec=f"hf:{name}[{key}]",
             version=str(table._fingerprint),

@@ -60,7 +60,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
         )  # fmt: skip
     cell.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
     cell.set_title(f"calibration error {100 * error:.1f}%")
-    cell.legend(loc="upper left", frameon=False)
+    cell.legend(loc="upper left", framealpha=0.9)
     return figure
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "the same weights for Hugging Face, timm, or as official .npz",
     "export": "a model for serving: StableHLO, ONNX, SavedModel",
     "inspect": "look inside a checkpoint: the paper's figures, as a page",
+    "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
 OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 42

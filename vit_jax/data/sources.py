@@ -67,7 +67,7 @@ class ArraySource:
         self.class_names = tuple(class_names or map(str, range(count)))
         self.names = np.asarray(names if names is not None else range(len(self.labels)), np.str_)
         self.spec, self.num_classes = spec, len(self.class_names)
-        self.fingerprint = _digest(self.images.tobytes(), self.labels.tobytes())
+        self.fingerprint = digest(self.images.tobytes(), self.labels.tobytes())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,7 +97,7 @@ class FileSource:
         self.root, self.paths, self.labels = root, paths, labels
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec = spec
-        self.fingerprint = _digest("\n".join(paths).encode(), labels.tobytes())
+        self.fingerprint = digest("\n".join(paths).encode(), labels.tobytes())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,7 +132,7 @@ class TableSource:
         self.rows, self.read = rows, read
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec = spec
-        self.fingerprint = _digest(f"{spec} {version} {len(rows)}".encode())
+        self.fingerprint = digest(f"{spec} {version} {len(rows)}".encode())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -151,7 +151,7 @@ class Subset:
     def __init__(self, source: Any, indices: np.ndarray, spec: str):
         self.source, self.indices, self.spec = source, np.asarray(indices, np.int64), spec
         self.class_names, self.num_classes = source.class_names, source.num_classes
-        self.fingerprint = _digest(source.fingerprint.encode(), self.indices.tobytes())
+        self.fingerprint = digest(source.fingerprint.encode(), self.indices.tobytes())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -163,7 +163,7 @@ class Subset:
         return f"{self.spec} ({len(self)} examples, {self.fingerprint})"
 
 
-def _digest(*parts: bytes) -> str:
+def digest(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -328,7 +328,7 @@ class Union:
         self.sources, self.spec = list(sources), spec
         self.class_names, self.num_classes = sources[0].class_names, sources[0].num_classes
         self.ends = np.cumsum([len(source) for source in sources])
-        self.fingerprint = _digest(*(source.fingerprint.encode() for source in sources))
+        self.fingerprint = digest(*(source.fingerprint.encode() for source in sources))
 
     def __len__(self) -> int:
         return int(self.ends[-1])

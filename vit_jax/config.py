@@ -35,6 +35,7 @@ FREE_ON_RESUME = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "max_skipped_steps",
+    "watchdog_seconds",
     "data.data_dir",
     "data.num_threads",
     "data.num_workers",
@@ -116,6 +117,7 @@ def default() -> ConfigDict:
     c.gradient_clip_norm = placeholder(float)
     c.mixup_alpha = 0.0  # mixes pairs of images by Beta(alpha, alpha); 0: off
     c.polyak_decay = placeholder(float)
+    c.watchdog_seconds = 1800.0  # a run that stands still for so long is ended; 0: never
     c.max_skipped_steps = 20  # abort after so many non-finite gradients in a row
 
     c.compute_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from types import FrameType
 from typing import Any
@@ -53,6 +54,23 @@ def _several_processes() -> bool:
     if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         return True
     return "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+#: What an error of a collective or of the coordinator says when another process is gone.
+LOST = re.compile(
+    r"gloo|connection (reset|closed|refused)|heartbeat|nccl.*(abort|remote)|unhealthy|"
+    r"peer|UNAVAILABLE|DEADLINE_EXCEEDED",
+    re.IGNORECASE,
+)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error of this process means that another process of the job is gone."""
+    return (
+        jax.process_count() > 1
+        and isinstance(error, jax.errors.JaxRuntimeError)
+        and LOST.search(str(error)) is not None
+    )
 
 
 class StopRequest:

@@ -26,6 +26,7 @@ from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluation import periodic
 from vit_jax.interop import adapt, load, native
 from vit_jax.logbook import Logbook, read_metrics
+from vit_jax.watchdog import Watchdog
 
 
 class Setup(NamedTuple):
@@ -361,6 +362,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
                 workdir, total_steps=total, start_step=start, wandb=config.wandb, enabled=is_main
             ) as log,
             StopRequest() as stop,
+            Watchdog(config.watchdog_seconds) as watchdog,
         ):
             batches = training_batches(setup, start)
             clock = Clock(config.batch_size, start)
@@ -369,6 +371,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
             in_flight: collections.deque = collections.deque()
             for step in range(start + 1, total + 1):
                 state, metrics = train_step(state, next(batches))
+                watchdog.beat(f"step {step}")
                 in_flight.append(metrics["train/loss"])
                 if len(in_flight) > 2:  # do not run ahead of the device
                     in_flight.popleft().block_until_ready()
@@ -380,12 +383,13 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
                     abort_if_stuck(record, config.max_skipped_steps)
                 due = [run for every, run in evaluators if last or (every and step % every == 0)]
                 for run in due:
-                    record |= run(train_state.evaluated_params(state))
+                    record |= run(train_state.evaluated_params(state), watchdog.on_batch)
                     clock.restart(step)
                 if record and not last:
                     log.write(step, record)
                 log.advance(step)
-                checkpoints.save(step, state, meta, force=last)
+                if checkpoints.save(step, state, meta, force=last):
+                    watchdog.beat(f"a checkpoint of step {step}", progress=True)
                 if not last and stop.requested(step):
                     checkpoints.save(step, state, meta, force=True)
                     checkpoints.wait()
@@ -396,7 +400,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
             checkpoints.wait()
             if not record:  # resumed at the very end: the last step was saved, not yet exported
                 for _, run in evaluators:
-                    record |= run(train_state.evaluated_params(state))
+                    record |= run(train_state.evaluated_params(state), watchdog.on_batch)
             export(setup, state, workdir)
             if is_main:
                 write_evaluation(workdir, record, total, setup)

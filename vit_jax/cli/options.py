@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
     distributed.join(flags.coordinator, flags.num_processes, flags.process_id)
     try:
         yield
+    except Exception as error:
+        if not distributed.lost_peer(error):
+            raise
+        # Leaving in an orderly way would wait for the process that is gone.
+        reason = str(error).strip().split("\n")[0]
+        print(
+            f"process {jax.process_index()} of {jax.process_count()}: another process of the job "
+            f"died or froze ({reason}); see its log. The same command goes on from the last "
+            "checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(42)
     finally:
         if jax.process_count() > 1:
             jax.distributed.shutdown()

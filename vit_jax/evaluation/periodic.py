@@ -1,7 +1,7 @@
 """What is measured while training, each at its own interval: accuracy, and protocols on other data.
 
-An evaluator is a function of the parameters that returns metrics; it compiles once, runs on the
-mesh of the training run, and counts every example once.
+An evaluator takes the parameters and returns metrics; it compiles once, runs on the mesh of the
+training run, and counts every example once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification, objectnet, suites
 
-Evaluator = Callable[[Mapping[str, jax.Array]], dict[str, float]]
+#: (parameters, called with the count so far after every batch) -> metrics
+Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
 #: {name: every so many steps; None: at the end}; "eval" is the accuracy on the run's own data.
 Periods = dict[str, int | None]
 
@@ -60,7 +61,7 @@ def accuracy(setup: Any) -> Evaluator:
     source = setup.eval_source
     batch_size = eval_batch_size(setup, len(source))
 
-    def evaluate(params: Mapping[str, jax.Array]) -> dict[str, float]:
+    def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
         batches = data.eval_batches(
             source,
             setup.eval_transform,
@@ -69,7 +70,9 @@ def accuracy(setup: Any) -> Evaluator:
             process_count=jax.process_count(),
             num_threads=setup.config.data.num_threads,
         )
-        results = classification.run(step, params, batches, setup.mesh, num_examples=len(source))
+        results = classification.run(
+            step, params, batches, setup.mesh, num_examples=len(source), on_batch=on_batch
+        )
         summary = classification.summarise(results)
         return {f"eval/{key}": value for key, value in summary.items()}
 
@@ -88,7 +91,7 @@ def protocol(setup: Any, name: str) -> Evaluator:
         models.replace(setup.model, remat=False) if hasattr(setup.model, "remat") else setup.model
     )
 
-    def evaluate(params: Mapping[str, jax.Array]) -> dict[str, float]:
+    def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
         request = suites.Request(
             config=model,
             params=dict(params),
@@ -96,7 +99,7 @@ def protocol(setup: Any, name: str) -> Evaluator:
             data_dir=setup.config.data.data_dir,
             batch_size=setup.config.eval_batch_size or setup.config.batch_size,
             mesh=setup.mesh,
-            progress=lambda total, text: contextlib.nullcontext(lambda count: None),
+            progress=lambda total, text: contextlib.nullcontext(on_batch),
             **options,
         )
         try:

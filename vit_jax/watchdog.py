@@ -1,0 +1,64 @@
+"""Notices a training run that stands still.
+
+A process that dies or freezes is noticed by JAX's heartbeats. One that is alive and stuck (a hung
+file system, a deadlocked collective) is not, and the others wait for it for ever.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+AGAIN, FAILED = 42, 1
+
+
+class Watchdog:
+    """Ends the process when `beat` was not called for `seconds`; 0 is never. A context.
+
+    The stacks of all threads are printed, and the exit code is 42 if anything was achieved since
+    the start, so that launchers start the job again, otherwise 1.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds, self.beats, self.last = seconds, 0, time.monotonic()
+        self.what = "starting"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self.last = time.monotonic()
+        if self.seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stop.set()
+        if self.seconds:
+            self._thread.join()
+
+    def beat(self, what: str, *, progress: bool = False) -> None:
+        """Says that the process is alive and what it has just done; `progress` is a saved step."""
+        self.what, self.last = what, time.monotonic()
+        self.beats += progress
+
+    def on_batch(self, count: int) -> None:
+        """`beat` for an evaluation that has seen `count` examples."""
+        self.beat(f"{count} examples of an evaluation")
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(self.seconds / 4, 10.0)):
+            idle = time.monotonic() - self.last
+            if idle < self.seconds:
+                continue
+            print(
+                f"vit-jax: error: nothing has happened for {idle:.0f} s after {self.what}: a "
+                "process of the job, its storage or its network hangs. Stopping; the same command "
+                "goes on from the last checkpoint. config.watchdog_seconds sets the patience.",
+                file=sys.stderr,
+                flush=True,
+            )
+            faulthandler.dump_traceback(all_threads=True)
+            os._exit(AGAIN if self.beats else FAILED)

@@ -23,6 +23,7 @@ IDS, MATCHES, PAGE = "ids.txt", "matches.csv", "index.html"
 SHOWN, WIDTH = 200, 160
 
 PAIRS_STYLE = """<style>
+table { margin-bottom: 1.5rem }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1.25rem }
 .pairs figure div { display: flex; gap: 2px }
 .pairs img { width: 50%; aspect-ratio: 1; object-fit: contain }
@@ -52,6 +53,11 @@ def open_tests(specs: Sequence[str], data_dir: str | None) -> tuple[Any, list[tu
         for name in data.record_names(source)
     ]
     return Union(sources, ",".join(specs)), names
+
+
+def fingerprints(test: Union) -> set[str]:
+    """Those of each of the test sets."""
+    return {source.fingerprint for source in test.sources}
 
 
 def write_shard(file: Path, settings: dict[str, Any], pairs: Sequence[Pair]) -> None:

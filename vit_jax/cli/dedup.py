@@ -93,6 +93,8 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
     train = data.open_source(flags.train, data_dir=flags.data_dir)
     specs = split_specs(flags.test)
     test, _ = dedup_files.open_tests(specs, flags.data_dir)
+    if train.fingerprint in dedup_files.fingerprints(test):
+        raise UserError(f"{train.spec} is a test set and the training set; name different splits.")
     embed = model_features(flags) if flags.checkpoint else None
     threshold = dedup.THRESHOLD if flags.threshold is None else flags.threshold
     floor = max(0.0, threshold - (dedup.THRESHOLD - dedup.FLOOR))

@@ -258,34 +258,38 @@ def find(
     Raises:
       UserError: an image that cannot be decoded.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes: dict[bytes, list[int]] = {}
-        thumbnails, bank, seen = [], [], 0
-        for block in blocks(len(test)):
-            found, small = read(test, block, pool)
-            for row, value in zip(block, found, strict=True):
-                hashes.setdefault(value, []).append(row)
-            if embed is None:
-                thumbnails.append(small)
-                bank.append(all_views(small))
+    seen = 0
+
+    def blocks_of(source: Any, *part: int) -> Iterator[tuple[range, list[bytes], np.ndarray]]:
+        nonlocal seen
+        for block in blocks(len(source), *part):
+            yield block, *read(source, block, pool)
             seen += len(block)
             on_images(seen)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tests: dict[bytes, list[int]] = {}
+        thumbnails = np.empty((len(test), SIDE, SIDE, 3), np.uint8)
+        bank = np.empty((2 * len(BOXES), len(test), 3 * CELLS**2), np.float32)
+        for block, hashes, small in blocks_of(test):
+            for row, value in zip(block, hashes, strict=True):
+                tests.setdefault(value, []).append(row)
+            if embed is None:
+                thumbnails[block.start : block.stop] = small
+                bank[:, block.start : block.stop] = all_views(small)
         if embed is None:
-            score = aligner(np.concatenate(thumbnails), np.concatenate(bank, axis=1), pool)
+            score = aligner(thumbnails, bank, pool)
         else:
             score = embedder(train, test, embed, shard, shards)
         pairs = []
-        for block in blocks(len(train), shard, shards):
-            found, small = read(train, block, pool)
-            exact = {(r, t) for r, h in zip(block, found, strict=True) for t in hashes.get(h, ())}
-            pairs += [Pair(row, match, 1.0, "exact") for row, match in sorted(exact)]
+        for block, hashes, small in blocks_of(train, shard, shards):
+            exact = {(r, t) for r, h in zip(block, hashes, strict=True) for t in tests.get(h, ())}
+            pairs += [Pair(row, match, 1.0, "exact") for row, match in exact]
             pairs += [
                 pair
                 for pair in score(block, small)
                 if pair.score >= floor and (pair.train, pair.test) not in exact
             ]
-            seen += len(block)
-            on_images(seen)
     return sorted(pairs, key=lambda pair: (pair.train, pair.test))
 
 

@@ -3,8 +3,8 @@
 example:
   vit-jax dedup --train='folder:/data/web[train]' --test='folder:/data/pets[test],digits[test]' \\
       --out=repeats
-  vit-jax train --config=configs/pretrain.py:B/16,folder:/data/web --workdir=/runs/web \\
-      --config.data.exclude=repeats/ids.txt
+  vit-jax train --config=configs/pretrain.py:B/16,folder:/data/web,like=imagenet21k \\
+      --workdir=/runs/web --config.data.exclude=repeats/ids.txt
 
 Finds the same pixels, and crops of 80% and more, mirrored, resized and recompressed images. Writes
 ids.txt (for config.data.exclude), matches.csv and index.html, a page of pairs on which to judge the

@@ -8,6 +8,7 @@ import pytest
 
 from vit_jax import config as configuration
 from vit_jax import data, models, preflight, train
+from vit_jax.data import vtab
 from vit_jax.errors import UserError
 
 JFT, I21K, IMAGENET = "jft", "imagenet21k", "imagenet"
@@ -228,6 +229,35 @@ def test_bit_hyperrule(argument, rule, size):
     assert [round(steps * p / 100) for p in c.schedule.boundaries_percent] == edges
     assert (c.model.image_size, c.batch_size, c.schedule.learning_rate) == (size, 512, 0.003)
     assert c.augment.resize == {128: 160, 384: 448}[size]
+
+
+def test_few_shot_trains_on_a_part_and_watches_another_set():
+    c = configuration.load("configs/few_shot.py:B/32,jft,9000000")
+    configuration.check_keys(c)
+    assert c.data.train_split == "train[:9000000]" and c.data.eval_split == "validation"
+    assert (c.schedule.learning_rate, c.optimizer.weight_decay) == (8e-4, 0.1)
+    assert c.evaluators.fewshot.data == "tfds:imagenet2012"
+    assert c.evaluators.fewshot.shots == (5, 10)
+    own = configuration.load("configs/few_shot.py:B/32,digits,500,digits")
+    assert own.data.train_split == "train[:500]" and own.data.eval_split == "test"
+    assert configuration.load("configs/few_shot.py").data.train_split == "train"
+
+
+@pytest.mark.parametrize("task", vtab.TASKS)
+def test_vtab(task):
+    """Section 4.1 and BiT: one set of hyper-parameters, with flips and crops where they may be."""
+    c = configuration.load(f"configs/vtab.py:B/16,{task}")
+    configuration.check_keys(c)
+    assert (c.total_steps, c.batch_size, c.schedule.learning_rate) == (2500, 512, 0.01)
+    assert (c.model.image_size, c.schedule.decay, c.gradient_clip_norm) == (384, "cosine", 1.0)
+    assert (c.data.train_split, c.data.eval_split) == ("train800val200", "test")
+    no_flip = ("dsprites_orientation", "dsprites_location", "smallnorb_azimuth")
+    no_crop = ("clevr_count", "clevr_distance", "dmlab", "kitti_distance", "dsprites_location")
+    assert c.augment.flip == (task not in no_flip)
+    assert c.augment.name == ("resize_flip" if task in no_crop else "resize_crop")
+    data.make_transform(size=(384, 384), train=True, **c.augment.to_dict())
+    dev = configuration.load(f"configs/vtab.py:B/16,{task},dev=true")
+    assert (dev.data.train_split, dev.data.eval_split) == ("train800", "val200")
 
 
 def test_own_data_takes_the_row_of_small_sets():

@@ -31,6 +31,7 @@ FREE_ON_RESUME = (
     "eval_every_steps",
     "eval_every_epochs",
     "eval_batch_size",
+    "evaluators",
     "checkpoint_every_steps",
     "keep_checkpoints",
     "max_skipped_steps",
@@ -38,6 +39,21 @@ FREE_ON_RESUME = (
     "data.num_threads",
     "data.num_workers",
 )
+
+#: Protocols that can run while training, with their options; see evaluation/suites.py.
+EVALUATORS: dict[str, dict[str, Any]] = {
+    "classification": {},
+    "fewshot": {"shots": (1, 5, 10, 25), "seeds": 3, "l2": "1024"},
+    "knn": {"k": (1, 5, 10, 20)},
+    "probe": {},
+    "real": {"real_labels": ""},
+    "objectnet": {},
+}
+
+CHECKED_SECTIONS = {
+    *(f"config.{name}" for name in ("model", "data", "mesh", "schedule", "evaluators")),
+    *(f"config.evaluators.{name}" for name in EVALUATORS),
+}
 
 
 def default() -> ConfigDict:
@@ -108,6 +124,11 @@ def default() -> ConfigDict:
     c.log_every_steps = 50
     c.eval_every_steps = placeholder(int)
     c.eval_every_epochs = placeholder(float)  # neither: at the end only
+    c.evaluators = ConfigDict()  # protocols on other data while training; off without data
+    for suite, options in EVALUATORS.items():
+        c.evaluators[suite] = ConfigDict({"data": "", **options})
+        c.evaluators[suite].every_steps = placeholder(int)
+        c.evaluators[suite].every_epochs = placeholder(float)  # neither: at the end only
     c.checkpoint_every_steps = 1000
     c.keep_checkpoints = 2
     c.wandb = False
@@ -164,7 +185,7 @@ def check_keys(config: Mapping, known: Mapping | None = None, where: str = "conf
     for key in config:
         if key not in known:
             raise UserError(f"{where}.{key} is a setting that nobody reads.{nearest(key, known)}")
-        if where == "config" and key in ("model", "data", "mesh", "schedule"):
+        if f"{where}.{key}" in CHECKED_SECTIONS:
             check_keys(config[key], known[key], f"{where}.{key}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,12 +40,9 @@ def batches_of_features(
       UserError: no such layer (the nearest is named), or one that cannot be pooled so.
     """
     mesh = mesh or sharding.make_mesh()
-    function = feature_function(config, layer, pool)
+    run = feature_step(config, layer, pool, mesh)
     transform = data.evaluation_transform(config.image_size, config.preprocessing)
     batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
-    run = classification.jit_eval_step(
-        lambda params, batch: (function(params, batch["image"]), batch["label"]), mesh
-    )
     on_mesh = sharding.params_to_devices(params, mesh)
     batches = data.eval_batches(
         source,
@@ -60,6 +58,17 @@ def batches_of_features(
         count = min(batch_size, len(source) - seen)
         yield found[:count].astype(np.float32), labels[:count]
         seen += count
+
+
+@functools.lru_cache(maxsize=4)
+def feature_step(
+    config: models.ModelConfig, layer: str, pool: str, mesh: jax.sharding.Mesh
+) -> Callable:
+    """The jitted (params, batch) -> (features, labels): compiled once, however often it is run."""
+    function = feature_function(config, layer, pool)
+    return classification.jit_eval_step(
+        lambda params, batch: (function(params, batch["image"]), batch["label"]), mesh
+    )
 
 
 def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Callable[..., Any]:

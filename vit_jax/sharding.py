@@ -77,13 +77,19 @@ def tree_shardings(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
 
 
 def params_to_devices(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays, the same on every process, laid out by the rule table."""
+    """Host arrays, the same on every process, laid out by the rule table.
 
-    def put(path: str, value: np.ndarray) -> jax.Array:
+    What lies on the mesh already stays where it is.
+    """
+
+    def put(path: str, value: Any) -> jax.Array:
         where = NamedSharding(mesh, param_spec(path, value.shape, mesh))
+        if isinstance(value, jax.Array) and value.sharding == where:
+            return value
+        value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
 
-    return {path: put(path, np.asarray(value)) for path, value in params.items()}
+    return {path: put(path, value) for path, value in params.items()}
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -23,7 +23,7 @@ from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import ConfigDict
 from vit_jax.distributed import StopRequest
 from vit_jax.errors import Preempted, UserError
-from vit_jax.evaluation import classification
+from vit_jax.evaluation import periodic
 from vit_jax.interop import adapt, load, native
 from vit_jax.logbook import Logbook, read_metrics
 
@@ -40,7 +40,7 @@ class Setup(NamedTuple):
     mesh: jax.sharding.Mesh
     total_steps: int
     warmup_steps: int
-    eval_every: int | None
+    periods: periodic.Periods
     schedule: Callable
     train_step: Callable  # (state, batch) -> (state, metrics), not yet jitted
     eval_step: Callable  # (params, batch) -> per-example results, not yet jitted
@@ -183,7 +183,7 @@ def prepare(config: ConfigDict, *, resuming: bool = False) -> Setup:
         mesh=mesh,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
-        eval_every=in_steps(config, "eval_every"),
+        periods=periodic.periods(config, epoch),
         schedule=schedule,
         train_step=steps.make_train_step(
             apply,
@@ -351,7 +351,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
     )
     meta = run_meta(setup)
     is_main = jax.process_index() == 0
-    evaluator = Evaluator(setup)
+    evaluators = periodic.evaluators(setup)
     batches = None
     try:
         state = restore_or_initialise(setup, checkpoints)
@@ -378,8 +378,9 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
                     record |= {key: float(value) for key, value in metrics.items()}
                     record["train/images_per_second"] = clock.rate(step)
                     abort_if_stuck(record, config.max_skipped_steps)
-                if last or (setup.eval_every and step % setup.eval_every == 0):
-                    record |= evaluator(train_state.evaluated_params(state))
+                due = [run for every, run in evaluators if last or (every and step % every == 0)]
+                for run in due:
+                    record |= run(train_state.evaluated_params(state))
                     clock.restart(step)
                 if record and not last:
                     log.write(step, record)
@@ -394,7 +395,8 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
                     )
             checkpoints.wait()
             if not record:  # resumed at the very end: the last step was saved, not yet exported
-                record = evaluator(train_state.evaluated_params(state))
+                for _, run in evaluators:
+                    record |= run(train_state.evaluated_params(state))
             export(setup, state, workdir)
             if is_main:
                 write_evaluation(workdir, record, total, setup)
@@ -450,35 +452,6 @@ def training_batches(setup: Setup, start_step: int) -> Generator[dict[str, jax.A
                 yield ahead.popleft()
     finally:
         batches.close()
-
-
-class Evaluator:
-    """Accuracy on the evaluation source; compiled at its first call."""
-
-    def __init__(self, setup: Setup):
-        self.setup = setup
-        self.step = classification.jit_eval_step(setup.eval_step, setup.mesh)
-        self.batch_size = sharding.fit_batch(
-            setup.config.eval_batch_size or setup.config.batch_size,
-            setup.mesh,
-            num_examples=len(setup.eval_source),
-        )
-
-    def __call__(self, params: models.Params) -> dict[str, float]:
-        setup = self.setup
-        batches = data.eval_batches(
-            setup.eval_source,
-            setup.eval_transform,
-            batch_size=self.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=setup.config.data.num_threads,
-        )
-        results = classification.run(
-            self.step, params, batches, setup.mesh, num_examples=len(setup.eval_source)
-        )
-        summary = classification.summarise(results)
-        return {f"eval/{key}": value for key, value in summary.items()}
 
 
 def abort_if_stuck(record: dict[str, float], limit: int) -> None:

@@ -4,8 +4,10 @@ import golden_weights
 import numpy as np
 import pytest
 
+from vit_jax import data
+from vit_jax.data import sources
 from vit_jax.errors import UserError
-from vit_jax.evaluation import calibration, fewshot, knn, real
+from vit_jax.evaluation import calibration, fewshot, knn, objectnet, probe, real
 
 PROTOCOL = golden_weights.numbers("protocol")
 
@@ -98,8 +100,11 @@ def test_real_labels_from_a_file(tmp_path):
         real.read_labels(tmp_path / "bad.json")
     with pytest.raises(UserError, match="reassessed-imagenet"):
         real.read_labels(tmp_path / "none.json")
-    names = ["x/ILSVRC2012_val_00000003.JPEG", "a/ILSVRC2012_val_00000001.JPEG"]
-    assert list(real.file_order(names)) == [1, 0]
+    names = np.array(["x/ILSVRC2012_val_00000003.JPEG", "a/ILSVRC2012_val_00000001.JPEG"])
+    source = sources.FileSource(".", names, np.zeros(2, np.int32), ["a"], "folder:.")
+    assert list(real.in_file_order(source).indices) == [1, 0]
+    with pytest.raises(UserError, match="does not know the file names"):
+        real.in_file_order(data.ArraySource(np.zeros((1, 2, 2, 3), np.uint8), [0]))
 
 
 def test_calibration_by_hand():
@@ -111,3 +116,30 @@ def test_calibration_by_hand():
     assert found == pytest.approx(expected)
     matrix = calibration.confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_objectnet_counts_any_of_an_objects_classes():
+    classes = [[3, 7], [5]]
+    ranked = np.array([[7, 1, 2, 0, 4], [5, 3, 1, 2, 0], [3, 4, 5, 0, 1], [9, 8, 7, 6, 2]])
+    labels = np.array([0, 1, 1, 1])
+    assert objectnet.accuracies(ranked, labels, classes) == (0.5, 0.75)
+
+
+def test_objectnet_images_lose_their_border_and_their_margins():
+    image = np.full((104, 204, 3), 10, np.uint8)
+    image[2:-2, 2:-2] = 100
+    transform = data.make_transform(name="objectnet", size=(48, 48), train=False)
+    assert np.all(transform(image) == 100)
+    wide = np.zeros((516, 1028, 3), np.uint8)  # inside its border 512 x 1024
+    wide[:, 514 - 240 : 514 + 240] = 200
+    found = data.make_transform(name="objectnet", size=(480, 480), train=False)(wide)
+    assert found.shape == (480, 480, 3) and np.all(found == 200)
+
+
+def test_probe_finds_a_direction_that_neighbours_do_not():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 40)).astype(np.float32)
+    y = (x[:, 0] + 0.5 * x[:, 1] > 0).astype(int)
+    accuracy, inverse_l2 = probe.probe(x[:500], y[:500], x[500:], y[500:])
+    assert accuracy > 0.93 and inverse_l2 in probe.INVERSE_L2
+    assert knn.accuracies(x[:500], y[:500], x[500:], y[500:], 2, ks=(5,))[5] < 0.85

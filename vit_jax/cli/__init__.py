@@ -19,6 +19,7 @@ from vit_jax.errors import Preempted, UsageError, UserError, nearest
 COMMANDS = {
     "train": "pretrain or fine-tune; run it again to resume",
     "sweep": "the fine-tuning protocol: choose a learning rate, then mean and deviation",
+    "prepare": "data sets: TFDS, TFRecord to ArrayRecord, ImageNet-21k, VTAB",
     "evaluate": "accuracy of a checkpoint on a data set",
     "predict": "the most likely classes of your images",
     "features": "an intermediate of the model for every image, to a file",
@@ -26,6 +27,7 @@ COMMANDS = {
     "convert": "the same weights for Hugging Face, timm, or as official .npz",
     "export": "a model for serving: StableHLO, ONNX, SavedModel",
     "inspect": "look inside a checkpoint: the paper's figures, as a page",
+    "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
 OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 42

@@ -6,16 +6,24 @@ example:
   vit-jax evaluate --checkpoint=/runs/imagenet --suite=real --data='folder:/data/imagenet[val]' \\
       --real_labels=real.json
 
---suite is any of: classification (top-1, top-5, every class, calibration), fewshot (ridge
-regression from frozen features, section 4.1), knn (cosine neighbours), real (ImageNet ReaL).
-fewshot and knn take the training and the evaluation split of each data set. Images are prepared as
-the checkpoint says; classes are matched by name where both sides have names. Writes
-evaluation.json and CSV files into --out.
+  vit-jax evaluate --checkpoint=/runs/imagenet --suite=objectnet --data=/data/objectnet-1.0
+  vit-jax evaluate --checkpoint=B/16-imagenet21k --suite=vtab --out=/runs/vtab --tasks=dtd,pets
+
+--suite is any of:
+  classification  top-1, top-5, every class, calibration, confusions, the surest mistakes
+  fewshot         ridge regression from frozen features, 1 to 25 shots (section 4.1)
+  knn, probe      cosine neighbours, and logistic regression, from frozen features
+  real            ImageNet ReaL: --real_labels=real.json, or --data=tfds:imagenet2012_real
+  objectnet       the 113 objects that ImageNet has, from the unpacked data set
+  vtab            VTAB-1k: fine-tunes on every task that is prepared; resumes where it stopped
+fewshot, knn and probe take the training and the evaluation split of each data set. Images are
+prepared as the checkpoint says; classes are matched by name where both sides have names. Writes
+evaluation.json, CSV files and pictures into --out. --config.KEY=VALUE changes a setting of vtab's
+runs (configs/vtab.py).
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -41,6 +49,15 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("l2", "1024", "Of fewshot: a number, or sweep.", flag_values=flags)
     absl_flags.DEFINE_list("k", ["1", "5", "10", "20"], "Of knn.", flag_values=flags)
     absl_flags.DEFINE_string("real_labels", None, "real.json of ReaL.", flag_values=flags)
+    absl_flags.DEFINE_list("tasks", [], "Of vtab; all that are prepared.", flag_values=flags)
+    absl_flags.DEFINE_integer("size", 384, "Image size of vtab's runs.", flag_values=flags)
+    absl_flags.DEFINE_list(
+        "learning_rates",
+        [],
+        "Of vtab, to choose one from by the mean on val200; by default 0.01, without choosing.",
+        flag_values=flags,
+    )
+    options.define_overrides(flags)
     options.define_processes(flags)
 
 
@@ -48,12 +65,15 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
     if arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}.")
-    if not flags.data:
+    if not flags.data and flags.suite != ["vtab"]:
         raise UsageError("--data=SPEC is needed.")
     try:
         shots, ks = (tuple(map(int, values)) for values in (flags.shots, flags.k))
+        rates = tuple(map(float, flags.learning_rates))
     except ValueError:
-        raise UsageError("--shots and --k are numbers, separated by commas.") from None
+        raise UsageError(
+            "--shots, --k and --learning_rates are numbers, separated by commas."
+        ) from None
     where = Path(checkpoint)
     if flags.out is None and not where.exists():
         raise UsageError("--out=DIR is needed for a checkpoint that is not on disk.")
@@ -75,7 +95,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         request = suites.Request(
             config,
             params,
-            specs=split_specs(flags.data),
+            specs=suites.split_specs(flags.data or ""),
             data_dir=flags.data_dir,
             batch_size=flags.batch_size,
             mesh=sharding.make_mesh(),
@@ -83,18 +103,19 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             shots=shots,
             seeds=flags.seeds,
             l2=flags.l2,
-            ks=ks,
+            k=ks,
             real_labels=flags.real_labels,
+            checkpoint=checkpoint,
+            out=out,
+            tasks=tuple(flags.tasks),
+            size=flags.size,
+            learning_rates=rates,
+            overrides=tuple(options.overrides(flags).items()),
         )
         for name in flags.suite:
             result = suites.SUITES[name](request)
             if jax.process_index() == 0:
                 record = {"checkpoint": checkpoint, **result.record}
-                file = suites.write(out, name, record, result.rows)
+                file = suites.write(out, name, record, result)
                 print("\n".join(result.table))
                 print(f"  in {file}")
-
-
-def split_specs(text: str) -> tuple[str, ...]:
-    """Data specs separated by commas, but not by those inside brackets."""
-    return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())

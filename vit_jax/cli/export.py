@@ -51,9 +51,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     )
     print(options.proof_text(flags.out, proof))
     if flags.data:
-        from vit_jax.evaluation import suites
+        from vit_jax.evaluation import predictions
 
-        before, after = suites.accuracy_of_export(
+        before, after = predictions.accuracy_of_export(
             checkpoint, flags.out, flags.format, flags.data, batch_size=flags.batch_size or 64
         )
         print(f"accuracy on {flags.data}: {before:.2%} before, {after:.2%} after")

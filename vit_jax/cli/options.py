@@ -22,6 +22,10 @@ def define_config(flags: absl_flags.FlagValues) -> None:
         "--config.KEY=VALUE changes a setting.",
         flag_values=flags,
     )
+    define_overrides(flags)
+
+
+def define_overrides(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_multi_string(
         "set", [], "KEY=VALUE, the same as --config.KEY=VALUE.", flag_values=flags
     )
@@ -36,13 +40,18 @@ def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
     """The configuration of `--config`, with its overrides."""
     if not flags.config:
         raise UsageError("--config=FILE is needed.")
-    overrides = {}
+    return load(flags.config, overrides(flags))
+
+
+def overrides(flags: absl_flags.FlagValues) -> dict[str, str]:
+    """{key: value} of every `--config.KEY=VALUE`."""
+    found = {}
     for item in flags.set:
         key, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"--config.{key} needs a value: --config.{key}=VALUE.")
-        overrides[key] = value
-    return load(flags.config, overrides)
+        found[key] = value
+    return found
 
 
 def define_processes(flags: absl_flags.FlagValues) -> None:

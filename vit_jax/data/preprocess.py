@@ -211,6 +211,13 @@ def resize_center_crop(image: Image, size: Size, *, resize: int) -> Image:
     return _crop(image, top, left, size)
 
 
+def objectnet(image: Image, size: Size) -> Image:
+    """ObjectNet as in BiT: without its red border, short side to 512/480 of the size, centre."""
+    border = 2
+    inside = image[border:-border, border:-border]
+    return resize_center_crop(inside, size, resize=round(max(size) * 512 / 480))
+
+
 TRAIN: dict[str, Callable[..., Image]] = {
     "inception_crop": inception_crop,
     "resize_crop": resize_crop,
@@ -220,6 +227,7 @@ TRAIN: dict[str, Callable[..., Image]] = {
 EVAL: dict[str, Callable[..., Image]] = {
     "resize": resize,
     "resize_center_crop": resize_center_crop,
+    "objectnet": objectnet,
 }
 
 

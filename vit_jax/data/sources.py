@@ -1,7 +1,8 @@
 """Data sets as random-access sources: len(s), s[i] -> {"image", "label", "name"}.
 
 A spec names one: `digits[train]`, `folder:PATH[test]`, `tfds:NAME[train[:98%]]`,
-`hf:ORG/NAME[validation]`. The split is in TFDS syntax. Nothing here imports TensorFlow.
+`vtab:TASK[train800val200]`, `hf:ORG/NAME[validation]`. The split is in TFDS syntax. Nothing here
+imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vit_jax.data import vtab
 from vit_jax.errors import UserError, nearest
 
 IMAGE_SUFFIXES = frozenset(
@@ -65,7 +67,7 @@ class ArraySource:
         self.class_names = tuple(class_names or map(str, range(count)))
         self.names = np.asarray(names if names is not None else range(len(self.labels)), np.str_)
         self.spec, self.num_classes = spec, len(self.class_names)
-        self.fingerprint = _digest(self.images.tobytes(), self.labels.tobytes())
+        self.fingerprint = digest(self.images.tobytes(), self.labels.tobytes())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,7 +97,7 @@ class FileSource:
         self.root, self.paths, self.labels = root, paths, labels
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec = spec
-        self.fingerprint = _digest("\n".join(paths).encode(), labels.tobytes())
+        self.fingerprint = digest("\n".join(paths).encode(), labels.tobytes())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,7 +132,7 @@ class TableSource:
         self.rows, self.read = rows, read
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec = spec
-        self.fingerprint = _digest(f"{spec} {version} {len(rows)}".encode())
+        self.fingerprint = digest(f"{spec} {version} {len(rows)}".encode())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -149,7 +151,7 @@ class Subset:
     def __init__(self, source: Any, indices: np.ndarray, spec: str):
         self.source, self.indices, self.spec = source, np.asarray(indices, np.int64), spec
         self.class_names, self.num_classes = source.class_names, source.num_classes
-        self.fingerprint = _digest(source.fingerprint.encode(), self.indices.tobytes())
+        self.fingerprint = digest(source.fingerprint.encode(), self.indices.tobytes())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -161,7 +163,7 @@ class Subset:
         return f"{self.spec} ({len(self)} examples, {self.fingerprint})"
 
 
-def _digest(*parts: bytes) -> str:
+def digest(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -187,7 +189,7 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
     if kind not in KINDS:
         raise UserError(
             f"The data spec {spec!r} has an unknown kind; there are digits, folder:PATH, "
-            f"tfds:NAME and hf:ORG/NAME.{nearest(kind, KINDS)}"
+            f"tfds:NAME, vtab:TASK and hf:ORG/NAME.{nearest(kind, KINDS)}"
         )
     if kind != "digits" and not name:
         raise UserError(f"The data spec {spec!r} names nothing after {kind}:.")
@@ -287,6 +289,8 @@ def record_names(source: Any) -> list[str]:
     if isinstance(source, Subset):
         inner = record_names(source.source)
         return [inner[i] for i in source.indices]
+    if isinstance(source, Union):
+        return [name for part in source.sources for name in record_names(part)]
     if isinstance(source, FileSource):
         return [str(path) for path in source.paths]
     if isinstance(source, ArraySource):
@@ -324,7 +328,7 @@ class Union:
         self.sources, self.spec = list(sources), spec
         self.class_names, self.num_classes = sources[0].class_names, sources[0].num_classes
         self.ends = np.cumsum([len(source) for source in sources])
-        self.fingerprint = _digest(*(source.fingerprint.encode() for source in sources))
+        self.fingerprint = digest(*(source.fingerprint.encode() for source in sources))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -396,7 +400,7 @@ def open_folder(path: str, data_dir: str | None) -> Splits:
     for split, folder in (split_folders or {"train": ""}).items():
         base = os.path.join(root, folder)
         found[split] = {
-            name: _images(root, os.path.join(folder, name)) for name in _subfolders(base)
+            name: images_below(root, os.path.join(folder, name)) for name in _subfolders(base)
         }
     class_names = sorted({name for classes in found.values() for name in classes})
     if not class_names:
@@ -416,7 +420,7 @@ def open_folder(path: str, data_dir: str | None) -> Splits:
     return Splits(
         f"folder:{path}",
         {
-            split: _file_source(
+            split: file_source(
                 root,
                 [(file, position[name]) for name, files in classes.items() for file in files],
                 class_names,
@@ -432,7 +436,7 @@ def _subfolders(path: str) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
-def _images(root: str, folder: str) -> list[str]:
+def images_below(root: str, folder: str) -> list[str]:
     """Relative paths of the images in `folder` and below."""
     found = []
     with os.scandir(os.path.join(root, folder)) as entries:
@@ -441,13 +445,13 @@ def _images(root: str, folder: str) -> list[str]:
                 continue
             path = os.path.join(folder, entry.name)
             if entry.is_dir():
-                found += _images(root, path)
+                found += images_below(root, path)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 found.append(path)
     return found
 
 
-def _file_source(
+def file_source(
     root: str, records: Iterable[tuple[str, int]], class_names: Sequence[str], spec: str
 ) -> FileSource:
     ordered = sorted(records, key=lambda record: hashlib.md5(record[0].encode()).digest())
@@ -503,7 +507,7 @@ def _open_csv(path: str, root: str, tables: dict[str, str]) -> Splits:
     return Splits(
         f"folder:{path}",
         {
-            split: _file_source(
+            split: file_source(
                 root,
                 [(image, position[_plain(label)]) for image, label, _ in records],
                 class_names,
@@ -544,6 +548,7 @@ class TfdsSplits:
                 f"The TFDS data set {name!r} is not prepared in {where}; "
                 f"run `vit-jax prepare tfds:{name}`, or set config.data.data_dir."
             )
+        use_array_record(self.builder.info)
         keys = self.builder.info.supervised_keys or ("image", "label")
         self.image_key, self.label_key = keys[0], keys[1]
 
@@ -552,27 +557,52 @@ class TfdsSplits:
 
     def __call__(self, split: str) -> TableSource:
         spec, info = f"{self.base}[{split}]", self.builder.info
+        rows = self.rows(split)
+        feature: Any = dict(info.features.items()).get(self.label_key)
+        if not getattr(feature, "num_classes", None):
+            raise UserError(
+                f"{spec} has no class label {self.label_key!r}; it has {', '.join(info.features)}."
+            )
+        names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
+        read = Columns(self.image_key, self.label_key)
+        return TableSource(rows, read, names, spec=spec, version=str(info.version))
+
+    def rows(self, split: str) -> Any:
+        """The records of a split as they are stored, images still encoded."""
+        spec, info = f"{self.base}[{split}]", self.builder.info
         for part in re.split(r"\+", re.sub(r"\[[^\]]*\]", "", split)):
             if part.strip() not in info.splits:
                 raise UserError(
                     f"{spec}: there is no split {part.strip()!r}; there are "
                     f"{', '.join(info.splits)}.{nearest(part, info.splits)}"
                 )
-        skip = self.tfds.decode.SkipDecoding()
+        encoded = {
+            key: self.tfds.decode.SkipDecoding()
+            for key, feature in info.features.items()
+            if isinstance(feature, self.tfds.features.Image)
+        }
         try:
-            rows = self.builder.as_data_source(split, decoders={self.image_key: skip})
+            rows = self.builder.as_data_source(split, decoders=encoded)
         except NotImplementedError as error:
             raise UserError(
                 f"{spec} is stored as TFRecord, which needs TensorFlow to read; "
                 f"run `vit-jax prepare tfds:{self.name}` once to convert it to ArrayRecord."
             ) from error
-        check_shards(info.splits[split].file_instructions, spec)
-        feature = info.features[self.label_key]
-        names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
-        image_key, label_key = self.image_key, self.label_key
-        return TableSource(
-            rows, _Columns(image_key, label_key), names, spec=spec, version=str(info.version)
-        )
+        check_shards(self.instructions(split), spec)
+        return rows
+
+    def instructions(self, split: str) -> Iterable[Any]:
+        """The ArrayRecord files of a split, and how many records each should hold."""
+        return self.builder.info.splits[split].file_instructions
+
+
+def use_array_record(info: Any) -> bool:
+    """Makes TFDS read ArrayRecord where a data set is stored in several formats, if it is one."""
+    # Builders that TFDS has code for forget the alternative formats of dataset_info.json.
+    formats = {info.file_format.value, *info.as_proto.alternative_file_formats}
+    if "array_record" in formats and info.file_format.value != "array_record":
+        info.set_file_format("array_record", override=True, override_if_initialized=True)
+    return "array_record" in formats
 
 
 def check_shards(instructions: Iterable[Any], spec: str) -> None:
@@ -602,7 +632,7 @@ def check_shards(instructions: Iterable[Any], spec: str) -> None:
             )
 
 
-class _Columns:
+class Columns:
     """Picks image and label out of a row; picklable."""
 
     def __init__(self, image: str, label: str):
@@ -613,6 +643,52 @@ class _Columns:
         if isinstance(image, dict):  # Hugging Face: {"bytes": ..., "path": ...}
             image = image["bytes"] or Path(image["path"]).read_bytes()
         return image, int(row[self.label])
+
+
+# --- VTAB-1k ------------------------------------------------------------------------------------
+
+
+def open_vtab(name: str, data_dir: str | None) -> Splits:
+    """A task of VTAB-1k by its name, from the TFDS data set that it takes its examples of."""
+    task = vtab.find_task(name)
+    stored = TfdsSplits(task.dataset, data_dir)
+    missing = {"train", task.validation[0], task.test[0]} - set(stored.names())
+    if missing:
+        raise UserError(
+            f"vtab:{name}: tfds:{task.dataset} has no split {', '.join(sorted(missing))}; "
+            "prepare it again."
+        )
+    version, names = str(stored.builder.info.version), None
+    if isinstance(task.label, str):
+        names = getattr(stored.builder.info.features[task.label], "names", None)
+    names = names or list(map(str, range(task.num_classes)))
+    if len(names) != task.num_classes:
+        raise UserError(
+            f"vtab:{name}: tfds:{task.dataset} {version} has {len(names)} classes and the "
+            f"benchmark {task.num_classes}; prepare the version of the benchmark."
+        )
+    read, opened = vtab.ReadExample(name), {}
+
+    def table(split: str) -> TableSource:
+        if split not in opened:
+            opened[split] = TableSource(
+                stored.rows(split),
+                read,
+                names,
+                spec=f"tfds:{task.dataset}[{split}]",
+                version=version,
+            )
+        return opened[split]
+
+    splits: dict[str, Any] = {}
+    sizes = {split: info.num_examples for split, info in stored.builder.info.splits.items()}
+    for split, parts in vtab.ranges(task, sizes).items():
+        spec = f"vtab:{name}[{split}]"
+        pieces = [
+            Subset(table(part), np.arange(rows.start, rows.stop), spec) for part, rows in parts
+        ]
+        splits[split] = pieces[0] if len(pieces) == 1 else Union(pieces, spec)
+    return Splits(f"vtab:{name}", splits)
 
 
 # --- Hugging Face -------------------------------------------------------------------------------
@@ -648,7 +724,7 @@ def open_hf(name: str, data_dir: str | None) -> Splits:
         key = SPLIT_NAMES.get(split, split)
         opened[key] = TableSource(
             rows,
-            _Columns(image, label),
+            Columns(image, label),
             features[label].names,
             spec=f"hf:{name}[{key}]",
             version=str(table._fingerprint),
@@ -660,5 +736,6 @@ KINDS: dict[str, Callable[[str, str | None], Any]] = {
     "digits": open_digits,
     "folder": open_folder,
     "tfds": TfdsSplits,
+    "vtab": open_vtab,
     "hf": open_hf,
 }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vit_jax import data
+from vit_jax.data import sources
 from vit_jax.errors import UserError
 
 
@@ -56,6 +59,33 @@ def read_labels(file: str | Path) -> list[list[int]]:
     return labels
 
 
-def file_order(names: Sequence[str]) -> np.ndarray:
-    """Positions that put records in the order of their file names, ..._val_00000001 first."""
-    return np.argsort([Path(name).name for name in names], kind="stable")
+def in_file_order(source: Any) -> data.Subset:
+    """`source` in the order of its file names, ..._val_00000001 first, as the labels are.
+
+    Raises:
+      UserError: its records have no file names.
+    """
+    names = data.record_names(source)
+    if not all(Path(name).suffix for name in names[:1]):
+        raise UserError(
+            f"{source.spec} does not know the file names of its images, which ReaL labels are "
+            "ordered by; use folder:PATH of the validation images, or tfds:imagenet2012_real."
+        )
+    order = np.argsort([Path(name).name for name in names], kind="stable")
+    return data.Subset(source, order, source.spec)
+
+
+def open_tfds(spec: str, data_dir: str | None) -> tuple[sources.TableSource, list[list[int]]]:
+    """The images of `tfds:imagenet2012_real`, and the ReaL labels of each."""
+    _, name, split = sources.parse_spec(spec)
+    stored = sources.TfdsSplits(name, data_dir)
+    rows = stored.rows(split or "validation")
+    names = stored.builder.info.features["original_label"].names
+    source = sources.TableSource(
+        rows,
+        sources.Columns("image", "original_label"),
+        names,
+        spec=f"tfds:{name}[{split or 'validation'}]",
+        version=str(stored.builder.info.version),
+    )
+    return source, [[int(label) for label in rows[i]["real_label"]] for i in range(len(rows))]

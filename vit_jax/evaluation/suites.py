@@ -3,150 +3,29 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from vit_jax import data, features, losses, models, sharding, steps
-from vit_jax.errors import UserError, nearest
-from vit_jax.evaluation import calibration, classification, fewshot, knn, real
-from vit_jax.interop import adapt, export, load
-
-
-def match_labels(config: models.ModelConfig, source: Any) -> tuple[np.ndarray, str]:
-    """Which of the model's classes each class of the data is, and a remark ("" if none is due).
-
-    Classes are matched by name where both sides know the names, otherwise by number.
-
-    Raises:
-      UserError: the data has classes that the model does not have.
-    """
-    identity = np.arange(source.num_classes, dtype=np.int32)
-    ours, theirs = tuple(config.labels), tuple(source.class_names)
-    if ours == theirs or not ours:
-        if source.num_classes != config.num_classes:
-            raise UserError(
-                f"{source.spec} has {source.num_classes} classes and the model "
-                f"{config.num_classes}; fine-tune the model on this data first."
-            )
-        return identity, ""
-    position = {name: i for i, name in enumerate(ours)}
-    if all(name in position for name in theirs):
-        mapping = np.array([position[name] for name in theirs], np.int32)
-        return mapping, f"classes matched by name ({len(theirs)} of the model's {len(ours)})"
-    if len(ours) == len(theirs):
-        return identity, (
-            f"the class names differ (e.g. {ours[0]!r} and {theirs[0]!r}); matched by number"
-        )
-    unknown = next(name for name in theirs if name not in position)
-    raise UserError(
-        f"{source.spec} has the class {unknown!r}, which the model does not know."
-        f"{nearest(unknown, ours)} Fine-tune the model on this data first."
-    )
-
-
-def run_classification(
-    config: models.ModelConfig,
-    params: models.Params,
-    source: Any,
-    *,
-    batch_size: int,
-    mesh: jax.sharding.Mesh,
-    on_batch: Callable[[int], None] | None = None,
-) -> tuple[dict[str, float], list[dict], str]:
-    """Accuracy over all of `source`: (summary, per-class rows, remark)."""
-    if adapt.is_zero_head(params):
-        raise UserError(
-            "The classifier of this checkpoint is all zeros (published ImageNet-21k weights come "
-            "so); fine-tune it first, or use its features."
-        )
-    mapping, remark = match_labels(config, source)
-    results = run_model(
-        config, params, source, mapping, batch_size=batch_size, mesh=mesh, on_batch=on_batch
-    )
-    names = config.labels or source.class_names
-    summary = classification.summarise(results)
-    summary["calibration_error"] = calibration.expected_calibration_error(
-        results["confidence"], results["correct"]
-    )
-    return summary, classification.per_class(results, names), remark
-
-
-def predicted(request: Request, source: Any, on_batch: Callable[[int], None]) -> np.ndarray:
-    """The most likely of the model's classes for every record, (n,)."""
-    results = run_model(
-        request.config,
-        request.params,
-        source,
-        np.arange(source.num_classes, dtype=np.int32),
-        batch_size=request.batch_size,
-        mesh=request.mesh,
-        on_batch=on_batch,
-    )
-    return results["prediction"]
-
-
-def run_model(
-    config: models.ModelConfig,
-    params: models.Params,
-    source: Any,
-    mapping: np.ndarray,
-    *,
-    batch_size: int,
-    mesh: jax.sharding.Mesh,
-    on_batch: Callable[[int], None] | None = None,
-) -> dict[str, np.ndarray]:
-    """Every example's results (see `classification.run`), with labels renumbered by `mapping`."""
-    _, apply = models.as_functions(config)
-    transform = data.evaluation_transform(config.image_size, config.preprocessing)
-    batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
-    batches = data.eval_batches(
-        source,
-        transform,
-        batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    batches = ({**batch, "label": mapping[batch["label"]]} for batch in batches)
-    step = classification.jit_eval_step(
-        steps.make_eval_step(
-            apply, loss=losses.softmax_cross_entropy, num_classes=config.num_classes
-        ),
-        mesh,
-    )
-    on_mesh = sharding.params_to_devices(params, mesh)
-    return classification.run(
-        step, on_mesh, batches, mesh, num_examples=len(source), on_batch=on_batch
-    )
-
-
-def accuracy_of_export(
-    checkpoint: str, exported: str, form: str, spec: str, *, batch_size: int
-) -> tuple[float, float]:
-    """Top-1 of a checkpoint, and of what was exported from it, on a data set."""
-    config, params = load.read(checkpoint)
-    source = data.open_source(spec)
-    mapping, _ = match_labels(config, source)
-    summary, _, _ = run_classification(
-        config, params, source, batch_size=batch_size, mesh=sharding.make_mesh()
-    )
-    transform = data.evaluation_transform(config.image_size, config.preprocessing)
-    _, open_ = export.FORMATS[form]
-    run, _ = open_(Path(exported))
-    correct = seen = 0
-    for batch in data.eval_batches(source, transform, batch_size=batch_size):
-        images = np.asarray(batch["image"], np.float32) / 127.5 - 1
-        found = run(images)
-        mask = batch["mask"]
-        correct += int((found.argmax(-1) == mapping[batch["label"]])[mask].sum())
-        seen += int(mask.sum())
-    assert seen == len(source)
-    return summary["accuracy"], correct / seen
+from vit_jax import data, features, models
+from vit_jax.errors import UserError
+from vit_jax.evaluation import (
+    calibration,
+    fewshot,
+    figures,
+    knn,
+    objectnet,
+    predictions,
+    probe,
+    real,
+)
 
 
 class Request(NamedTuple):
@@ -162,16 +41,32 @@ class Request(NamedTuple):
     shots: tuple[int, ...] = fewshot.SHOTS
     seeds: int = 3
     l2: str = "1024"
-    ks: tuple[int, ...] = (1, 5, 10, 20)
+    k: tuple[int, ...] = (1, 5, 10, 20)
     real_labels: str | None = None
+    # What a protocol that trains needs:
+    checkpoint: str = ""
+    out: Path | None = None
+    tasks: tuple[str, ...] = ()
+    size: int = 384
+    learning_rates: tuple[float, ...] = ()
+    overrides: tuple[tuple[str, str], ...] = ()
 
 
 class Result(NamedTuple):
-    """record: for evaluation.json. table: lines to print. rows: for a CSV, if there is one."""
+    """record: for evaluation.json. table: lines to print. rows: for a CSV, if there is one.
+    metrics: what a training run logs. pictures: name -> function that draws it.
+    """
 
     record: dict[str, Any]
     table: list[str]
     rows: list[dict]
+    metrics: dict[str, float]
+    pictures: Mapping[str, Callable[[], Any]] = {}
+
+
+def split_specs(text: str) -> tuple[str, ...]:
+    """Data specs separated by commas, but not by those inside brackets."""
+    return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
 
 
 def evaluation_source(request: Request, spec: str) -> Any:
@@ -182,10 +77,10 @@ def evaluation_source(request: Request, spec: str) -> Any:
 
 
 def suite_classification(request: Request) -> Result:
-    """Top-1 and top-5 of the classifier, with the accuracy of every class and calibration."""
+    """Top-1 and top-5 of the classifier, every class, calibration, confusions and mistakes."""
     source = evaluation_source(request, one_spec(request))
     with request.progress(len(source), "evaluate") as on_batch:
-        summary, rows, remark = run_classification(
+        answers = predictions.classify(
             request.config,
             request.params,
             source,
@@ -193,14 +88,25 @@ def suite_classification(request: Request) -> Result:
             mesh=request.mesh,
             on_batch=on_batch,
         )
-    table = [
-        f"{source.spec}: {summary['num_examples']} examples" + (f"; {remark}" if remark else "")
-    ]
+    summary, results = answers.summary, answers.results
+    remark = f"; {answers.remark}" if answers.remark else ""
+    table = [f"{source.spec}: {summary['num_examples']} examples{remark}"]
     for key, text in (("accuracy", "top-1"), ("top5_accuracy", "top-5")):
         table.append(f"  {text}  {100 * summary[key]:.2f}%")
     table.append(f"  loss   {summary['loss']:.4f}")
     table.append(f"  calibration error  {100 * summary['calibration_error']:.2f}%")
-    return Result({"data": source.spec, **summary}, table, rows)
+    names = request.config.labels or source.class_names
+    matrix = calibration.confusion_matrix(results["label"], results["prediction"], len(names))
+    pictures = {
+        "confusion": functools.partial(figures.confusion, matrix, names),
+        "reliability": functools.partial(
+            figures.reliability, results["confidence"], results["correct"]
+        ),
+        "mistakes": functools.partial(figures.mistakes, results, source, names),
+    }
+    record = {"data": source.spec, **summary}
+    metrics = {key: float(summary[key]) for key in ("accuracy", "top5_accuracy", "loss")}
+    return Result(record, table, answers.classes, metrics, pictures)
 
 
 def one_spec(request: Request) -> str:
@@ -277,7 +183,8 @@ def suite_fewshot(request: Request) -> Result:
             f"  {row['data']}  {row['shots']:>2} shots  {100 * row['accuracy']:.2f}% "
             f"± {100 * row['std']:.2f} ({row['seeds']} draws, l2 {row['l2']:g})"
         )
-    return Result({"results": rows}, table, rows)
+    metrics = {f"{row['data']}/{row['shots']}_shots": row["accuracy"] for row in rows}
+    return Result({"results": rows}, table, rows, metrics)
 
 
 def _number(text: str) -> float:
@@ -289,45 +196,129 @@ def _number(text: str) -> float:
 
 def suite_knn(request: Request) -> Result:
     """Accuracy of the nearest neighbours' vote on each data set."""
-    rows, table = [], ["nearest neighbours, cosine similarity"]
+    rows: list[dict[str, Any]] = []
+    table = ["nearest neighbours, cosine similarity"]
     for spec in request.specs:
-        for k, accuracy in knn.accuracies(*features_of(request, spec), ks=request.ks).items():
+        for k, accuracy in knn.accuracies(*features_of(request, spec), ks=request.k).items():
             rows.append({"data": spec, "k": k, "accuracy": accuracy})
             table.append(f"  {spec}  k={k:<3} {100 * accuracy:.2f}%")
-    return Result({"results": rows}, table, rows)
+    metrics = {f"{row['data']}/k_{row['k']}": row["accuracy"] for row in rows}
+    return Result({"results": rows}, table, rows, metrics)
+
+
+def suite_probe(request: Request) -> Result:
+    """Accuracy of logistic regression on the features of each data set's training split."""
+    rows: list[dict[str, Any]] = []
+    table = ["linear probe"]
+    for spec in request.specs:
+        found = features_of(request, spec)
+        accuracy, inverse_l2 = probe.probe(*found[:4])
+        rows.append({"data": spec, "accuracy": accuracy, "inverse_l2": inverse_l2})
+        table.append(f"  {spec}  {100 * accuracy:.2f}% (C = {inverse_l2:g})")
+    return Result({"results": rows}, table, rows, {row["data"]: row["accuracy"] for row in rows})
 
 
 def suite_real(request: Request) -> Result:
-    """ImageNet ReaL: predictions in the order of the file names against `real.json`."""
-    if not request.real_labels:
-        raise UserError("--suite=real needs --real_labels=real.json.")
-    labels = real.read_labels(request.real_labels)
-    source = evaluation_source(request, one_spec(request))
-    names = data.record_names(source)
-    if not all(Path(name).suffix for name in names[:1]):
-        raise UserError(
-            f"{source.spec} does not know the file names of its images, which ReaL labels are "
-            "ordered by; use folder:PATH of the validation images."
-        )
+    """ImageNet ReaL: predictions against the reassessed labels, images without labels left out.
+
+    The labels are those of `tfds:imagenet2012_real`, or real.json in the order of file names.
+    """
+    spec = one_spec(request)
+    source: Any
+    if spec.startswith("tfds:imagenet2012_real"):
+        source, labels = real.open_tfds(spec, request.data_dir)
+    else:
+        if not request.real_labels:
+            raise UserError(
+                "--suite=real needs --real_labels=real.json, or --data=tfds:imagenet2012_real."
+            )
+        labels = real.read_labels(request.real_labels)
+        source = real.in_file_order(evaluation_source(request, spec))
     with request.progress(len(source), "evaluate") as on_batch:
-        predictions = predicted(request, source, on_batch)
-    order = real.file_order(names)
-    accuracy = real.real_accuracy(predictions[order], labels)
-    scored = sum(1 for row in labels if row)
-    table = [f"ReaL on {source.spec}: {100 * accuracy:.2f}% of {scored} images with labels"]
-    return Result({"data": source.spec, "accuracy": accuracy, "num_scored": scored}, table, [])
+        found = predictions.run_model(
+            request.config,
+            request.params,
+            source,
+            predictions.eval_step(request.config, request.mesh),
+            batch_size=request.batch_size,
+            mesh=request.mesh,
+            on_batch=on_batch,
+        )["prediction"]
+    accuracy = real.real_accuracy(found, labels)
+    scored = sum(1 for row in labels if len(row))
+    table = [f"ReaL on {source.spec}: {100 * accuracy:.2f}% of {scored:,} images with labels"]
+    record = {"data": source.spec, "accuracy": accuracy, "num_scored": scored}
+    return Result(record, table, [], {"accuracy": accuracy})
+
+
+def objectnet_root(spec: str) -> str:
+    """The directory of objectnet-1.0: `--data` may name it as it is, or as folder:PATH."""
+    return spec.removeprefix("folder:")
+
+
+def suite_objectnet(request: Request) -> Result:
+    """ObjectNet: a model of ImageNet's 1,000 classes on the objects that are among them.
+
+    "known" ranks only the classes that some object has, "all" every class; the paper does not say
+    which it is.
+    """
+    root = objectnet_root(one_spec(request))
+    if request.config.num_classes != 1000:
+        raise UserError(
+            f"ObjectNet is for models of ImageNet's 1,000 classes; this one has "
+            f"{request.config.num_classes}."
+        )
+    classes = objectnet.class_map(root)
+    source = objectnet.open_objectnet(root, classes)
+    right = [classes[folder] for folder in source.class_names]
+    known = tuple(sorted({number for mine in right for number in mine}))
+    with request.progress(len(source), "evaluate") as on_batch:
+        found = predictions.run_model(
+            request.config,
+            request.params,
+            source,
+            objectnet.ranking_step(request.config, request.mesh, known),
+            transform=data.make_transform(
+                name="objectnet", size=request.config.image_size, train=False
+            ),
+            batch_size=request.batch_size,
+            mesh=request.mesh,
+            on_batch=on_batch,
+        )
+    record: dict[str, Any] = {
+        "data": root,
+        "num_examples": len(source),
+        "num_objects": len(right),
+        "num_classes": len(known),
+    }
+    table = [f"ObjectNet: {len(source):,} images of {len(right)} objects"]
+    for ranking, text in (("known", f"among {len(known)} classes"), ("all", "among all 1,000")):
+        top1, top5 = objectnet.accuracies(found[ranking], found["label"], right)
+        record |= {f"accuracy_{ranking}": top1, f"top5_accuracy_{ranking}": top5}
+        table.append(f"  {text}: top-1 {100 * top1:.2f}%, top-5 {100 * top5:.2f}%")
+    return Result(record, table, [], {"accuracy": record["accuracy_known"]})
+
+
+def suite_vtab(request: Request) -> Result:
+    """VTAB-1k: fine-tunes on every task that is prepared, and averages."""
+    from vit_jax import vtab  # it trains, and training runs the other suites
+
+    return vtab.suite(request)
 
 
 SUITES: dict[str, Callable[[Request], Result]] = {
     "classification": suite_classification,
     "fewshot": suite_fewshot,
     "knn": suite_knn,
+    "probe": suite_probe,
     "real": suite_real,
+    "objectnet": suite_objectnet,
+    "vtab": suite_vtab,
 }
 
 
-def write(directory: Path, suite: str, record: dict, rows: list[dict]) -> Path:
-    """Adds a suite's record to `evaluation.json` and writes its rows as CSV beside it."""
+def write(directory: Path, suite: str, record: dict[str, Any], result: Result) -> Path:
+    """Adds a suite's record to `evaluation.json`; rows and pictures lie beside it."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "evaluation.json"
     content = json.loads(file.read_text()) if file.exists() else {}
@@ -335,15 +326,17 @@ def write(directory: Path, suite: str, record: dict, rows: list[dict]) -> Path:
     partial = file.with_suffix(".json.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(partial, file)
-    if not rows:
-        return file
-    name = (
-        "evaluation_classification_per_class"
-        if suite == "classification"
-        else f"evaluation_{suite}"
-    )
-    with open(directory / f"{name}.csv", "w", newline="") as out:
-        writer = csv.DictWriter(out, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    for name, draw in result.pictures.items():
+        figure = draw()
+        target = directory / f"evaluation_{name}.png"
+        if figure is None:
+            target.unlink(missing_ok=True)
+        else:
+            figure.savefig(target, dpi=130)
+    if result.rows:
+        suffix = "classification_per_class" if suite == "classification" else suite
+        with open(directory / f"evaluation_{suffix}.csv", "w", newline="") as out:
+            writer = csv.DictWriter(out, fieldnames=list(result.rows[0]))
+            writer.writeheader()
+            writer.writerows(result.rows)
     return file

@@ -188,6 +188,13 @@ def attention_weights(q: Array, k: Array, extra_logits: Array | None = None) -> 
     return jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
 
 
+def attend(weights: Array, v: Array) -> Array:
+    """A v: weights (b, h, n, m) float32 and v (b, h, m, e) to (b, h, n, e) float32."""
+    return jnp.einsum(
+        "bhqk,bhke->bhqe", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+
+
 class SelfAttention(nnx.Module):
     """MSA (Appendix A): [q, k, v] = z U_qkv, heads attend apart, U_msa mixes them. (b, n, d)."""
 
@@ -221,10 +228,7 @@ class SelfAttention(nnx.Module):
         q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)  # three of (b, h, n, e)
         extra = self.relative_logits(q) if self.relative is not None else None
         weights = attention_weights(q, k, extra)
-        y = jnp.einsum(
-            "bhqk,bhke->bhqe", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
-        y = y.transpose(0, 2, 1, 3).reshape(x.shape)
+        y = attend(weights, v).transpose(0, 2, 1, 3).reshape(x.shape)
         return self.out(y), weights if return_weights else None
 
 

@@ -1,0 +1,335 @@
+"""Contenders in turn: starts their processes, proves equal logits, measures, makes the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax.bench import peers
+from vit_jax.bench.jobs import TASKS, Spec
+from vit_jax.errors import UserError, nearest
+
+#: The largest difference of a logit, as a share of the largest, between contenders in one dtype.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+WITH_MODELS = ("train", "inference", "latency")
+
+
+class Contender:
+    """A worker process, and what it has answered."""
+
+    def __init__(self, name: str, spec: Spec):
+        self.name, self.spec = name, spec
+        environment = {
+            **os.environ,
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # contenders share the device
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # compile_seconds are of compiling
+        }
+        if name == "tf.data":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        command = [sys.executable, "-m", "vit_jax.bench.worker", name, json.dumps(spec._asdict())]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if "VIT_JAX_BENCH_DEBUG" not in os.environ else None,
+            text=True,
+            env=environment,
+        )
+        self.seconds: list[list[float]] = []
+        self.ready: dict[str, Any] = {}
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer; a UserError if it is an error, or if the process is gone."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = json.loads(line) if line else {"error": "its process ended"}
+        if "error" in found:
+            self.stop()
+            raise UserError(f"{self.name}, {self.spec.task}: {found['error']}")
+        return found
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class Options(NamedTuple):
+    """What `vit-jax bench` was asked for."""
+
+    variant: str
+    image_size: int
+    batch: int
+    dtypes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    peers: tuple[str, ...]
+    rounds: int = 5
+    seconds: float = 2.0
+    num_classes: int = 1000
+    model: tuple[tuple[str, str], ...] = ()
+
+
+def bench(options: Options, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Measures every task in every dtype; one row for each contender.
+
+    A peer that cannot run is said and left out.
+
+    Raises:
+      UserError: no such task or peer, this package itself cannot run, or a peer's logits differ.
+    """
+    for task in options.tasks:
+        if task not in TASKS:
+            raise UserError(
+                f"There is no task {task!r}; there are {', '.join(TASKS)}.{nearest(task, TASKS)}"
+            )
+    for name in options.peers:
+        peers.find(name)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
+        weights = write_weights(options, Path(scratch))
+        for dtype in options.dtypes:
+            machine = ask_machine(options, dtype)
+            say(machine_text(machine, dtype))
+            for task in options.tasks:
+                found = run_task(options, task, dtype, weights, machine, Path(scratch), say)
+                rows += found
+                say(table(found))
+    return rows
+
+
+def write_weights(options: Options, scratch: Path) -> dict[str, str]:
+    """One random model with a random head, in the format of every contender."""
+    wanted = {name: peers.FORMATS.get(name, "native") for name in ("vit_jax", *options.peers)}
+    if not any(task in WITH_MODELS for task in options.tasks):
+        return {}
+    script = (
+        "import sys, json, jax, numpy as np\n"
+        "from vit_jax import models\n"
+        "from vit_jax.bench import peers\n"
+        "from vit_jax.interop import convert, native\n"
+        "out, variant, size, classes, formats = json.loads(sys.argv[1])\n"
+        "config = models.get_config(variant, image_size=size, num_classes=classes)\n"
+        "params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))\n"
+        "kernel = np.random.default_rng(0).normal(0, 0.02, params['head/kernel'].shape)\n"
+        "params['head/kernel'] = kernel.astype(np.float32)\n"
+        "native.save(f'{out}/native', config, params)\n"
+        "if formats:\n"
+        "    peers.declare_torchvision()\n"
+        "for form in formats:\n"
+        "    convert.convert(f'{out}/native', f'{out}/{form}', form)\n"
+    )
+    formats = sorted(set(wanted.values()) - {"native"})
+    arguments = [str(scratch), options.variant, options.image_size, options.num_classes, formats]
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        reason = (
+            lines[-1].removeprefix("vit_jax.errors.UserError: ") if lines else "no reason given"
+        )
+        raise UserError(f"The weights of the comparison could not be written: {reason}")
+    return {name: str(scratch / form) for name, form in wanted.items()}
+
+
+def ask_machine(options: Options, dtype: str) -> dict[str, Any]:
+    worker = Contender("machine", spec_of(options, "inference", dtype, {}, "vit_jax"))
+    try:
+        return worker.answer()
+    finally:
+        worker.stop()
+
+
+def spec_of(options: Options, task: str, dtype: str, weights: dict[str, str], name: str) -> Spec:
+    return Spec(
+        task=task,
+        variant=options.variant,
+        image_size=options.image_size,
+        batch=1 if task == "latency" else options.batch,
+        dtype=dtype,
+        weights=weights.get(name, "") if task in WITH_MODELS else "",
+        num_classes=options.num_classes,
+        options=options.model if name == "vit_jax" else (),
+    )
+
+
+def contenders_of(options: Options, task: str) -> list[str]:
+    if task in WITH_MODELS:
+        return ["vit_jax", *(name for name in options.peers if name != "tf.data")]
+    if task == "input":
+        return ["vit_jax", "decode", *(name for name in options.peers if name == "tf.data")]
+    return ["vit_jax"]
+
+
+def run_task(
+    options: Options,
+    task: str,
+    dtype: str,
+    weights: dict[str, str],
+    machine: dict[str, Any],
+    scratch: Path,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """One task in one dtype: all contenders in turn."""
+    running: list[Contender] = []
+    try:
+        for name in contenders_of(options, task):
+            worker = Contender(name, spec_of(options, task, dtype, weights, name))
+            try:
+                worker.ready = worker.answer()
+            except UserError as error:
+                if name == "vit_jax":
+                    raise
+                say(f"  left out: {error}")
+                continue
+            running.append(worker)
+        if task in WITH_MODELS and len(running) > 1:
+            prove_equal(running, options, dtype, scratch)
+        for worker in running:
+            worker.ready |= worker.ask(warm=True)
+        for _ in range(options.rounds):
+            for worker in running:
+                worker.seconds.append(worker.ask(round=options.seconds)["seconds"])
+        return [row(worker, options, machine) for worker in running]
+    finally:
+        for worker in running:
+            worker.stop()
+
+
+def prove_equal(running: Sequence[Contender], options: Options, dtype: str, scratch: Path) -> None:
+    """Raises UserError unless all contenders give the same logits."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (2, options.image_size, options.image_size, 3)).astype(np.float32)
+    np.save(scratch / "images.npy", images)
+    found = {}
+    for worker in running:
+        out = scratch / "logits.npy"
+        worker.ask(logits=str(scratch / "images.npy"), out=str(out))
+        found[worker.name] = np.load(out)
+    ours = found.pop("vit_jax")
+    for name, theirs in found.items():
+        difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
+        if not difference <= TOLERANCE[dtype]:
+            raise UserError(
+                f"{name} computes something else: its logits differ by {difference:.2g} of the "
+                f"largest in {dtype}, and {TOLERANCE[dtype]:.0e} is allowed."
+            )
+
+
+def row(worker: Contender, options: Options, machine: dict[str, Any]) -> dict[str, Any]:
+    """What `--json` holds of one contender; seconds are medians over the rounds."""
+    spec = worker.spec
+    medians = [statistics.median(seconds) for seconds in worker.seconds]
+    seconds = statistics.median(medians)
+    every = sorted(second for seconds in worker.seconds for second in seconds)
+    images = spec.batch if spec.task != "checkpoint" else 0
+    flops = worker.ready["flops"] or ours_flops(spec)
+    found = {
+        "contender": worker.name,
+        "task": spec.task,
+        "variant": spec.variant,
+        "image_size": spec.image_size,
+        "batch": spec.batch,
+        "dtype": spec.dtype,
+        "images_per_second": images / seconds if images else None,
+        "peak_memory_bytes": worker.ask(quit=True)["peak"],
+        "compile_seconds": max(0.0, worker.ready["first"] - seconds),
+        "mfu": flops / seconds / machine["matmul"] if flops else None,
+        "milliseconds": 1e3 * seconds,
+        "milliseconds_p50": 1e3 * every[len(every) // 2],
+        "milliseconds_p99": 1e3 * every[min(len(every) - 1, int(0.99 * len(every)))],
+        "start_seconds": worker.ready["build"] + worker.ready["first"],
+        "rounds": [1e3 * median for median in medians],
+        "device": machine["device"],
+        "matmul_flops_per_second": machine["matmul"],
+    }
+    return found
+
+
+def ours_flops(spec: Spec) -> float:
+    """FLOPs of a step that a peer did not count: the same model's."""
+    if spec.task not in WITH_MODELS:
+        return 0.0
+    from vit_jax import models
+    from vit_jax.studies import flops
+
+    config = models.get_config(
+        spec.variant, image_size=spec.image_size, num_classes=spec.num_classes
+    )
+    return (6 if spec.task == "train" else 2) * flops.forward_macs(config) * spec.batch
+
+
+def machine_text(machine: dict[str, Any], dtype: str) -> str:
+    products = "".join(
+        f", {name} {100 * rate / machine['matmul']:.0f}%"
+        for name, rate in machine.get("products", {}).items()
+    )
+    return (
+        f"{machine['device']}: {machine['matmul'] / 1e12:.3g} TFLOP/s in {dtype} products"
+        f"{products}; copy {machine['copy'] / 1e9:.3g} GB/s"
+    )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of one task, aligned, each beside this package's."""
+    if not rows:
+        return ""
+    first = rows[0]
+    lines = [
+        f"{first['task']}, {first['variant']} at {first['image_size']}, batch {first['batch']}, "
+        f"{first['dtype']}"
+    ]
+    for found in rows:
+        speed = found["images_per_second"]
+        said = f"{speed:9.1f} images/s" if speed else " " * 18
+        share = f"  {found['milliseconds'] / first['milliseconds']:5.2f} of our time"
+        mfu = f"  MFU {100 * found['mfu']:3.0f}%" if found["mfu"] else ""
+        latency = f"  p99 {found['milliseconds_p99']:.2f} ms" if found["task"] == "latency" else ""
+        lines.append(
+            f"  {found['contender']:<14}{said}  {found['milliseconds']:9.2f} ms{share}{mfu}"
+            f"  peak {found['peak_memory_bytes'] / 2**30:.2f} GiB"
+            f"  compile {found['compile_seconds']:.1f} s{latency}"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Images per second as bars, a panel for each task and dtype."""
+    from vit_jax.inspection.figures import new_figure
+
+    panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for found in rows:
+        if found["images_per_second"]:
+            panels.setdefault((found["task"], found["dtype"]), []).append(found)
+    if not panels:
+        raise UserError("No task of this benchmark has images to plot.")
+    figure, axes = new_figure(1, len(panels), 3.2 * len(panels) + 0.5, 3.6)
+    for cell, ((task, dtype), group) in zip(axes.flat, panels.items(), strict=True):
+        names = [found["contender"] for found in group]
+        speeds = [found["images_per_second"] for found in group]
+        colours = ["#2b6cb0" if name == "vit_jax" else "#a0aec0" for name in names]
+        bars = cell.bar(names, speeds, color=colours)
+        cell.bar_label(bars, fmt="%.3g")
+        cell.set_title(f"{task}, {dtype}", fontsize=10)
+        cell.tick_params(axis="x", rotation=30)
+        cell.set_ylabel("images/s")
+    figure.suptitle(f"{rows[0]['variant']} at {rows[0]['image_size']}, {rows[0]['device']}")
+    figure.savefig(file, dpi=130)

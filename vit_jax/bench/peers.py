@@ -1,0 +1,197 @@
+"""Other implementations of the same work: timm, transformers, tf.data, or a function of yours.
+
+Each is a function (Spec) -> Job, as jobs.build is for this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vit_jax.bench.jobs import (
+    BUFFERED,
+    CLIP,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Job,
+    Spec,
+    jpegs,
+    random_images,
+)
+from vit_jax.errors import UserError
+
+
+def torch_job(spec: Spec, model: Any, logits_of: Callable[[Any], Any], *, compiled: bool) -> Job:
+    """Training or inference of a torch module, float32 or under bfloat16 autocast."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    bf16 = spec.dtype == "bfloat16"
+
+    def autocast() -> Any:
+        if not bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    images = torch.from_numpy(random_images(spec)).to(device)
+    labels = torch.arange(spec.batch, device=device) % spec.num_classes
+
+    def forward(images):
+        return logits_of(model(images.permute(0, 3, 1, 2).float() / 127.5 - 1.0))
+
+    run = torch.compile(forward) if compiled else forward
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def infer() -> None:
+        with torch.inference_mode(), autocast():
+            run(images)
+        wait()
+
+    if spec.task == "train":
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            fused=True,
+        )
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with autocast():
+                loss = torch.nn.functional.cross_entropy(run(images).float(), labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            wait()
+
+        model.train()
+    else:
+        model.eval()
+        step = infer
+
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        training = model.training
+        model.eval()
+        with torch.inference_mode(), autocast():
+            x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(device)
+            found = logits_of(model(x)).float().cpu().numpy()
+        model.train(training)
+        return found
+
+    return Job(step, spec.batch, 0.0, logits)
+
+
+def timm(spec: Spec, *, compiled: bool = False) -> Job:
+    """timm's model with the same weights."""
+    declare_torchvision()
+    import timm as library
+
+    model = library.create_model(f"local-dir:{spec.weights}", pretrained=True)
+    return torch_job(spec, model, lambda found: found, compiled=compiled)
+
+
+def timm_compiled(spec: Spec) -> Job:
+    """timm's model under torch.compile."""
+    return timm(spec, compiled=True)
+
+
+def transformers(spec: Spec) -> Job:
+    """transformers' model with the same weights."""
+    declare_torchvision()
+    import transformers as library
+
+    model = library.ViTForImageClassification.from_pretrained(spec.weights)
+    return torch_job(spec, model, lambda found: found.logits, compiled=False)
+
+
+def declare_torchvision() -> None:
+    """PyPI's torchvision is for CUDA; with a CPU torch its operators must be declared first."""
+    import sys
+
+    import torch
+
+    if "torchvision" in sys.modules or torch.version.cuda:
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    declare_torchvision.kept = library  # type: ignore[attr-defined]  # it lives with the process
+
+
+def tf_data(spec: Spec) -> Job:
+    """TensorFlow's input pipeline on the same files: sampled box, decode and crop, resize, flip."""
+    import tensorflow as tf
+
+    size = (spec.image_size, spec.image_size)
+
+    def prepare(file):
+        shape = tf.io.extract_jpeg_shape(file)
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            tf.zeros([0, 0, 4], tf.float32),
+            area_range=(0.05, 1.0),
+            min_object_covered=0,
+            use_image_if_no_bounding_boxes=True,
+        )
+        top, left, _ = tf.unstack(begin)
+        height, width, _ = tf.unstack(extent)
+        image = tf.io.decode_and_crop_jpeg(file, tf.stack([top, left, height, width]), channels=3)
+        image = tf.image.random_flip_left_right(tf.image.resize(image, size))
+        return tf.cast(image, tf.uint8)
+
+    batches = iter(
+        tf.data.Dataset.from_tensor_slices(jpegs())
+        .repeat()
+        .shuffle(256)
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(spec.batch)
+        .prefetch(tf.data.AUTOTUNE)
+        .as_numpy_iterator()
+    )
+    return Job(lambda: next(batches), spec.batch, unmeasured=BUFFERED)
+
+
+MODELS = {"timm": timm, "timm-compile": timm_compiled, "transformers": transformers}
+FORMATS = {"timm": "timm", "timm-compile": "timm", "transformers": "huggingface"}
+MODULES = {
+    "timm": "timm", "timm-compile": "timm", "transformers": "transformers", "tf.data": "tensorflow",
+}  # fmt: skip
+
+
+def installed() -> list[str]:
+    """The peers that can run here; without torch there is none of the models."""
+    found = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+    if not importlib.util.find_spec("torch"):
+        found = [name for name in found if name not in MODELS]
+    return [name for name in found if name != "timm-compile"]
+
+
+def find(name: str) -> Callable[[Spec], Job]:
+    """The builder of a peer: a name of the table, or MODULE:FUNCTION.
+
+    Raises:
+      UserError: there is no such peer.
+    """
+    if name == "tf.data":
+        return tf_data
+    if name in MODELS:
+        return MODELS[name]
+    module, colon, function = name.partition(":")
+    if colon:
+        try:
+            return getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"--peers={name}: {error}.") from error
+    raise UserError(
+        f"There is no peer {name!r}; there are {', '.join((*MODELS, 'tf.data'))} and "
+        "MODULE:FUNCTION."
+    )

@@ -1,0 +1,102 @@
+"""The process of one contender: builds its job, then does rounds when it is told to.
+
+Speaks JSON lines with the process that started it: its argument is a Spec, and its input lines are
+{"logits": file of images, "out": file}, {"warm": true}, {"round": seconds} and {"quit": true}.
+Logits come first, since training changes the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+BEGIN = time.perf_counter()
+
+
+def main(argv: list[str]) -> None:
+    contender, text = argv
+    spec_of = json.loads(text)
+    # Whatever libraries print must not be taken for answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    try:
+        serve(contender, spec_of, say)
+    except Exception as error:
+        if "VIT_JAX_BENCH_DEBUG" in os.environ:
+            raise
+        say({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"})
+
+
+def serve(contender: str, spec_of: dict[str, Any], say) -> None:
+    import numpy as np
+
+    from vit_jax.bench import jobs, peers
+
+    spec = jobs.Spec(**{**spec_of, "options": tuple(map(tuple, spec_of.get("options", ())))})
+    if contender == "machine":
+        say(jobs.machine(spec))
+        return
+    if contender == "vit_jax":
+        job = jobs.build(spec)
+    elif contender == "decode":
+        job = jobs.decode_only(spec)
+    else:
+        job = peers.find(contender)(spec)
+    say({"flops": job.flops, "build": time.perf_counter() - BEGIN})
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "warm" in order:
+            begin = time.perf_counter()
+            job.step()
+            first = time.perf_counter() - begin
+            job.step()
+            say({"first": first})
+        elif "round" in order:
+            say({"seconds": run_round(job, order["round"]), "images": job.images})
+        elif "logits" in order:
+            assert job.logits is not None
+            np.save(order["out"], job.logits(np.load(order["logits"])))
+            say({})
+        else:
+            break
+    say({"peak": peak_memory(contender)})
+
+
+def run_round(job, seconds: float) -> list[float]:
+    """The duration of every step of a round; a step that returns a number says it itself."""
+    found: list[float] = []
+    for _ in range(job.unmeasured):
+        job.step()
+    end = time.perf_counter() + seconds
+    while not found or time.perf_counter() < end:
+        begin = time.perf_counter()
+        said = job.step()
+        found.append(said if isinstance(said, float) else time.perf_counter() - begin)
+    return found
+
+
+def peak_memory(contender: str) -> int:
+    import resource
+
+    if contender == "vit_jax":
+        from vit_jax.bench import jobs
+
+        return jobs.peak_memory()
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,318 @@
+"""Making data sets readable: TFDS preparation, TFRecord to ArrayRecord, ImageNet-21k from its tars.
+
+Only `prepare_tfds` of a data set that is not on disk yet needs TensorFlow. Whatever is written is a
+directory that `tfds:NAME` reads: ArrayRecord shards, features.json and dataset_info.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import struct
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_jax.data import vtab
+from vit_jax.data.sources import IMAGE_SUFFIXES, TfdsSplits, check_shards, use_array_record
+from vit_jax.errors import UserError
+
+Say = Callable[[str], None]
+#: The released class counts: more or fewer mean a download that is not complete.
+IMAGENET21K = {21_841: "fall 2011", 19_167: "winter 2021"}
+PUBLISHED_CLASSES = 21_843
+OPEN_SHARDS = 64  # files that are written at a time
+
+
+def data_directory(data_dir: str | None) -> Path:
+    """Where TFDS data sets lie."""
+    import tensorflow_datasets as tfds
+
+    where = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+    return Path(where).expanduser()
+
+
+# --- TFDS ---------------------------------------------------------------------------------------
+
+
+def prepare_tfds(
+    name: str, data_dir: str | None = None, *, manual_dir: str | None = None, say: Say = print
+) -> Path:
+    """Makes `tfds:NAME` readable and returns its directory; does nothing if it is.
+
+    What is stored as TFRecord is converted, without TensorFlow; what is not there is downloaded
+    and prepared by TFDS, with TensorFlow.
+
+    Raises:
+      UserError: no such data set, a download that is yours to make, or no TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    where = data_directory(data_dir)
+    builder = _builder(name, where)
+    directory = Path(builder.data_dir)
+    if builder.info.splits:
+        if use_array_record(builder.info):
+            for split in builder.info.splits:
+                check_shards(TfdsSplits(name, str(where)).instructions(split), f"tfds:{name}")
+            say(f"tfds:{name} is prepared in {directory}")
+        else:
+            convert_tfrecords(directory, say)
+        return directory
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"tfds:{name} is not in {where}, and preparing it needs TensorFlow: "
+            "pip install 'vit_jax[prepare]' (training never needs it)."
+        )
+    config = tfds.download.DownloadConfig(
+        manual_dir=Path(manual_dir).expanduser() if manual_dir else None
+    )
+    say(f"tfds:{name}: downloading and preparing in {directory}")
+    try:
+        builder.download_and_prepare(file_format="array_record", download_config=config)
+    except Exception as error:
+        manual = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+        hint = f" {manual} --manual_dir says where it is." if manual else ""
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise UserError(f"tfds:{name} could not be prepared ({reason.strip()}).{hint}") from error
+    say(f"tfds:{name} is prepared in {directory}")
+    return directory
+
+
+def _builder(name: str, data_dir: Path) -> Any:
+    """TFDS's builder of a data set that it knows, or that lies in `data_dir`."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=str(data_dir))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"TFDS has no data set {name!r} ({reason}).") from error
+
+
+def convert_tfrecords(directory: str | Path, say: Say = print) -> Path:
+    """Adds ArrayRecord files to a TFDS directory of TFRecord files, record by record.
+
+    The TFRecord files stay, and TFDS goes on reading them; dataset_info.json gains an alternative
+    format, last of all. Run again after an interruption, it goes on with the next file.
+
+    Raises:
+      UserError: no TFRecord files, or one that is cut short.
+    """
+    from array_record.python import array_record_module
+
+    directory = Path(directory)
+    files = sorted(path for path in directory.iterdir() if ".tfrecord-" in path.name)
+    if not files:
+        raise UserError(f"{directory} holds no TFRecord files; is the preparation complete?")
+    for file in files:
+        target = file.with_name(file.name.replace(".tfrecord-", ".array_record-"))
+        if target.exists():
+            continue
+        partial = target.with_name(f"{target.name}.partial")
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        for record in tfrecords(file):
+            writer.write(record)
+        writer.close()
+        os.replace(partial, target)
+        say(f"{target.name} written")
+    info_file = directory / "dataset_info.json"
+    info = json.loads(info_file.read_text())
+    info["alternativeFileFormats"] = sorted(
+        {*info.get("alternativeFileFormats", ()), "array_record"}
+    )
+    _write_text(info_file, json.dumps(info, indent=2))
+    say(f"{directory} is readable without TensorFlow; its TFRecord files may be deleted")
+    return directory
+
+
+def tfrecords(file: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: length (8 bytes), check sum (4), record, check sum (4)."""
+    with open(file, "rb") as opened:
+        while head := opened.read(12):
+            (size,) = struct.unpack("<Q", head[:8]) if len(head) == 12 else (-1,)
+            record = opened.read(size) if size >= 0 else b""
+            if size < 0 or len(record) != size or len(opened.read(4)) != 4:
+                raise UserError(f"{file} is cut short; prepare the data set again.")
+            yield record
+
+
+# --- writing a TFDS directory -------------------------------------------------------------------
+
+
+def example(image: bytes, label: int, file_name: str) -> bytes:
+    """One record as TFDS stores it: a serialised tf.train.Example."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    record = tf_example_pb2.Example()
+    record.features.feature["image"].bytes_list.value.append(image)
+    record.features.feature["label"].int64_list.value.append(label)
+    record.features.feature["file_name"].bytes_list.value.append(file_name.encode())
+    return record.SerializeToString()
+
+
+def write_metadata(
+    directory: Path, name: str, class_names: Sequence[str], splits: Mapping[str, Sequence[int]]
+) -> None:
+    """features.json and dataset_info.json of a directory whose shards are written.
+
+    Args:
+      splits: {split: records in each of its shards}.
+    """
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=list(class_names)),
+            "file_name": tfds.features.Text(),
+        }
+    )
+    features.save_config(str(directory))
+    keys = {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}}
+    info = {
+        "name": name,
+        "version": directory.name,
+        "fileFormat": "array_record",
+        "supervisedKeys": keys,
+        "splits": [
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "shardLengths": [str(length) for length in lengths],
+                "numBytes": "1",
+            }
+            for split, lengths in splits.items()
+        ],
+    }
+    _write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
+
+
+def shard_file(directory: Path, name: str, split: str, shard: int, shards: int) -> Path:
+    return directory / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
+
+
+def _write_text(file: Path, text: str) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, file)
+
+
+# --- ImageNet-21k -------------------------------------------------------------------------------
+
+
+def prepare_imagenet21k(
+    tars: str | Path, data_dir: str | None = None, *, shards: int = 512, say: Say = print
+) -> Path:
+    """`tfds:imagenet21k` from a directory with one tar for each class (n01440764.tar, ...).
+
+    An image goes to a shard by the hash of its name, so the first records are a random sample of
+    all classes. Classes are in the order of their WordNet ids. Images are copied as they are. Run
+    again after an interruption, it goes on with the next 64 shards.
+
+    Raises:
+      UserError: no tars, one that is damaged or holds no images, or the result exists already.
+    """
+    tars = Path(tars).expanduser()
+    files = sorted(tars.glob("n*.tar")) if tars.is_dir() else []
+    if not files:
+        raise UserError(f"{tars} holds no class archives (n01440764.tar, ...).")
+    directory = data_directory(data_dir) / "imagenet21k" / "1.0.0"
+    if (directory / "dataset_info.json").exists():
+        raise UserError(f"{directory} exists; move it away to prepare it again.")
+    release = IMAGENET21K.get(len(files))
+    known = " or ".join(f"{n:,} ({when})" for n, when in IMAGENET21K.items())
+    say(
+        f"{len(files):,} classes"
+        + (f", the {release} release" if release else f"; a full release has {known}")
+        + f". Published ImageNet-21k weights have {PUBLISHED_CLASSES:,} outputs, two of them for "
+        "classes without images; match classes by name."
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    for first in range(0, shards, OPEN_SHARDS):
+        wanted = range(first, min(first + OPEN_SHARDS, shards))
+        _write_shards(directory, files, wanted, shards)
+        say(f"shards {wanted.start} to {wanted.stop - 1} of {shards} are written")
+    lengths = [
+        _count(shard_file(directory, "imagenet21k", "train", i, shards)) for i in range(shards)
+    ]
+    write_metadata(directory, "imagenet21k", [file.stem for file in files], {"train": lengths})
+    say(f"tfds:imagenet21k: {sum(lengths):,} images in {directory}")
+    return directory
+
+
+def _write_shards(directory: Path, files: list[Path], wanted: range, shards: int) -> None:
+    """The shards of a range, in one pass over all archives; nothing if they are there."""
+    from array_record.python import array_record_module
+
+    targets = {i: shard_file(directory, "imagenet21k", "train", i, shards) for i in wanted}
+    if all(target.exists() for target in targets.values()):
+        return
+    writers = {
+        i: array_record_module.ArrayRecordWriter(f"{target}.partial", "group_size:1")
+        for i, target in targets.items()
+    }
+    for label, file in enumerate(files):
+        images = 0
+        for member, read in _members(file):
+            images += 1
+            digest = hashlib.md5(f"{file.stem}/{member}".encode()).digest()
+            shard = int.from_bytes(digest[:8], "big") % shards
+            if shard in writers:
+                writers[shard].write(example(read(), label, member))
+        if not images:
+            raise UserError(f"{file} holds no images; download it again, or remove it.")
+    for i, writer in writers.items():
+        writer.close()
+        os.replace(f"{targets[i]}.partial", targets[i])
+
+
+def _members(file: Path) -> Iterable[tuple[str, Callable[[], bytes]]]:
+    """(name, function that reads it) of every image in an archive."""
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                if content and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                    yield member.name, content.read
+            if file.stat().st_size < archive.offset + tarfile.BLOCKSIZE:
+                raise tarfile.TarError("it is cut short")
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}); download it again.") from error
+
+
+def _count(file: Path) -> int:
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(str(file))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
+
+
+# --- VTAB-1k ------------------------------------------------------------------------------------
+
+
+def readiness(data_dir: str | None = None) -> dict[str, tuple[bool, str]]:
+    """{task of VTAB-1k: (whether it can be run, what to know or to do)}."""
+    report = {}
+    for name, task in vtab.TASKS.items():
+        try:
+            stored = TfdsSplits(task.dataset, data_dir)
+            sizes = {split: info.num_examples for split, info in stored.builder.info.splits.items()}
+            for split in sizes:
+                check_shards(stored.instructions(split), f"tfds:{task.dataset}")
+            remarks = vtab.size_remarks(task, sizes)
+        except (UserError, KeyError) as error:
+            how = f"vit-jax prepare vtab:{name}"
+            if task.manual:
+                how = f"needs {task.manual}; then {how} --manual_dir=MANUAL"
+            damaged = "" if "not prepared" in str(error) or "no prepared" in str(error) else error
+            report[name] = (False, f"{damaged} {how}".strip())
+        else:
+            report[name] = (True, "; ".join(remarks) or "prepared")
+    return report

@@ -1,0 +1,114 @@
+"""What is measured while training, each at its own interval: accuracy, and protocols on other data.
+
+An evaluator is a function of the parameters that returns metrics; it compiles once, runs on the
+mesh of the training run, and counts every example once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vit_jax import config as configuration
+from vit_jax import data, models, sharding
+from vit_jax.config import ConfigDict
+from vit_jax.errors import UserError
+from vit_jax.evaluation import classification, objectnet, suites
+
+Evaluator = Callable[[Mapping[str, jax.Array]], dict[str, float]]
+#: {name: every so many steps; None: at the end}; "eval" is the accuracy on the run's own data.
+Periods = dict[str, int | None]
+
+
+def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
+    """When each evaluator of a configuration runs; its data sets are looked for.
+
+    Raises:
+      UserError: a data set that is not there.
+    """
+    found: Periods = {
+        "eval": configuration.duration(config, "eval_every", steps_per_epoch=steps_per_epoch)
+    }
+    for name, section in config.evaluators.items():
+        if not section.data:
+            continue
+        for spec in suites.split_specs(section.data):
+            if name == "objectnet":
+                objectnet.class_map(suites.objectnet_root(spec))
+            elif spec.endswith("]"):
+                data.open_source(spec, data_dir=config.data.data_dir)
+            else:
+                data.default_splits(spec, data_dir=config.data.data_dir)
+        found[name] = configuration.duration(section, "every", steps_per_epoch=steps_per_epoch)
+    return found
+
+
+def evaluators(setup: Any) -> list[tuple[int | None, Evaluator]]:
+    """(every so many steps or None, evaluator) of a training run's Setup."""
+    return [
+        (every, accuracy(setup) if name == "eval" else protocol(setup, name))
+        for name, every in setup.periods.items()
+    ]
+
+
+def accuracy(setup: Any) -> Evaluator:
+    """Top-1, top-5 and loss on the evaluation split of the run's own data."""
+    step = classification.jit_eval_step(setup.eval_step, setup.mesh)
+    source = setup.eval_source
+    batch_size = eval_batch_size(setup, len(source))
+
+    def evaluate(params: Mapping[str, jax.Array]) -> dict[str, float]:
+        batches = data.eval_batches(
+            source,
+            setup.eval_transform,
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=setup.config.data.num_threads,
+        )
+        results = classification.run(step, params, batches, setup.mesh, num_examples=len(source))
+        summary = classification.summarise(results)
+        return {f"eval/{key}": value for key, value in summary.items()}
+
+    return evaluate
+
+
+def protocol(setup: Any, name: str) -> Evaluator:
+    """A suite of `vit-jax evaluate` as an evaluator; its metrics are NAME/..."""
+    section = setup.config.evaluators[name]
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, (list, tuple)) else value
+        for key, value in section.to_dict().items()
+        if key not in ("data", "every_steps", "every_epochs") and value != ""
+    }
+    model = (
+        models.replace(setup.model, remat=False) if hasattr(setup.model, "remat") else setup.model
+    )
+
+    def evaluate(params: Mapping[str, jax.Array]) -> dict[str, float]:
+        request = suites.Request(
+            config=model,
+            params=dict(params),
+            specs=suites.split_specs(section.data),
+            data_dir=setup.config.data.data_dir,
+            batch_size=setup.config.eval_batch_size or setup.config.batch_size,
+            mesh=setup.mesh,
+            progress=lambda total, text: contextlib.nullcontext(lambda count: None),
+            **options,
+        )
+        try:
+            metrics = suites.SUITES[name](request).metrics
+        except UserError as error:
+            raise UserError(f"config.evaluators.{name}: {error}") from error
+        return {f"{name}/{key}": value for key, value in metrics.items()}
+
+    return evaluate
+
+
+def eval_batch_size(setup: Any, num_examples: int) -> int:
+    """The configured evaluation batch, or the training batch, as the mesh can split it."""
+    wanted = setup.config.eval_batch_size or setup.config.batch_size
+    return sharding.fit_batch(wanted, setup.mesh, num_examples=num_examples)

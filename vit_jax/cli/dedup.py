@@ -24,7 +24,6 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.cli.evaluate import split_specs
 from vit_jax.errors import UsageError, UserError
 
 
@@ -86,6 +85,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> None:
     """Searches one shard and records what it found."""
     from vit_jax import data, dedup, dedup_files
+    from vit_jax.evaluation.suites import split_specs
 
     file = dedup_files.shard_file(out, shard, shards)
     results = [out / name for name in (dedup_files.IDS, dedup_files.MATCHES, dedup_files.PAGE)]

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "accuracy of a checkpoint on a data set",
     "predict": "the most likely classes of your images",
     "features": "an intermediate of the model for every image, to a file",
+    "dedup": "training images that repeat test images: their ids, and a page of them",
     "convert": "the same weights for Hugging Face, timm, or as official .npz",
     "export": "a model for serving: StableHLO, ONNX, SavedModel",
     "inspect": "look inside a checkpoint: the paper's figures, as a page",

@@ -276,7 +276,7 @@ def drop_records(source: Any, exclude: str) -> Subset:
         raise UserError(f"Cannot read config.data.exclude={exclude} ({error.strerror}).") from error
     names = record_names(source)
     keep = np.array([i for i, name in enumerate(names) if name not in unwanted], np.int64)
-    if len(keep) == len(names):
+    if unwanted and len(keep) == len(names):
         raise UserError(
             f"config.data.exclude={exclude} names no record of {source.spec}; "
             f"records have names like {names[0]!r}."

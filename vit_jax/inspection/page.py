@@ -108,16 +108,20 @@ def write(
             f'<img alt="{escape(heading)}" src="data:image/png;base64,{encoded}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
+    file.write_text(document(title, parts), encoding="utf-8")
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page of these pieces of HTML; it may fetch nothing."""
     inline = "'unsafe-inline'"
     policy = f"default-src 'none'; img-src data:; style-src {inline}; script-src {inline}"
-    file.write_text(
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         + "\n".join(parts)
-        + "</main></body></html>\n",
-        encoding="utf-8",
+        + "</main></body></html>\n"
     )
 
 

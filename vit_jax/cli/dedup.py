@@ -1,0 +1,147 @@
+"""vit-jax dedup: the training images that repeat test images, to be left out of pre-training.
+
+example:
+  vit-jax dedup --train='folder:/data/web[train]' --test='folder:/data/pets[test],digits[test]' \\
+      --out=repeats
+  vit-jax train --config=configs/pretrain.py:B/16,folder:/data/web,like=imagenet21k \\
+      --workdir=/runs/web --config.data.exclude=repeats/ids.txt
+
+Finds the same pixels, and crops of 80% and more, mirrored, resized and recompressed images. Writes
+ids.txt (for config.data.exclude), matches.csv and index.html, a page of pairs on which to judge the
+threshold. Name --train as training does, split included: ids are names of its records.
+
+In parts, on as many machines as there are: --shard=1/4 to --shard=4/4 with the same --out, then
+`vit-jax dedup --merge --out=repeats`. To choose another threshold, remove the three files and merge
+again with --threshold. --checkpoint compares features of a model instead, by their cosine; what
+cosine makes a duplicate is then the model's affair, so --threshold is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from vit_jax.cli import options
+from vit_jax.errors import UsageError, UserError
+
+
+def define(flags: absl_flags.FlagValues) -> None:
+    for name, text in (
+        ("train", "Data set to clean, e.g. folder:PATH[train]."),
+        ("test", "Test sets, separated by commas."),
+        ("data_dir", "Where TFDS data sets lie."),
+        ("out", "Directory of the results."),
+        ("shard", "I/N: only this part of the training images."),
+    ):
+        absl_flags.DEFINE_string(name, None, text, flag_values=flags)
+    absl_flags.DEFINE_bool("merge", False, "Unite the shards in --out.", flag_values=flags)
+    absl_flags.DEFINE_float(
+        "threshold",
+        None,
+        "The least score of a duplicate; 0.75 by default.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=flags,
+    )
+    options.define_checkpoint(flags)
+    absl_flags.DEFINE_integer(
+        "batch_size", 64, "Images at once, of --checkpoint.", lower_bound=1, flag_values=flags
+    )
+
+
+def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    if arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}.")
+    if not flags.out:
+        raise UsageError("--out=DIR is needed.")
+    out = Path(flags.out)
+    if out.is_file():
+        raise UserError(f"{out} is a file; name a directory with --out.")
+    if flags.merge:
+        for name in ("train", "test", "shard", "checkpoint", "data_dir"):
+            if flags[name].value is not None:
+                raise UsageError(f"--merge takes its --{name} from the shards; leave it out.")
+        finish(out, flags.threshold)
+        return
+    if not flags.train or not flags.test:
+        raise UsageError("--train=SPEC and --test=SPEC are needed.")
+    if flags.checkpoint and flags.threshold is None:
+        raise UsageError("--checkpoint needs a --threshold: the least cosine of a duplicate.")
+    search(flags, out, *parse_shard(flags.shard or "1/1"))
+    if not flags.shard:
+        finish(out, None)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/4" as (1, 4)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard={text} is not I/N with I from 1 to N, e.g. 1/4.")
+    return int(match[1]) - 1, int(match[2])
+
+
+def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> None:
+    """Searches one shard and records what it found."""
+    from vit_jax import data, dedup, dedup_files
+    from vit_jax.evaluation.suites import split_specs
+
+    file = dedup_files.shard_file(out, shard, shards)
+    results = [out / name for name in (dedup_files.IDS, dedup_files.MATCHES, dedup_files.PAGE)]
+    dedup_files.check_free(file, *results)
+    train = data.open_source(flags.train, data_dir=flags.data_dir)
+    specs = split_specs(flags.test)
+    test, _ = dedup_files.open_tests(specs, flags.data_dir)
+    if train.fingerprint in dedup_files.fingerprints(test):
+        raise UserError(f"{train.spec} is a test set and the training set; name different splits.")
+    embed = model_features(flags) if flags.checkpoint else None
+    threshold = dedup.THRESHOLD if flags.threshold is None else flags.threshold
+    floor = max(0.0, threshold - (dedup.THRESHOLD - dedup.FLOOR))
+    total = len(test) + dedup.shard_size(len(train), shard, shards)
+    with options.progress(total, "dedup") as on_images:
+        pairs = dedup.find(
+            train,
+            test,
+            shard=shard,
+            shards=shards,
+            embed=embed,
+            floor=floor,
+            on_images=on_images,
+        )
+    settings = {
+        "train": flags.train,
+        "test": list(specs),
+        "data_dir": flags.data_dir,
+        "train_fingerprint": train.fingerprint,
+        "test_fingerprint": test.fingerprint,
+        "descriptor": flags.checkpoint or "correlation of details after alignment",
+        "threshold": threshold,
+        "floor": floor,
+    }
+    dedup_files.write_shard(file, settings, pairs)
+    print(f"{file}: {len(pairs):,} pairs with a score of {floor:g} or more")
+
+
+def model_features(flags: absl_flags.FlagValues):
+    """A function from a source to batches of the checkpoint's features."""
+    options.prepare_jax()
+    from vit_jax import features
+    from vit_jax.interop import load
+
+    config, params = load.read(flags.checkpoint)
+
+    def embed(source):
+        batches = features.batches_of_features(config, params, source, batch_size=flags.batch_size)
+        return (found for found, _ in batches)
+
+    return embed
+
+
+def finish(out: Path, threshold: float | None) -> None:
+    """Writes the ids and the page, and says where they are."""
+    from vit_jax import dedup_files
+
+    removed, total = dedup_files.write_results(out, threshold=threshold)
+    print(f"{out / dedup_files.IDS}: {removed:,} of {total:,} training images repeat a test image")
+    print(f"page: {out / dedup_files.PAGE}")

@@ -2,47 +2,116 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
+import psutil
 from jax.experimental import multihost_utils
 
 from vit_jax.errors import UserError
 
 
-def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+def join(
+    coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, patience: int = 300
+) -> None:
     """Joins the other processes of the job, if there are any. Call before anything uses a device.
 
     With no arguments, JAX finds out from SLURM, GKE, Cloud TPU or Open MPI; without a launcher it
     stays alone.
 
+    Args:
+      patience: seconds to wait for the others.
+
     Raises:
-      UserError: only some of the three arguments are given.
+      UserError: only some of the three arguments are given, or not all processes came.
     """
     timeouts: dict[str, Any] = {
         "heartbeat_timeout_seconds": 30,
         "shutdown_timeout_seconds": 30,
+        "initialization_timeout": patience + 60,  # JAX would abort without a word of ours
     }
     given = (bool(coordinator), num_processes > 0, process_id >= 0)
     if all(given):
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            cluster_detection_method="deactivate",
-            **timeouts,
-        )
+        with waiting(patience, coordinator, num_processes, process_id):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                cluster_detection_method="deactivate",
+                **timeouts,
+            )
     elif any(given):
         raise UserError(
             "--coordinator=HOST:PORT, --num_processes=N and --process_id=I belong together; "
             "give all three or none."
         )
     elif _several_processes():
-        jax.distributed.initialize(**timeouts)
+        with waiting(patience):
+            jax.distributed.initialize(**timeouts)
+
+
+@contextlib.contextmanager
+def waiting(
+    patience: int, coordinator: str = "", num_processes: int = 0, process_id: int = -1
+) -> Iterator[None]:
+    """Says what a process that joins is waiting for, and ends it when its patience is over."""
+    joined = threading.Event()
+
+    def watch() -> None:
+        begin = time.monotonic()
+        while not joined.wait(min(20.0, patience)):
+            seconds = time.monotonic() - begin
+            over = seconds >= patience - 1
+            who = f"process {process_id} of {num_processes}" if num_processes else "this process"
+            print(
+                f"{'vit-jax: error: ' if over else ''}{who} has waited {seconds:.0f} s for the "
+                f"others{_roll_call(coordinator, num_processes, process_id)}",
+                file=sys.stderr,
+                flush=True,
+            )
+            if over:
+                os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        joined.set()
+        thread.join()
+
+
+def _roll_call(coordinator: str, num_processes: int, process_id: int) -> str:
+    """What this process can see of the others: who is connected, or that process 0 is not there."""
+    if not coordinator:
+        return "; is every process of the job running?"
+    host, _, port = coordinator.rpartition(":")
+    if process_id != 0:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            return f"; process 0 does not answer at {coordinator} ({error})"
+        return f"; process 0 answers at {coordinator} and waits as well"
+    others = [
+        connection.raddr.ip.removeprefix("::ffff:")
+        for connection in psutil.Process().net_connections("tcp")
+        if connection.laddr.port == int(port) and connection.raddr
+    ]
+    seen = ", ".join(f"{ip} x{others.count(ip)}" for ip in sorted(set(others))) or "none"
+    return (
+        f" at {coordinator}; {num_processes} processes are to connect, this one included, and "
+        f"these have: {seen}. Is every process running, with the same --coordinator?"
+    )
 
 
 def _several_processes() -> bool:

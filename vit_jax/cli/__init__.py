@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": "the same weights for Hugging Face, timm, or as official .npz",
     "export": "a model for serving: StableHLO, ONNX, SavedModel",
     "inspect": "look inside a checkpoint: the paper's figures, as a page",
+    "doctor": "what is installed, which devices, does it hold together",
     "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }

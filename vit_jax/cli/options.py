@@ -61,6 +61,9 @@ def define_processes(flags: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_integer("num_processes", 0, "How many processes.", flag_values=flags)
     absl_flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "patience", 300, "Seconds to wait for the others.", lower_bound=1, flag_values=flags
+    )
 
 
 @contextlib.contextmanager
@@ -71,7 +74,9 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
 
     from vit_jax import distributed
 
-    distributed.join(flags.coordinator, flags.num_processes, flags.process_id)
+    distributed.join(
+        flags.coordinator, flags.num_processes, flags.process_id, patience=flags.patience
+    )
     try:
         yield
     except Exception as error:

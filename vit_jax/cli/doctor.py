@@ -1,0 +1,63 @@
+"""vit-jax doctor: what is installed, which devices there are, and whether things hold together.
+
+example:
+  vit-jax doctor
+  vit-jax doctor --devices                       a small collective over all devices of the job
+  vit-jax doctor --checkpoint=/runs/pets --data=folder:/data/pets --config=configs/quickstart.py
+
+Under SLURM, on GKE and on Cloud TPU, run it as the job itself would be run: it joins the other
+processes, or says who is missing. Exits with 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+from absl import flags as absl_flags
+
+from vit_jax.cli import options
+from vit_jax.errors import UsageError
+
+
+def define(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_bool("devices", False, "Run collectives.", flag_values=flags)
+    options.define_checkpoint(flags)
+    options.define_data(flags)
+    options.define_config(flags)
+    options.define_processes(flags)
+
+
+def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
+    if arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}.")
+    config = options.read_config(flags) if flags.config else None
+
+    from vit_jax import doctor
+
+    wrong = 0
+
+    def report(findings) -> None:
+        nonlocal wrong
+        for finding in findings:
+            mark = {True: "ok", False: "WRONG", None: ""}[finding.ok]
+            wrong += finding.ok is False
+            print(f"  {mark:<6} {finding.name:<22} {finding.text}", flush=True)
+
+    report(doctor.installation())
+    report(doctor.holders())
+    with options.processes(flags):
+        import jax
+
+        checks = [doctor.devices]
+        if flags.devices:
+            checks.append(doctor.collectives)
+        if flags.checkpoint:
+            checks.append(lambda: doctor.checkpoint(flags.checkpoint))
+        if flags.data:
+            checks.append(lambda: doctor.dataset(flags.data, flags.data_dir))
+        if config is not None:
+            checks.append(lambda: doctor.configuration(config))
+        for check in checks:
+            findings = list(check())  # every process takes part; one speaks of the job
+            if jax.process_index() == 0 or any(f.ok is False for f in findings):
+                report(findings)
+    print("all is well" if not wrong else f"{wrong} thing(s) wrong", flush=True)
+    return 1 if wrong else 0

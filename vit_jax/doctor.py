@@ -1,0 +1,215 @@
+"""What is installed, which devices there are, and whether things hold together."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vit_jax.errors import UserError
+
+
+class Finding(NamedTuple):
+    """One line of the report. ok: True, False, or None where there is nothing to judge."""
+
+    name: str
+    text: str
+    ok: bool | None = None
+
+
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
+    "ml-collections",
+)  # fmt: skip
+EXTRAS = {
+    "gpu": "jax_cuda12_plugin", "gpu13": "jax_cuda13_plugin", "tpu": "libtpu",
+    "prepare": "tensorflow", "hf": "datasets", "onnx": "jax2onnx", "int8": "qwix",
+    "wandb": "wandb",
+}  # fmt: skip
+#: Files of accelerators; whoever has one open holds the device.
+DEVICE_FILES = ("/dev/nvidia", "/dev/accel", "/dev/vfio/")
+LIBTPU_LOCK = Path("/tmp/libtpu_lockfile")
+
+
+def installation() -> Iterator[Finding]:
+    """Versions, extras and the system."""
+    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    yield Finding("packages", ", ".join(versions))
+    extras = [name for name, module in EXTRAS.items() if importlib.util.find_spec(module)]
+    yield Finding("extras", ", ".join(extras) or "none")
+    for accelerator, module, extra in (
+        ("/dev/nvidia0", ("jax_cuda12_plugin", "jax_cuda13_plugin"), "gpu"),
+        ("/dev/accel0", ("libtpu",), "tpu"),
+    ):
+        if os.path.exists(accelerator) and not any(map(importlib.util.find_spec, module)):
+            text = f"{accelerator} exists, but JAX cannot use it: pip install 'vit_jax[{extra}]'"
+            yield Finding("accelerator", text, False)
+
+
+def devices() -> Iterator[Finding]:
+    """The devices of this job, by host, and their memory."""
+    import jax
+
+    by_process: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    counts = sorted({len(mine) for mine in by_process.values()})
+    yield Finding(
+        "devices",
+        f"{jax.device_count()} ({', '.join(kinds)}): {len(by_process)} process(es) x "
+        f"{' or '.join(map(str, counts))}",
+        len(counts) == 1,
+    )
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        yield Finding("memory", f"{stats['bytes_limit'] / 2**30:.1f} GiB per device")
+
+
+def collectives() -> Iterator[Finding]:
+    """A sum, a gather and a transposition over all devices, with known results."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from vit_jax import sharding
+
+    mesh = sharding.make_mesh()
+    count = jax.device_count()
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    columns = NamedSharding(mesh, PartitionSpec(None, "data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    values = np.arange(count * count, dtype=np.float32).reshape(count, count)
+    x = jax.make_array_from_callback(values.shape, rows, lambda index: values[index])
+    tests = {
+        "sum": (lambda x: x.sum(), whole, values.sum()),
+        "gather": (lambda x: x, whole, values),
+        "all to all": (lambda x: x, columns, values),
+    }
+    for name, (function, where, wanted) in tests.items():
+        begin = time.perf_counter()
+        found = jax.jit(function, out_shardings=where)(x)
+        right = all(
+            np.array_equal(np.asarray(shard.data), np.asarray(wanted)[shard.index])
+            for shard in found.addressable_shards
+        )
+        seconds = time.perf_counter() - begin
+        yield Finding(f"collective {name}", f"{seconds:.2f} s over {count} device(s)", right)
+    big = jax.device_put(jnp.ones((count, 1 << 20)), rows)
+    reduce = jax.jit(lambda x: x.sum(axis=0), out_shardings=whole)
+    reduce(big).block_until_ready()
+    begin = time.perf_counter()
+    reduce(big).block_until_ready()
+    rate = big.nbytes / (time.perf_counter() - begin)
+    yield Finding("reduce 4 MiB a device", f"{rate / 1e9:.2f} GB/s")
+
+
+def holders() -> Iterator[Finding]:
+    """Other processes that hold an accelerator, and lock files that nobody holds."""
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        try:
+            opened = {os.readlink(link) for link in (process / "fd").iterdir()}
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # gone, or somebody else's
+        mine = sorted(path for path in opened if path.startswith(DEVICE_FILES))
+        if mine:
+            text = f"process {process.name} ({command.strip()[:60]}) holds {mine[0]}"
+            yield Finding("held", f"{text}; stop it, or wait", False)
+    yield from lock_file(LIBTPU_LOCK)
+
+
+def lock_file(path: Path) -> Iterator[Finding]:
+    """What is to be said of a lock file: nothing if there is none."""
+    if not path.exists():
+        return
+    with open(path) as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield Finding("lock", f"{path} is held by a running process", False)
+            return
+    yield Finding("lock", f"{path} is stale, nobody holds it; remove it: rm {path}", False)
+
+
+def checkpoint(where: str) -> Iterator[Finding]:
+    """Whether a checkpoint can be read and gives finite answers."""
+    import jax
+    import numpy as np
+
+    from vit_jax import models
+    from vit_jax.interop import load
+
+    try:
+        config, params = load.read(where)
+    except UserError as error:
+        yield Finding("checkpoint", str(error), False)
+        return
+    bad = [path for path, value in params.items() if not np.all(np.isfinite(np.asarray(value)))]
+    count = sum(int(np.asarray(value).size) for value in params.values())
+    size = "x".join(map(str, config.image_size))
+    yield Finding(
+        "checkpoint",
+        f"{config.variant}, {count:,} parameters, {size} pixels, {config.num_classes} classes"
+        + (f"; not finite: {bad[0]}" if bad else ""),
+        not bad,
+    )
+    _, apply = models.as_functions(config)
+    images = np.zeros((1, *config.image_size, config.channels), np.float32)
+    logits = np.asarray(jax.jit(apply)(dict(params), images))
+    text = f"{logits.shape[1]} logits between {logits.min():.3g} and {logits.max():.3g}"
+    yield Finding("forward pass", text, bool(np.all(np.isfinite(logits))))
+
+
+def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
+    """Whether a data set can be opened, and its first and last record decoded."""
+    from vit_jax import data
+
+    try:
+        specs = (spec,) if spec.endswith("]") else data.default_splits(spec, data_dir=data_dir)
+        for split in specs:
+            source = data.open_source(split, data_dir=data_dir)
+            shapes = []
+            for index in (0, len(source) - 1):
+                record = source[index]
+                shapes.append(
+                    "x".join(map(str, data.decode(record["image"], record["name"]).shape))
+                )
+            yield Finding(
+                "data",
+                f"{split}: {len(source):,} examples, {source.num_classes} classes, images such as "
+                f"{', '.join(dict.fromkeys(shapes))}",
+                True,
+            )
+    except UserError as error:
+        yield Finding("data", str(error), False)
+
+
+def configuration(config: Any) -> Iterator[Finding]:
+    """Whether a configuration could start: everything is opened and built, nothing is run."""
+    from vit_jax import config as configuration
+    from vit_jax import preflight, train
+
+    try:
+        configuration.check_keys(config)
+        setup = train.prepare(config)
+    except UserError as error:
+        yield Finding("config", str(error), False)
+        return
+    limit, state = preflight.device_memory(), preflight.state_bytes(setup)
+    yield Finding(
+        "config",
+        f"{setup.model.variant}, {setup.total_steps:,} steps; its state takes "
+        f"{state / preflight.GIB:.3g} of {limit / preflight.GIB:.3g} GiB per device",
+        state < limit,
+    )

@@ -17,7 +17,7 @@
 #   --shared=gs://BUCKET  mounted on /shared of every host; HOST:/EXPORT for NFS
 #   --dry-run             print the commands, run nothing
 
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/launcher.sh"
 action=${1---help}
 shift || true
 [[ $action == -h || $action == --help ]] && help
@@ -75,10 +75,11 @@ on_hosts() {
 }
 
 setup() {
-  local archive=vit_jax.tar.gz host
+  local archive=vit_jax.tar.gz host all
   [[ $dry_run == yes ]] || archive=$(mktemp --suffix=.tar.gz)
   pack "$archive"
-  for host in $(hosts); do
+  all=$(hosts)
+  for host in $all; do
     run gcloud compute scp "$archive" "$host:vit_jax.tar.gz" "${in_zone[@]}"
   done
   [[ $dry_run == yes ]] || rm -f "$archive"
@@ -103,8 +104,8 @@ case $action in
     ;;
   status | stop) on_hosts "$(worker_command "$action")" ;;
   logs)
-    first=$(hosts | head -n 1)
-    run gcloud compute ssh "$first" "${in_zone[@]}" "--command=$(worker_command logs)"
+    all=$(hosts)
+    run gcloud compute ssh "${all%%$'\n'*}" "${in_zone[@]}" "--command=$(worker_command logs)"
     ;;
   *) usage "there is no action $action." ;;
 esac

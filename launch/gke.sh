@@ -14,7 +14,7 @@
 #
 # Exit codes: 1 and 2 end the JobSet; 42, and pods that the cluster takes away, start it again.
 
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/launcher.sh"
 action=${1---help}
 shift || true
 [[ $action == -h || $action == --help ]] && help

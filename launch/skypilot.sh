@@ -11,7 +11,7 @@
 # What is asked for stands in launch/skypilot/gpu.yaml and tpu.yaml. Logs and stop: sky jobs logs,
 # sky jobs cancel. 42, and machines that are taken away, start the task again; 1 does not.
 
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/launcher.sh"
 kind=${1---help}
 shift || true
 [[ $kind == -h || $kind == --help ]] && help

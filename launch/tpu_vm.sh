@@ -17,7 +17,7 @@
 #
 # Exit codes of a run: 42, preempted after saving, is retried; 1, an error, is not.
 
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/launcher.sh"
 action=${1---help}
 shift || true
 [[ $action == -h || $action == --help ]] && help

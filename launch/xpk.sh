@@ -11,7 +11,7 @@
 #
 # Logs and stop: xpk workload list, xpk workload delete. 42 starts the workload again, 1 does not.
 
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/launcher.sh"
 name=vit cluster='?' zone='?' project='' type=v5litepod-16 slices=1 image='?' storage=''
 options 'name cluster zone project type slices image storage' "$@"
 need xpk "pip install xpk"

@@ -9,6 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from absl import flags as absl_flags
+
+from vit_jax.cli import options
+from vit_jax.cli import train as train_command
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -59,6 +63,40 @@ def dry_run(command):
     done = launch(script, *words[:cut], "--dry-run", *words[cut:])
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def documented():
+    """Every `launch/...` and `sbatch` command of README, the guide and the launchers' headers."""
+    texts = [(ROOT / "README.md").read_text(), (ROOT / "docs" / "launch.md").read_text()]
+    texts = ["\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)) for text in texts]
+    texts += [re.sub(r"^# ?", "", path.read_text(), flags=re.MULTILINE) for path in SCRIPTS]
+    for text in texts:
+        for line in text.replace("\\\n", " ").splitlines():
+            line = line.partition(" # ")[0].strip()
+            if re.match(r"(launch/\w+\.sh|sbatch) .*--", line) and "=..." not in line:
+                yield " ".join(line.split())
+
+
+@pytest.mark.parametrize("line", sorted(set(documented())))
+def test_a_documented_command_works(line, no_tools):
+    words = shlex.split(line)
+    if words[0] == "sbatch":
+        script = words.index("launch/slurm.sbatch")
+        assert all(word.startswith("--") for word in words[1:script])
+        train = words[script + 1 :]
+    else:
+        script, *words = words
+        done = launch(
+            script.removeprefix("launch/"), *words[:1], "--dry-run", *words[1:], path=no_tools
+        )
+        assert done.returncode == 0, done.stderr
+        train = words[words.index("--") + 1 :] if "--" in words else []
+    if train:
+        flags = absl_flags.FlagValues()
+        train_command.define(flags)
+        flags(["train", *options.rewrite_overrides(train)])
+        assert options.read_config(flags).total_epochs or options.read_config(flags).total_steps
+        assert options.workdir(flags).startswith(("/shared", "/scratch"))
 
 
 @pytest.fixture(scope="session")

@@ -88,11 +88,13 @@ need() {
   [[ $dry_run == yes ]] || command -v "$1" >/dev/null || die "there is no $1 here; $2."
 }
 
-# pack FILE: the committed source tree as a .tar.gz.
+# pack FILE: the source tree as a .tar.gz: all that git knows of, with changes not yet committed.
 pack() {
-  [[ -z $(git -C "$root" status --porcelain) ]] ||
-    echo "$program: warning: changes that are not committed are not sent" >&2
-  run git -C "$root" archive --format=tar.gz --output="$1" HEAD
+  local tree=''
+  [[ $dry_run == yes ]] || tree=$(git -C "$root" stash create) # a commit outside of all branches
+  [[ -z $(git -C "$root" ls-files --others --exclude-standard) ]] ||
+    echo "$program: warning: new files are sent only after git add" >&2
+  run git -C "$root" archive --format=tar.gz --output="$1" "${tree:-HEAD}"
 }
 
 # install_command SHARED: what a host does with the source that `pack` made.

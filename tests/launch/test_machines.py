@@ -42,7 +42,7 @@ class Cloud:
         (folder / "vit-jax").chmod(0o755)
 
     def words(self, action, *options):
-        size = ("--name=vit", "--zone=us-west4-a", "--poll=0.2")
+        size = ("--name=vit", "--zone=us-west4-a", "--poll=0.2", "--shared=gs://bucket")
         return ["bash", str(LAUNCH / "tpu_vm.sh"), action, *size, *options]
 
     def engine(self, action, *options):
@@ -124,7 +124,7 @@ def test_step_by_step_until_the_run_is_done(cloud):
         "gcloud compute tpus queued-resources create vit --zone=us-west4-a "
         "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=vit --spot"
     )
-    assert cloud("setup", "--shared=gs://bucket").returncode == 0
+    assert cloud("setup").returncode == 0
     host = cloud.folder / "hosts" / "vit-1"
     assert (host / "vit_jax" / "vit_jax" / "train.py").exists()
     assert "--editable=" in (host / "uv.log").read_text()

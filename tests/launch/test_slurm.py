@@ -158,7 +158,7 @@ def field(environment, job, name):
     return re.search(rf"\b{name}=(\S+)", slurm(environment, "scontrol", "show", "job", job))[1]
 
 
-def wait_for(condition, what, seconds=120):
+def wait_for(condition, what, seconds=400):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what()

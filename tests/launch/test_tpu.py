@@ -49,6 +49,7 @@ def compile_for(topology, *overrides, **environment):
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata to ask for
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nor one that only one process may have
             "JAX_ENABLE_COMPILATION_CACHE": "false",
             **flags(),
             **environment,

@@ -193,7 +193,8 @@ def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
 @pytest.mark.slow
 def test_an_error_is_not_retried(cluster, tmp_path):
     job, out = submit(cluster, tmp_path, *TRAIN, "--config.seed=x", f"--workdir={tmp_path / 'run'}")
-    wait_for(lambda: field(cluster, job, "JobState") not in ("PENDING", "RUNNING"), out.read_text)
+    ended = ("COMPLETED", "FAILED")
+    wait_for(lambda: field(cluster, job, "JobState") in ended, out.read_text)
     assert field(cluster, job, "JobState") == "FAILED"
     assert field(cluster, job, "ExitCode") == "1:0"
     assert field(cluster, job, "Restarts") == "0"

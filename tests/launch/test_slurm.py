@@ -205,7 +205,10 @@ def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
 def test_an_error_is_not_retried(cluster, tmp_path):
     job, out = submit(cluster, tmp_path, *TRAIN, "--config.seed=x", f"--workdir={tmp_path / 'run'}")
     ended = ("COMPLETED", "FAILED")
-    wait_for(lambda: field(cluster, job, "JobState") in ended, out.read_text)
+    wait_for(
+        lambda: field(cluster, job, "Restarts") != "0" or field(cluster, job, "JobState") in ended,
+        out.read_text,
+    )
     assert field(cluster, job, "JobState") == "FAILED"
     assert field(cluster, job, "ExitCode") == "1:0"
     assert field(cluster, job, "Restarts") == "0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -122,7 +124,35 @@ def _several_processes() -> bool:
         return True
     if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         return True
-    return "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    return "MEGASCALE_COORDINATOR_ADDRESS" in os.environ or _on_cloud_tpu_slice()
+
+
+def _on_cloud_tpu_slice() -> bool:
+    """Whether this machine is one of several of a Cloud TPU slice: its metadata server knows.
+
+    Asked only where it may matter, with libtpu installed and the TPU not ruled out.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if (platforms and "tpu" not in platforms) or "TPU_SKIP_MDS_QUERY" in os.environ:
+        return False
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    workers = _instance_attribute("worker-network-endpoints")
+    return "," in workers or "MEGASCALE_COORDINATOR_ADDRESS" in _instance_attribute("tpu-env")
+
+
+def _instance_attribute(name: str) -> str:
+    """An attribute of this Google Cloud machine; empty if it has none, or is none."""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    request = urllib.request.Request(
+        f"http://{server}/computeMetadata/v1/instance/attributes/{name}",
+        headers={"Metadata-Flavor": "Google"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=3) as reply:
+            return reply.read().decode()
+    except OSError:
+        return ""
 
 
 #: What an error of a collective or of the coordinator says when another process is gone.

@@ -55,6 +55,23 @@ def overrides(flags: absl_flags.FlagValues) -> dict[str, str]:
     return found
 
 
+def workdir(flags: absl_flags.FlagValues) -> str:
+    """The directory of `--workdir`; a bucket's address is not one.
+
+    Raises:
+      UsageError: there is none, or it is an address such as gs://BUCKET/RUN.
+    """
+    if not flags.workdir:
+        raise UsageError("--workdir=DIR is needed.")
+    scheme, separator, rest = flags.workdir.partition("://")
+    if separator:
+        raise UsageError(
+            f"--workdir={flags.workdir} is not a directory; mount the {scheme}:// bucket "
+            f"(docs/launch.md) and give its path, such as --workdir=/shared/{rest}."
+        )
+    return flags.workdir
+
+
 def define_processes(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for several processes.", flag_values=flags

@@ -37,8 +37,7 @@ def define(flags: absl_flags.FlagValues) -> None:
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}.")
-    if not flags.workdir:
-        raise UsageError("--workdir=DIR is needed.")
+    workdir = options.workdir(flags)
     try:
         rates = [float(rate) for rate in flags.learning_rates]
     except ValueError:
@@ -50,7 +49,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
         result = sweep(
             config,
-            flags.workdir,
+            workdir,
             learning_rates=rates,
             held_out=flags.held_out,
             seeds=flags.seeds,
@@ -58,5 +57,5 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         )
         say(
             f"learning rate {result['learning_rate']:g}: {100 * result['mean']:.2f}% "
-            f"± {100 * result['std']:.2f} over {flags.seeds} run(s); in {flags.workdir}/sweep.json"
+            f"± {100 * result['std']:.2f} over {flags.seeds} run(s); in {workdir}/sweep.json"
         )

@@ -30,11 +30,10 @@ def define(flags: absl_flags.FlagValues) -> None:
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int | None:
     if arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}.")
-    if not flags.workdir:
-        raise UsageError("--workdir=DIR is needed.")
+    workdir = options.workdir(flags)
     config = options.read_config(flags)
     with options.processes(flags):
         from vit_jax.train import train
 
-        train(config, flags.workdir, allow_config_change=flags.allow_config_change)
+        train(config, workdir, allow_config_change=flags.allow_config_change)
     return None

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Kubernetes: GPU nodes as a plain indexed Job. Needs an image of launch/Dockerfile and a
+# PersistentVolumeClaim that all pods can write (docs/launch.md).
+#
+#   launch/kubernetes.sh run --name=vit --image=REGISTRY/vit-jax:TAG --claim=shared --nodes=1 -- \
+#       --config=configs/pretrain.py:B/16,imagenet21k --workdir=/shared/b16
+#
+# Also: status, logs, stop (saves and deletes the Job).
+#
+#   --gpus=8     GPUs per node; one pod takes a node, one process takes its GPUs
+#   --dry-run    print the YAML, run nothing
+#
+# Exit codes: 1 and 2 end the Job; 42, and pods that the cluster takes away, are started again.
+
+source "$(dirname "$0")/launcher.sh"
+action=${1---help}
+shift || true
+[[ $action == -h || $action == --help ]] && help
+name=vit image='' claim='' nodes=1 gpus=8
+options 'name image claim nodes gpus' "$@"
+need kubectl "install it and set it up for your cluster"
+
+job() {
+  [[ $image ]] || usage "--image=IMAGE is needed."
+  [[ $claim ]] || usage "--claim=NAME of a PersistentVolumeClaim is needed."
+  [[ $nodes =~ ^[1-9][0-9]*$ ]] || die "--nodes=$nodes is not a positive number."
+  check_train
+  # shellcheck disable=SC2016 # Kubernetes fills in the index
+  ((nodes == 1)) || train+=("--coordinator=$name-0.$name:8476" "--num_processes=$nodes"
+    '--process_id=$(JOB_COMPLETION_INDEX)')
+  render "$root/launch/kubernetes/gpu-job.yaml" "name=$name" "image=$image" "claim=$claim" \
+    "nodes=$nodes" "gpus=$gpus" "env=$(json_env "$root/launch/env/gpu.env")" \
+    "train=$(json_list train "${train[@]}")"
+}
+
+case $action in
+  run) yaml=$(job) && apply_manifest <<<"$yaml" ;;
+  status) run kubectl get pods "--selector=job-name=$name" --output=wide ;;
+  logs) run kubectl logs --follow \
+    "--selector=job-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+  stop) run kubectl delete "job/$name" "service/$name" ;;
+  *) usage "there is no action $action." ;;
+esac

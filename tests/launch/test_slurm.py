@@ -1,0 +1,227 @@
+"""launch/slurm.sbatch in a real SLURM of one machine: two tasks, TERM, requeued, finished."""
+
+import functools
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vit_jax.logbook import read_metrics
+
+ROOT = Path(__file__).parents[2]
+SBATCH = ROOT / "launch" / "slurm.sbatch"
+DAEMONS = ("munged", "slurmctld", "slurmd")
+SBIN = "/usr/sbin"
+STEPS = 40
+TRAIN = [
+    "--config=configs/quickstart.py",
+    "--config.pretrain=None",
+    "--config.total_epochs=None",
+    f"--config.total_steps={STEPS}",
+    "--config.eval_every_epochs=None",
+    "--config.schedule.warmup_steps=2",
+    "--config.log_every_steps=1",
+    "--config.batch_size=32",
+]
+SLURM_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={folder}/munge.socket
+SlurmctldPort={port}
+SlurmdPort={next_port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SchedulerParameters=sched_interval=1,bf_interval=1
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+ReturnToService=2
+KillWait=5
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:2 State=UNKNOWN
+PartitionName=test Nodes=ALL Default=YES State=UP OverSubscribe=NO
+"""
+
+
+def test_a_dry_run_needs_no_slurm():
+    done = subprocess.run(
+        ["bash", SBATCH, "--dry-run", "--config=c.py", "--workdir=/shared/a b"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    assert "#SBATCH --signal=TERM@300" in done.stdout
+    step, last = "srun --kill-on-bad-exit=0 --wait=60 vit-jax train", done.stdout.splitlines()[-1]
+    assert last == f"{step} '--config=c.py' '--workdir=/shared/a b'"
+
+
+def test_without_sbatch_it_says_what_to_do():
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    done = subprocess.run(["bash", SBATCH], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("launch/slurm.sbatch: error: submit it: sbatch ")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A SLURM of this machine alone, with two GPUs in name; the environment of its commands."""
+    missing = [name for name in DAEMONS if not shutil.which(name, path=SBIN)]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and {', '.join(DAEMONS)} (Debian: slurmctld slurmd munge)")
+    folder = tmp_path_factory.mktemp("slurm")
+    folder.chmod(0o755)
+    host = socket.gethostname().split(".")[0]
+    port = 20_000 + os.getpid() % 10_000
+    values = {"host": host, "folder": folder, "port": port, "next_port": port + 1}
+    conf = folder / "slurm.conf"
+    conf.write_text(SLURM_CONF.format(**values, cpus=os.cpu_count()))
+    for name in ("gpu0", "gpu1"):
+        (folder / name).touch()
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+
+    # vit-jax on PATH, whether or not the package is installed where SLURM looks
+    program = folder / "bin" / "vit-jax"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vit_jax "$@"\n')
+    program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "SLURM_CONF": str(conf),
+        "PATH": f"{program.parent}:{os.environ['PATH']}:{SBIN}",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+    }
+    with (folder / "daemons.log").open("w") as log:
+        start = functools.partial(
+            subprocess.Popen, env=environment, stdout=subprocess.DEVNULL, stderr=log
+        )
+        daemons = [start(words) for words in (
+            [f"{SBIN}/munged", "--foreground", "--force", f"--key-file={key}",
+             f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid",
+             f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"],
+            [f"{SBIN}/slurmctld", "-D", "-c", "-f", str(conf)],
+            [f"{SBIN}/slurmd", "-D", "-f", str(conf)],
+        )]  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while "idle" not in slurm(environment, "sinfo", "--noheader", "--format=%T", check=False):
+            assert time.monotonic() < deadline, (folder / "daemons.log").read_text()
+            time.sleep(0.5)
+        yield environment
+    finally:
+        slurm(environment, "scancel", "--user=root", check=False)
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(30)
+
+
+def slurm(environment, *words, check=True):
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert not check or done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def submit(environment, folder, *train):
+    """Submits two tasks for two of the pretended GPUs; returns the job and its output."""
+    size = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=10")
+    out = folder / "job.out"
+    job = slurm(environment, "sbatch", "--parsable", *size, f"--output={out}", SBATCH, *train)
+    return job.strip(), out
+
+
+def field(environment, job, name):
+    """A field of `scontrol show job`, such as JobState."""
+    return re.search(rf"\b{name}=(\S+)", slurm(environment, "scontrol", "show", "job", job))[1]
+
+
+def wait_for(condition, what, seconds=400):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.2)
+
+
+def steps(workdir):
+    metrics = workdir / "metrics.jsonl"
+    return [record["step"] for record in read_metrics(metrics)] if metrics.exists() else []
+
+
+@pytest.mark.slow
+def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
+    workdir = tmp_path / "run"
+    job, out = submit(cluster, tmp_path, *TRAIN, f"--workdir={workdir}")
+
+    def text():
+        written = out.read_text() if out.exists() else "no output"
+        return f"{slurm(cluster, 'scontrol', 'show', 'job', job)}\n{written}"
+
+    wait_for(lambda: len(steps(workdir)) >= 3, text)
+    slurm(cluster, "scancel", "--signal=TERM", job)  # to the tasks, as --signal=TERM@300 does
+    ended = ("COMPLETED", "FAILED")
+    wait_for(
+        lambda: field(cluster, job, "Restarts") == "1" or field(cluster, job, "JobState") in ended,
+        text,
+    )
+    assert field(cluster, job, "Restarts") == "1", text()
+    assert "queued again" in text()
+    assert "in 2 process(es)" in text()
+    saved = max(steps(workdir))
+    assert saved < STEPS
+    # SLURM waits two minutes, because the old credential is revoked for the second of the requeue
+    time.sleep(3)
+    slurm(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(lambda: field(cluster, job, "JobState") in ended, text)
+    assert field(cluster, job, "JobState") == "COMPLETED", text()
+    assert f"resumed from step {saved}" in text()
+    assert (workdir / "model" / "model.safetensors").exists()
+    assert steps(workdir) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_an_error_is_not_retried(cluster, tmp_path):
+    job, out = submit(cluster, tmp_path, *TRAIN, "--config.seed=x", f"--workdir={tmp_path / 'run'}")
+    ended = ("COMPLETED", "FAILED")
+    wait_for(
+        lambda: field(cluster, job, "Restarts") != "0" or field(cluster, job, "JobState") in ended,
+        out.read_text,
+    )
+    assert field(cluster, job, "JobState") == "FAILED"
+    assert field(cluster, job, "ExitCode") == "1:0"
+    assert field(cluster, job, "Restarts") == "0"
+    assert "vit-jax: error: " in out.read_text()
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_stays_cancelled(cluster, tmp_path):
+    workdir = tmp_path / "run"
+    job, out = submit(cluster, tmp_path, *TRAIN, f"--workdir={workdir}")
+    wait_for(lambda: len(steps(workdir)) >= 3, out.read_text)
+    slurm(cluster, "scancel", job)
+    wait_for(lambda: field(cluster, job, "JobState") == "CANCELLED", out.read_text)
+    time.sleep(3)
+    assert field(cluster, job, "JobState") == "CANCELLED"
+    assert field(cluster, job, "Restarts") == "0"

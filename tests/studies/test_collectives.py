@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vit_jax import config as configuration
 from vit_jax import models, preflight, sharding, train
 from vit_jax.data import ArraySource
-from vit_jax.studies import collectives
+from vit_jax.studies import collectives, scale
 
 LAYERS, BATCH, TOKENS = 2, 1024, 17
 MODEL = dict(
@@ -191,3 +191,21 @@ def test_a_ring_moves_what_the_formulas_say():
     assert moved("collective-permute", 8) == 8
     total = collectives.totals([collectives.Collective("all-reduce", 8, 8, (0, 1), 5, "x")] * 2)
     assert total == {"all-reduce": (10, 80, 80.0)}
+
+
+@pytest.mark.parametrize(
+    "axes, kinds",
+    [
+        (dict(), {"all-reduce": ("sum", 1)}),
+        # On CPU: kernels are gathered once in float32, not twice in bfloat16, and a reduce-scatter
+        # is an all-reduce, which sends twice as much.
+        (dict(data=1, fsdp=8), {"all-gather": ("gather", 1), "all-reduce": ("scatter", 2)}),
+        (dict(data=1, tensor=8), {"all-reduce": ("activations", 1)}),
+    ],
+    ids=str,
+)
+def test_the_formula_of_the_traffic_is_what_the_compiler_makes(axes, kinds):
+    setup, found = prepared(**axes), collectives.totals(collectives_of(**axes))
+    sent = scale.traffic(setup.model, setup.mesh, BATCH)
+    for kind, (purpose, factor) in kinds.items():
+        assert found[kind].moved == pytest.approx(factor * sent[purpose], rel=0.04)

@@ -1,20 +1,19 @@
 """Past one machine, on paper: traffic, step time, goodput and cost of the paper's runs.
 
-  python -m vit_jax.studies.scale            # the predicted tables of docs/scale.md
-  python -m vit_jax.studies.scale --read     # traffic read from the compiled steps, beside ours
-  python -m vit_jax.studies.scale --data=DIR # a 303M-record index: written to DIR and measured
+  python -m vit_jax.studies.scale          # the predicted tables of docs/scale.md
+  python -m vit_jax.studies.scale --read   # traffic read from the compiled steps, beside ours
 
-Everything but `--read` and `--data` is a prediction: arithmetic on datasheets and assumptions that
-are written in the tables below.
+Everything but `--read` is a prediction: arithmetic on datasheets and assumptions that are written
+in the tables below. `index.py` beside this measures the data side.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +82,12 @@ def vit_config(variant: str) -> ViTConfig:
     return config
 
 
+@functools.cache
+def shapes(config: ViTConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """(path, shape) of every parameter."""
+    return tuple((path, leaf.shape) for path, leaf in models.abstract_params(config).items())
+
+
 def abstract_mesh(axes: dict[str, int]) -> AbstractMesh:
     """A mesh by its sizes; no devices are needed."""
     return AbstractMesh(tuple(axes.get(name, 1) for name in sharding.AXES), sharding.AXES)
@@ -97,9 +102,9 @@ def traffic(config: ViTConfig, mesh: Any, batch_size: int = BATCH) -> dict[str, 
     """
     d, f, t = (mesh.shape[name] for name in sharding.AXES)
     sent = dict.fromkeys(("gather", "scatter", "sum", "activations"), 0.0)
-    for path, leaf in models.abstract_params(config).items():
-        axes = sharding.param_spec(path, leaf.shape, mesh)
-        size = math.prod(leaf.shape) / (t if "tensor" in axes else 1)
+    for path, shape in shapes(config):
+        axes = sharding.param_spec(path, shape, mesh)
+        size = math.prod(shape) / (t if "tensor" in axes else 1)
         if "fsdp" in axes:
             sent["gather"] += 2 * size * COMPUTE_BYTES * (f - 1) / f
             sent["scatter"] += size * GRADIENT_BYTES * (f - 1) / f
@@ -170,9 +175,9 @@ def predict_step(variant: str, chip: Chip, axes: dict[str, int], batch_size: int
 def state_per_device(config: ViTConfig, mesh: Any) -> float:
     """Bytes of weights and Adam's moments that one device holds."""
     total = 0.0
-    for path, leaf in models.abstract_params(config).items():
-        axes = [axis for axis in sharding.param_spec(path, leaf.shape, mesh) if axis]
-        total += STATE_BYTES * math.prod(leaf.shape) / math.prod(mesh.shape[a] for a in axes)
+    for path, shape in shapes(config):
+        axes = [axis for axis in sharding.param_spec(path, shape, mesh) if axis]
+        total += STATE_BYTES * math.prod(shape) / math.prod(mesh.shape[a] for a in axes)
     return total
 
 
@@ -297,7 +302,7 @@ def goodput(
 
 def table_goodput(variant: str = "H/14", hosts: Iterable[int] = (1, 8, 64, 512)) -> list[str]:
     """Best checkpoint interval and goodput against the number of H100 hosts, as Markdown."""
-    size = STATE_BYTES * flops.num_params(vit_config(variant))
+    size = STATE_BYTES * sum(math.prod(shape) for _, shape in shapes(vit_config(variant)))
     rows = [
         "| hosts | hours between failures | stall s | write s | step s | best interval "
         "| checkpoint_every_steps | goodput | at 1,000 steps |",
@@ -352,17 +357,11 @@ def table_cost() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Past one machine, on paper; see docs/scale.md.")
     parser.add_argument("--read", action="store_true", help="compile and read; takes minutes")
-    parser.add_argument("--data", type=Path, help="write a 303M-record index here and measure it")
     options = parser.parse_args()
     if options.read:
         jax.config.update("jax_num_cpu_devices", 512)
         for line in table_read(MACHINES):
             print(line, flush=True)
-        return
-    if options.data:
-        from vit_jax.studies import index
-
-        index.main(options.data)
         return
     for table in (table_steps(), table_goodput(), table_cost()):
         print("\n".join(table), end="\n\n")

@@ -1,6 +1,7 @@
 """The predictions are arithmetic; here it is done again by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,10 +91,12 @@ def test_cost_fits_the_papers_core_days():
 
 
 def test_the_tables_have_a_row_for_each_case():
-    tables = scale.table_steps(), scale.table_goodput(), scale.table_cost()
-    assert [len(table) - 2 for table in tables] == [2 * len(scale.MACHINES), 4, 6]
+    tables = scale.table_steps(), scale.table_input(), scale.table_goodput(), scale.table_cost()
+    assert [len(table) - 2 for table in tables] == [2 * len(scale.MACHINES), 4, 4, 6]
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     for table in tables:
         assert len({row.count("|") for row in table}) == 1
+        assert "\n".join(table) in page, "run python -m vit_jax.studies.scale for docs/scale.md"
 
 
 def test_the_index_is_written_and_measured(tmp_path, monkeypatch):

@@ -132,18 +132,28 @@ def has_checkpoint(workdir: Path) -> bool:
     return any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*"))
 
 
-def prepare(config: ConfigDict, *, resuming: bool = False) -> Setup:
+def prepare(
+    config: ConfigDict,
+    *,
+    resuming: bool = False,
+    sources: tuple[Any, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Setup:
     """Opens the data and builds the model's functions, steps and shardings from a configuration.
 
-    When `resuming`, `init_from` is not read: its weights are not needed any more.
+    Args:
+      resuming: `init_from` is not read; its weights are not needed any more.
+      sources: training and evaluation data that are open already, instead of `config.data`.
+      mesh: instead of that of `config.mesh` over the devices here, e.g. of a pod elsewhere.
 
     Raises:
       UserError: something does not exist or does not fit; says which setting.
     """
     notes: list[str] = []
-    mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
+    if mesh is None:
+        mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
     check_batch(config, mesh)
-    train_source, eval_source = open_sources(config)
+    train_source, eval_source = sources or open_sources(config)
     needed = not resuming or config.model.variant == OF_CHECKPOINT
     initial = load.read(config.init_from) if config.init_from and needed else None
     model = model_config(config, train_source, initial)

@@ -224,6 +224,16 @@ def test_exclude(folder, tmp_path):
         data.open_source(f"folder:{folder}", exclude=str(tmp_path / "missing.txt"))
 
 
+@pytest.mark.parametrize("removed", [[0], [9], [0, 1, 2], [2, 3, 7], [0, 4, 9], list(range(9))])
+def test_without_is_what_is_left_in_order(removed):
+    source = data.ArraySource(np.zeros((10, 2, 2, 3), np.uint8), range(10))
+    left = sources.Without(source, np.array(removed, np.int64))
+    expected = [i for i in range(10) if i not in removed]
+    assert [left[i]["label"] for i in range(len(left))] == expected
+    assert data.record_names(left) == [f"arrays/{i}" for i in expected]
+    assert pickle.loads(pickle.dumps(left)).fingerprint == left.fingerprint != source.fingerprint
+
+
 # --- TFDS ---------------------------------------------------------------------------------------
 
 
@@ -247,6 +257,20 @@ def test_tfds(tfds_dir):
     copy = pickle.loads(pickle.dumps(source))
     assert copy[3]["image"] == source[3]["image"] and copy.fingerprint == source.fingerprint
     assert "tensorflow" not in sys.modules
+
+
+def test_exclude_of_a_table_reads_numbers_instead_of_making_names(tfds_dir, tmp_path, monkeypatch):
+    spec = "tfds:toy[train]"
+    file = tmp_path / "ids.txt"
+    file.write_text("".join(f"{spec}/{i}\n" for i in (3, 0, 9, 10, "03", "-1", "x")))
+    monkeypatch.setattr(sources, "record_names", None)  # 303M names would fill the memory
+    left = data.open_source(spec, data_dir=tfds_dir, exclude=str(file))
+    assert [left[i]["name"] for i in range(len(left))] == [
+        f"{spec}/{i}" for i in (1, 2, *range(4, 9))
+    ]
+    file.write_text("tfds:toy[test]/1")
+    with pytest.raises(UserError, match="names no record"):
+        data.open_source(spec, data_dir=tfds_dir, exclude=str(file))
 
 
 def test_tfds_default_splits(tfds_dir):

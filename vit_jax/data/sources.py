@@ -163,12 +163,40 @@ class Subset:
         return f"{self.spec} ({len(self)} examples, {self.fingerprint})"
 
 
+class Without:
+    """A source without some of its records; it keeps the few that are gone, not the many left.
+
+    removed: their numbers in the source, (r,) int64, in order, each once.
+    """
+
+    def __init__(self, source: Any, removed: np.ndarray):
+        self.source, self.spec = source, source.spec
+        self.class_names, self.num_classes = source.class_names, source.num_classes
+        # Of the records left, how many come before each gap.
+        self.left_before = removed - np.arange(len(removed))
+        self.fingerprint = digest(source.fingerprint.encode(), b"without", removed.tobytes())
+
+    def __len__(self) -> int:
+        return len(self.source) - len(self.left_before)
+
+    def position(self, index: int) -> int:
+        """The number in the source of the `index`-th record that is left."""
+        return int(index) + int(np.searchsorted(self.left_before, index, side="right"))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[self.position(index)]
+
+    def __repr__(self) -> str:
+        return f"{self.spec} ({len(self)} examples, {self.fingerprint})"
+
+
 def digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
+    """A fingerprint of some bytes."""
+    found = hashlib.sha256()
     for part in parts:
-        digest.update(part)
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
+        found.update(part)
+        found.update(b"\0")
+    return found.hexdigest()[:16]
 
 
 # --- specs and splits ---------------------------------------------------------------------------
@@ -268,27 +296,47 @@ def default_splits(spec: str, *, data_dir: str | None = None) -> tuple[str, str]
     return f"{base}[train[:90%]]", f"{base}[train[90%:]]"
 
 
-def drop_records(source: Any, exclude: str) -> Subset:
+def drop_records(source: Any, exclude: str) -> Without:
     """`source` without the records that the file `exclude` names, one a line."""
     try:
         unwanted = {line.strip() for line in Path(exclude).read_text().splitlines() if line.strip()}
     except OSError as error:
         raise UserError(f"Cannot read config.data.exclude={exclude} ({error.strerror}).") from error
-    names = record_names(source)
-    keep = np.array([i for i, name in enumerate(names) if name not in unwanted], np.int64)
-    if unwanted and len(keep) == len(names):
+    removed = positions(source, unwanted)
+    if unwanted and not len(removed):
         raise UserError(
             f"config.data.exclude={exclude} names no record of {source.spec}; "
-            f"records have names like {names[0]!r}."
+            f"records have names like {source[0]['name']!r}."
         )
-    return Subset(source, keep, source.spec)
+    return Without(source, removed)
+
+
+def positions(source: Any, names: set[str]) -> np.ndarray:
+    """Numbers of the records that have one of `names`, in order; memory for those alone."""
+    if isinstance(source, Union):
+        starts = [0, *source.ends[:-1]]
+        parts = zip(starts, source.sources, strict=True)
+        return np.concatenate([start + positions(part, names) for start, part in parts])
+    if isinstance(source, TableSource):  # its names are numbers, which are read instead of made
+        prefix = f"{source.spec}/"
+        rows = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        numbers = {int(row) for row in rows if row.isdecimal() and str(int(row)) == row}
+        return np.array(sorted(n for n in numbers if n < len(source)), np.int64)
+    found = [i for i, name in enumerate(record_names(source)) if name in names]
+    return np.array(found, np.int64)
 
 
 def record_names(source: Any) -> list[str]:
     """The names of all records, without reading any image where the source knows them."""
+    if isinstance(source, Without):
+        inner = record_names(source.source)
+        return [inner[source.position(i)] for i in range(len(source))]
     if isinstance(source, Subset):
         inner = record_names(source.source)
         return [inner[i] for i in source.indices]
+    if isinstance(source, Without):
+        inner = record_names(source.source)
+        return [inner[source.position(i)] for i in range(len(source))]
     if isinstance(source, Union):
         return [name for part in source.sources for name in record_names(part)]
     if isinstance(source, FileSource):

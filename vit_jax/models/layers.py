@@ -44,14 +44,14 @@ def constant(value: float):
 
 
 def matmul(x: Array, kernel: Array, dtype) -> Array:
-    """x (..., i) times kernel (i, o): operands in `dtype`, accumulated and returned in float32.
+    """x (..., i) times kernel (i, ...): operands in `dtype`, accumulated and returned in float32.
 
     The leading axes are folded into one, so that the gradient of the kernel is a plain matrix
     product as well; over several axes, XLA's is twice as slow on CPU.
     """
     rows = x.astype(dtype).reshape(-1, x.shape[-1])
-    y = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=jnp.float32)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+    y = jnp.tensordot(rows, kernel.astype(dtype), 1, preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
 class Dense(nnx.Module):
@@ -84,9 +84,9 @@ class Dense(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Array, *, out_dtype=None) -> Array:
-        kernel, bias = self.kernel[...], self.bias[...]
-        y = matmul(x, kernel.reshape(kernel.shape[0], -1), self.dtype) + bias.reshape(-1)
-        return y.astype(out_dtype or self.dtype).reshape(*x.shape[:-1], *bias.shape)
+        # The kernel keeps its axes: folding (3, heads, e) would undo a split over the heads.
+        y = matmul(x, self.kernel[...], self.dtype) + self.bias[...]
+        return y.astype(out_dtype or self.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -43,15 +43,77 @@ def constant(value: float):
     return initializers.constant(value)
 
 
+def on_one_cpu() -> bool:
+    """Whether programs are compiled for a single CPU device."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def stored(dtype) -> Any:
+    """The dtype that activations are kept in: `dtype`, but float32 on a CPU.
+
+    CPUs have bfloat16 products and nothing else in it: every other operation converts back and
+    forth, which costs more than the memory saves (docs/performance.md).
+    """
+    return jnp.float32 if on_one_cpu() else dtype
+
+
 def matmul(x: Array, kernel: Array, dtype) -> Array:
     """x (..., i) times kernel (i, ...): operands in `dtype`, accumulated and returned in float32.
 
     The leading axes are folded into one, so that the gradient of the kernel is a plain matrix
     product as well; over several axes, XLA's is twice as slow on CPU.
     """
-    rows = x.astype(dtype).reshape(-1, x.shape[-1])
-    y = jnp.tensordot(rows, kernel.astype(dtype), 1, preferred_element_type=jnp.float32)
+    rows = x.reshape(-1, x.shape[-1])
+    if dtype == jnp.bfloat16 and on_one_cpu():
+        y = bfloat16_product(rows, kernel.reshape(kernel.shape[0], -1))
+    else:
+        y = jnp.tensordot(
+            rows.astype(dtype), kernel.astype(dtype), 1, preferred_element_type=jnp.float32
+        )
     return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+@jax.custom_vjp
+def bfloat16_product(x: Array, kernel: Array) -> Array:
+    """x (r, i) times kernel (i, o) in bfloat16, summed in float32, for CPUs.
+
+    XLA has a fast product only of operands that lie in rows: its own gradient of the kernel, which
+    reads x in columns, runs at half the speed. This one turns an operand around first.
+    """
+    return _rows_product(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 0)
+
+
+def _rows_product(a: Array, b: Array, axis: int) -> Array:
+    """a (r, i) times b (i, o), or with `axis` 1 times b (o, i)."""
+    return jax.lax.dot_general(
+        a, b, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _turned(x: Array) -> Array:
+    """x (r, c) bfloat16 as (c, r), moved in memory; in one piece XLA would undo it."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)  # bfloat16 would be moved as float32
+    half = len(x) // 2
+    turned = jnp.concatenate([bits[:half].T, bits[half:].T], axis=1)
+    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(turned), jnp.bfloat16)
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    x, kernel = jax.lax.optimization_barrier(x.astype(jnp.bfloat16)), kernel.astype(jnp.bfloat16)
+    return _rows_product(x, kernel, 0), (x, kernel)
+
+
+def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    dy = jax.lax.optimization_barrier(dy.astype(jnp.bfloat16))
+    if x.shape[1] <= dy.shape[1]:
+        dkernel = _rows_product(_turned(x), dy, 0)
+    else:  # the wider operand second
+        dkernel = jax.lax.optimization_barrier(_rows_product(_turned(dy), x, 0)).T
+    return _rows_product(dy, kernel, 1), dkernel
+
+
+bfloat16_product.defvjp(_product_forward, _product_backward)
 
 
 class Dense(nnx.Module):
@@ -86,7 +148,7 @@ class Dense(nnx.Module):
     def __call__(self, x: Array, *, out_dtype=None) -> Array:
         # The kernel keeps its axes: folding (3, heads, e) would undo a split over the heads.
         y = matmul(x, self.kernel[...], self.dtype) + self.bias[...]
-        return y.astype(out_dtype or self.dtype)
+        return y.astype(out_dtype or stored(self.dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -103,7 +165,7 @@ class LayerNorm(nnx.Module):
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+        return (y * self.scale[...] + self.bias[...]).astype(stored(self.dtype))
 
 
 class Model(nnx.Module):

@@ -24,6 +24,7 @@ from vit_jax.models.layers import (
     fold,
     initializers,
     matmul,
+    stored,
     zeros,
 )
 from vit_jax.models.resnet import HybridStem
@@ -141,7 +142,7 @@ class PatchEmbedding(nnx.Module):
         x = x.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, -1, ph * pw * c)
         y = matmul(x, self.kernel[...].reshape(-1, d), self.dtype) + self.bias[...]
-        return y.astype(self.dtype)
+        return y.astype(stored(self.dtype))
 
 
 class PositionEmbedding(nnx.Module):

@@ -110,9 +110,9 @@ def test_a_peer_that_dies_or_freezes_is_noticed(tmp_path, number):
     begin = time.monotonic()
     job[1].send_signal(number)
     out, err = job[0].communicate(timeout=120)
-    assert job[0].returncode != 0 and time.monotonic() - begin < 60
+    assert job[0].returncode == -signal.SIGABRT and time.monotonic() - begin < 60, (out, err)
     if number == signal.SIGKILL:  # in the middle of a collective
-        assert job[0].returncode == 42 and "another process of the job died" in err, (out, err)
+        assert "another process of the job died" in err, (out, err)
     else:  # JAX's own heartbeat
         assert "stopped sending heartbeats" in err or "heartbeat" in err
     job[1].kill()

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 from vit_jax import models, predict
+from vit_jax.bench import peers
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.interop import convert, export, load, native, npz
@@ -31,13 +32,8 @@ def timm():
 
 
 def shim_torchvision():
-    """PyPI's torchvision is for CUDA; with a CPU torch its operators must be declared first."""
-    torch = pytest.importorskip("torch")
-    if "torchvision" not in sys.modules and not torch.version.cuda:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        shim_torchvision.library = library  # it lives as long as the process
+    pytest.importorskip("torch")
+    peers.declare_torchvision()
 
 
 def golden_model(variant="B/16", **settings):
@@ -380,3 +376,19 @@ def test_commands(tmp_path, capsys):
     assert main(["convert", str(source), "--to=npz"]) == 2
     assert main(["convert", str(source), str(tmp_path / "x"), "--to=npz"]) == 1
     assert "must end in .npz" in capsys.readouterr().err
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def test_bench_beside_timm_and_transformers(timm, transformers, tmp_path):
+    """Their logits equal ours before anything is timed; training changes nothing about that."""
+    file = tmp_path / "bench.json"
+    arguments = [
+        "bench", "--variant=Ti/16", "--image_size=32", "--batch=2", "--rounds=1",
+        "--seconds=0.01", "--tasks=train", "--dtypes=float32", "--peers=timm,transformers",
+    ]  # fmt: skip
+    assert main([*arguments, f"--json={file}"]) == 0
+    rows = json.loads(file.read_text())
+    assert [row["contender"] for row in rows] == ["vit_jax", "timm", "transformers"]
+    assert all(row["images_per_second"] > 0 and row["mfu"] > 0 for row in rows)

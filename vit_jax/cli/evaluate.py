@@ -5,7 +5,6 @@ example:
   vit-jax evaluate --checkpoint=ViT-B_16.npz --suite=fewshot,knn --data=folder:/data/pets,digits
   vit-jax evaluate --checkpoint=/runs/imagenet --suite=real --data='folder:/data/imagenet[val]' \\
       --real_labels=real.json
-
   vit-jax evaluate --checkpoint=/runs/imagenet --suite=objectnet --data=/data/objectnet-1.0
   vit-jax evaluate --checkpoint=B/16-imagenet21k --suite=vtab --out=/runs/vtab --tasks=dtd,pets
 

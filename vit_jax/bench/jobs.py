@@ -50,7 +50,7 @@ class Job(NamedTuple):
     images: int
     flops: float = 0.0
     logits: Callable[[np.ndarray], np.ndarray] | None = None
-    unmeasured: int = 0  # steps at the start of a round that only empty a buffer
+    unmeasured: int = 1  # steps at the start of a round: caches were another's, buffers are full
 
 
 def model_of(spec: Spec) -> tuple[models.ModelConfig, models.Params]:

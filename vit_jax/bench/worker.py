@@ -38,8 +38,11 @@ def main(argv: list[str]) -> None:
 def serve(contender: str, spec_of: dict[str, Any], say) -> None:
     import numpy as np
 
+    from vit_jax import host_memory
     from vit_jax.bench import jobs, peers
 
+    if contender == "vit_jax":
+        host_memory.keep_freed_pages()  # as its commands do
     spec = jobs.Spec(**{**spec_of, "options": tuple(map(tuple, spec_of.get("options", ())))})
     if contender == "machine":
         say(jobs.machine(spec))

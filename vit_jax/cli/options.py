@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
+from vit_jax import host_memory
 from vit_jax.config import ConfigDict, load
 from vit_jax.errors import UsageError
 
@@ -118,7 +119,9 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
 
 
 def prepare_jax() -> None:
-    """Settings of JAX that every command wants: compiled programs are kept between runs."""
+    """What every command wants of JAX: compiled programs and freed memory are kept."""
+    host_memory.keep_freed_pages()
+
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -92,9 +92,12 @@ def _rows_product(a: Array, b: Array, axis: int) -> Array:
 
 def _turned(x: Array) -> Array:
     """x (r, c) bfloat16 as (c, r), moved in memory; in one piece XLA would undo it."""
+    rows, columns = x.shape
     bits = jax.lax.bitcast_convert_type(x, jnp.uint16)  # bfloat16 would be moved as float32
-    half = len(x) // 2
-    turned = jnp.concatenate([bits[:half].T, bits[half:].T], axis=1)
+    if columns % 1024 == 0:  # the entries of a column would share a few lines of the cache
+        bits = jax.lax.optimization_barrier(jnp.pad(bits, ((0, 0), (0, 16))))
+    half = rows // 2
+    turned = jnp.concatenate([bits[:half, :columns].T, bits[half:, :columns].T], axis=1)
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(turned), jnp.bfloat16)
 
 
@@ -106,11 +109,7 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = kept
     dy = jax.lax.optimization_barrier(dy.astype(jnp.bfloat16))
-    if x.shape[1] <= dy.shape[1]:
-        dkernel = _rows_product(_turned(x), dy, 0)
-    else:  # the wider operand second
-        dkernel = jax.lax.optimization_barrier(_rows_product(_turned(dy), x, 0)).T
-    return _rows_product(dy, kernel, 1), dkernel
+    return _rows_product(dy, kernel, 1), _rows_product(_turned(x), dy, 0)
 
 
 bfloat16_product.defvjp(_product_forward, _product_backward)

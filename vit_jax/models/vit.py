@@ -226,7 +226,8 @@ class SelfAttention(nnx.Module):
         )
 
     def __call__(self, x: Array, *, return_weights: bool = False) -> tuple[Array, Array | None]:
-        q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)  # three of (b, h, n, e)
+        qkv = self.qkv(x).transpose(2, 0, 3, 1, 4)
+        q, k, v = (part[0] for part in jnp.split(qkv, 3))  # three of (b, h, n, e)
         extra = self.relative_logits(q) if self.relative is not None else None
         weights = attention_weights(q, k, extra)
         y = attend(weights, v).transpose(0, 2, 1, 3).reshape(x.shape)

@@ -102,6 +102,23 @@ def test_four_processes_are_preempted_together_and_resumed_by_two(tmp_path):
     assert (off / size) ** 0.5 < 1e-3, (off / size) ** 0.5
 
 
+def test_evaluators_read_parameters_that_lie_on_two_processes(tmp_path):
+    job = start(
+        [
+            "train", *SETTINGS, "--config.total_steps=4", f"--workdir={tmp_path}",
+            "--config.mesh.fsdp=2", "--config.mesh.data=1",
+            "--config.evaluators.classification.data=digits", "--config.evaluators.knn.data=digits",
+            "--config.evaluators.fewshot.data=digits", "--config.evaluators.fewshot.shots=(5,)",
+        ],
+        2, 1,
+    )  # fmt: skip
+    for code, out, err in finish(job):
+        assert code == 0, (out, err)
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert last["classification/accuracy"] == last["eval/accuracy"]
+    assert {name.split("/")[0] for name in last} >= {"knn", "fewshot"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.slow
 def test_a_peer_that_dies_or_freezes_is_noticed(tmp_path, number):

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from vit_jax import config as configuration
-from vit_jax import data, models, sharding
+from vit_jax import data
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
-from vit_jax.evaluation import classification, objectnet, suites
+from vit_jax.evaluation import classification, objectnet, predictions, suites
 
 #: (parameters, called with the count so far after every batch) -> metrics
 Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
@@ -59,19 +59,19 @@ def accuracy(setup: Any) -> Evaluator:
     """Top-1, top-5 and loss on the evaluation split of the run's own data."""
     step = classification.jit_eval_step(setup.eval_step, setup.mesh)
     source = setup.eval_source
-    batch_size = eval_batch_size(setup, len(source))
+    batch_size = setup.config.eval_batch_size or setup.config.batch_size
 
     def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
-        batches = data.eval_batches(
+        results = predictions.run_model(
+            setup.model,
+            params,
             source,
-            setup.eval_transform,
+            step,
             batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            mesh=setup.mesh,
+            transform=setup.eval_transform,
             num_threads=setup.config.data.num_threads,
-        )
-        results = classification.run(
-            step, params, batches, setup.mesh, num_examples=len(source), on_batch=on_batch
+            on_batch=on_batch,
         )
         summary = classification.summarise(results)
         return {f"eval/{key}": value for key, value in summary.items()}
@@ -87,13 +87,10 @@ def protocol(setup: Any, name: str) -> Evaluator:
         for key, value in section.to_dict().items()
         if key not in ("data", "every_steps", "every_epochs") and value != ""
     }
-    model = (
-        models.replace(setup.model, remat=False) if hasattr(setup.model, "remat") else setup.model
-    )
 
     def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
         request = suites.Request(
-            config=model,
+            config=setup.model,
             params=dict(params),
             specs=suites.split_specs(section.data),
             data_dir=setup.config.data.data_dir,
@@ -109,9 +106,3 @@ def protocol(setup: Any, name: str) -> Evaluator:
         return {f"{name}/{key}": value for key, value in metrics.items()}
 
     return evaluate
-
-
-def eval_batch_size(setup: Any, num_examples: int) -> int:
-    """The configured evaluation batch, or the training batch, as the mesh can split it."""
-    wanted = setup.config.eval_batch_size or setup.config.batch_size
-    return sharding.fit_batch(wanted, setup.mesh, num_examples=num_examples)

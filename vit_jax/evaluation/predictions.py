@@ -122,6 +122,7 @@ def run_model(
     mesh: jax.sharding.Mesh,
     mapping: np.ndarray | None = None,
     transform: Callable | None = None,
+    num_threads: int = 4,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Every example's results of `step` (see `classification.run`), in the order of `source`.
@@ -137,6 +138,7 @@ def run_model(
         batch_size=sharding.fit_batch(batch_size, mesh, num_examples=len(source)),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        num_threads=num_threads,
     )
     numbered = (
         batch if mapping is None else {**batch, "label": mapping[batch["label"]]}

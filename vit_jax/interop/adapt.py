@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
@@ -84,9 +86,9 @@ def resample_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return repeated + (total - repeated.sum(axis=2, keepdims=True)) / channels
 
 
-def is_zero_head(params: Mapping[str, np.ndarray]) -> bool:
-    """Whether the classifier is untrained: its kernel is all zeros."""
-    return not np.any(np.asarray(params["head/kernel"]))
+def is_zero_head(params: Mapping[str, Any]) -> bool:
+    """Whether the classifier is untrained: its kernel, which may lie on a mesh, is all zeros."""
+    return not jnp.any(params["head/kernel"])
 
 
 def adapt(

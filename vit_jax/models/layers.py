@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.xla_metadata import set_xla_metadata
 
 Array = jax.Array
 initializers = jax.nn.initializers
@@ -55,6 +56,33 @@ def stored(dtype) -> Any:
     forth, which costs more than the memory saves (docs/performance.md).
     """
     return jnp.float32 if on_one_cpu() else dtype
+
+
+def settled(x: Array) -> Array:
+    """x; on a CPU, its gradient is computed once.
+
+    The gradient of the residual stream is a sum over all later layers. XLA there computes a sum
+    anew in each program that reads it, which makes this one quadratic in the number of layers.
+    """
+    return _settled(x) if on_one_cpu() else x
+
+
+@jax.custom_vjp
+def _settled(x: Array) -> Array:
+    return x
+
+
+@jax.jit
+def _itself(x: Array) -> Array:
+    return x
+
+
+def _settled_backward(_, dx: Array) -> tuple[Array]:
+    with set_xla_metadata(inlineable="false"):  # nothing is fused over the edge of a call
+        return (_itself(dx),)
+
+
+_settled.defvjp(lambda x: (x, None), _settled_backward)
 
 
 def matmul(x: Array, kernel: Array, dtype) -> Array:

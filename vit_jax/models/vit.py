@@ -24,6 +24,7 @@ from vit_jax.models.layers import (
     fold,
     initializers,
     matmul,
+    settled,
     stored,
     zeros,
 )
@@ -277,9 +278,9 @@ class EncoderBlock(nnx.Module):
 
         y, weights = self.attention(self.attention_norm(z), return_weights=return_weights)
         y = dropout(y, self.rate, fold(key, 0))
-        z = branch(y, 1) + z  # Eq. 2: z' = MSA(LN(z)) + z
+        z = settled(branch(y, 1) + z)  # Eq. 2: z' = MSA(LN(z)) + z
         y = self.mlp(self.mlp_norm(z), fold(key, 2))
-        z = branch(y, 3) + z  # Eq. 3: z = MLP(LN(z')) + z'
+        z = settled(branch(y, 3) + z)  # Eq. 3: z = MLP(LN(z')) + z'
         return z, weights
 
 

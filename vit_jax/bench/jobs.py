@@ -328,16 +328,6 @@ def machine(spec: Spec) -> dict[str, Any]:
     return found
 
 
-def peak_memory() -> int:
-    """Bytes of the device's peak use; on a CPU, of this process."""
-    import resource
-
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 TASKS: dict[str, Callable[[Spec], Job]] = {
     "train": train,
     "inference": inference,

@@ -211,7 +211,7 @@ def run_task(
         for _ in range(options.rounds):
             for worker in running:
                 worker.seconds.append(worker.ask(round=options.seconds)["seconds"])
-        return [row(worker, options, machine) for worker in running]
+        return [row(worker, machine) for worker in running]
     finally:
         for worker in running:
             worker.stop()
@@ -237,13 +237,13 @@ def prove_equal(running: Sequence[Contender], options: Options, dtype: str, scra
             )
 
 
-def row(worker: Contender, options: Options, machine: dict[str, Any]) -> dict[str, Any]:
+def row(worker: Contender, machine: dict[str, Any]) -> dict[str, Any]:
     """What `--json` holds of one contender; seconds are medians over the rounds."""
     spec = worker.spec
     medians = [statistics.median(seconds) for seconds in worker.seconds]
     seconds = statistics.median(medians)
     every = sorted(second for seconds in worker.seconds for second in seconds)
-    images = spec.batch if spec.task != "checkpoint" else 0
+    images = worker.ready["images"]
     flops = worker.ready["flops"] or ours_flops(spec)
     found = {
         "contender": worker.name,
@@ -331,6 +331,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         colours = ["#2b6cb0" if name == "vit_jax" else "#a0aec0" for name in names]
         bars = cell.bar(names, speeds, color=colours)
         cell.bar_label(bars, fmt="%.3g")
+        cell.margins(y=0.12)
         cell.set_title(f"{task}, {dtype}", fontsize=10)
         cell.tick_params(axis="x", rotation=30)
         cell.set_ylabel("images/s")

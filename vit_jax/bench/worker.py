@@ -43,7 +43,7 @@ def serve(contender: str, spec_of: dict[str, Any], say) -> None:
 
     if contender == "vit_jax":
         host_memory.keep_freed_pages()  # as its commands do
-    spec = jobs.Spec(**{**spec_of, "options": tuple(map(tuple, spec_of.get("options", ())))})
+    spec = jobs.Spec(**{**spec_of, "options": tuple(map(tuple, spec_of["options"]))})
     if contender == "machine":
         say(jobs.machine(spec))
         return
@@ -53,7 +53,7 @@ def serve(contender: str, spec_of: dict[str, Any], say) -> None:
         job = jobs.decode_only(spec)
     else:
         job = peers.find(contender)(spec)
-    say({"flops": job.flops, "build": time.perf_counter() - BEGIN})
+    say({"flops": job.flops, "images": job.images, "build": time.perf_counter() - BEGIN})
     for line in sys.stdin:
         order = json.loads(line)
         if "warm" in order:
@@ -63,14 +63,14 @@ def serve(contender: str, spec_of: dict[str, Any], say) -> None:
             job.step()
             say({"first": first})
         elif "round" in order:
-            say({"seconds": run_round(job, order["round"]), "images": job.images})
+            say({"seconds": run_round(job, order["round"])})
         elif "logits" in order:
             assert job.logits is not None
             np.save(order["out"], job.logits(np.load(order["logits"])))
             say({})
         else:
             break
-    say({"peak": peak_memory(contender)})
+    say({"peak": peak_memory()})
 
 
 def run_round(job, seconds: float) -> list[float]:
@@ -86,18 +86,16 @@ def run_round(job, seconds: float) -> list[float]:
     return found
 
 
-def peak_memory(contender: str) -> int:
+def peak_memory() -> int:
+    """Bytes of the device's peak use by this process; on a CPU, of the process."""
     import resource
 
-    if contender == "vit_jax":
-        from vit_jax.bench import jobs
-
-        return jobs.peak_memory()
-    if "torch" in sys.modules:
-        import torch
-
-        if torch.cuda.is_available():
-            return int(torch.cuda.max_memory_allocated())
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        return int(sys.modules["torch"].cuda.max_memory_allocated())
+    if "jax" in sys.modules:
+        stats = sys.modules["jax"].local_devices()[0].memory_stats() or {}
+        if stats.get("peak_bytes_in_use"):
+            return int(stats["peak_bytes_in_use"])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

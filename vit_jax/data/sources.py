@@ -334,9 +334,6 @@ def record_names(source: Any) -> list[str]:
     if isinstance(source, Subset):
         inner = record_names(source.source)
         return [inner[i] for i in source.indices]
-    if isinstance(source, Without):
-        inner = record_names(source.source)
-        return [inner[source.position(i)] for i in range(len(source))]
     if isinstance(source, Union):
         return [name for part in source.sources for name in record_names(part)]
     if isinstance(source, FileSource):

@@ -18,7 +18,8 @@ def rounded(x):
 
 
 @pytest.mark.parametrize(
-    "rows, i, o", [(1, 7, 5), (6, 1024, 3), (2, 64, 10), (3, 5, 7), (17, 64, 128), (33, 96, 24), (8, 1, 1)]
+    "rows, i, o",
+    [(1, 7, 5), (6, 1024, 3), (2, 64, 10), (3, 5, 7), (17, 64, 128), (33, 96, 24), (8, 1, 1)],
 )
 def test_product_and_gradients_by_hand(rows, i, o):
     keys = jax.random.split(jax.random.key(0), 3)

@@ -7,7 +7,7 @@ products accumulate in float32, and normalisation statistics, softmax and logits
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -85,20 +85,94 @@ def _settled_backward(_, dx: Array) -> tuple[Array]:
 _settled.defvjp(lambda x: (x, None), _settled_backward)
 
 
-def matmul(x: Array, kernel: Array, dtype) -> Array:
-    """x (..., i) times kernel (i, ...): operands in `dtype`, accumulated and returned in float32.
+def affine(
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    dtype,
+    *,
+    activation: Callable[[Array], Array] | None = None,
+    out_dtype=None,
+) -> Array:
+    """activation(x (..., i) times kernel (i, ...) plus bias), in `out_dtype` or as it is stored.
 
-    The leading axes are folded into one, so that the gradient of the kernel is a plain matrix
-    product as well; over several axes, XLA's is twice as slow on CPU.
+    Operands of the product are in `dtype`, and so are those of its gradients; sums, bias and
+    activation are in float32. The leading axes are folded into one, so that the gradient of the
+    kernel is a plain matrix product as well; over several axes, XLA's is twice as slow on CPU.
     """
+    dtype, out_dtype = jnp.dtype(dtype), jnp.dtype(out_dtype or stored(dtype))
     rows = x.reshape(-1, x.shape[-1])
-    if dtype == jnp.bfloat16 and on_one_cpu():
+    if dtype == jnp.float32:
+        y = jnp.tensordot(rows.astype(dtype), kernel, 1)
+    elif on_one_cpu():
         y = bfloat16_product(rows, kernel.reshape(kernel.shape[0], -1))
+        y = y.reshape(-1, *kernel.shape[1:])
     else:
-        y = jnp.tensordot(
-            rows.astype(dtype), kernel.astype(dtype), 1, preferred_element_type=jnp.float32
-        )
+        y = rounded_product(aligned(rows.astype(dtype), 1), aligned(kernel, 0), out_dtype)
+
+    def finish(y: Array, bias: Array) -> Array:
+        y = (y.astype(jnp.float32) + bias).astype(out_dtype)
+        return activation(y) if activation else y
+
+    # For the gradient of the activation, the product is kept and nothing else.
+    y = (jax.checkpoint(finish) if activation else finish)(y, bias)
     return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+def aligned(x: Array, axis: int) -> Array:
+    """x with zeros up to a multiple of 8 on `axis`: rows of 16 bytes, for the kernels of GPUs.
+
+    Only H/14's patches of 588 numbers are not; their product with zeros added is the same.
+    """
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, -x.shape[axis] % 8)
+    return jnp.pad(x, padding) if padding[axis][1] else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rounded_product(x: Array, kernel: Array, out_dtype) -> Array:
+    """x (r, i), of 16 bits, times kernel (i, ...) float32, rounded as x is; sums in float32.
+
+    JAX's own gradient of a product that is returned in more bits than its operands have would be a
+    product in float32, at half the speed and less. The gradient of the kernel is float32.
+    """
+    return _rounded_product_forward(x, kernel, out_dtype)[0]
+
+
+def _rounded_product_forward(x, kernel, out_dtype):
+    kernel = kernel.astype(x.dtype)
+    return jnp.tensordot(x, kernel, 1, preferred_element_type=out_dtype), (x, kernel)
+
+
+def _rounded_product_backward(out_dtype, kept, dy):
+    x, kernel = kept
+    dy = dy.astype(x.dtype)
+    features = tuple(range(1, dy.ndim))
+    dx = jax.lax.dot_general(dy, kernel, ((features, features), ((), ())))
+    d_kernel = jax.lax.dot_general(
+        x, dy, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return dx, d_kernel
+
+
+rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(subscripts: str, a: Array, b: Array) -> Array:
+    """`einsum(subscripts, a, b)` of activations in one dtype, summed and returned in float32.
+
+    Its gradients are products in that dtype too (see `rounded_product`).
+    """
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_pull(subscripts, operands, dy):
+    _, pull = jax.vjp(functools.partial(jnp.einsum, subscripts), *operands)
+    return pull(dy.astype(operands[0].dtype))
+
+
+product.defvjp(lambda subscripts, a, b: (product(subscripts, a, b), (a, b)), _product_pull)
 
 
 @jax.custom_vjp
@@ -144,7 +218,7 @@ bfloat16_product.defvjp(_product_forward, _product_backward)
 
 
 class Dense(nnx.Module):
-    """`x @ kernel + bias`: (..., in_features) to (..., *features).
+    """`x @ kernel + bias`: (..., in_features) to (..., *features); see `affine`.
 
     `features` may have several axes, e.g. (3, heads, head_dim); `batch_axes` says how many leading
     ones of them are separate kernels, initialised apart (q, k and v of the fused projection).
@@ -172,10 +246,39 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(bias_init(keys(), features, jnp.float32))
         self.dtype = dtype
 
-    def __call__(self, x: Array, *, out_dtype=None) -> Array:
+    def __call__(self, x: Array, **finish: Any) -> Array:
         # The kernel keeps its axes: folding (3, heads, e) would undo a split over the heads.
-        y = matmul(x, self.kernel[...], self.dtype) + self.bias[...]
-        return y.astype(out_dtype or stored(self.dtype))
+        return affine(x, self.kernel[...], self.bias[...], self.dtype, **finish)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalised(x: Array, scale: Array, bias: Array, epsilon: float, dtype) -> Array:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias of each row of x (r, d), in `dtype`.
+
+    For the gradient, x and two numbers per row are kept, not the normalised rows in float32.
+    """
+    return _normalised_forward(x, scale, bias, epsilon, dtype)[0]
+
+
+def _normalised_forward(x, scale, bias, epsilon, dtype):
+    centred = x.astype(jnp.float32)
+    mean = centred.mean(axis=-1, keepdims=True)
+    centred = centred - mean
+    rate = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
+    return (centred * rate * scale + bias).astype(dtype), (x, mean, rate, scale)
+
+
+def _normalised_backward(epsilon, dtype, kept, dy):
+    x, mean, rate, scale = jax.lax.optimization_barrier(kept)  # or the rows would be kept
+    unit = (x.astype(jnp.float32) - mean) * rate
+    dy = dy.astype(jnp.float32)
+    d_unit = dy * scale
+    along = (d_unit * unit).mean(axis=-1, keepdims=True)
+    dx = rate * (d_unit - d_unit.mean(axis=-1, keepdims=True) - along * unit)
+    return dx.astype(x.dtype), (dy * unit).sum(0), dy.sum(0)
+
+
+normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 class LayerNorm(nnx.Module):
@@ -188,11 +291,10 @@ class LayerNorm(nnx.Module):
         self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x: Array) -> Array:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(stored(self.dtype))
+        # Rows, since sums over two axes make XLA keep the images of a batch apart in GPU memory.
+        rows = x.reshape(-1, x.shape[-1])
+        y = normalised(rows, self.scale[...], self.bias[...], self.epsilon, stored(self.dtype))
+        return y.reshape(x.shape)
 
 
 class Model(nnx.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -19,13 +20,13 @@ from vit_jax.models.layers import (
     Keys,
     LayerNorm,
     Model,
+    affine,
     constant,
     dropout,
     fold,
     initializers,
-    matmul,
+    product,
     settled,
-    stored,
     zeros,
 )
 from vit_jax.models.resnet import HybridStem
@@ -33,6 +34,7 @@ from vit_jax.models.resnet import HybridStem
 CLASSIFIERS = ("token", "gap", "map")
 POSITION_EMBEDDINGS = ("none", "1d", "2d", "relative")
 POSITION_EMBEDDING_PLACES = ("stem", "every", "shared")
+ATTENTIONS = ("auto", "xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,8 @@ class ViTConfig:
     families may have others; so may their `layer_norm_epsilon` and their `activation`, "gelu_tanh"
     (as here) or "gelu" (exact). `representation_size` is the hidden layer of the pre-training head
     (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
-    evaluation transform with its options, if known; they travel with the weights.
+    evaluation transform with its options, if known; they travel with the weights. `attention` is
+    "xla", "cudnn" (its fused kernel) or "auto", cuDNN's where it can be had.
     """
 
     variant: str
@@ -72,6 +75,7 @@ class ViTConfig:
     stochastic_depth_rate: float = 0.0
     remat: bool = False
     scan: bool = False
+    attention: str = "auto"
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
     preprocessing: tuple[tuple[str, Any], ...] = ()
@@ -80,6 +84,7 @@ class ViTConfig:
         for key, options in (
             ("classifier", CLASSIFIERS),
             ("activation", tuple(ACTIVATIONS)),
+            ("attention", ATTENTIONS),
             ("position_embedding", POSITION_EMBEDDINGS),
             ("position_embedding_at", POSITION_EMBEDDING_PLACES),
         ):
@@ -142,8 +147,7 @@ class PatchEmbedding(nnx.Module):
         # A reshape and one matrix product: a strided convolution's gradient is far slower.
         x = x.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, -1, ph * pw * c)
-        y = matmul(x, self.kernel[...].reshape(-1, d), self.dtype) + self.bias[...]
-        return y.astype(stored(self.dtype))
+        return affine(x, self.kernel[...].reshape(-1, d), self.bias[...], self.dtype)
 
 
 class PositionEmbedding(nnx.Module):
@@ -184,7 +188,7 @@ class PositionEmbedding(nnx.Module):
 
 def attention_weights(q: Array, k: Array, extra_logits: Array | None = None) -> Array:
     """A = softmax(q k^T / sqrt(D_h)), float32 (Appendix A). Twice (b, h, n, e) to (b, h, n, n)."""
-    logits = jnp.einsum("bhqe,bhke->bhqk", q, k, preferred_element_type=jnp.float32)
+    logits = product("bhqe,bhke->bhqk", q, k)
     if extra_logits is not None:
         logits = logits + extra_logits
     return jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
@@ -192,8 +196,47 @@ def attention_weights(q: Array, k: Array, extra_logits: Array | None = None) -> 
 
 def attend(weights: Array, v: Array) -> Array:
     """A v: weights (b, h, n, m) float32 and v (b, h, m, e) to (b, h, n, e) float32."""
-    return jnp.einsum(
-        "bhqk,bhke->bhqe", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    return product("bhqk,bhke->bhqe", weights.astype(v.dtype), v)
+
+
+def fused_attention(config: ViTConfig) -> bool:
+    """Whether attention is cuDNN's kernel, which keeps no (b, h, n, n) array in memory.
+
+    It needs an NVIDIA GPU from Ampere on, 16 bits, and heads of at most 128 in multiples of 8; it
+    knows no relative positions.
+
+    Raises:
+      UserError: `config.attention` is "cudnn" and cannot be.
+    """
+    width = config.hidden_size // config.num_heads
+    capability = getattr(jax.devices()[0], "compute_capability", "")
+    obstacles = {
+        "the device is no NVIDIA GPU of compute capability 8.0 or more": not (
+            re.fullmatch(r"\d+\.\d+", str(capability)) and float(capability) >= 8.0
+        ),
+        f"the compute dtype is {config.dtype}, not bfloat16": config.dtype != "bfloat16",
+        f"the heads are {width} wide": width > 128 or width % 8 != 0,
+        "position embeddings are relative": config.position_embedding == "relative",
+    }
+    found = [text for text, there in obstacles.items() if there]
+    if config.attention == "cudnn" and found:
+        raise UserError(f"model.attention='cudnn' cannot be: {found[0]}; use 'auto'.")
+    return config.attention != "xla" and not found
+
+
+def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q k^T / sqrt(e)) v by cuDNN. Thrice (b, n, h, e) to (b, n or n + 1, h, e).
+
+    Its gradient takes an even number of tokens only: an odd one gets a token more, to which nobody
+    attends, and which is to be cut off.
+    """
+    n = q.shape[1]
+    lengths = None
+    if n % 2:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        lengths = jnp.full((q.shape[0],), n, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
     )
 
 
@@ -205,6 +248,7 @@ class SelfAttention(nnx.Module):
         dense = functools.partial(Dense, dtype=config.compute_dtype, keys=keys)
         self.qkv = dense(d, (3, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)
+        self.config = config
         self.relative = (
             nnx.Param(
                 initializers.normal(stddev=0.02)(
@@ -221,14 +265,19 @@ class SelfAttention(nnx.Module):
         assert self.relative is not None
         offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
         table = self.relative[...].astype(q.dtype)
-        scores = jnp.einsum("bhqe,re->bhqr", q, table, preferred_element_type=jnp.float32)
+        scores = product("bhqe,re->bhqr", q, table)
         return jnp.take_along_axis(
             scores, jnp.broadcast_to(offsets, (*scores.shape[:2], n, n)), axis=-1
         )
 
     def __call__(self, x: Array, *, return_weights: bool = False) -> tuple[Array, Array | None]:
-        qkv = self.qkv(x).transpose(2, 0, 3, 1, 4)
-        q, k, v = (part[0] for part in jnp.split(qkv, 3))  # three of (b, h, n, e)
+        qkv = self.qkv(x)  # (b, n, 3, h, e)
+        if fused_attention(self.config) and not return_weights:
+            q, k, v = (part[:, :, 0] for part in jnp.split(qkv, 3, axis=2))
+            y = cudnn_attention(q, k, v)
+            return self.out(y.reshape(*y.shape[:2], -1))[:, : x.shape[1]], None
+        # three of (b, h, n, e)
+        q, k, v = (part[0] for part in jnp.split(qkv.transpose(2, 0, 3, 1, 4), 3))
         extra = self.relative_logits(q) if self.relative is not None else None
         weights = attention_weights(q, k, extra)
         y = attend(weights, v).transpose(0, 2, 1, 3).reshape(x.shape)
@@ -247,7 +296,7 @@ class MLP(nnx.Module):
         self.rate, self.activation = config.dropout_rate, ACTIVATIONS[config.activation]
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
-        x = dropout(self.activation(self.dense1(x)), self.rate, fold(key, 0))
+        x = dropout(self.dense1(x, activation=self.activation), self.rate, fold(key, 0))
         return dropout(self.dense2(x), self.rate, fold(key, 1))
 
 
@@ -305,7 +354,7 @@ class AttentionPooling(nnx.Module):
         q = self.query(self.probe[...]).transpose(0, 2, 1, 3)  # (1, h, 1, e)
         k, v = self.key_value(x).transpose(2, 0, 3, 1, 4)  # two of (b, h, n, e)
         weights = attention_weights(jnp.broadcast_to(q, (b, *q.shape[1:])), k)
-        y = jnp.einsum("bhqk,bhke->bqhe", weights.astype(v.dtype), v).reshape(b, 1, d)
+        y = attend(weights, v).transpose(0, 2, 1, 3).reshape(b, 1, d)
         y = self.out(y)
         return (y + self.mlp(self.mlp_norm(y), key))[:, 0]
 

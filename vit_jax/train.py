@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax import config as configuration
-from vit_jax import data, losses, models, optim, preflight, report, sharding, steps
+from vit_jax import data, host_memory, losses, models, optim, preflight, report, sharding, steps
 from vit_jax import state as train_state
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import ConfigDict
@@ -378,13 +378,11 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
             clock = Clock(config.batch_size, start)
             metrics: dict[str, jax.Array] = {}
             record: dict[str, float] = {}
-            in_flight: collections.deque = collections.deque()
+            pace = Pace()
             for step in range(start + 1, total + 1):
                 state, metrics = train_step(state, next(batches))
                 watchdog.beat(f"step {step}")
-                in_flight.append(metrics["train/loss"])
-                if len(in_flight) > 2:  # do not run ahead of the device
-                    in_flight.popleft().block_until_ready()
+                pace.keep(metrics["train/loss"])
                 last = step == total
                 record = {}
                 if last or step == start + 1 or step % config.log_every_steps == 0:
@@ -424,6 +422,25 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
         say(f"model in {workdir / 'model'}, curves in {page}")
         say(f"look inside: vit-jax inspect --checkpoint={workdir} --images=FOLDER --out=DIR")
     return {"step": total, **record}
+
+
+class Pace:
+    """Keeps the loop two steps ahead of an accelerator; beside a CPU, which gives every step that
+    it is asked for its own memory at once, it waits."""
+
+    def __init__(self) -> None:
+        self.in_cpu = jax.default_backend() == "cpu"
+        self.ahead = 0 if self.in_cpu else 2
+        self.results: collections.deque = collections.deque()
+
+    def keep(self, result: jax.Array) -> None:
+        """Waits until no more than so many steps are under way; `result` is of the newest."""
+        begin = time.perf_counter()
+        self.results.append(result)
+        if len(self.results) > self.ahead:
+            self.results.popleft().block_until_ready()
+        if self.in_cpu:
+            host_memory.let_go(time.perf_counter() - begin)
 
 
 class Clock:

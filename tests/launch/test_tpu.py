@@ -47,6 +47,7 @@ def compile_for(topology, *overrides, **environment):
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "2",  # on a single one, models are written for CPUs
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata to ask for
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nor one that only one process may have

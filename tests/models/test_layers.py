@@ -1,16 +1,22 @@
-"""The product of CPUs in bfloat16: rounded operands, exact otherwise, in both directions."""
+"""Products, LayerNorm and attention in fewer bits: rounded operands, exact otherwise, both ways."""
 
+import collections
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models import layers
+from vit_jax import losses, models, optim, state, steps
+from vit_jax.errors import UserError
+from vit_jax.models import layers, vit
 
 
 def rounded(x):
@@ -31,6 +37,151 @@ def test_product_and_gradients_by_hand(rows, i, o):
     a, b, c = rounded(x), rounded(kernel), rounded(dy)
     for found, wanted in ((y, a @ b), (dx, c @ b.T), (dkernel, a.T @ c)):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("out_dtype", [jnp.bfloat16, jnp.float32])
+def test_the_product_of_accelerators_by_hand(out_dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (6, 16)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(keys[1], (16, 3, 4))
+    dy = jax.random.normal(keys[2], (6, 3, 4)).astype(out_dtype)
+    product = jax.jit(lambda x, kernel: layers.rounded_product(x, kernel, out_dtype))
+    y, pull = jax.vjp(product, x, kernel)
+    dx, d_kernel = jax.jit(pull)(dy)
+    assert y.dtype == out_dtype and dx.dtype == jnp.bfloat16 and d_kernel.dtype == jnp.float32
+    a, b, c = (rounded(v).reshape(len(v), -1) for v in (x, kernel, dy))
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    assert_close(np.asarray(d_kernel).reshape(16, -1), a.T @ c)
+    bits = dict(rtol=2**-8, atol=1e-5)  # bfloat16 has 8
+    np.testing.assert_allclose(np.asarray(dx, np.float64), c @ b.T, **bits)
+    if out_dtype == jnp.float32:
+        assert_close(np.asarray(y).reshape(6, -1), a @ b)
+    else:
+        np.testing.assert_allclose(np.asarray(y, np.float64).reshape(6, -1), a @ b, **bits)
+
+
+def test_zeros_that_align_rows_change_nothing():
+    x, kernel = jnp.ones((2, 588), jnp.bfloat16), jnp.ones((588, 5))
+    assert layers.aligned(x, 1).shape == (2, 592) and layers.aligned(kernel, 0).shape == (592, 5)
+    assert layers.aligned(kernel, 1).shape == (588, 8)
+    assert layers.aligned(jnp.ones((2, 768)), 1).shape == (2, 768)
+    product = jax.jit(functools.partial(layers.affine, dtype=jnp.bfloat16, out_dtype=jnp.float32))
+    padded = product(x, kernel, jnp.zeros(5))
+    np.testing.assert_array_equal(padded, np.full((2, 5), 588.0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm_and_its_gradient_are_those_of_the_formula(dtype):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = (3 * jax.random.normal(keys[0], (5, 32)) + 1).astype(dtype)
+    scale, bias = jax.random.normal(keys[1], (32,)), jax.random.normal(keys[2], (32,))
+    dy = jax.random.normal(keys[3], (5, 32)).astype(dtype)
+
+    def formula(x, scale, bias):
+        x = x.astype(jnp.float32)
+        y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-3)
+        return (y * scale + bias).astype(dtype)
+
+    found, pull = jax.vjp(lambda *a: layers.normalised(*a, 1e-3, dtype), x, scale, bias)
+    wanted, pull_formula = jax.vjp(formula, x, scale, bias)
+    tolerance = 1e-5 if dtype == jnp.float32 else 2**-7
+    for a, b in zip((found, *pull(dy)), (wanted, *pull_formula(dy)), strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+def lowered_step(config, batch=4):
+    """The training step of a model as it is handed to the compiler of an accelerator."""
+    init, apply = models.as_functions(config)
+    optimizer = optim.adam(weight_decay=0.1)
+    step = steps.make_train_step(
+        apply, optimizer, loss=losses.softmax_cross_entropy, num_classes=config.num_classes,
+        schedule=lambda step: jnp.float32(1e-3), seed=0,
+    )  # fmt: skip
+    shapes = jax.eval_shape(
+        lambda key: state.create(init(key), optimizer, polyak=False), jax.random.key(0)
+    )
+    images = {
+        "image": jax.ShapeDtypeStruct((batch, *config.image_size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
+    return jax.jit(step).trace(shapes, images).lower().as_text()
+
+
+@pytest.mark.parametrize(
+    "variant, more",
+    [
+        ("debug", {}),
+        ("debug", {"scan": True, "remat": True, "dropout_rate": 0.1}),
+        ("debug", {"classifier": "map", "position_embedding": "relative"}),
+        ("debug", {"representation_size": 64, "patch_size": 2}),
+        ("R50+B/16", {"num_layers": 1, "image_size": 32}),
+        ("Axial-B/16", {"num_layers": 1, "image_size": 32}),
+        ("Axial-R50x1", {"image_size": 32}),
+    ],
+)
+def test_no_product_of_a_step_is_in_float32(variant, more):
+    """A float32 operand would halve the speed of a GPU, and JAX's own gradients have them."""
+    assert not layers.on_one_cpu()
+    config = models.get_config(variant, dtype="bfloat16", **more)
+    found = collections.Counter()
+    for line in lowered_step(config).splitlines():
+        match = re.search(r"stablehlo\.(dot_general|convolution).* : \((.*?)\) ->", line)
+        if match:
+            found[match[1], *re.findall(r"(bf16|f32)>", match[2])] += 1
+    assert found and {kinds[1:] for kinds in found} == {("bf16", "bf16")}, found
+
+
+@pytest.mark.parametrize("size", [32, 24])  # 65 tokens and 37; 64 and 36 without class token
+@pytest.mark.parametrize("classifier", ["token", "gap"])
+def test_fused_attention_equals_the_equation(size, classifier):
+    """cuDNN cannot run here: JAX's own implementation takes its place, lengths and all."""
+    config = models.get_config(
+        "debug", image_size=size, patch_size=4, num_classes=5, classifier=classifier
+    )
+    init, apply = models.as_functions(config)
+    params = init(jax.random.key(0))
+    params["head/kernel"] = jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
+    images = jax.random.uniform(jax.random.key(2), (3, size, size, 3), minval=-1)
+    loss = lambda params: jnp.square(apply(params, images)).mean()  # noqa: E731
+    wanted, wanted_gradients = jax.value_and_grad(loss)(params)
+    attention, calls = jax.nn.dot_product_attention, []
+
+    def in_its_place(*qkv, implementation, **more):
+        calls.append((implementation, qkv[0].shape[1], more["key_value_seq_lengths"]))
+        return attention(*qkv, implementation="xla", **more)
+
+    with (
+        mock.patch.object(vit, "fused_attention", return_value=True),
+        mock.patch.object(jax.nn, "dot_product_attention", in_its_place),
+    ):
+        found, gradients = jax.value_and_grad(loss)(params)
+    assert {name for name, _, _ in calls} == {"cudnn"}
+    assert all(n % 2 == 0 for _, n, _ in calls)  # its gradient refuses others
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    for path, gradient in gradients.items():
+        norm = np.linalg.norm(wanted_gradients[path])
+        assert np.linalg.norm(gradient - wanted_gradients[path]) < 1e-5 * norm, path
+
+
+def test_when_attention_is_fused():
+    config = models.get_config("B/16", dtype="bfloat16")
+    assert not vit.fused_attention(config)  # this is a CPU
+    with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
+        vit.fused_attention(models.replace(config, attention="cudnn"))
+    with mock.patch.object(vit, "compute_capability", return_value=9.0):
+        assert vit.fused_attention(config)
+        assert not vit.fused_attention(models.replace(config, attention="xla"))
+        assert not vit.fused_attention(models.replace(config, dtype="float32"))
+        assert not vit.fused_attention(models.replace(config, position_embedding="relative"))
+        assert not vit.fused_attention(models.replace(config, num_heads=4))  # 192 wide
+        with pytest.raises(UserError, match="float32, not bfloat16"):
+            vit.fused_attention(models.replace(config, attention="cudnn", dtype="float32"))
+    with mock.patch.object(vit, "compute_capability", return_value=7.5):
+        assert not vit.fused_attention(config)
+    with pytest.raises(UserError, match=r"model\.attention='cuda' does not exist"):
+        models.get_config("B/16", attention="cuda")
 
 
 SCRIPT = """

@@ -16,7 +16,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers import Array, Dense, Keys, Model, constant, initializers, zeros
+from vit_jax.models.layers import (
+    Array,
+    Dense,
+    Keys,
+    Model,
+    constant,
+    initializers,
+    product,
+    zeros,
+)
 
 GROUPS = 32
 EXPANSION = 4  # a bottleneck unit's output is four times as wide as its middle
@@ -319,11 +328,11 @@ class RelativeAttention(nnx.Module):
         n, e = q.shape[-2:]
         offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
         r_q, r_k, r_v = self.relative[...].astype(self.dtype)[:, offsets]  # three of (n, n, e)
-        dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        logits = dot("bhmqe,bhmke->bhmqk", q, k)
-        logits += dot("bhmqe,qke->bhmqk", q, r_q) + dot("bhmke,qke->bhmqk", k, r_k)
+        logits = product("bhmqe,bhmke->bhmqk", q, k)
+        logits += product("bhmqe,qke->bhmqk", q, r_q) + product("bhmke,qke->bhmqk", k, r_k)
         weights = jax.nn.softmax(logits / e**0.5, axis=-1).astype(self.dtype)
-        y = dot("bhmqk,bhmke->bhmqe", weights, v) + dot("bhmqk,qke->bhmqe", weights, r_v)
+        y = product("bhmqk,bhmke->bhmqe", weights, v)
+        y += product("bhmqk,qke->bhmqe", weights, r_v)
         return jnp.moveaxis(y, 1, 3).reshape(x.shape).astype(self.dtype)
 
 

@@ -199,6 +199,12 @@ def attend(weights: Array, v: Array) -> Array:
     return product("bhqk,bhke->bhqe", weights.astype(v.dtype), v)
 
 
+def compute_capability() -> float:
+    """That of the NVIDIA GPU which programs are compiled for, e.g. 9.0; 0 on anything else."""
+    found = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
+
+
 def fused_attention(config: ViTConfig) -> bool:
     """Whether attention is cuDNN's kernel, which keeps no (b, h, n, n) array in memory.
 
@@ -209,11 +215,8 @@ def fused_attention(config: ViTConfig) -> bool:
       UserError: `config.attention` is "cudnn" and cannot be.
     """
     width = config.hidden_size // config.num_heads
-    capability = getattr(jax.devices()[0], "compute_capability", "")
     obstacles = {
-        "the device is no NVIDIA GPU of compute capability 8.0 or more": not (
-            re.fullmatch(r"\d+\.\d+", str(capability)) and float(capability) >= 8.0
-        ),
+        "the device is no NVIDIA GPU of compute capability 8.0 or more": compute_capability() < 8.0,
         f"the compute dtype is {config.dtype}, not bfloat16": config.dtype != "bfloat16",
         f"the heads are {width} wide": width > 128 or width % 8 != 0,
         "position embeddings are relative": config.position_embedding == "relative",

@@ -106,7 +106,7 @@ def lowered_step(config, batch=4):
         "image": jax.ShapeDtypeStruct((batch, *config.image_size, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
     }
-    return jax.jit(step).trace(shapes, images).lower().as_text()
+    return jax.jit(step).trace(shapes, images).lower(lowering_platforms=("tpu",)).as_text()
 
 
 @pytest.mark.parametrize(

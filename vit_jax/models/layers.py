@@ -129,6 +129,19 @@ def aligned(x: Array, axis: int) -> Array:
     return jnp.pad(x, padding) if padding[axis][1] else x
 
 
+def summed_in_float32(multiply: Callable[..., Array], a: Array, b: Array) -> Array:
+    """`multiply(a, b, preferred_element_type=float32)`, operands as they are.
+
+    Of CPUs, which stand in for accelerators where there are several, XLA compiles some products of
+    16 bits into what they cannot do; there the operands are cast, which gives the same sums.
+    """
+    multiply = functools.partial(multiply, preferred_element_type=jnp.float32)
+    if a.dtype == jnp.float32:
+        return multiply(a, b)
+    cast = lambda a, b: multiply(a.astype(jnp.float32), b.astype(jnp.float32))  # noqa: E731
+    return jax.lax.platform_dependent(a, b, cpu=cast, default=multiply)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rounded_product(x: Array, kernel: Array, out_dtype) -> Array:
     """x (r, i), of 16 bits, times kernel (i, ...) float32, rounded as x is; sums in float32.
@@ -149,10 +162,7 @@ def _rounded_product_backward(out_dtype, kept, dy):
     dy = dy.astype(x.dtype)
     features = tuple(range(1, dy.ndim))
     dx = jax.lax.dot_general(dy, kernel, ((features, features), ((), ())))
-    d_kernel = jax.lax.dot_general(
-        x, dy, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return dx, d_kernel
+    return dx, summed_in_float32(functools.partial(jnp.tensordot, axes=(0, 0)), x, dy)
 
 
 rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
@@ -164,7 +174,7 @@ def product(subscripts: str, a: Array, b: Array) -> Array:
 
     Its gradients are products in that dtype too (see `rounded_product`).
     """
-    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+    return summed_in_float32(functools.partial(jnp.einsum, subscripts), a, b)
 
 
 def _product_pull(subscripts, operands, dy):

@@ -33,6 +33,9 @@ CORE = [
     "tqdm>=4.67",
 ]
 
+# It has wheels for these; elsewhere images are decoded whole, to the same pixels.
+TURBOJPEG = "turbojpeg>=0.0.2; python_version < '3.14' and platform_machine in 'x86_64 arm64 AMD64'"
+
 EXTRAS = {
     "gpu": ["jax[cuda12]"],  # drivers from 525 on; [gpu13] needs 580
     "gpu13": ["jax[cuda13]"],
@@ -47,6 +50,8 @@ EXTRAS = {
     "hf": ["datasets>=3.0", "huggingface_hub>=0.30"],
     "onnx": ["jax2onnx>=0.10", "onnx>=1.17", "onnxruntime>=1.20"],
     "int8": ["qwix>=0.1.8"],
+    # Crops decode only their region of a JPEG; a system's libjpeg-turbo 3 does as well.
+    "turbojpeg": [TURBOJPEG],
     "wandb": ["wandb>=0.18"],
     # What proves conversions. timm's torchvision must fit torch; see docs/weights.md for CPU only.
     "peers": ["timm>=1.0.20", "torch>=2.8", "transformers>=5.0"],
@@ -57,6 +62,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.14",
         "tensorboard>=2.18",
+        TURBOJPEG,
     ],
 }
 

@@ -155,5 +155,17 @@ def test_the_package_imports_quickly_and_without_other_frameworks():
     assert [name for name in modules if is_heavy(name)] == []
 
 
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["bench", "--help"]])
+def test_help_imports_neither_jax_nor_numpy(words):
+    program = (
+        "import sys\n"
+        "from vit_jax.cli import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "found = {'jax', 'numpy', 'flax', 'grain', 'cv2'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, check=True)
+
+
 def test_tests_have_eight_devices():
     assert jax.default_backend() != "cpu" or jax.device_count() == 8

@@ -287,6 +287,8 @@ def test_numbers_are_short():
     assert summary({"train/learning_rate": 12.0}) == "lr 1.2e1"
     assert summary({"train/loss": math.nan}) == "loss nan"
     assert summary({"train/images_per_second": 4.25}) == "4.2 img/s"
+    assert summary({"train/input_wait_percent": 62.4}) == "waits for input 62%"
+    assert summary({"train/input_wait_percent": 2.4}) == ""
     assert summary({"train/skipped_updates": 0}) == ""
     assert summary({"train/skipped_updates": 2}) == "skipped 2"
     assert summary({"eval/real_accuracy": 0.9}) == "eval real accuracy 90.0%"

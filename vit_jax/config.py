@@ -36,6 +36,7 @@ FREE_ON_RESUME = (
     "keep_checkpoints",
     "max_skipped_steps",
     "watchdog_seconds",
+    "profile_steps",
     "data.data_dir",
     "data.num_threads",
     "data.num_workers",
@@ -124,6 +125,7 @@ def default() -> ConfigDict:
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
 
     c.log_every_steps = 50
+    c.profile_steps = ()  # (first, last): these steps are traced into WORKDIR/profile
     c.eval_every_steps = placeholder(int)
     c.eval_every_epochs = placeholder(float)  # neither: at the end only
     c.evaluators = ConfigDict()  # protocols on other data while training; off without data

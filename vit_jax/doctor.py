@@ -30,7 +30,7 @@ PACKAGES = (
 EXTRAS = {
     "gpu": "jax_cuda12_plugin", "gpu13": "jax_cuda13_plugin", "tpu": "libtpu",
     "prepare": "tensorflow", "hf": "datasets", "onnx": "jax2onnx", "int8": "qwix",
-    "wandb": "wandb",
+    "turbojpeg": "turbojpeg", "wandb": "wandb",
 }  # fmt: skip
 #: Files of accelerators; whoever has one open holds the device.
 DEVICE_FILES = ("/dev/nvidia", "/dev/accel", "/dev/vfio/")
@@ -44,6 +44,7 @@ def installation() -> Iterator[Finding]:
     yield Finding("packages", ", ".join(versions))
     extras = [name for name, module in EXTRAS.items() if importlib.util.find_spec(module)]
     yield Finding("extras", ", ".join(extras) or "none")
+    yield Finding("jpeg", jpeg_text())
     for accelerator, module, extra in (
         ("/dev/nvidia0", ("jax_cuda12_plugin", "jax_cuda13_plugin"), "gpu"),
         ("/dev/accel0", ("libtpu",), "tpu"),
@@ -51,6 +52,15 @@ def installation() -> Iterator[Finding]:
         if os.path.exists(accelerator) and not any(map(importlib.util.find_spec, module)):
             text = f"{accelerator} exists, but JAX cannot use it: pip install 'vit_jax[{extra}]'"
             yield Finding("accelerator", text, False)
+
+
+def jpeg_text() -> str:
+    """Whether crops decode only their region; the pixels are the same."""
+    from vit_jax.data import turbojpeg
+
+    if turbojpeg.library() is None:
+        return "decoded whole; only what a crop needs with pip install 'vit_jax[turbojpeg]'"
+    return "crops decode only their region (TurboJPEG 3)"
 
 
 def devices() -> Iterator[Finding]:

@@ -208,6 +208,8 @@ def summary(metrics: Mapping[str, float]) -> str:
             parts.append(f"lr {mantissa}e{int(exponent)}" if exponent else f"lr {value}")
         elif key == "train/images_per_second":
             parts.append(f"{value:.{0 if value >= 10 else 1}f} img/s")
+        elif key == "train/input_wait_percent" and value >= 10:
+            parts.append(f"waits for input {value:.0f}%")
         elif key == "train/skipped_updates" and value > 0:
             parts.append(f"skipped {value:.0f}")
         elif stage == "eval" and name.endswith("accuracy"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import json
 import os
@@ -17,7 +18,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax import config as configuration
-from vit_jax import data, host_memory, losses, models, optim, preflight, report, sharding, steps
+from vit_jax import (
+    data,
+    host_memory,
+    losses,
+    models,
+    optim,
+    preflight,
+    profiling,
+    report,
+    sharding,
+    steps,
+)
 from vit_jax import state as train_state
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import ConfigDict
@@ -166,6 +178,7 @@ def prepare(
     total_steps = in_steps(config, "total")
     if not total_steps or total_steps < 1:
         raise UserError("config.total_steps or config.total_epochs must be set and positive.")
+    profiling.check_steps(config.profile_steps, total_steps)
     warmup_steps = in_steps(config.schedule, "warmup", total_steps=total_steps) or 0
     schedule = optim.learning_rate_schedule(
         config.schedule.decay,
@@ -363,6 +376,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
     meta = run_meta(setup)
     is_main = jax.process_index() == 0
     evaluators = periodic.evaluators(setup)
+    profile = profiling.Profile(workdir / "profile", config.profile_steps)
     batches = None
     try:
         state = restore_or_initialise(setup, checkpoints)
@@ -374,20 +388,23 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
             StopRequest() as stop,
             Watchdog(config.watchdog_seconds) as watchdog,
         ):
-            batches = training_batches(setup, start)
             clock = Clock(config.batch_size, start)
+            batches = training_batches(setup, start, clock)
             metrics: dict[str, jax.Array] = {}
             record: dict[str, float] = {}
             pace = Pace()
             for step in range(start + 1, total + 1):
-                state, metrics = train_step(state, next(batches))
-                watchdog.beat(f"step {step}")
-                pace.keep(metrics["train/loss"])
+                with profile.begin(step):
+                    state, metrics = train_step(state, next(batches))
+                    watchdog.beat(f"step {step}")
+                    pace.keep(metrics["train/loss"])
+                if traced := profile.end(step, metrics):
+                    say(f"profile of {traced}: {profile.directory}")
                 last = step == total
                 record = {}
                 if last or step == start + 1 or step % config.log_every_steps == 0:
                     record |= {key: float(value) for key, value in metrics.items()}
-                    record["train/images_per_second"] = clock.rate(step)
+                    record |= clock.read(step)
                     abort_if_stuck(record, config.max_skipped_steps)
                 due = [run for every, run in evaluators if last or (every and step % every == 0)]
                 for run in due:
@@ -414,6 +431,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
                 write_evaluation(workdir, record, total, setup)
             log.write(total, record, final=True)
     finally:
+        profile.close()
         if batches is not None:
             batches.close()
         checkpoints.close()
@@ -444,25 +462,41 @@ class Pace:
 
 
 class Clock:
-    """Images per second between two looks, without evaluation."""
+    """Images per second between two looks, and the share of that time without input.
+
+    Evaluation does not count.
+    """
 
     def __init__(self, batch_size: int, step: int):
         self.batch_size = batch_size
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        self.step, self.time = step, time.perf_counter()
+        self.step, self.time, self.waited = step, time.perf_counter(), 0.0
 
-    def rate(self, step: int) -> float:
-        now = time.perf_counter()
-        images = (step - self.step) * self.batch_size
-        seconds = now - self.time
-        self.step, self.time = step, now
-        return images / seconds if images else 0.0
+    @contextlib.contextmanager
+    def waiting(self) -> Generator[None, None, None]:
+        """The loop waits for a batch inside of this."""
+        begin = time.perf_counter()
+        with profiling.phase(profiling.WAIT_FOR_INPUT):
+            yield
+        self.waited += time.perf_counter() - begin
+
+    def read(self, step: int) -> dict[str, float]:
+        """`train/images_per_second` and `train/input_wait_percent` since the last look."""
+        seconds = time.perf_counter() - self.time
+        images, waited = (step - self.step) * self.batch_size, self.waited
+        self.restart(step)
+        return {
+            "train/images_per_second": images / seconds,
+            "train/input_wait_percent": 100 * waited / seconds,
+        }
 
 
-def training_batches(setup: Setup, start_step: int) -> Generator[dict[str, jax.Array], None, None]:
-    """Batches on the devices, two ahead of the step that uses them."""
+def training_batches(
+    setup: Setup, start_step: int, clock: Clock
+) -> Generator[dict[str, jax.Array], None, None]:
+    """Batches on the devices, two ahead of the step that uses them; `clock` sees who waits."""
     config = setup.config
     batches = data.train_batches(
         setup.train_source,
@@ -477,8 +511,11 @@ def training_batches(setup: Setup, start_step: int) -> Generator[dict[str, jax.A
     )
     ahead: collections.deque = collections.deque()
     try:
-        for batch in batches:
-            ahead.append(sharding.to_devices(batch, setup.mesh))
+        while True:
+            with clock.waiting():
+                batch = next(batches)
+            with profiling.phase(profiling.TO_DEVICES):
+                ahead.append(sharding.to_devices(batch, setup.mesh))
             if len(ahead) > 2:
                 yield ahead.popleft()
     finally:

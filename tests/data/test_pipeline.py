@@ -1,12 +1,16 @@
 """Batches: a function of (seed, step) alone, whatever the hosts, threads and workers."""
 
 import io
+import threading
+import time
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 
 from vit_jax import data
+from vit_jax.data import pipeline
 from vit_jax.data.sources import ArraySource
 from vit_jax.errors import UserError
 
@@ -93,6 +97,49 @@ def test_ten_million_steps_are_skipped_without_reading_them():
     source = Counting(base.images, base.labels)
     train(source, 1, start_step=10_000_000, num_threads=1)
     assert Counting.reads < 100
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_more_is_read_ahead_than_is_promised(threads):
+    class Counting(ArraySource):
+        reads, lock = 0, threading.Lock()
+
+        def __getitem__(self, index):
+            with Counting.lock:
+                Counting.reads += 1
+            return super().__getitem__(index)
+
+    base = numbered(20)
+    batches = data.train_batches(
+        Counting(base.images, base.labels), CROP, batch_size=8, seed=0, num_threads=threads
+    )
+    try:
+        for taken in range(1, 6):
+            next(batches)
+            before = -1
+            while Counting.reads != before:  # until it waits for the consumer
+                before = Counting.reads
+                time.sleep(0.2)
+            assert Counting.reads <= (taken + pipeline.batches_ahead(threads)) * 8
+        assert Counting.reads > (5 + threads) * 8  # it does read ahead
+    finally:
+        batches.close()
+
+
+def test_memory_does_not_grow():
+    large = data.make_transform(name="resize_flip", size=(128, 128), train=True)
+    batches = data.train_batches(numbered(20), large, batch_size=32, seed=0, num_threads=2)
+    size = 32 * 128 * 128 * 3
+    try:
+        for _ in range(100):
+            next(batches)
+        before = psutil.Process().memory_info().rss
+        for _ in range(200):
+            next(batches)
+        grown = psutil.Process().memory_info().rss - before
+    finally:
+        batches.close()
+    assert grown < 20 * size  # one byte in ten that went through
 
 
 @pytest.mark.parametrize("hosts", [2, 4])

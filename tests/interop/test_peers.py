@@ -297,8 +297,30 @@ def test_onnx(tmp_path, variant, settings):
     assert proof.runtime.startswith("onnxruntime") and proof.difference < 2e-5 * proof.scale
     run, _ = export.open_onnx(tmp_path / "m.onnx")
     assert run(np.zeros((5, 64, 64, 3), np.float32)).shape == (5, 7)  # the batch is open
-    entries = {e.key: e.value for e in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
+    graph = onnx.load(str(tmp_path / "m.onnx"))
+    entries = {e.key: e.value for e in graph.metadata_props}
     assert json.loads(entries["labels"]) == list(LABELS)
+    if variant == "B/16":  # in operations that the runtime has fast code for
+        operations = {node.op_type for node in graph.graph.node}
+        assert {"LayerNormalization", "Gelu", "Softmax"} <= operations
+        assert not {"Einsum", "Tanh", "ReduceSumSquare"} & operations
+
+
+def test_bench_of_exported_models(tmp_path, capsys):
+    """They are contenders of inference, with equal logits, and of nothing else."""
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "bench.json"
+    arguments = [
+        "bench", "--variant=debug", "--image_size=32", "--batch=2", "--rounds=1",
+        "--seconds=0.01", "--peers=stablehlo,onnx", f"--json={file}",
+    ]  # fmt: skip
+    assert main([*arguments, "--dtypes=float32", "--tasks=inference,latency"]) == 0
+    rows = json.loads(file.read_text())
+    assert [row["contender"] for row in rows] == ["vit_jax", "stablehlo", "onnx"] * 2
+    assert all(row["images_per_second"] > 0 for row in rows)
+    for wrong in (["--dtypes=bfloat16", "--tasks=inference"], ["--tasks=train"]):
+        assert main([*arguments, *wrong]) == 1
+        assert "is a model for inference in float32" in capsys.readouterr().err
 
 
 def test_savedmodel(tmp_path):

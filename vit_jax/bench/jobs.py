@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +25,11 @@ from vit_jax.studies import flops
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
 
 
-BUFFERED = 20  # more batches than a pipeline holds ahead
+#: Threads of an input pipeline, and steps until what it had prepared ahead is used up.
+CORES = os.cpu_count() or 1
+BUFFERED = 2 * CORES + 16
+#: Records that a pipeline believes to have: shuffling 64 would cost more than decoding them.
+NUM_RECORDS = 1_281_167
 
 
 class Spec(NamedTuple):
@@ -38,6 +43,7 @@ class Spec(NamedTuple):
     weights: str = ""
     num_classes: int = 1000
     options: tuple[tuple[str, str], ...] = ()  # settings of the model, as text
+    data: str = ""  # where the input's JPEG files come from; "" makes some
 
 
 class Job(NamedTuple):
@@ -208,8 +214,24 @@ def jpegs(count: int = 64, height: int = 375, width: int = 500) -> list[bytes]:
     return files
 
 
+def encoded_files(spec: Spec, most: int = 512) -> list[bytes]:
+    """The JPEG files of the input task, in memory: of `spec.data`, or made ones.
+
+    Raises:
+      UserError: `spec.data` has no JPEG files.
+    """
+    if not spec.data:
+        return jpegs()
+    source = sources.open_source(spec.data)
+    records = (source[index]["image"] for index in range(min(len(source), 4 * most)))
+    files = [data for data in records if isinstance(data, bytes) and data[:2] == b"\xff\xd8"]
+    if not files:
+        raise UserError(f"--data={spec.data} has no JPEG files to measure the input with.")
+    return files[:most]
+
+
 class JpegSource:
-    """JPEG files in memory, as the pipeline reads them."""
+    """JPEG files in memory as a data set of the size of ImageNet, as the pipeline reads it."""
 
     def __init__(self, files: list[bytes]):
         self.files, self.spec, self.num_classes = files, "jpegs", 10
@@ -217,25 +239,24 @@ class JpegSource:
         self.fingerprint = sources.digest(*files)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return NUM_RECORDS
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.files[int(index)], "label": int(index) % 10, "name": str(index)}
+        file = self.files[int(index) % len(self.files)]
+        return {"image": file, "label": int(index) % 10, "name": str(index)}
 
     def __repr__(self) -> str:
         return f"jpegs ({len(self.files)})"
 
 
 def input_pipeline(spec: Spec) -> Job:
-    """Training batches from JPEG files (500x375): decoded, cropped, resized, mirrored."""
-    import os
-
+    """Training batches from JPEG files: decoded, cropped, resized, mirrored."""
     transform = data.make_transform(
         name="inception_crop", size=(spec.image_size, spec.image_size), train=True
     )
     batches = data.train_batches(
-        JpegSource(jpegs()), transform, batch_size=spec.batch, seed=0,
-        num_threads=os.cpu_count() or 1,
+        JpegSource(encoded_files(spec)), transform, batch_size=spec.batch, seed=0,
+        num_threads=CORES,
     )  # fmt: skip
     return Job(lambda: next(batches), spec.batch, unmeasured=BUFFERED)
 
@@ -243,10 +264,9 @@ def input_pipeline(spec: Spec) -> Job:
 def decode_only(spec: Spec) -> Job:
     """The floor of the input pipeline: decode, and resize the whole image, on as many threads."""
     import concurrent.futures
-    import os
 
-    files = jpegs()
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+    files = encoded_files(spec)
+    pool = concurrent.futures.ThreadPoolExecutor(CORES)
     size = (spec.image_size, spec.image_size)
     resize = data.make_transform(name="resize", size=size, train=False)
     position = [0]

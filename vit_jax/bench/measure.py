@@ -46,6 +46,7 @@ class Contender:
             env=environment,
         )
         self.seconds: list[list[float]] = []
+        self.cpu_seconds: list[float] = []
         self.ready: dict[str, Any] = {}
 
     def answer(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class Options(NamedTuple):
     seconds: float = 2.0
     num_classes: int = 1000
     model: tuple[tuple[str, str], ...] = ()
+    data: str = ""
 
 
 def bench(options: Options, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -99,6 +101,15 @@ def bench(options: Options, say: Callable[[str], None] = print) -> list[dict[str
             )
     for name in options.peers:
         peers.find(name)
+        if name in peers.SERVING and not any(
+            name in contenders_of(options, task, dtype)
+            for task in options.tasks
+            for dtype in options.dtypes
+        ):
+            raise UserError(
+                f"--peers={name} is a model for inference in float32; add --dtypes=float32 and "
+                "--tasks=inference or latency."
+            )
     rows = []
     with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
         weights = write_weights(options, Path(scratch))
@@ -121,19 +132,20 @@ def write_weights(options: Options, scratch: Path) -> dict[str, str]:
         "import sys, json, jax, numpy as np\n"
         "from vit_jax import models\n"
         "from vit_jax.bench import peers\n"
-        "from vit_jax.interop import convert, native\n"
+        "from vit_jax.interop import convert, export, native\n"
         "out, variant, size, classes, formats = json.loads(sys.argv[1])\n"
         "config = models.get_config(variant, image_size=size, num_classes=classes)\n"
         "params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))\n"
         "kernel = np.random.default_rng(0).normal(0, 0.02, params['head/kernel'].shape)\n"
         "params['head/kernel'] = kernel.astype(np.float32)\n"
         "native.save(f'{out}/native', config, params)\n"
-        "if formats:\n"
+        "if {'timm', 'huggingface'} & {form for form, _ in formats}:\n"
         "    peers.declare_torchvision()\n"
-        "for form in formats:\n"
-        "    convert.convert(f'{out}/native', f'{out}/{form}', form)\n"
+        "for form, name in formats:\n"
+        "    make = export.export if form in export.FORMATS else convert.convert\n"
+        "    make(f'{out}/native', f'{out}/{name}', form)\n"
     )
-    formats = sorted(set(wanted.values()) - {"native"})
+    formats = [(form, file_name(form)) for form in sorted(set(wanted.values()) - {"native"})]
     arguments = [str(scratch), options.variant, options.image_size, options.num_classes, formats]
     done = subprocess.run(
         [sys.executable, "-c", script, json.dumps(arguments)],
@@ -147,7 +159,11 @@ def write_weights(options: Options, scratch: Path) -> dict[str, str]:
             lines[-1].removeprefix("vit_jax.errors.UserError: ") if lines else "no reason given"
         )
         raise UserError(f"The weights of the comparison could not be written: {reason}")
-    return {name: str(scratch / form) for name, form in wanted.items()}
+    return {name: str(scratch / file_name(form)) for name, form in wanted.items()}
+
+
+def file_name(form: str) -> str:
+    return "model.onnx" if form == "onnx" else form
 
 
 def ask_machine(options: Options, dtype: str) -> dict[str, Any]:
@@ -171,12 +187,16 @@ def spec_of(options: Options, task: str, dtype: str, weights: dict[str, str], na
         weights=weights.get(name, "") if task in WITH_MODELS else "",
         num_classes=options.num_classes,
         options=options.model if name == "vit_jax" else (),
+        data=options.data,
     )
 
 
-def contenders_of(options: Options, task: str) -> list[str]:
+def contenders_of(options: Options, task: str, dtype: str) -> list[str]:
     if task in WITH_MODELS:
-        return ["vit_jax", *(name for name in options.peers if name != "tf.data")]
+        names = [name for name in options.peers if name != "tf.data"]
+        if task == "train" or dtype != "float32":  # an exported model is neither
+            names = [name for name in names if name not in peers.SERVING]
+        return ["vit_jax", *names]
     if task == "input":
         return ["vit_jax", "decode", *(name for name in options.peers if name == "tf.data")]
     return ["vit_jax"]
@@ -194,7 +214,7 @@ def run_task(
     """One task in one dtype: all contenders in turn."""
     running: list[Contender] = []
     try:
-        for name in contenders_of(options, task):
+        for name in contenders_of(options, task, dtype):
             worker = Contender(name, spec_of(options, task, dtype, weights, name))
             try:
                 worker.ready = worker.answer()
@@ -210,7 +230,9 @@ def run_task(
             worker.ready |= worker.ask(warm=True)
         for _ in range(options.rounds):
             for worker in running:
-                worker.seconds.append(worker.ask(round=options.seconds)["seconds"])
+                found = worker.ask(round=options.seconds)
+                worker.seconds.append(found["seconds"])
+                worker.cpu_seconds.append(found["cpu_seconds"])
         return [row(worker, machine) for worker in running]
     finally:
         for worker in running:
@@ -259,6 +281,7 @@ def row(worker: Contender, machine: dict[str, Any]) -> dict[str, Any]:
         "milliseconds": 1e3 * seconds,
         "milliseconds_p50": 1e3 * every[len(every) // 2],
         "milliseconds_p99": 1e3 * every[min(len(every) - 1, int(0.99 * len(every)))],
+        "cpu_milliseconds": 1e3 * statistics.median(worker.cpu_seconds),
         "start_seconds": worker.ready["build"] + worker.ready["first"],
         "rounds": [1e3 * median for median in medians],
         "device": machine["device"],
@@ -305,13 +328,22 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         said = f"{speed:9.1f} images/s" if speed else " " * 18
         share = f"  {found['milliseconds'] / first['milliseconds']:5.2f} of our time"
         mfu = f"  MFU {100 * found['mfu']:3.0f}%" if found["mfu"] else ""
-        latency = f"  p99 {found['milliseconds_p99']:.2f} ms" if found["task"] == "latency" else ""
         lines.append(
             f"  {found['contender']:<14}{said}  {found['milliseconds']:9.2f} ms{share}{mfu}"
-            f"  peak {found['peak_memory_bytes'] / 2**30:.2f} GiB"
-            f"  compile {found['compile_seconds']:.1f} s{latency}"
+            f"  peak {found['peak_memory_bytes'] / 2**30:.2f} GiB{details(found)}"
         )
     return "\n".join(lines)
+
+
+def details(found: dict[str, Any]) -> str:
+    """What matters of one task and not of the others."""
+    if found["task"] == "input":
+        per_image = found["cpu_milliseconds"] / found["batch"]
+        return f"  CPU {per_image:.3f} ms an image, {1e3 / per_image:.0f} images/s a core"
+    text = f"  compile {found['compile_seconds']:.1f} s, start {found['start_seconds']:.1f} s"
+    if found["task"] == "latency":
+        text += f"  p50 {found['milliseconds_p50']:.2f}, p99 {found['milliseconds_p99']:.2f} ms"
+    return text
 
 
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:

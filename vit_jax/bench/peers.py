@@ -1,4 +1,4 @@
-"""Other implementations of the same work: timm, transformers, tf.data, or a function of yours.
+"""Others that do the same work: timm, transformers, tf.data, exported models, a function of yours.
 
 Each is a function (Spec) -> Job, as jobs.build is for this package.
 """
@@ -6,9 +6,11 @@ Each is a function (Spec) -> Job, as jobs.build is for this package.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,12 @@ import numpy as np
 from vit_jax.bench.jobs import (
     BUFFERED,
     CLIP,
+    CORES,
     LEARNING_RATE,
     WEIGHT_DECAY,
     Job,
     Spec,
-    jpegs,
+    encoded_files,
     random_images,
 )
 from vit_jax.errors import UserError
@@ -128,40 +131,62 @@ def declare_torchvision() -> None:
 
 
 def tf_data(spec: Spec) -> Job:
-    """TensorFlow's input pipeline on the same files: sampled box, decode and crop, resize, flip."""
+    """TensorFlow's input pipeline on the same files and boxes: decode and crop, resize, flip."""
     import tensorflow as tf
 
     size = (spec.image_size, spec.image_size)
 
+    def box(height, width):
+        """inception_box: the first of 20 that fits, where about two in three do."""
+        pixels = tf.random.uniform([20], 0.05, 1.0) * tf.cast(height * width, tf.float32)
+        ratio = tf.random.uniform([20], 3 / 4, 4 / 3)
+        heights = tf.cast(tf.round(tf.sqrt(pixels / ratio)), tf.int32)
+        widths = tf.cast(tf.round(tf.sqrt(pixels * ratio)), tf.int32)
+        fits = (heights <= height) & (widths <= width)
+        chosen = tf.argmax(tf.cast(fits, tf.int32))
+        h, w = tf.minimum(heights[chosen], height), tf.minimum(widths[chosen], width)
+        top = tf.random.uniform([], 0, height - h + 1, tf.int32)
+        left = tf.random.uniform([], 0, width - w + 1, tf.int32)
+        return tf.stack([top, left, h, w])
+
     def prepare(file):
-        shape = tf.io.extract_jpeg_shape(file)
-        begin, extent, _ = tf.image.sample_distorted_bounding_box(
-            shape,
-            tf.zeros([0, 0, 4], tf.float32),
-            area_range=(0.05, 1.0),
-            min_object_covered=0,
-            use_image_if_no_bounding_boxes=True,
-        )
-        top, left, _ = tf.unstack(begin)
-        height, width, _ = tf.unstack(extent)
-        image = tf.io.decode_and_crop_jpeg(file, tf.stack([top, left, height, width]), channels=3)
+        height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(file))
+        image = tf.io.decode_and_crop_jpeg(file, box(height, width), channels=3)
         image = tf.image.random_flip_left_right(tf.image.resize(image, size))
         return tf.cast(image, tf.uint8)
 
     batches = iter(
-        tf.data.Dataset.from_tensor_slices(jpegs())
+        tf.data.Dataset.from_tensor_slices(encoded_files(spec))
         .repeat()
         .shuffle(256)
         .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(spec.batch)
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(2 * CORES)  # as many as ours: more would be prepared in the turns of others
         .as_numpy_iterator()
     )
     return Job(lambda: next(batches), spec.batch, unmeasured=BUFFERED)
 
 
+def exported(spec: Spec, form: str) -> Job:
+    """The model as `vit-jax export` writes it, on float images of the host."""
+    from vit_jax.interop import export
+
+    run, _ = export.FORMATS[form][1](Path(spec.weights))
+    images = random_images(spec).astype(np.float32) / 127.5 - 1.0
+    return Job(lambda: run(images), spec.batch, 0.0, run)
+
+
+#: Formats of `vit-jax export`: contenders of inference in float32.
+SERVING = {
+    "stablehlo": functools.partial(exported, form="stablehlo"),
+    "onnx": functools.partial(exported, form="onnx"),
+    "savedmodel": functools.partial(exported, form="savedmodel"),
+}
 MODELS = {"timm": timm, "timm-compile": timm_compiled, "transformers": transformers}
-FORMATS = {"timm": "timm", "timm-compile": "timm", "transformers": "huggingface"}
+FORMATS = {
+    "timm": "timm", "timm-compile": "timm", "transformers": "huggingface",
+    "stablehlo": "stablehlo", "onnx": "onnx", "savedmodel": "savedmodel",
+}  # fmt: skip
 MODULES = {
     "timm": "timm", "timm-compile": "timm", "transformers": "transformers", "tf.data": "tensorflow",
 }  # fmt: skip
@@ -183,8 +208,8 @@ def find(name: str) -> Callable[[Spec], Job]:
     """
     if name == "tf.data":
         return tf_data
-    if name in MODELS:
-        return MODELS[name]
+    if name in MODELS or name in SERVING:
+        return (MODELS | SERVING)[name]
     module, colon, function = name.partition(":")
     if colon:
         try:
@@ -192,6 +217,6 @@ def find(name: str) -> Callable[[Spec], Job]:
         except (ImportError, AttributeError) as error:
             raise UserError(f"--peers={name}: {error}.") from error
     raise UserError(
-        f"There is no peer {name!r}; there are {', '.join((*MODELS, 'tf.data'))} and "
+        f"There is no peer {name!r}; there are {', '.join((*MODELS, *SERVING, 'tf.data'))} and "
         "MODULE:FUNCTION."
     )

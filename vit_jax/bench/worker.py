@@ -41,8 +41,9 @@ def serve(contender: str, spec_of: dict[str, Any], say) -> None:
     from vit_jax import host_memory
     from vit_jax.bench import jobs, peers
 
-    if contender == "vit_jax":
-        host_memory.keep_freed_pages()  # as its commands do
+    pause = lambda seconds: None  # noqa: E731
+    if contender == "vit_jax" and host_memory.keep_freed_pages():  # as its commands do
+        pause = host_memory.let_go
     spec = jobs.Spec(**{**spec_of, "options": tuple(map(tuple, spec_of["options"]))})
     if contender == "machine":
         say(jobs.machine(spec))
@@ -63,8 +64,7 @@ def serve(contender: str, spec_of: dict[str, Any], say) -> None:
             job.step()
             say({"first": first})
         elif "round" in order:
-            pause = host_memory.let_go if contender == "vit_jax" else lambda seconds: None
-            say({"seconds": run_round(job, order["round"], pause)})
+            say(run_round(job, order["round"], pause))
         elif "logits" in order:
             assert job.logits is not None
             np.save(order["out"], job.logits(np.load(order["logits"])))
@@ -74,21 +74,22 @@ def serve(contender: str, spec_of: dict[str, Any], say) -> None:
     say({"peak": peak_memory()})
 
 
-def run_round(job, seconds: float, pause) -> list[float]:
-    """The duration of every step of a round; a step that returns a number says it itself.
+def run_round(job, seconds: float, pause) -> dict[str, Any]:
+    """The duration of every step of a round, and the CPU seconds of all threads per step.
 
-    `pause(seconds)` is what a training loop does after a step; it counts.
+    A step that returns a number says its duration itself. `pause(seconds)` is what a training loop
+    does after a step; it counts.
     """
     found: list[float] = []
     for _ in range(job.unmeasured):
         job.step()
-    end = time.perf_counter() + seconds
+    busy, end = time.process_time(), time.perf_counter() + seconds
     while not found or time.perf_counter() < end:
         begin = time.perf_counter()
         said = job.step()
         pause(time.perf_counter() - begin)
         found.append(said if isinstance(said, float) else time.perf_counter() - begin)
-    return found
+    return {"seconds": found, "cpu_seconds": (time.process_time() - busy) / len(found)}
 
 
 def peak_memory() -> int:

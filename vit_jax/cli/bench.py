@@ -4,12 +4,13 @@ example:
   vit-jax bench --variant=B/16 --batch=8
   vit-jax bench --variant=L/16 --batch=256 --dtypes=bfloat16 --tasks=train,inference \\
       --peers=timm,timm-compile --json=bench.json --plot=bench.png
-  vit-jax bench --tasks=input --batch=64
+  vit-jax bench --tasks=input --batch=64 --data=folder:/data/photos[train]
 
 Tasks: train, inference, latency (batch 1), attention (alone), input (JPEG files to batches),
-checkpoint (how long a save holds up the training). Peers are timm, timm-compile, transformers,
-tf.data and MODULE:FUNCTION, a function that takes a Spec and returns a Job as those of
-vit_jax.bench.jobs; by default those that are installed. Contenders have the same weights, must give
+checkpoint (how long a save holds up the training). Peers are timm, timm-compile, transformers and
+tf.data, by default those that are installed; stablehlo, onnx and savedmodel, the exported model
+(inference in float32); and MODULE:FUNCTION, a function that takes a Spec and returns a Job as those
+of vit_jax.bench.jobs. Contenders have the same weights, must give
 the same logits, and take turns; medians count. MFU is a share of the FLOP/s of a large product that
 is measured first.
 """
@@ -43,6 +44,9 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_multi_string(
         "model", [], "KEY=VALUE, a field of the model, e.g. scan=True.", flag_values=flags
     )
+    absl_flags.DEFINE_string(
+        "data", None, "Data spec of JPEG files for the task input.", flag_values=flags
+    )
     absl_flags.DEFINE_string("json", None, "File for the rows.", flag_values=flags)
     absl_flags.DEFINE_string("plot", None, "PNG file for the bars.", flag_values=flags)
 
@@ -56,6 +60,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     model = [tuple(item.split("=", 1)) for item in flags.model]
     if any(len(pair) != 2 for pair in model):
         raise UsageError("--model takes KEY=VALUE.")
+    for file in filter(None, (flags.json, flags.plot)):
+        if not Path(file).absolute().parent.is_dir():
+            raise UsageError(f"{file}: there is no such directory.")
 
     from vit_jax.bench import measure, peers
 
@@ -70,6 +77,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         seconds=flags.seconds,
         num_classes=flags.num_classes,
         model=tuple(model),
+        data=flags.data or "",
     )
     rows = measure.bench(options)
     if flags.json:

@@ -11,13 +11,12 @@ import ctypes
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
-from vit_jax.data.preprocess import decode
 from vit_jax.errors import UserError
 
 Batch = dict[str, Any]
@@ -28,11 +27,11 @@ TIMEOUT = 300.0
 class _Example(grain.transforms.RandomMap):
     """Decodes, augments and checks one training record."""
 
-    def __init__(self, transform: Callable, num_classes: int):
+    def __init__(self, transform: Any, num_classes: int):
         self.transform, self.num_classes = transform, num_classes
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        image = self.transform(decode(record["image"], record["name"]), rng)
+        image = self.transform.read(record["image"], record["name"], rng)
         return {"image": image, "label": check_label(record, self.num_classes)}
 
 
@@ -63,9 +62,19 @@ class _HostBlock(grain.MapDataset):
         return self._parent[batch * self.batch_size + self.host * self.rows + row]
 
 
+def batches_ahead(num_threads: int) -> int:
+    """The most batches that a pipeline holds before they are asked for: what bounds its memory."""
+    return _buffer(num_threads) + 2  # and one in the queue, one in the feeder's hand
+
+
+def _buffer(num_threads: int) -> int:
+    """Batches that Grain's threads work on or have finished."""
+    return max(2, 2 * num_threads)
+
+
 def train_batches(
     source: Any,
-    transform: Callable,
+    transform: Any,
     *,
     batch_size: int,
     seed: int,
@@ -78,8 +87,10 @@ def train_batches(
     """Endless training batches of this host: "image" (b, h, w, 3) uint8, "label" (b,) int32.
 
     Args:
+      transform: from `make_transform`.
       batch_size: global; b is its share of this host.
       start_step: the first batch is that of this step, at no cost.
+      num_threads: each works on a batch; up to `batches_ahead` of them are held in memory.
       num_workers: processes besides this one; threads are enough below about eight cores.
 
     Raises:
@@ -94,7 +105,7 @@ def train_batches(
     dataset = _HostBlock(dataset, batch_size, process_index, process_count)
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)[start_step:]
     stream = dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, 2 * num_threads))
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=_buffer(num_threads))
     )
     if num_workers:
         _mark_flags_as_parsed()
@@ -209,7 +220,7 @@ class _Padded:
             return _row(image, 0, False, index)
         record = self.source[index]
         label = check_label(record, self.source.num_classes)
-        image = self.transform(decode(record["image"], record["name"]))
+        image = self.transform.read(record["image"], record["name"])
         return _row(image, label, True, index)
 
     def __repr__(self) -> str:
@@ -232,7 +243,7 @@ def num_eval_steps(num_examples: int, batch_size: int) -> int:
 
 def eval_batches(
     source: Any,
-    transform: Callable,
+    transform: Any,
     *,
     batch_size: int,
     process_index: int = 0,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data import turbojpeg
 from vit_jax.errors import UserError, nearest
 
 Image = np.ndarray
@@ -71,6 +72,44 @@ def _decode_jpeg(data: bytes) -> Image | None:
         return None
 
 
+class Encoded:
+    """A JPEG that is decoded when a box of it is cut out: `image[a:b, c:d]`, that box alone."""
+
+    def __init__(self, data: bytes, name: str, shape: tuple[int, int, int], subsampling: str):
+        self.data, self.name, self.shape, self.subsampling = data, name, shape, subsampling
+
+    def __getitem__(self, box: tuple[slice, slice]) -> Image:
+        (top, bottom, _), (left, right, _) = (
+            part.indices(size) for part, size in zip(box, self.shape[:2], strict=True)
+        )
+        try:
+            return turbojpeg.decode_box(
+                self.data, self.subsampling, self.shape[1], (top, left, bottom - top, right - left)
+            )
+        except ValueError:  # damaged: PIL may know better, or says what is wrong
+            return decode(self.data, self.name)[box]
+
+
+def open_image(data: bytes | Image, name: str) -> Image | Encoded:
+    """As `decode`, for a transform that begins with a crop: where only a box can be decoded, later.
+
+    The pixels are the same either way. A file that is cut short is read whole, so that it is named.
+    """
+    if not isinstance(data, bytes) or turbojpeg.library() is None:
+        return decode(data, name)
+    if (data[:2], data[-2:]) == (b"\xff\xd8", b"\xff\xd9"):
+        import simplejpeg
+
+        try:
+            height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return decode(data, name)
+        plain = colorspace in ("YCbCr", "Gray") and height * width <= MAX_PIXELS
+        if plain and subsampling in turbojpeg.BLOCK_WIDTH:
+            return Encoded(data, name, (height, width, 3), subsampling)
+    return decode(data, name)
+
+
 def _decode_any(data: bytes, name: str) -> Image:
     import PIL.Image
 
@@ -121,7 +160,7 @@ def bilinear(image: Image, size: Size) -> Image:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
-def _crop(image: Image, top: int, left: int, size: Size) -> Image:
+def _crop(image: Image | Encoded, top: int, left: int, size: Size) -> Image:
     return image[top : top + size[0], left : left + size[1]]
 
 
@@ -161,7 +200,7 @@ def inception_box(
 
 
 def inception_crop(
-    image: Image,
+    image: Image | Encoded,
     rng: np.random.Generator,
     size: Size,
     *,
@@ -224,6 +263,8 @@ TRAIN: dict[str, Callable[..., Image]] = {
     "resize_flip": resize_flip,
     "pad_crop": pad_crop,
 }
+#: Transforms that cut a box out of the image before anything else: the rest is not needed.
+CROP_FIRST = {"inception_crop"}
 EVAL: dict[str, Callable[..., Image]] = {
     "resize": resize,
     "resize_center_crop": resize_center_crop,
@@ -282,9 +323,14 @@ class _Transform:
         self.name, self.function, self.size = name, function, size
         self.options, self.train = options, train
 
-    def __call__(self, image: Image, rng: np.random.Generator | None = None) -> Image:
+    def __call__(self, image: Image | Encoded, rng: np.random.Generator | None = None) -> Image:
         arguments = (image, rng, self.size) if self.train else (image, self.size)
         return np.ascontiguousarray(self.function(*arguments, **self.options))
+
+    def read(self, data: bytes | Image, name: str, rng: np.random.Generator | None = None) -> Image:
+        """Decodes a record's image, as much of it as is needed, and transforms it."""
+        image = open_image(data, name) if self.name in CROP_FIRST else decode(data, name)
+        return self(image, rng)
 
     def __repr__(self) -> str:
         options = "".join(f", {key}={value}" for key, value in sorted(self.options.items()))

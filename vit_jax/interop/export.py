@@ -16,7 +16,7 @@ import numpy as np
 
 from vit_jax import data, models
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import convert, load, native
+from vit_jax.interop import convert, load, native, onnx_layers
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Array = np.ndarray
@@ -148,13 +148,14 @@ def save_onnx(
         raise UserError("ONNX needs the extra packages: pip install 'vit_jax[onnx]'.") from None
     finally:
         logging.disable(logging.NOTSET)
-    _, apply = models.as_functions(config)
     on_device = jax.tree.map(jax.numpy.asarray, dict(params))
     shape = (batch_size or "B", *config.image_size, config.channels)
     name = re.sub(r"\W", "_", f"vit_jax_{config.variant}")
     logging.disable(logging.CRITICAL)
     try:
-        model = to_onnx(lambda images: apply(on_device, images), [shape], model_name=name)
+        with onnx_layers.in_words_of_onnx():
+            _, apply = models.as_functions(config)
+            model = to_onnx(lambda images: apply(on_device, images), [shape], model_name=name)
     finally:
         logging.disable(logging.NOTSET)
     for key, value in facts(config).items():

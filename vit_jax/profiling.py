@@ -1,0 +1,141 @@
+"""Who waits for whom: a trace of some steps of a run, and what is read out of it.
+
+The trace is JAX's own, in `WORKDIR/profile`, for Perfetto (ui.perfetto.dev opens the
+`.trace.json.gz`) or TensorBoard. The loop's phases are marked in it by the names below.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from vit_jax.errors import UserError
+
+STEP, WAIT_FOR_INPUT, TO_DEVICES = "train", "wait for input", "to devices"
+#: What an event of a compiled operation says of itself, on every kind of device.
+OPERATION = "hlo_op"
+Intervals = list[tuple[float, float]]
+
+phase = jax.profiler.TraceAnnotation
+
+
+def check_steps(steps: Sequence[int], total: int) -> None:
+    """Raises UserError unless `config.profile_steps` is empty or (first, last) of a run."""
+    if not steps:
+        return
+    if len(steps) != 2 or not all(isinstance(step, int) for step in steps):
+        raise UserError(f"config.profile_steps={steps} must be (first, last), e.g. 10,15.")
+    if not 1 <= steps[0] <= steps[1] <= total:
+        raise UserError(
+            f"config.profile_steps={steps} must be steps of this run, 1 to {total}, in order."
+        )
+
+
+class Profile:
+    """Traces the steps first..last of a loop into `directory`; nothing without steps."""
+
+    def __init__(self, directory: Path, steps: Sequence[int]):
+        self.directory, self.running = directory, False
+        self.first, self.last = steps or (0, 0)
+
+    def begin(self, step: int) -> jax.profiler.StepTraceAnnotation:
+        """Starts the trace at the first step; the context of a step."""
+        if step == self.first:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every Python call: large, and slow
+            jax.profiler.start_trace(str(self.directory), profiler_options=options)
+            self.running = True
+        return jax.profiler.StepTraceAnnotation(STEP, step_num=step)
+
+    def end(self, step: int, results: Any) -> Facts | None:
+        """Ends the trace after the last step, when its results are there; what is in it."""
+        if not self.running or step < self.last:
+            return None
+        jax.block_until_ready(results)
+        self.close()
+        return facts(self.directory)
+
+    def close(self) -> None:
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+
+
+class Facts(NamedTuple):
+    """Of the steps of a trace; times in milliseconds, shares in percent of the whole time."""
+
+    steps: int
+    milliseconds: float
+    computed_percent: float  # from the first to the last operation of each program
+    input_wait_percent: float
+    to_devices_percent: float
+    overlapped_percent: float  # of the time of moving batches: while the devices compute
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps} steps of {self.milliseconds:.3g} ms: devices computed "
+            f"{self.computed_percent:.0f}% of the time, the loop waited for input "
+            f"{self.input_wait_percent:.2g}% and moved batches {self.to_devices_percent:.2g}%, "
+            f"{self.overlapped_percent:.0f}% of that while devices computed"
+        )
+
+
+def facts(directory: Path) -> Facts:
+    """Reads the newest trace below `directory`.
+
+    Raises:
+      UserError: there is no trace, or no training step in it.
+    """
+    files = sorted(Path(directory).rglob("*.trace.json.gz"))
+    if not files:
+        raise UserError(f"There is no trace in {directory}.")
+    events = json.loads(gzip.decompress(files[-1].read_bytes()))["traceEvents"]
+    spans = [event for event in events if event.get("ph") == "X"]
+    steps = _named(spans, STEP)
+    if not steps:
+        raise UserError(f"The trace in {files[-1]} has no training steps.")
+    begin, end = min(a for a, _ in steps), max(b for _, b in steps)
+    programs: dict[Any, Intervals] = {}  # the operations of each execution of a program
+    for number, event in enumerate(spans):
+        if OPERATION in event.get("args", {}):
+            run = event["args"].get("run_id", number)
+            programs.setdefault(run, []).append((event["ts"], event["ts"] + event["dur"]))
+    work = union((min(a for a, _ in run), max(b for _, b in run)) for run in programs.values())
+    waits, moves = union(_named(spans, WAIT_FOR_INPUT)), union(_named(spans, TO_DEVICES))
+    return Facts(
+        steps=len(steps),
+        milliseconds=(end - begin) / 1e3 / len(steps),
+        computed_percent=100 * overlap(work, [(begin, end)]) / (end - begin),
+        input_wait_percent=100 * length(waits) / (end - begin),
+        to_devices_percent=100 * length(moves) / (end - begin),
+        overlapped_percent=100 * overlap(moves, work) / max(length(moves), 1e-9),
+    )
+
+
+def _named(spans: Iterable[dict[str, Any]], name: str) -> Intervals:
+    return [(e["ts"], e["ts"] + e["dur"]) for e in spans if e["name"] == name]
+
+
+def union(intervals: Iterable[tuple[float, float]]) -> Intervals:
+    """The same points in intervals that are disjoint and in order."""
+    merged: Intervals = []
+    for begin, end in sorted(intervals):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+def length(intervals: Intervals) -> float:
+    return sum(end - begin for begin, end in intervals)
+
+
+def overlap(a: Intervals, b: Intervals) -> float:
+    """How much of `a` lies in `b`; both from `union`."""
+    return length(a) + length(b) - length(union([*a, *b]))

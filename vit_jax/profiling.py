@@ -138,4 +138,4 @@ def length(intervals: Intervals) -> float:
 
 def overlap(a: Intervals, b: Intervals) -> float:
     """How much of `a` lies in `b`; both from `union`."""
-    return length(a) + length(b) - length(union([*a, *b]))
+    return max(0.0, length(a) + length(b) - length(union([*a, *b])))

@@ -393,10 +393,13 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
             metrics: dict[str, jax.Array] = {}
             record: dict[str, float] = {}
             pace = Pace()
+            batch = next(batches) if start < total else {}
             for step in range(start + 1, total + 1):
                 with profile.begin(step):
-                    state, metrics = train_step(state, next(batches))
+                    state, metrics = train_step(state, batch)
                     watchdog.beat(f"step {step}")
+                    if step < total:
+                        batch = next(batches)  # while the devices compute
                     pace.keep(metrics["train/loss"])
                 if traced := profile.end(step, metrics):
                     say(f"profile of {traced}: {profile.directory}")

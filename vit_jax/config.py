@@ -83,6 +83,7 @@ def default() -> ConfigDict:
     c.model.stochastic_depth_rate = placeholder(float)
     c.model.remat = placeholder(bool)
     c.model.scan = placeholder(bool)
+    c.model.attention = placeholder(str)  # auto, xla, or cudnn
 
     c.init_from = ""  # any checkpoint that load_model reads; "" trains from scratch
     c.pretrain = placeholder(

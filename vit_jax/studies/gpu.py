@@ -1,4 +1,4 @@
-"""The training step as XLA compiles it for an NVIDIA GPU that is not here, and its least time.
+"""Training and inference as XLA compiles them for an NVIDIA GPU that is not here: their least time.
 
   pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12  # jax's version
   python -m vit_jax.studies.gpu B/16:256 L/16:128 H/14:64
@@ -104,15 +104,16 @@ def pretended_gpu() -> Iterator[Any]:
         yield topology.devices[0]
 
 
-def compiled_step(config: models.ModelConfig, batch: int) -> Any:
-    """The training step of a model (Adam, clipped gradients), compiled for a GPU."""
-    with pretended_gpu() as device:
-        where = jax.sharding.NamedSharding(
-            sharding.make_mesh(devices=[device]), jax.sharding.PartitionSpec()
-        )
-        init, apply = models.as_functions(config)
-        optimizer = optim.adam(weight_decay=0.1)
-        step = steps.make_train_step(
+def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True) -> Any:
+    """The training step of a model (Adam, clipped gradients), or inference, compiled for a GPU."""
+    init, apply = models.as_functions(config)
+    optimizer = optim.adam(weight_decay=0.1)
+    key = jax.random.key(0)
+    images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), np.uint8)
+    run: Any
+    shapes: Any
+    if train:
+        run = steps.make_train_step(
             apply,
             optimizer,
             loss=losses.softmax_cross_entropy,
@@ -121,22 +122,24 @@ def compiled_step(config: models.ModelConfig, batch: int) -> Any:
             seed=0,
             gradient_clip_norm=1.0,
         )
-        shapes = jax.eval_shape(
-            lambda key: state.create(init(key), optimizer, polyak=False), jax.random.key(0)
+        start = jax.eval_shape(lambda key: state.create(init(key), optimizer, polyak=False), key)
+        shapes = start, {"image": images, "label": jax.ShapeDtypeStruct((batch,), np.int32)}
+    else:
+
+        def run(params, images):
+            return apply(params, steps.normalise(images))
+
+        shapes = jax.eval_shape(init, key), images
+    with pretended_gpu() as device:
+        where = jax.sharding.NamedSharding(
+            sharding.make_mesh(devices=[device]), jax.sharding.PartitionSpec()
         )
-        image = (batch, *config.image_size, config.channels)
         arguments = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            (
-                shapes,
-                {
-                    "image": jax.ShapeDtypeStruct(image, np.uint8),
-                    "label": jax.ShapeDtypeStruct((batch,), np.int32),
-                },
-            ),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes
         )
-        traced = jax.jit(step, donate_argnums=0, out_shardings=where).trace(*arguments)
-        return traced.lower(lowering_platforms=("cuda",)).compile({"xla_gpu_autotune_level": "0"})
+        jitted = jax.jit(run, donate_argnums=(0,) if train else (), out_shardings=where)
+        lowered = jitted.trace(*arguments).lower(lowering_platforms=("cuda",))
+        return lowered.compile({"xla_gpu_autotune_level": "0"})
 
 
 def programs(hlo: str) -> list[Program]:
@@ -206,31 +209,33 @@ def largest_array(result: str) -> list[int]:
 
 
 def report(variant: str, batch: int, *, lines: int = 8) -> str:
-    """What limits a training step in bfloat16: totals, and the costliest programs of no product."""
+    """What limits inference and training in bfloat16: totals, and the costliest other programs."""
     config = models.get_config(variant, dtype="bfloat16")
-    compiled = compiled_step(config, batch)
-    found = programs(compiled.as_text())
-    seconds = {
-        kind: sum(one.least_seconds() for one in found if one.kind == kind)
-        for kind in ("product", "attention", "other")
-    }
-    whole = sum(seconds.values())
-    model = flops.train_flops_per_image(config) * batch
-    memory = compiled.memory_analysis()
-    text = [
-        f"{variant}, batch {batch}: at least {1e3 * whole:.1f} ms a step "
-        f"(products {1e3 * seconds['product']:.1f}, attention {1e3 * seconds['attention']:.1f}, "
-        f"other {1e3 * seconds['other']:.1f}), at most {batch / whole:.0f} images/s, "
-        f"MFU {100 * model / whole / PEAK:.0f}%; "
-        f"{(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30:.1f} GiB"
-    ]
-    groups: dict[tuple[str, str], list[float]] = {}
-    for one in found:
-        if one.kind == "other":
-            key = re.sub(r"{[^}]*}", "", one.result)[:64], re.sub(r"\d+", "", one.source)[-56:]
-            groups.setdefault(key, []).append(one.least_seconds())
-    for (result, source), times in sorted(groups.items(), key=lambda item: -sum(item[1]))[:lines]:
-        text.append(f"  {1e3 * sum(times):6.2f} ms  {len(times):3d} x  {result}  {source}")
+    text = []
+    for train in (False, True):
+        compiled = compiled_step(config, batch, train=train)
+        found = programs(compiled.as_text())
+        seconds = {
+            kind: sum(one.least_seconds() for one in found if one.kind == kind)
+            for kind in ("product", "attention", "other")
+        }
+        whole = sum(seconds.values())
+        each = flops.train_flops_per_image(config) if train else 2 * flops.forward_macs(config)
+        memory = compiled.memory_analysis()
+        text.append(
+            f"{variant}, batch {batch}, {'training' if train else 'inference'}: "
+            f"at least {1e3 * whole:.1f} ms (products {1e3 * seconds['product']:.1f}, "
+            f"attention {1e3 * seconds['attention']:.1f}, other {1e3 * seconds['other']:.1f}), "
+            f"at most {batch / whole:.0f} images/s, MFU {100 * each * batch / whole / PEAK:.0f}%; "
+            f"{(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30:.1f} GiB"
+        )
+        groups: dict[tuple[str, str], list[float]] = {}
+        for one in found:
+            if one.kind == "other":
+                key = re.sub(r"{[^}]*}", "", one.result)[:64], re.sub(r"\d+", "", one.source)[-56:]
+                groups.setdefault(key, []).append(one.least_seconds())
+        for (result, source), times in sorted(groups.items(), key=lambda g: -sum(g[1]))[:lines]:
+            text.append(f"  {1e3 * sum(times):6.2f} ms  {len(times):3d} x  {result}  {source}")
     return "\n".join(text)
 
 

@@ -95,6 +95,26 @@ def test_kill_9_and_resume_gives_the_same_bytes(uninterrupted, tmp_path, step):
     assert [r["train/loss"] for r in records] == [r["train/loss"] for r in whole]
 
 
+def test_a_way_to_compute_that_was_chosen_is_kept(tmp_path):
+    """Even where more would fit by now; config.json has what was asked for."""
+    auto, little = "--config.memory=auto", "--config.memory_limit_gib=0.014"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = run(whole, auto, little)
+    assert done.returncode == 0, done.stderr
+    choice = json.loads((whole / "memory.json").read_text())
+    assert choice != {"remat": "none", "accumulation_steps": 1}
+    with start(cut, auto, little) as process:
+        wait_for_step(process, cut, 9)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    again = run(cut, auto, "--config.memory_limit_gib=4")
+    assert again.returncode == 0, again.stderr
+    assert "as before" in again.stdout
+    assert json.loads((cut / "memory.json").read_text()) == choice
+    assert json.loads((cut / "config.json").read_text())["accumulation_steps"] == 1
+    assert weights(cut) == weights(whole)
+
+
 def test_sigterm_saves_and_exits_42(uninterrupted, tmp_path):
     with start(tmp_path) as process:
         wait_for_step(process, tmp_path, 4)

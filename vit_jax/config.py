@@ -37,6 +37,7 @@ FREE_ON_RESUME = (
     "max_skipped_steps",
     "watchdog_seconds",
     "profile_steps",
+    "memory_limit_gib",
     "data.data_dir",
     "data.num_threads",
     "data.num_workers",
@@ -81,7 +82,7 @@ def default() -> ConfigDict:
     c.model.head_bias = placeholder(float)
     c.model.dropout_rate = placeholder(float)
     c.model.stochastic_depth_rate = placeholder(float)
-    c.model.remat = placeholder(bool)
+    c.model.remat = placeholder(object)  # "none", "products" or "full", see models/remat.py
     c.model.scan = placeholder(bool)
     c.model.attention = placeholder(str)  # auto, xla, or cudnn
 
@@ -121,6 +122,9 @@ def default() -> ConfigDict:
     c.polyak_decay = placeholder(float)
     c.watchdog_seconds = 1800.0  # a run that stands still for so long is ended; 0: never
     c.max_skipped_steps = 20  # abort after so many non-finite gradients in a row
+
+    c.memory = "as_configured"  # "auto" chooses model.remat and accumulation_steps that fit
+    c.memory_limit_gib = placeholder(float)  # of a device that others use too; None: all of it
 
     c.compute_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
@@ -333,7 +337,9 @@ def _as_type(text: str, kind: type) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal where it is one, otherwise the text itself."""
+    """A Python literal or true/false where it is one, otherwise the text itself."""
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -216,7 +216,7 @@ def configuration(config: Any) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("config", str(error), False)
         return
-    limit, state = preflight.device_memory(), preflight.state_bytes(setup)
+    limit, state = preflight.device_memory(config), preflight.state_bytes(setup)
     yield Finding(
         "config",
         f"{setup.model.variant}, {setup.total_steps:,} steps; its state takes "

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import sharding
-from vit_jax.config import human
+from vit_jax import data, sharding
+from vit_jax.config import ConfigDict, human
 from vit_jax.errors import UserError
+from vit_jax.models import remat
 from vit_jax.studies import flops
 
 if TYPE_CHECKING:
     from vit_jax.train import Setup
 
 GIB = 2**30
+#: Batches on the devices that no step has begun with: the next one, and two behind it (`loop` and
+#: `training_batches` of train.py).
+BATCHES_AHEAD = 3
 
 
 def show_plan(setup: Setup) -> None:
@@ -36,8 +40,7 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
     config, model, mesh = setup.config, setup.model, setup.mesh
     devices = mesh.devices.flatten()
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-    per_device = config.batch_size // sharding.batch_divisor(mesh)
-    micro = per_device // config.accumulation_steps
+    per_device = rows_per_device(setup)
     train_flops = flops.train_flops_per_image(model) * config.batch_size
     size = "x".join(map(str, model.image_size))
     grid = "x".join(map(str, model.grid))
@@ -54,8 +57,7 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
         ("evaluation data", f"{len(setup.eval_source):,} examples, {setup.eval_source.spec}"),
         (
             "batch",
-            f"{config.batch_size} global, {per_device} per device, {micro} per forward pass"
-            f" ({config.accumulation_steps} accumulated)",
+            f"{config.batch_size} global, {per_device} per device" + micro_text(setup),
         ),
         (
             "schedule",
@@ -69,6 +71,14 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
         ("state", f"{state_bytes(setup) / GIB:.3g} GiB per device (weights and optimiser)"),
     ]
     return rows + [("note", note) for note in setup.notes]
+
+
+def micro_text(setup: Setup) -> str:
+    """The forward passes of a batch, where they are known before the step is compiled."""
+    steps = setup.config.accumulation_steps
+    if setup.config.memory == "auto":
+        return ", in as many parts as fit"
+    return f", {rows_per_device(setup) // steps} per forward pass ({steps} accumulated)"
 
 
 def final_rate(setup: Setup) -> float:
@@ -97,12 +107,34 @@ def state_bytes(setup: Setup) -> int:
     )
 
 
-def device_memory() -> int:
-    """Bytes that one device can hold: its own limit, or its share of the free host memory."""
+def device_memory(config: ConfigDict) -> int:
+    """Bytes of one device that a run may use, the same on every process.
+
+    The device's own limit, or its share of the free host memory; `config.memory_limit_gib` if that
+    is less.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return psutil.virtual_memory().available // jax.local_device_count()
+    limit = stats.get("bytes_limit")
+    if limit is None:
+        limit = psutil.virtual_memory().available // jax.local_device_count()
+    if config.memory_limit_gib is not None:
+        limit = min(limit, int(config.memory_limit_gib * GIB))
+    if jax.process_count() > 1:  # in KiB: JAX has no 64-bit integers
+        limit = 1024 * int(multihost_utils.process_allgather(np.int32(limit >> 10)).min())
+    return int(limit)
+
+
+def measured_memory(setup: Setup, compiled: Any) -> dict[str, float]:
+    """The peak so far and the estimate as metrics in GiB; {} where the devices report no peak."""
+    needed = needed_bytes(setup, compiled)
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if needed is None or not all("peak_bytes_in_use" in one for one in stats):
+        return {}
+    peak = max(one["peak_bytes_in_use"] for one in stats)
+    return {
+        "train/peak_memory_gib": peak / GIB,
+        "train/estimated_memory_gib": needed / GIB,
+    }
 
 
 def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
@@ -119,16 +151,77 @@ def jit_train_step(setup: Setup) -> Any:
     """The training step, jitted: the old state's memory is given to the new one."""
     replicated = NamedSharding(setup.mesh, PartitionSpec())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state)
-    return jax.jit(setup.train_step, donate_argnums=0, out_shardings=(shardings, replicated))
+    return jax.jit(
+        setup.train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated),
+        compiler_options=remat.compiler_options(setup.model.remat),
+    )
 
 
-def compile_train_step(setup: Setup) -> Callable[..., Any]:
-    """Compiles the training step ahead of time and checks that it fits the device.
+def compile_train_step(setup: Setup) -> Any:
+    """The training step, compiled ahead of time."""
+    return jit_train_step(setup).lower(setup.abstract_state, abstract_batch(setup)).compile()
+
+
+def steps_ahead() -> int:
+    """Steps that the loop asks for before the oldest is done.
+
+    On a CPU none, since every step that it is asked for takes its memory at once.
+    """
+    return 0 if jax.default_backend() == "cpu" else 2
+
+
+def needed_bytes(setup: Setup, compiled: Any) -> int | None:
+    """What a run holds on one device at its peak; None if the backend does not say.
+
+    The state, which the new one replaces in place, one batch, and what the step needs besides; and
+    the batches that wait or are not done with. A CPU is the host as well, which reads ahead.
+    """
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    step = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+    batches = BATCHES_AHEAD + steps_ahead()
+    if jax.default_backend() == "cpu":
+        batches += data.batches_ahead(setup.config.data.num_threads)
+    return step + batches * batch_bytes(setup)
+
+
+def fit(setup: Setup, limit: int) -> Any:
+    """The compiled training step of a setup as it is configured, which fits; says what it takes.
 
     Raises:
       UserError: it does not fit; says what it needs, what there is, and the setting that would fit.
     """
-    limit, state = device_memory(), state_bytes(setup)
+    check_state_fits(setup, limit)
+    compiled = compile_train_step(setup)
+    needed = needed_bytes(setup, compiled)
+    if needed is not None:
+        check_fits(setup, needed, limit)
+        show_memory(f"{gib(needed)} of {gib(limit)} per device")
+    return compiled
+
+
+def show_memory(text: str) -> None:
+    """A line below the plan."""
+    if jax.process_index() == 0:
+        print(f"  memory  {text}", flush=True)
+
+
+def gib(number: float) -> str:
+    """Bytes as "1.23 GiB"."""
+    return f"{number / GIB:.3g} GiB"
+
+
+def check_state_fits(setup: Setup, limit: int) -> None:
+    """Raises UserError, with the mesh that would fit, if the state alone exceeds `limit` bytes."""
+    state = state_bytes(setup)
     if state > limit:
         fsdp = 2 ** math.ceil(math.log2(state / limit))
         raise UserError(
@@ -136,44 +229,53 @@ def compile_train_step(setup: Setup) -> Callable[..., Any]:
             f"and there are {limit / GIB:.1f} GiB; split it over {fsdp} devices with "
             f"--config.mesh.fsdp={fsdp}."
         )
-    lowered = jit_train_step(setup).lower(setup.abstract_state, abstract_batch(setup))
-    compiled = lowered.compile()
-    analysis = compiled.memory_analysis()
-    if analysis is not None:
-        needed = (
-            analysis.argument_size_in_bytes
-            + analysis.output_size_in_bytes
-            - analysis.alias_size_in_bytes
-            + analysis.temp_size_in_bytes
-        )
-        check_fits(setup, needed, state, limit)
-        if jax.process_index() == 0:
-            print(
-                f"  memory  {needed / GIB:.3g} GiB per device of {limit / GIB:.3g} GiB", flush=True
-            )
-    return compiled
 
 
-def check_fits(setup: Setup, needed: int, state: int, limit: int) -> None:
-    """Raises UserError, with the accumulation that would fit, if `needed` exceeds `limit` bytes."""
+def check_fits(setup: Setup, needed: int, limit: int) -> None:
+    """Raises UserError, with a setting that would fit, if `needed` exceeds `limit` bytes."""
     if needed <= limit:
         return
-    config = setup.config
-    per_device = config.batch_size // sharding.batch_divisor(setup.mesh)
-    # Activations shrink with the micro batch; the state and one gradient do not.
-    fixed = min(state + param_bytes(setup), limit - 1)
-    activations = (needed - fixed) * config.accumulation_steps
-    wanted = math.ceil(activations / (limit - fixed))
-    fits = [n for n in range(wanted, per_device + 1) if per_device % n == 0]
+    per_device = rows_per_device(setup)
+    # Activations shrink with the micro batch; the rest does not.
+    activations = (needed - fixed_bytes(setup, setup.config.accumulation_steps)) * (
+        setup.config.accumulation_steps
+    )
+    fits = [
+        n
+        for n in range(setup.config.accumulation_steps + 1, per_device + 1)
+        if per_device % n == 0 and fixed_bytes(setup, n) + activations / n <= limit
+    ]
     if fits:
-        advice = f"set --config.accumulation_steps={fits[0]}, which keeps the global batch"
-    elif not setup.model.remat:
-        advice = "set --config.model.remat=True, or use more devices"
+        advice = (
+            f"set --config.accumulation_steps={fits[0]}, which keeps the global batch, or "
+            "--config.memory=auto"
+        )
+    elif remat.name_of(setup.model.remat) != "full":
+        advice = "set --config.memory=auto, or use more devices"
     else:
         advice = "use more devices, or --config.mesh.fsdp"
     raise UserError(
         f"A step of {setup.model.variant} with {per_device} images per device needs "
         f"{needed / GIB:.1f} GiB and there are {limit / GIB:.1f} GiB; {advice}."
+    )
+
+
+def rows_per_device(setup: Setup) -> int:
+    """Images of the global batch that one device works on."""
+    return setup.config.batch_size // sharding.batch_divisor(setup.mesh)
+
+
+def fixed_bytes(setup: Setup, accumulation_steps: int) -> int:
+    """Bytes on one device that no micro batch makes smaller: state and gradients."""
+    gradients = 1 if accumulation_steps == 1 else 2  # the sum, and what is added to it
+    return state_bytes(setup) + gradients * param_bytes(setup)
+
+
+def batch_bytes(setup: Setup) -> int:
+    """Bytes that a batch takes on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in abstract_batch(setup).values()
     )
 
 

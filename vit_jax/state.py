@@ -42,11 +42,13 @@ def initialise(
     mesh: jax.sharding.Mesh,
     *,
     polyak: bool,
+    consume: bool = False,
 ) -> tuple[Callable[[], TrainState], TrainState]:
     """The initial state, made where it lives: no host ever holds the whole of it.
 
     Args:
       make_params: jittable; `make_params(argument)` are the initial parameters.
+      consume: the arrays of `argument` become the state's; otherwise they stay beside it.
 
     Returns:
       A function that makes the state, and the state as shapes, dtypes and shardings.
@@ -62,7 +64,11 @@ def initialise(
         shapes,
         shardings,
     )
-    return lambda: jax.jit(make, out_shardings=shardings)(argument), abstract
+    given = 0 if consume else ()
+    return (
+        lambda: jax.jit(make, out_shardings=shardings, donate_argnums=given)(argument),
+        abstract,
+    )
 
 
 def evaluated_params(state: TrainState) -> dict[str, jax.Array]:

@@ -22,6 +22,7 @@ from vit_jax import (
     data,
     host_memory,
     losses,
+    memory,
     models,
     optim,
     preflight,
@@ -55,6 +56,7 @@ class Setup(NamedTuple):
     warmup_steps: int
     periods: periodic.Periods
     schedule: Callable
+    make_train_step: Callable  # (apply, accumulation_steps=...) -> train_step
     train_step: Callable  # (state, batch) -> (state, metrics), not yet jitted
     eval_step: Callable  # (params, batch) -> per-example results, not yet jitted
     initialise: Callable  # () -> TrainState on the mesh
@@ -89,10 +91,12 @@ def train(
     if finished is not None:
         say(f"{workdir} has finished at step {finished['step']}; nothing to do.")
         return finished
-    setup = prepare(config, resuming=has_checkpoint(workdir))
+    resuming = has_checkpoint(workdir)
+    setup = prepare(config, resuming=resuming)
     preflight.show_plan(setup)
-    compiled = preflight.compile_train_step(setup)
+    setup, compiled = memory.fit(setup, workdir, resuming=resuming)
     write_config(workdir, whole)
+    memory.write(workdir, setup)
     return loop(setup, compiled, workdir)
 
 
@@ -196,6 +200,18 @@ def prepare(
         optimizer,
         mesh,
         polyak=config.polyak_decay is not None,
+        consume=initial is not None,
+    )
+    make_train_step = functools.partial(
+        steps.make_train_step,
+        optimizer=optimizer,
+        loss=loss,
+        num_classes=model.num_classes,
+        schedule=schedule,
+        seed=config.seed,
+        gradient_clip_norm=config.gradient_clip_norm,
+        polyak_decay=config.polyak_decay,
+        mixup_alpha=config.mixup_alpha,
     )
     return Setup(
         config=config,
@@ -209,18 +225,8 @@ def prepare(
         warmup_steps=warmup_steps,
         periods=periodic.periods(config, epoch),
         schedule=schedule,
-        train_step=steps.make_train_step(
-            apply,
-            optimizer,
-            loss=loss,
-            num_classes=model.num_classes,
-            schedule=schedule,
-            seed=config.seed,
-            gradient_clip_norm=config.gradient_clip_norm,
-            polyak_decay=config.polyak_decay,
-            mixup_alpha=config.mixup_alpha,
-            accumulation_steps=config.accumulation_steps,
-        ),
+        make_train_step=make_train_step,
+        train_step=make_train_step(apply, accumulation_steps=config.accumulation_steps),
         eval_step=steps.make_eval_step(apply, loss=loss, num_classes=model.num_classes),
         initialise=initialise,
         abstract_state=abstract_state,
@@ -408,6 +414,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
                 if last or step == start + 1 or step % config.log_every_steps == 0:
                     record |= {key: float(value) for key, value in metrics.items()}
                     record |= clock.read(step)
+                    record |= preflight.measured_memory(setup, train_step)
                     abort_if_stuck(record, config.max_skipped_steps)
                 due = [run for every, run in evaluators if last or (every and step % every == 0)]
                 for run in due:
@@ -446,12 +453,10 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
 
 
 class Pace:
-    """Keeps the loop two steps ahead of an accelerator; beside a CPU, which gives every step that
-    it is asked for its own memory at once, it waits."""
+    """Keeps the loop no more than `preflight.steps_ahead()` ahead of the devices."""
 
     def __init__(self) -> None:
-        self.in_cpu = jax.default_backend() == "cpu"
-        self.ahead = 0 if self.in_cpu else 2
+        self.ahead = preflight.steps_ahead()
         self.results: collections.deque = collections.deque()
 
     def keep(self, result: jax.Array) -> None:
@@ -460,7 +465,7 @@ class Pace:
         self.results.append(result)
         if len(self.results) > self.ahead:
             self.results.popleft().block_until_ready()
-        if self.in_cpu:
+        if not self.ahead:
             host_memory.let_go(time.perf_counter() - begin)
 
 
@@ -542,7 +547,7 @@ def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
         params = multihost_utils.process_allgather(params, tiled=True)
     params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}
     if jax.process_index() == 0:
-        model = models.replace(setup.model, dtype="float32")
+        model = models.replace(setup.model, dtype="float32", remat=False)
         native.save(workdir / "model", model, params)
 
 

@@ -19,6 +19,7 @@ from vit_jax import state as train_state
 from vit_jax.data import sources
 from vit_jax.errors import UserError
 from vit_jax.interop import load
+from vit_jax.models import remat
 from vit_jax.studies import flops
 
 #: What every trainer of a comparison does: Adam with decoupled decay, clipped gradients.
@@ -127,6 +128,7 @@ def train(spec: Spec) -> Job:
             gradient_clip_norm=CLIP,
         ),
         donate_argnums=0,
+        compiler_options=remat.compiler_options(config.remat),
     )
     batch = sharding.to_devices(
         {

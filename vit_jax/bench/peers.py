@@ -122,7 +122,7 @@ def declare_torchvision() -> None:
 
     import torch
 
-    if "torchvision" in sys.modules or torch.version.cuda:
+    if "torchvision" in sys.modules or torch.version.cuda or hasattr(declare_torchvision, "kept"):
         return
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -20,6 +20,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ArraySource",
     "Subset",
+    "batches_ahead",
     "decode",
     "default_splits",
     "eval_batches",
@@ -33,7 +34,7 @@ __all__ = [
 
 def __getattr__(name: str):
     """Grain takes a second to import; only who makes batches waits for it."""
-    if name in ("eval_batches", "train_batches"):
+    if name in ("batches_ahead", "eval_batches", "train_batches"):
         from vit_jax.data import pipeline
 
         return getattr(pipeline, name)

@@ -55,11 +55,16 @@ def evaluators(setup: Any) -> list[tuple[int | None, Evaluator]]:
     ]
 
 
+def eval_batch_size(config: ConfigDict) -> int:
+    """As configured, or the images of a forward pass of training, which are known to fit."""
+    return config.eval_batch_size or config.batch_size // config.accumulation_steps
+
+
 def accuracy(setup: Any) -> Evaluator:
     """Top-1, top-5 and loss on the evaluation split of the run's own data."""
     step = classification.jit_eval_step(setup.eval_step, setup.mesh)
     source = setup.eval_source
-    batch_size = setup.config.eval_batch_size or setup.config.batch_size
+    batch_size = eval_batch_size(setup.config)
 
     def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
         results = predictions.run_model(
@@ -94,7 +99,7 @@ def protocol(setup: Any, name: str) -> Evaluator:
             params=dict(params),
             specs=suites.split_specs(section.data),
             data_dir=setup.config.data.data_dir,
-            batch_size=setup.config.eval_batch_size or setup.config.batch_size,
+            batch_size=eval_batch_size(setup.config),
             mesh=setup.mesh,
             progress=lambda total, text: contextlib.nullcontext(on_batch),
             **options,

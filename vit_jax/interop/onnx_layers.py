@@ -27,10 +27,10 @@ def layer_norm(self: layers.LayerNorm, x: jax.Array) -> jax.Array:
 
 
 def dense(
-    self: layers.Dense, x: jax.Array, *, activation: Any = None, out_dtype: Any = None
+    self: layers.Dense, x: jax.Array, *, activation: Any = None, **training: Any
 ) -> jax.Array:
     """Gemm: rows times a kernel of two axes, which is packed when the model is loaded, and bias."""
-    del out_dtype
+    del training
     kernel, bias = self.kernel[...], self.bias[...]
     y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1))
     y = (y + bias.reshape(-1)).reshape(*x.shape[:-1], *bias.shape)

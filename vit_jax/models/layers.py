@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from vit_jax.models import remat
+
 Array = jax.Array
 initializers = jax.nn.initializers
 
@@ -92,6 +94,7 @@ def affine(
     dtype,
     *,
     activation: Callable[[Array], Array] | None = None,
+    recompute: bool = False,
     out_dtype=None,
 ) -> Array:
     """activation(x (..., i) times kernel (i, ...) plus bias), in `out_dtype` or as it is stored.
@@ -99,6 +102,7 @@ def affine(
     Operands of the product are in `dtype`, and so are those of its gradients; sums, bias and
     activation are in float32. The leading axes are folded into one, so that the gradient of the
     kernel is a plain matrix product as well; over several axes, XLA's is twice as slow on CPU.
+    With `recompute`, the gradient of the activation keeps the product and nothing else.
     """
     dtype, out_dtype = jnp.dtype(dtype), jnp.dtype(out_dtype or stored(dtype))
     rows = x.reshape(-1, x.shape[-1])
@@ -114,8 +118,8 @@ def affine(
         y = (y.astype(jnp.float32) + bias).astype(out_dtype)
         return activation(y) if activation else y
 
-    # For the gradient of the activation, the product is kept and nothing else.
-    y = (jax.checkpoint(finish) if activation else finish)(y, bias)
+    y = remat.product(y)
+    y = (jax.checkpoint(finish) if recompute else finish)(y, bias)
     return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 

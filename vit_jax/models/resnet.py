@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
+from vit_jax.models import remat
 from vit_jax.models.layers import (
     Array,
     Dense,
@@ -66,13 +67,14 @@ class StdConv(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         pad = self.padding if isinstance(self.padding, str) else [(self.padding,) * 2] * 2
-        return jax.lax.conv_general_dilated(
+        y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             self.standardised().astype(self.dtype),
             window_strides=(self.stride, self.stride),
             padding=pad,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        return remat.product(y)
 
 
 class GroupNorm(nnx.Module):
@@ -204,12 +206,13 @@ class ResNetConfig:
     standardisation_epsilon: float = 1e-10
     pool_padding: str = "lowest"
     axial_heads: int | None = None
-    remat: bool = False
+    remat: bool | str = False  # see models/remat.py
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
     preprocessing: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
+        remat.name_of(self.remat)
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
         if self.pool_padding not in POOL_PADDINGS:
@@ -402,7 +405,7 @@ class ResNet(Model):
         out["stem"] = x = max_pool(x, padding=self.config.pool_padding)
         for number, stage in enumerate(self.stages, start=1):
             for unit in stage:
-                x = jax.checkpoint(unit.__call__)(x) if self.config.remat else unit(x)
+                x = remat.apply(unit.__call__, self.config.remat)(x)
             out[f"stage_{number}"] = x
         x = jax.nn.relu(self.norm(x))
         out["pre_logits"] = x = x.astype(jnp.float32).mean(axis=(1, 2))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
+from vit_jax.models import remat
 from vit_jax.models.layers import (
     ACTIVATIONS,
     Array,
@@ -73,7 +74,7 @@ class ViTConfig:
     layer_norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False  # see models/remat.py
     scan: bool = False
     attention: str = "auto"
     dtype: str = "float32"
@@ -81,6 +82,7 @@ class ViTConfig:
     preprocessing: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
+        remat.name_of(self.remat)
         for key, options in (
             ("classifier", CLASSIFIERS),
             ("activation", tuple(ACTIVATIONS)),
@@ -297,9 +299,11 @@ class MLP(nnx.Module):
         self.dense1 = dense(config.hidden_size, config.mlp_dim)
         self.dense2 = dense(config.mlp_dim, config.hidden_size)
         self.rate, self.activation = config.dropout_rate, ACTIVATIONS[config.activation]
+        self.recompute = remat.name_of(config.remat) == "none"  # otherwise the block does
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
-        x = dropout(self.dense1(x, activation=self.activation), self.rate, fold(key, 0))
+        x = self.dense1(x, activation=self.activation, recompute=self.recompute)
+        x = dropout(x, self.rate, fold(key, 0))
         return dropout(self.dense2(x), self.rate, fold(key, 1))
 
 
@@ -467,7 +471,7 @@ class VisionTransformer(Model):
                 if i and config.position_embedding_at != "stem":
                     z = self.add_position(z, i)
                 call = functools.partial(block, return_weights="attention" in wants)
-                z, weights = (jax.checkpoint(call) if config.remat else call)(z, fold(key, i))
+                z, weights = remat.apply(call, config.remat)(z, fold(key, i))
                 out[f"block_{i}"] = z
                 attention.append(weights)
             if "attention" in wants:
@@ -528,5 +532,5 @@ class VisionTransformer(Model):
             state, index = scanned
             return nnx.merge(graphdef, state)(z, fold(key, index))[0], None
 
-        body = jax.checkpoint(layer) if config.remat else layer
+        body = remat.apply(layer, config.remat)
         return jax.lax.scan(body, z, (stacked, jnp.arange(config.num_layers)))[0]

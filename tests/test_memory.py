@@ -1,0 +1,156 @@
+"""config.memory="auto": the fastest way to compute a step that fits, and the same one on resume."""
+
+import jax
+import numpy as np
+import pytest
+from test_preflight import prepared
+
+from vit_jax import memory, preflight, sharding
+from vit_jax.errors import UserError
+from vit_jax.evaluation import periodic
+from vit_jax.memory import Choice
+
+FASTEST = Choice("none", 1)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return prepared(memory="auto", batch_size="128")
+
+
+@pytest.fixture(scope="module")
+def needed(setup):
+    """Bytes of the fastest choice."""
+    return preflight.needed_bytes(setup, preflight.compile_train_step(setup))
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """What is compiled from here on."""
+    found, compile_train_step = [], preflight.compile_train_step
+
+    def count(setup):
+        found.append(chosen(setup))
+        return compile_train_step(setup)
+
+    monkeypatch.setattr(preflight, "compile_train_step", count)
+    return found
+
+
+def chosen(setup):
+    return Choice(setup.model.remat or "none", setup.config.accumulation_steps)
+
+
+def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
+    setup, needed, compiles, capsys
+):
+    found, _ = memory.choose(setup, needed)
+    assert chosen(found) == FASTEST
+    assert compiles == [FASTEST]
+    assert "remat=none, accumulation_steps=1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("share", [0.7, 0.45])
+def test_what_is_chosen_fits_and_few_programs_are_compiled(setup, needed, compiles, share, capsys):
+    limit = int(share * needed)
+    found, compiled = memory.choose(setup, limit)
+    assert preflight.needed_bytes(found, compiled) <= limit
+    assert compiles[0] == FASTEST and compiles[-1] == chosen(found) != FASTEST
+    assert len(compiles) <= 4
+    order = sorted(memory.choices(setup), key=lambda choice: memory.seconds(setup, choice))
+    assert [order.index(choice) for choice in compiles] == sorted(map(order.index, compiles))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", ")[-1] for line in lines] == [
+        *["too much"] * (len(compiles) - 1), "the fastest that fits"
+    ]  # fmt: skip
+
+
+def test_the_step_stays_the_same_up_to_the_order_of_sums(setup, needed):
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (128, 16, 16, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, 128).astype(np.int32),
+    }
+    after = []
+    for limit in (needed, int(0.45 * needed)):
+        found, compiled = memory.choose(setup, limit)
+        now, metrics = compiled(found.initialise(), sharding.to_devices(batch, found.mesh))
+        after.append(jax.device_get((now.params, metrics["train/loss"])))
+    (params, loss), (others, other_loss) = after
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    for path in params:
+        np.testing.assert_allclose(others[path], params[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_a_run_goes_on_as_it_began(setup, needed, compiles, capsys):
+    before = Choice("products", 2)
+    found, _ = memory.choose(setup, needed, before)  # a faster one would fit by now
+    assert chosen(found) == before and compiles == [before]
+    assert "as before" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_go_on_as_it_began_says_so(setup, needed, capsys):
+    limit = int(0.7 * needed)
+    found, compiled = memory.choose(setup, limit, FASTEST)
+    assert chosen(found) != FASTEST and preflight.needed_bytes(found, compiled) <= limit
+    assert f"this run began with {FASTEST}; its sums differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("before", [None, Choice("full", 128)])
+def test_nothing_fits(setup, before):
+    limit = int(1.1 * preflight.state_bytes(setup))
+    with pytest.raises(UserError, match=r"with remat=full, accumulation_steps=128 and") as error:
+        memory.choose(setup, limit, before)
+    assert "\n" not in str(error.value)
+
+
+def test_a_compiler_that_refuses_is_a_choice_that_does_not_fit(setup, monkeypatch):
+    compile_train_step = preflight.compile_train_step
+
+    def refuse(setup):
+        if chosen(setup) == FASTEST:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm.")
+        return compile_train_step(setup)
+
+    monkeypatch.setattr(preflight, "compile_train_step", refuse)
+    found, _ = memory.choose(setup, 2**40)
+    order = sorted(memory.choices(setup), key=lambda choice: memory.seconds(setup, choice))
+    assert chosen(found) == order[1]
+
+
+def test_accumulation_is_cheap_until_a_part_is_small():
+    setup = prepared(batch_size="1024")  # of 16 patches each
+
+    def of(*choice):
+        return memory.seconds(setup, Choice(*choice))
+
+    assert 1 == of("none", 1) < of("none", 2) < of("products", 1) < of("none", 64)
+
+
+def test_the_choice_is_noted_and_found(setup, tmp_path):
+    assert memory.read(tmp_path) is None
+    memory.write(tmp_path, memory.with_choice(setup, Choice("products", 4)))
+    assert memory.read(tmp_path) == Choice("products", 4)
+    (tmp_path / memory.FILE).write_text('{"parts": 4}')
+    with pytest.raises(UserError, match=r"memory\.json is damaged"):
+        memory.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(memory="automatic"), r"config\.memory='automatic': choose as_configured or auto"),
+        (dict(memory="auto", accumulation_steps="2"), "chooses config.accumulation_steps"),
+        (dict(memory="auto", model__remat="full"), "leave them out"),
+    ],
+)
+def test_settings_that_contradict(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        memory.fit(prepared(**settings), tmp_path, resuming=False)
+
+
+def test_evaluation_takes_no_more_images_at_once_than_training(setup):
+    config = memory.with_choice(setup, Choice("none", 4)).config
+    assert periodic.eval_batch_size(config) == 32
+    config.eval_batch_size = 100
+    assert periodic.eval_batch_size(config) == 100

@@ -1,0 +1,137 @@
+"""What a run is said to need before it starts: counted in full, given to the new state in full."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import config as configuration
+from vit_jax import data, optim, preflight, sharding, state, train
+from vit_jax.errors import UserError
+from vit_jax.studies import memory as study
+
+MODEL = dict(patch_size=4, hidden_size=64, num_layers=2, mlp_dim=128, num_heads=4)
+ONE, MESH = dict(devices=1), dict(data=2, fsdp=2, tensor=2)
+
+
+def prepared(axes=ONE, **settings):
+    config = configuration.default()
+    config.total_steps = 10
+    config.batch_size = 64
+    config.model.update(variant="debug", image_size=16, **MODEL)
+    for key, text in settings.items():
+        configuration.override(config, key.replace("__", "."), text)
+    axes = dict(axes)
+    devices = jax.devices()[: axes.pop("devices", 8)]
+    return train.prepare(config, mesh=sharding.make_mesh(devices=devices, **axes))
+
+
+@pytest.mark.parametrize("axes", [ONE, MESH], ids=["one device", "mesh"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(optimizer__name="adam"),
+        dict(optimizer__name="sgd", optimizer__accumulator_dtype="bfloat16"),
+        dict(optimizer__name="adam", polyak_decay="0.99"),
+        dict(optimizer__name="adam", accumulation_steps="4", model__remat="full"),
+    ],
+    ids=["adam", "sgd", "polyak", "accumulation"],
+)
+def test_every_byte_of_the_state_becomes_the_new_state(axes, settings):
+    setup = prepared(axes, **settings)
+    analysis = preflight.compile_train_step(setup).memory_analysis()
+    assert analysis.alias_size_in_bytes == preflight.state_bytes(setup)
+
+
+def test_what_is_needed_is_counted_in_full():
+    setup = prepared()
+    analysis = types.SimpleNamespace(
+        argument_size_in_bytes=1000,
+        output_size_in_bytes=900,
+        alias_size_in_bytes=800,
+        temp_size_in_bytes=70,
+    )
+    compiled = types.SimpleNamespace(memory_analysis=lambda: analysis)
+    batch = 64 * (16 * 16 * 3 + 4)
+    assert preflight.batch_bytes(setup) == batch
+    held = 3 + data.batches_ahead(setup.config.data.num_threads)
+    assert preflight.needed_bytes(setup, compiled) == 1170 + held * batch
+    unknown = types.SimpleNamespace(memory_analysis=lambda: None)
+    assert preflight.needed_bytes(setup, unknown) is None
+
+
+def test_no_more_batches_are_in_flight_than_are_counted(monkeypatch):
+    made, at_most = [], 0
+    to_devices = sharding.to_devices
+
+    def count(batch, mesh):
+        nonlocal at_most
+        made.append(batch["label"][0])
+        at_most = max(at_most, len(made) - steps)
+        return to_devices(batch, mesh)
+
+    steps = 0  # done
+    monkeypatch.setattr(sharding, "to_devices", count)
+    batches = train.training_batches(prepared(), 0, train.Clock(64, 0))
+    next(batches)
+    for step in range(6):  # the loop: asks for a step, takes the next batch, waits
+        next(batches)
+        steps = max(0, step + 1 - preflight.steps_ahead())
+    batches.close()
+    assert at_most == 1 + preflight.BATCHES_AHEAD + preflight.steps_ahead()
+
+
+@pytest.mark.parametrize("overrides", [study.RUNS[2], study.RUNS[5]], ids=["none", "full"])
+@pytest.mark.slow
+def test_the_estimate_is_within_a_tenth_of_the_peak(overrides):
+    found = study.measure_apart(overrides)
+    assert found["estimate"] == pytest.approx(found["peak"], rel=0.1)
+
+
+def test_what_does_not_fit_says_what_would():
+    setup = prepared()
+    compiled = preflight.compile_train_step(setup)
+    needed = preflight.needed_bytes(setup, compiled)
+    preflight.check_fits(setup, needed, needed)
+    with pytest.raises(UserError, match=r"accumulation_steps=\d+, which keeps the global batch"):
+        preflight.check_fits(setup, needed, int(0.6 * needed))
+    full = prepared(accumulation_steps="64", model__remat="full")
+    with pytest.raises(UserError, match=r"use more devices, or --config\.mesh\.fsdp"):
+        preflight.check_fits(full, needed, needed - 1)
+    with pytest.raises(UserError, match=r"split it over 2 devices with --config\.mesh\.fsdp=2"):
+        preflight.check_state_fits(setup, preflight.state_bytes(setup) - 1)
+
+
+def test_the_limit_can_be_lowered():
+    config = configuration.default()
+    whole = preflight.device_memory(config)
+    config.memory_limit_gib = 0.25
+    assert preflight.device_memory(config) == 2**28
+    config.memory_limit_gib = 1e6
+    assert preflight.device_memory(config) == pytest.approx(whole, rel=0.2)
+
+
+def test_the_measured_peak_is_that_of_the_fullest_device(monkeypatch):
+    setup = prepared()
+    compiled = preflight.compile_train_step(setup)
+    assert preflight.measured_memory(setup, compiled) == {}  # CPUs report none
+    devices = [
+        types.SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak})
+        for peak in (2**30, 3 * 2**30)
+    ]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    found = preflight.measured_memory(setup, compiled)
+    assert found["train/peak_memory_gib"] == 3.0
+    needed = preflight.needed_bytes(setup, compiled)
+    assert found["train/estimated_memory_gib"] == needed / 2**30
+
+
+@pytest.mark.parametrize("polyak", [False, True])
+def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
+    mesh = sharding.make_mesh()
+    params = sharding.params_to_devices({"head/kernel": np.ones((64, 8), np.float32)}, mesh)
+    make, _ = state.initialise(dict, params, optim.sgd(), mesh, polyak=polyak, consume=True)
+    now = make()
+    assert params["head/kernel"].is_deleted()
+    assert (np.asarray(now.params["head/kernel"]) == 1).all()

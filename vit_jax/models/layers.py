@@ -99,9 +99,9 @@ def affine(
 ) -> Array:
     """activation(x (..., i) times kernel (i, ...) plus bias), in `out_dtype` or as it is stored.
 
-    Operands of the product are in `dtype`, and so are those of its gradients; sums, bias and
-    activation are in float32. The leading axes are folded into one, so that the gradient of the
-    kernel is a plain matrix product as well; over several axes, XLA's is twice as slow on CPU.
+    Operands of the product are in `dtype`, and so are those of its gradients; sums are in float32.
+    The leading axes are folded into one, so that the gradient of the kernel is a plain matrix
+    product as well; over several axes, XLA's is twice as slow on CPU.
     With `recompute`, the gradient of the activation keeps the product and nothing else.
     """
     dtype, out_dtype = jnp.dtype(dtype), jnp.dtype(out_dtype or stored(dtype))

@@ -12,6 +12,8 @@ from vit_jax import host_memory
 if "keep" in sys.argv:
     assert host_memory.keep_freed_pages()
 import jax, jax.numpy as jnp
+if "give_back" in sys.argv:
+    host_memory.give_back_freed_pages()
 run = jax.jit(lambda x: x + 1)
 x = jnp.ones((16 << 20,), jnp.float32)
 faults = []
@@ -36,6 +38,10 @@ def page_faults(*arguments: str) -> int:
 
 def test_a_step_finds_its_pages():
     assert page_faults("keep") < 0.1 * page_faults()
+
+
+def test_pages_can_be_given_back_after_all():
+    assert page_faults("keep", "give_back") > 0.5 * page_faults()
 
 
 def test_hosts_of_accelerators_are_left_alone(monkeypatch):

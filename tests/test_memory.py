@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_preflight import prepared
 
-from vit_jax import memory, preflight, sharding
+from vit_jax import host_memory, memory, preflight, sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluation import periodic
 from vit_jax.memory import Choice
@@ -147,6 +147,14 @@ def test_the_choice_is_noted_and_found(setup, tmp_path):
 def test_settings_that_contradict(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         memory.fit(prepared(**settings), tmp_path, resuming=False)
+
+
+@pytest.mark.parametrize(("room", "given_back"), [(4, False), (2, True)])
+def test_freed_pages_are_kept_where_there_is_room(setup, needed, monkeypatch, room, given_back):
+    calls = []
+    monkeypatch.setattr(host_memory, "give_back_freed_pages", lambda: calls.append(1))
+    memory.save_pages(setup, preflight.compile_train_step(setup), room * needed)
+    assert bool(calls) == given_back
 
 
 def test_evaluation_takes_no_more_images_at_once_than_training(setup):

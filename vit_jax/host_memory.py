@@ -8,7 +8,9 @@ import os
 import platform
 import time
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+# Of glibc's malloc.h, and its defaults.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+BYTES_TO_TRIM, BYTES_TO_MAP, MAPPINGS = 128 << 10, 128 << 10, 65_536
 
 #: What JAX finds an accelerator through.
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
@@ -39,6 +41,16 @@ def let_go(seconds: float) -> None:
     its own, gigabytes beside those that are about to be free.
     """
     time.sleep(min(0.002, seconds / 200))
+
+
+def give_back_freed_pages() -> None:
+    """Undoes `keep_freed_pages`: what is kept fits the next request worse and worse."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, MAPPINGS)
+        libc.mallopt(M_MMAP_THRESHOLD, BYTES_TO_MAP)
+        libc.mallopt(M_TRIM_THRESHOLD, BYTES_TO_TRIM)
+        libc.malloc_trim(0)
 
 
 def _on_cpu() -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from vit_jax import models, preflight
+from vit_jax import host_memory, models, preflight
 from vit_jax.errors import UserError
 from vit_jax.interop import native
 from vit_jax.models import remat
@@ -27,6 +27,8 @@ MODES = ("as_configured", "auto")
 #: Tokens of a micro batch at which adding its gradient to the others takes as long as computing it:
 #: 12 bytes of traffic for 6 FLOPs per parameter and token, at 150 FLOPs per byte as on a GPU.
 TOKENS_PER_SUM = 300
+#: How many times what it needs a process on a CPU may hold while it keeps freed pages, measured.
+KEPT = 3
 #: What is foreseen to take more of the limit than this is not tried.
 MARGIN = 1.1
 
@@ -53,13 +55,26 @@ def fit(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any]:
     before = read(workdir) if resuming else None  # before any process can write it
     limit = preflight.device_memory(config)
     if config.memory == "as_configured":
-        return setup, preflight.fit(setup, limit)
+        compiled = preflight.fit(setup, limit)
+        save_pages(setup, compiled, limit)
+        return setup, compiled
     if config.accumulation_steps != 1 or config.model.remat is not None:
         raise UserError(
             "config.memory=auto chooses config.accumulation_steps and config.model.remat itself; "
             "leave them out, or leave config.memory as_configured."
         )
-    return choose(setup, limit, before)
+    setup, compiled = choose(setup, limit, before)
+    save_pages(setup, compiled, limit)
+    return setup, compiled
+
+
+def save_pages(setup: Setup, compiled: Any, limit: int) -> None:
+    """On a CPU, ends the keeping of freed pages where it could take more than `limit` bytes."""
+    if jax.default_backend() == "cpu":
+        needed = preflight.needed_bytes(setup, compiled)
+        if needed is not None and KEPT * needed > limit:
+            host_memory.give_back_freed_pages()
+            preflight.show_memory("freed pages are given back, which costs time, as space is short")
 
 
 def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setup, Any]:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from test_preflight import prepared
 
-from vit_jax import host_memory, memory, preflight, sharding
+from vit_jax import config as configuration
+from vit_jax import host_memory, memory, preflight, sharding, train
 from vit_jax.errors import UserError
 from vit_jax.evaluation import periodic
 from vit_jax.memory import Choice
@@ -147,6 +148,13 @@ def test_the_choice_is_noted_and_found(setup, tmp_path):
 def test_settings_that_contradict(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         memory.fit(prepared(**settings), tmp_path, resuming=False)
+
+
+def test_a_mistake_is_said_before_the_first_stage(tmp_path):
+    config = configuration.load("configs/quickstart.py", {"memory": "automatic"})
+    with pytest.raises(UserError, match="choose as_configured or auto"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("room", "given_back"), [(4, False), (2, True)])

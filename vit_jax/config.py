@@ -317,7 +317,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
             raise UserError(
                 f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}"
             )
-        target[name] = _literal(text)
+        target[name] = literal(text)
         return
     kind = target.get_type(name)
     try:
@@ -333,10 +333,10 @@ def _as_type(text: str, kind: type) -> Any:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if kind in (int, float):
         return kind(text)
-    return text if kind is str else _literal(text)
+    return text if kind is str else literal(text)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A Python literal or true/false where it is one, otherwise the text itself."""
     if text in ("true", "false"):
         return text == "true"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from vit_jax import host_memory, models, preflight
+from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.interop import native
 from vit_jax.models import remat
@@ -43,27 +44,31 @@ class Choice(NamedTuple):
         return f"remat={self.remat}, accumulation_steps={self.accumulation_steps}"
 
 
-def fit(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any]:
-    """The setup that will run and its compiled step, which fits; says what it takes.
-
-    Raises:
-      UserError: `config.memory` is unknown or contradicts another setting, or nothing fits.
-    """
-    config = setup.config
+def check(config: ConfigDict) -> None:
+    """Raises UserError if `config.memory` is unknown or contradicts another setting."""
     if config.memory not in MODES:
         raise UserError(f"config.memory={config.memory!r}: choose {' or '.join(MODES)}.")
-    before = read(workdir) if resuming else None  # before any process can write it
-    limit = preflight.device_memory(config)
-    if config.memory == "as_configured":
-        compiled = preflight.fit(setup, limit)
-        save_pages(setup, compiled, limit)
-        return setup, compiled
-    if config.accumulation_steps != 1 or config.model.remat is not None:
+    chosen = config.accumulation_steps != 1 or config.model.remat is not None
+    if config.memory == "auto" and chosen:
         raise UserError(
             "config.memory=auto chooses config.accumulation_steps and config.model.remat itself; "
             "leave them out, or leave config.memory as_configured."
         )
-    setup, compiled = choose(setup, limit, before)
+
+
+def fit(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any]:
+    """The setup that will run and its compiled step, which fits; says what it takes.
+
+    Raises:
+      UserError: nothing fits.
+    """
+    config = setup.config
+    before = read(workdir) if resuming else None  # before any process can write it
+    limit = preflight.device_memory(config)
+    if config.memory == "auto":
+        setup, compiled = choose(setup, limit, before)
+    else:
+        compiled = preflight.fit(setup, limit)
     save_pages(setup, compiled, limit)
     return setup, compiled
 

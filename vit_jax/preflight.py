@@ -126,9 +126,11 @@ def device_memory(config: ConfigDict) -> int:
 
 def measured_memory(setup: Setup, compiled: Any) -> dict[str, float]:
     """The peak so far and the estimate as metrics in GiB; {} where the devices report no peak."""
-    needed = needed_bytes(setup, compiled)
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    if needed is None or not all("peak_bytes_in_use" in one for one in stats):
+    if not all("peak_bytes_in_use" in one for one in stats):
+        return {}
+    needed = needed_bytes(setup, compiled)
+    if needed is None:
         return {}
     peak = max(one["peak_bytes_in_use"] for one in stats)
     return {

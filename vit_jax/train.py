@@ -183,6 +183,7 @@ def prepare(
     if not total_steps or total_steps < 1:
         raise UserError("config.total_steps or config.total_epochs must be set and positive.")
     profiling.check_steps(config.profile_steps, total_steps)
+    memory.check(config)
     warmup_steps = in_steps(config.schedule, "warmup", total_steps=total_steps) or 0
     schedule = optim.learning_rate_schedule(
         config.schedule.decay,
@@ -547,8 +548,7 @@ def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
         params = multihost_utils.process_allgather(params, tiled=True)
     params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}
     if jax.process_index() == 0:
-        model = models.replace(setup.model, dtype="float32", remat=False)
-        native.save(workdir / "model", model, params)
+        native.save(workdir / "model", models.at_rest(setup.model), params)
 
 
 def write_evaluation(workdir: Path, record: dict[str, float], step: int, setup: Setup) -> None:

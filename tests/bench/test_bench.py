@@ -107,5 +107,10 @@ def test_logits_of_a_job_are_the_models():
     config, params = jobs.model_of(spec)
     wanted = models.as_functions(config)[1](params, images)
     np.testing.assert_allclose(job.logits(images), wanted, atol=1e-6)
+    options = (("attention", "xla"), ("remat", "products"), ("scan", "True"))
+    changed, _ = jobs.model_of(spec._replace(options=options))
+    assert (changed.attention, changed.remat, changed.scan) == ("xla", "products", True)
+    with pytest.raises(UserError, match=r"no setting model\.atention.*attention"):
+        jobs.model_of(spec._replace(options=(("atention", "xla"),)))
     with pytest.raises(UserError, match="no attention"):
         jobs.build(jobs.Spec("attention", "R50x1", 32, 2, "float32"))

@@ -156,6 +156,7 @@ def test_fused_attention_equals_the_equation(size, classifier):
         mock.patch.object(vit, "fused_attention", return_value=True),
         mock.patch.object(jax.nn, "dot_product_attention", in_its_place),
     ):
+        _, apply = models.as_functions(config)
         found, gradients = jax.value_and_grad(loss)(params)
     assert {name for name, _, _ in calls} == {"cudnn"}
     assert all(n % 2 == 0 for _, n, _ in calls)  # its gradient refuses others
@@ -180,6 +181,10 @@ def test_when_attention_is_fused():
             vit.fused_attention(models.replace(config, attention="cudnn", dtype="float32"))
     with mock.patch.object(vit, "compute_capability", return_value=7.5):
         assert not vit.fused_attention(config)
+    trained = models.replace(config, attention="cudnn")
+    with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
+        models.as_functions(trained)  # when it is built, before anything runs
+    models.as_functions(models.at_rest(trained))  # what is stored goes anywhere
     with pytest.raises(UserError, match=r"model\.attention='cuda' does not exist"):
         models.get_config("B/16", attention="cuda")
 

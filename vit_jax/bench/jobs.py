@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import config as configuration
 from vit_jax import data, losses, models, optim, sharding, steps
 from vit_jax import state as train_state
 from vit_jax.data import sources
@@ -69,14 +70,9 @@ def model_of(spec: Spec) -> tuple[models.ModelConfig, models.Params]:
             spec.variant, image_size=spec.image_size, num_classes=spec.num_classes
         )
         params = jax.jit(models.as_functions(config)[0])(jax.random.key(0))
-    config = models.replace(config, dtype=spec.dtype, **_settings(spec))
+    settings = {key: configuration.literal(text) for key, text in spec.options}
+    config = models.override(config, dtype=spec.dtype, **settings)
     return config, jax.device_put(dict(params))
-
-
-def _settings(spec: Spec) -> dict[str, Any]:
-    import ast
-
-    return {key: ast.literal_eval(text) for key, text in spec.options}
 
 
 def random_images(spec: Spec) -> np.ndarray:

@@ -42,7 +42,7 @@ def attention_layers(
             f"{config.variant} has no attention over all tokens; its embedding filters can be "
             "looked at, and its features."
         )
-    config = models.replace(config, dtype="float32", remat=False, scan=False)
+    config = models.replace(models.at_rest(config), scan=False)
     model: Any = models.set_params(models.abstract(config), jax.tree.map(jnp.asarray, dict(params)))
     z = jax.jit(lambda m, x: m.embed(x))(model, jnp.asarray(images))
     every = config.position_embedding_at != "stem"

@@ -51,7 +51,7 @@ def export(
     target = Path(target)
     convert.check_free(target)
     config, params = load.read(source)
-    config = models.replace(config, dtype="float32", remat=False)
+    config = models.at_rest(config)
     if isinstance(config, models.ViTConfig):
         config = models.replace(config, scan=False)
     images = convert.probe_images(config)[: batch_size or None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -38,6 +38,7 @@ __all__ = [
     "VisionTransformer",
     "abstract_params",
     "as_functions",
+    "at_rest",
     "build",
     "find_variant",
     "get_config",
@@ -48,6 +49,7 @@ __all__ = [
     "set_params",
 ]
 
+Config = TypeVar("Config", bound=ModelConfig)
 #: {path: array}, on the host or on devices.
 Params = dict[str, Any]
 CLASSES = {
@@ -113,6 +115,14 @@ def as_functions(config: ModelConfig) -> tuple[Callable[[jax.Array], Params], Ca
         return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(images, **kwargs)
 
     return init, apply
+
+
+def at_rest(config: Config) -> Config:
+    """The configuration of weights that are stored, without how they were computed with."""
+    changes: dict[str, Any] = {"dtype": "float32", "remat": False}
+    if isinstance(config, ViTConfig):
+        changes["attention"] = "auto"
+    return replace(config, **changes)
 
 
 def build(config: ModelConfig, *, seed: int = 0) -> nnx.Module:

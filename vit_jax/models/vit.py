@@ -253,7 +253,7 @@ class SelfAttention(nnx.Module):
         dense = functools.partial(Dense, dtype=config.compute_dtype, keys=keys)
         self.qkv = dense(d, (3, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)
-        self.config = config
+        self.fused = fused_attention(config)
         self.relative = (
             nnx.Param(
                 initializers.normal(stddev=0.02)(
@@ -277,7 +277,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Array, *, return_weights: bool = False) -> tuple[Array, Array | None]:
         qkv = self.qkv(x)  # (b, n, 3, h, e)
-        if fused_attention(self.config) and not return_weights:
+        if self.fused and not return_weights:
             q, k, v = (part[:, :, 0] for part in jnp.split(qkv, 3, axis=2))
             y = cudnn_attention(q, k, v)
             return self.out(y.reshape(*y.shape[:2], -1))[:, : x.shape[1]], None

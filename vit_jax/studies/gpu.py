@@ -106,31 +106,33 @@ def pretended_gpu() -> Iterator[Any]:
 
 def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True) -> Any:
     """The training step of a model (Adam, clipped gradients), or inference, compiled for a GPU."""
-    init, apply = models.as_functions(config)
-    optimizer = optim.adam(weight_decay=0.1)
-    key = jax.random.key(0)
-    images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), np.uint8)
-    run: Any
-    shapes: Any
-    if train:
-        run = steps.make_train_step(
-            apply,
-            optimizer,
-            loss=losses.softmax_cross_entropy,
-            num_classes=config.num_classes,
-            schedule=lambda step: jnp.float32(1e-3),
-            seed=0,
-            gradient_clip_norm=1.0,
-        )
-        start = jax.eval_shape(lambda key: state.create(init(key), optimizer, polyak=False), key)
-        shapes = start, {"image": images, "label": jax.ShapeDtypeStruct((batch,), np.int32)}
-    else:
-
-        def run(params, images):
-            return apply(params, steps.normalise(images))
-
-        shapes = jax.eval_shape(init, key), images
     with pretended_gpu() as device:
+        init, apply = models.as_functions(config)
+        optimizer = optim.adam(weight_decay=0.1)
+        key = jax.random.key(0)
+        images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), np.uint8)
+        run: Any
+        shapes: Any
+        if train:
+            run = steps.make_train_step(
+                apply,
+                optimizer,
+                loss=losses.softmax_cross_entropy,
+                num_classes=config.num_classes,
+                schedule=lambda step: jnp.float32(1e-3),
+                seed=0,
+                gradient_clip_norm=1.0,
+            )
+            start = jax.eval_shape(
+                lambda key: state.create(init(key), optimizer, polyak=False), key
+            )
+            shapes = start, {"image": images, "label": jax.ShapeDtypeStruct((batch,), np.int32)}
+        else:
+
+            def run(params, images):
+                return apply(params, steps.normalise(images))
+
+            shapes = jax.eval_shape(init, key), images
         where = jax.sharding.NamedSharding(
             sharding.make_mesh(devices=[device]), jax.sharding.PartitionSpec()
         )

@@ -19,7 +19,9 @@ from vit_jax.errors import UserError
 STEP, WAIT_FOR_INPUT, TO_DEVICES = "train", "wait for input", "to devices"
 #: What an event of a compiled operation says of itself, on every kind of device.
 OPERATION = "hlo_op"
-Intervals = list[tuple[float, float]]
+#: (begin, end) in whole nanoseconds, so that sums and differences of them are exact.
+Interval = tuple[int, int]
+Intervals = list[Interval]
 
 phase = jax.profiler.TraceAnnotation
 
@@ -104,24 +106,29 @@ def facts(directory: Path) -> Facts:
     for number, event in enumerate(spans):
         if OPERATION in event.get("args", {}):
             run = event["args"].get("run_id", number)
-            programs.setdefault(run, []).append((event["ts"], event["ts"] + event["dur"]))
+            programs.setdefault(run, []).append(interval(event))
     work = union((min(a for a, _ in run), max(b for _, b in run)) for run in programs.values())
     waits, moves = union(_named(spans, WAIT_FOR_INPUT)), union(_named(spans, TO_DEVICES))
     return Facts(
         steps=len(steps),
-        milliseconds=(end - begin) / 1e3 / len(steps),
+        milliseconds=(end - begin) / 1e6 / len(steps),
         computed_percent=100 * overlap(work, [(begin, end)]) / (end - begin),
         input_wait_percent=100 * length(waits) / (end - begin),
         to_devices_percent=100 * length(moves) / (end - begin),
-        overlapped_percent=100 * overlap(moves, work) / max(length(moves), 1e-9),
+        overlapped_percent=100 * overlap(moves, work) / (length(moves) or 1),
     )
 
 
 def _named(spans: Iterable[dict[str, Any]], name: str) -> Intervals:
-    return [(e["ts"], e["ts"] + e["dur"]) for e in spans if e["name"] == name]
+    return [interval(event) for event in spans if event["name"] == name]
 
 
-def union(intervals: Iterable[tuple[float, float]]) -> Intervals:
+def interval(event: dict[str, Any]) -> Interval:
+    """When an event of a trace, which counts in microseconds, began and ended."""
+    return round(1e3 * event["ts"]), round(1e3 * (event["ts"] + event["dur"]))
+
+
+def union(intervals: Iterable[Interval]) -> Intervals:
     """The same points in intervals that are disjoint and in order."""
     merged: Intervals = []
     for begin, end in sorted(intervals):
@@ -132,10 +139,10 @@ def union(intervals: Iterable[tuple[float, float]]) -> Intervals:
     return merged
 
 
-def length(intervals: Intervals) -> float:
+def length(intervals: Intervals) -> int:
     return sum(end - begin for begin, end in intervals)
 
 
-def overlap(a: Intervals, b: Intervals) -> float:
+def overlap(a: Intervals, b: Intervals) -> int:
     """How much of `a` lies in `b`; both from `union`."""
-    return max(0.0, length(a) + length(b) - length(union([*a, *b])))
+    return length(a) + length(b) - length(union([*a, *b]))

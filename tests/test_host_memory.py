@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+
 from vit_jax import host_memory
 
 SCRIPT = """
-import resource, sys
+import resource, sys, time
 from vit_jax import host_memory
 if "keep" in sys.argv:
     assert host_memory.keep_freed_pages()
@@ -20,6 +22,7 @@ faults = []
 for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run(x).block_until_ready()
+    time.sleep(0.01)  # until XLA has let go of it
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(min(faults))
 """
@@ -42,6 +45,61 @@ def test_a_step_finds_its_pages():
 
 def test_pages_can_be_given_back_after_all():
     assert page_faults("keep", "give_back") > 0.5 * page_faults()
+
+
+ROOM = """
+import ctypes, sys
+from vit_jax import host_memory
+assert host_memory.keep_freed_pages()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+SIZE = 256 << 20
+host_memory.begin_peak()
+before = host_memory.resident_bytes()
+for step in range(12):
+    size = SIZE + step * 4096  # a little does not fit, as where memory is aligned
+    if "room" in sys.argv:
+        host_memory.make_room(size)
+    temporary = libc.malloc(size)
+    ctypes.memset(temporary, 1, SIZE)
+    if step % 3 == 0:
+        libc.malloc(2 << 20)  # stays, behind the temporaries
+    libc.free(temporary)
+print((host_memory.peak_bytes() - before) / SIZE)
+"""
+
+
+def most_held(*arguments: str) -> float:
+    """The peak of a loop whose steps take one piece each, in such pieces."""
+    done = subprocess.run(
+        [sys.executable, "-c", ROOM, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    return float(done.stdout)
+
+
+def test_a_step_takes_its_memory_once():
+    assert most_held("room") < 1.1
+    assert most_held() > 1.9
+
+
+def test_the_peak_begins_anew():
+    host_memory.begin_peak()
+    before = host_memory.peak_bytes()
+    piece = np.ones(64 << 20, np.uint8)
+    del piece
+    assert host_memory.peak_bytes() > before + (60 << 20)
+    host_memory.begin_peak()
+    assert host_memory.peak_bytes() < before + (30 << 20)
+
+
+def test_what_is_too_much_is_given_back():
+    host_memory.stay_below(0)
+    assert host_memory.resident_bytes() > 0
 
 
 def test_hosts_of_accelerators_are_left_alone(monkeypatch):

@@ -45,7 +45,7 @@ def chosen(setup):
 def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
     setup, needed, compiles, capsys
 ):
-    found, _ = memory.choose(setup, needed)
+    found, _, _ = memory.choose(setup, needed)
     assert chosen(found) == FASTEST
     assert compiles == [FASTEST]
     assert "remat=none, accumulation_steps=1: " in capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
 @pytest.mark.parametrize("share", [0.7, 0.45])
 def test_what_is_chosen_fits_and_few_programs_are_compiled(setup, needed, compiles, share, capsys):
     limit = int(share * needed)
-    found, compiled = memory.choose(setup, limit)
+    found, compiled, _ = memory.choose(setup, limit)
     assert preflight.needed_bytes(found, compiled) <= limit
     assert compiles[0] == FASTEST and compiles[-1] == chosen(found) != FASTEST
     assert len(compiles) <= 4
@@ -74,7 +74,7 @@ def test_the_step_stays_the_same_up_to_the_order_of_sums(setup, needed):
     }
     after = []
     for limit in (needed, int(0.45 * needed)):
-        found, compiled = memory.choose(setup, limit)
+        found, compiled, _ = memory.choose(setup, limit)
         now, metrics = compiled(found.initialise(), sharding.to_devices(batch, found.mesh))
         after.append(jax.device_get((now.params, metrics["train/loss"])))
     (params, loss), (others, other_loss) = after
@@ -85,14 +85,14 @@ def test_the_step_stays_the_same_up_to_the_order_of_sums(setup, needed):
 
 def test_a_run_goes_on_as_it_began(setup, needed, compiles, capsys):
     before = Choice("products", 2)
-    found, _ = memory.choose(setup, needed, before)  # a faster one would fit by now
+    found, _, _ = memory.choose(setup, needed, before)  # a faster one would fit by now
     assert chosen(found) == before and compiles == [before]
     assert "as before" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_go_on_as_it_began_says_so(setup, needed, capsys):
     limit = int(0.7 * needed)
-    found, compiled = memory.choose(setup, limit, FASTEST)
+    found, compiled, _ = memory.choose(setup, limit, FASTEST)
     assert chosen(found) != FASTEST and preflight.needed_bytes(found, compiled) <= limit
     assert f"this run began with {FASTEST}; its sums differ" in capsys.readouterr().out
 
@@ -114,7 +114,7 @@ def test_a_compiler_that_refuses_is_a_choice_that_does_not_fit(setup, monkeypatc
         return compile_train_step(setup)
 
     monkeypatch.setattr(preflight, "compile_train_step", refuse)
-    found, _ = memory.choose(setup, 2**40)
+    found, _, _ = memory.choose(setup, 2**40)
     order = sorted(memory.choices(setup), key=lambda choice: memory.seconds(setup, choice))
     assert chosen(found) == order[1]
 
@@ -157,12 +157,38 @@ def test_a_mistake_is_said_before_the_first_stage(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("room", "given_back"), [(4, False), (2, True)])
-def test_freed_pages_are_kept_where_there_is_room(setup, needed, monkeypatch, room, given_back):
+@pytest.fixture
+def pages_are_kept(monkeypatch):
+    """As in a command that computes on CPUs; returns what is given back."""
     calls = []
+    monkeypatch.setattr(host_memory, "freed_pages_are_kept", lambda: True)
     monkeypatch.setattr(host_memory, "give_back_freed_pages", lambda: calls.append(1))
-    memory.save_pages(setup, preflight.compile_train_step(setup), room * needed)
-    assert bool(calls) == given_back
+    return calls
+
+
+@pytest.mark.parametrize("mode", ["as_configured", "auto"])
+@pytest.mark.parametrize("spare", [0, -1])
+def test_freed_pages_are_kept_where_temporaries_fit_twice(
+    mode, spare, pages_are_kept, monkeypatch, tmp_path, capsys
+):
+    # In one part, so that nothing else is faster.
+    setup = prepared(memory=mode, batch_size="1", checkpoint_every_steps="5")
+    compiled = preflight.compile_train_step(setup)
+    most = preflight.needed_bytes(setup, compiled, kept=True)
+    assert most == preflight.needed_bytes(setup, compiled) + preflight.temporary_bytes(compiled)
+    monkeypatch.setattr(memory, "CLEARING", 1.01)  # the next best thing
+    monkeypatch.setattr(preflight, "device_memory", lambda config: most + spare)
+    found, _, expected = memory.fit(setup, tmp_path, resuming=False)
+    assert chosen(found) == FASTEST
+    assert bool(pages_are_kept) == ("freed pages are given back" in capsys.readouterr().out)
+    assert bool(pages_are_kept) == (spare < 0)
+    assert expected > host_memory.resident_bytes()
+
+
+def test_computing_otherwise_is_better_than_clearing_pages(setup, needed, pages_are_kept):
+    found, compiled, kept = memory.choose(setup, needed)  # so not for temporaries twice
+    assert kept and chosen(found) != FASTEST
+    assert preflight.needed_bytes(found, compiled, kept=True) <= needed
 
 
 def test_evaluation_takes_no_more_images_at_once_than_training(setup):

@@ -113,6 +113,11 @@ class Checkpoints:
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock_file.flush()
 
+    @property
+    def saving(self) -> bool:
+        """Whether a save is in flight, as far as `check` has seen."""
+        return self._pending is not None
+
     def check(self) -> None:
         """Raises CheckpointError if the save in flight has failed. Cheap: call after every step."""
         if self._pending is not None and not self._manager.is_saving_in_progress():

@@ -1,7 +1,11 @@
-"""The memory of a process that computes on CPUs: freed pages are kept for the next step."""
+"""The memory of a process that computes on CPUs: freed pages are kept for the next step.
+
+How much of it there is: what the process holds now, and the most that it held.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -11,9 +15,14 @@ import time
 # Of glibc's malloc.h, and its defaults.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 BYTES_TO_TRIM, BYTES_TO_MAP, MAPPINGS = 128 << 10, 128 << 10, 65_536
+ALIGNMENT, SPARE = 4 << 10, 64 << 20  # more than it takes; what else may be free
+PIECES = 8  # that are occupied at most
 
 #: What JAX finds an accelerator through.
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
+
+_kept = False
+_occupied: list[int] = []  # addresses
 
 
 def keep_freed_pages() -> bool:
@@ -24,14 +33,21 @@ def keep_freed_pages() -> bool:
     of B/16 causes no page faults instead of half a million (docs/performance.md). Call before JAX
     is used; other systems than Linux with glibc are left alone.
     """
-    if platform.libc_ver()[0] != "glibc" or not _on_cpu():
+    global _kept
+    if platform.libc_ver()[0] != "glibc" or _end_of_heap() is None or not _on_cpu():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # Pieces of this size can only be kept in the main arena, and only if they are not mapped.
-    return all(
+    _kept = all(
         mallopt(option, value)
         for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
     )
+    return _kept
+
+
+def freed_pages_are_kept() -> bool:
+    """Whether `keep_freed_pages` holds."""
+    return _kept
 
 
 def let_go(seconds: float) -> None:
@@ -44,13 +60,93 @@ def let_go(seconds: float) -> None:
 
 
 def give_back_freed_pages() -> None:
-    """Undoes `keep_freed_pages`: what is kept fits the next request worse and worse."""
+    """Undoes `keep_freed_pages`."""
+    global _kept
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, MAPPINGS)
         libc.mallopt(M_MMAP_THRESHOLD, BYTES_TO_MAP)
         libc.mallopt(M_TRIM_THRESHOLD, BYTES_TO_TRIM)
-        libc.malloc_trim(0)
+    _kept = False
+    trim()
+
+
+def trim() -> None:
+    """Gives back what is free now."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def make_room(size: int) -> None:
+    """Sees to it that a piece of `size` bytes will find its pages at the end of the heap.
+
+    It is free there again after a step, unless something small has come to lie behind it; then the
+    next step would take as much again. So what was left behind is given back, and its addresses
+    are occupied, without pages, as malloc would prefer them to the end. If the small thing goes,
+    the end is too large, and given back as well. Takes 3 ms, so small pieces are left alone.
+    """
+    if size < 2 * SPARE:
+        return
+    room = _end_of_heap()
+    if room is None or size + ALIGNMENT <= room <= 1.25 * size + SPARE:
+        return
+    trim()
+    if room < size + ALIGNMENT:
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        libc.free.argtypes = [ctypes.c_void_p]
+        if len(_occupied) == PIECES:
+            while _occupied:
+                libc.free(_occupied.pop())
+        piece = libc.malloc(size - SPARE)
+        if piece:
+            _occupied.append(piece)
+
+
+def stay_below(limit: int) -> None:
+    """Gives freed pages back if the process holds more than `limit` bytes."""
+    if (resident_bytes() or 0) > limit:
+        trim()
+
+
+def resident_bytes() -> int | None:
+    """What the process holds; None where Linux does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def peak_bytes() -> int | None:
+    """The most that the process held since `begin_peak`; None where Linux does not say."""
+    try:
+        with open("/proc/self/status") as file:
+            rows = dict(line.split(":", 1) for line in file)
+    except OSError:
+        return None
+    return 1024 * int(rows["VmHWM"].split()[0]) if "VmHWM" in rows else None
+
+
+def begin_peak() -> None:
+    """`peak_bytes` forgets what was, where Linux allows that."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+class _Malloc(ctypes.Structure):
+    """Of glibc's malloc.h, from 2.33 on."""
+
+    _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(9)] + [("keepcost", ctypes.c_size_t)]
+
+
+def _end_of_heap() -> int | None:
+    """Free bytes at the end of the heap; None where malloc does not say."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return None
+    mallinfo2.restype = _Malloc
+    return mallinfo2().keepcost
 
 
 def _on_cpu() -> bool:

@@ -7,6 +7,7 @@ did before, if that still fits: the choice is in `WORKDIR/memory.json`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,8 @@ MODES = ("as_configured", "auto")
 #: Tokens of a micro batch at which adding its gradient to the others takes as long as computing it:
 #: 12 bytes of traffic for 6 FLOPs per parameter and token, at 150 FLOPs per byte as on a GPU.
 TOKENS_PER_SUM = 300
-#: How many times what it needs a process on a CPU may hold while it keeps freed pages, measured.
-KEPT = 3
+#: A step whose memory the system clears first, beside one that finds it as it was, on a CPU.
+CLEARING = 1.5
 #: What is foreseen to take more of the limit than this is not tried.
 MARGIN = 1.1
 
@@ -56,8 +57,10 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def fit(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any]:
-    """The setup that will run and its compiled step, which fits; says what it takes.
+def fit(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any, int | None]:
+    """The setup that will run, its compiled step, which fits, and the bytes that it will hold.
+
+    Says what it takes. The bytes are `preflight.expected_bytes`.
 
     Raises:
       UserError: nothing fits.
@@ -66,24 +69,19 @@ def fit(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any]:
     before = read(workdir) if resuming else None  # before any process can write it
     limit = preflight.device_memory(config)
     if config.memory == "auto":
-        setup, compiled = choose(setup, limit, before)
+        setup, compiled, kept = choose(setup, limit, before)
     else:
-        compiled = preflight.fit(setup, limit)
-    save_pages(setup, compiled, limit)
-    return setup, compiled
+        compiled, kept = preflight.fit(setup, limit)
+    if host_memory.freed_pages_are_kept() and not kept:
+        host_memory.give_back_freed_pages()
+        preflight.show_memory("freed pages are given back, which costs time, as space is short")
+    host_memory.trim()  # what compiling took
+    host_memory.begin_peak()
+    return setup, compiled, preflight.expected_bytes(setup, compiled)
 
 
-def save_pages(setup: Setup, compiled: Any, limit: int) -> None:
-    """On a CPU, ends the keeping of freed pages where it could take more than `limit` bytes."""
-    if jax.default_backend() == "cpu":
-        needed = preflight.needed_bytes(setup, compiled)
-        if needed is not None and KEPT * needed > limit:
-            host_memory.give_back_freed_pages()
-            preflight.show_memory("freed pages are given back, which costs time, as space is short")
-
-
-def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setup, Any]:
-    """The fastest choice that fits `limit` bytes, as a setup and its compiled step.
+def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setup, Any, bool]:
+    """The fastest choice that fits `limit` bytes: a setup, its compiled step, if pages are kept.
 
     Choices are tried from the fastest on. One that does not fit says how large activations are, and
     what will then clearly not fit is not compiled; the most frugal one is tried in any case.
@@ -95,29 +93,37 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
       UserError: nothing fits.
     """
     preflight.check_state_fits(setup, limit)
-    order = sorted(choices(setup), key=lambda choice: seconds(setup, choice))
-    frugal = min(order, key=activation_share)
-    if before in order:
-        order = [before, *(choice for choice in order if choice != before)]
-    tried: dict[Choice, int] = {}
+    ways = (True, False) if host_memory.freed_pages_are_kept() else (False,)
+    order = sorted(itertools.product(choices(setup), ways), key=lambda way: seconds(setup, *way))
+    frugal = min((choice for choice, _ in order), key=activation_share)
+    order.sort(key=lambda way: way[0] != before)
+    programs: dict[Choice, tuple[Setup, Any]] = {}
+    least = 0
     activations = 0.0  # bytes for the whole batch in one part without remat; not known yet
-    for choice in order:
+    for choice, kept in order:
         fixed = preflight.fixed_bytes(setup, choice.accumulation_steps)
-        if choice != frugal and fixed + activations * activation_share(choice) > MARGIN * limit:
+        share = activation_share(choice) * (2 if kept else 1)
+        last = choice == frugal and not kept
+        if not last and fixed + activations * share > MARGIN * limit:
             continue
-        candidate = with_choice(setup, choice)
-        compiled, tried[choice] = compile_within(candidate, limit)
-        what = f"{choice}: {preflight.gib(tried[choice])} of {preflight.gib(limit)} per device"
-        if compiled is not None:
+        if choice not in programs:
+            candidate = with_choice(setup, choice)
+            programs[choice] = candidate, compile_step(candidate)
+        candidate, compiled = programs[choice]
+        needed = bytes_of(candidate, compiled, kept) if compiled is not None else limit + 1
+        if last:
+            least = needed
+        what = f"{choice}: {preflight.gib(needed)} of {preflight.gib(limit)} per device"
+        if needed <= limit:
             why = "as before" if choice == before else "the fastest that fits"
             preflight.show_memory(f"{what}, {why}")
             if before not in (None, choice):
                 preflight.show_memory(f"this run began with {before}; its sums differ from now on")
-            return candidate, compiled
+            return candidate, compiled, kept
         preflight.show_memory(f"{what}, too much")
-        activations = (tried[choice] - fixed) / activation_share(choice)
+        activations = (needed - fixed) / share
     raise UserError(
-        f"A step of {setup.model.variant} needs {preflight.gib(tried[frugal])} with {frugal} and "
+        f"A step of {setup.model.variant} needs {preflight.gib(least)} with {frugal} and "
         f"there are {preflight.gib(limit)}; use more devices, or --config.mesh.fsdp."
     )
 
@@ -129,15 +135,18 @@ def choices(setup: Setup) -> Iterator[Choice]:
         yield from (Choice(name, parts) for parts in range(1, rows + 1) if rows % parts == 0)
 
 
-def seconds(setup: Setup, choice: Choice) -> float:
+def seconds(setup: Setup, choice: Choice, kept: bool = True) -> float:
     """How long a step takes, as a multiple of the fastest: what is computed again, what is summed.
 
     A rule of thumb that orders the choices.
+
+    Args:
+      kept: the pages that a CPU frees; otherwise the system clears them at every step.
     """
     parts = choice.accumulation_steps
     tokens = preflight.rows_per_device(setup) / parts * math.prod(setup.model.grid)
     sums = TOKENS_PER_SUM / tokens if parts > 1 else 0.0
-    return remat.POLICIES[choice.remat].seconds * (1 + sums)
+    return remat.POLICIES[choice.remat].seconds * (1 + sums) * (1 if kept else CLEARING)
 
 
 def activation_share(choice: Choice) -> float:
@@ -155,21 +164,25 @@ def with_choice(setup: Setup, choice: Choice) -> Setup:
     return setup._replace(config=config, model=model, train_step=step)
 
 
-def compile_within(setup: Setup, limit: int) -> tuple[Any, int]:
-    """The compiled step and the bytes it needs; None in its place where it does not fit `limit`."""
+def compile_step(setup: Setup) -> Any:
+    """The compiled step; None if the compiler itself saw that it does not fit: a TPU's does."""
     try:
-        compiled = preflight.compile_train_step(setup)
+        return preflight.compile_train_step(setup)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return None, limit + 1  # the compiler itself saw that it does not fit: a TPU's does
-    needed = preflight.needed_bytes(setup, compiled)
+        return None
+
+
+def bytes_of(setup: Setup, compiled: Any, kept: bool) -> int:
+    """`preflight.needed_bytes`, without which nothing can be chosen."""
+    needed = preflight.needed_bytes(setup, compiled, kept=kept)
     if needed is None:
         raise UserError(
             "config.memory=auto: this device does not say what a step needs; "
             "set config.memory=as_configured."
         )
-    return (compiled if needed <= limit else None), needed
+    return needed
 
 
 def read(workdir: Path) -> Choice | None:

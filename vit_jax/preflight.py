@@ -12,7 +12,7 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import data, sharding
+from vit_jax import data, host_memory, sharding
 from vit_jax.config import ConfigDict, human
 from vit_jax.errors import UserError
 from vit_jax.models import remat
@@ -25,6 +25,11 @@ GIB = 2**30
 #: Batches on the devices that no step has begun with: the next one, and two behind it (`loop` and
 #: `training_batches` of train.py).
 BATCHES_AHEAD = 3
+MIB = 2**20
+#: What the process of a CPU takes besides, measured: until its step is compiled, and after that.
+UNCOMPILED, COMPILED = 400 * MIB, 150 * MIB
+#: Copies of the state that a CPU holds while a checkpoint is written: 1.8 at most, measured.
+COPIES = 2
 
 
 def show_plan(setup: Setup) -> None:
@@ -110,13 +115,14 @@ def state_bytes(setup: Setup) -> int:
 def device_memory(config: ConfigDict) -> int:
     """Bytes of one device that a run may use, the same on every process.
 
-    The device's own limit, or its share of the free host memory; `config.memory_limit_gib` if that
-    is less.
+    The device's own limit, or its share of the free host memory that the process will not need
+    itself; `config.memory_limit_gib` if that is less.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
     if limit is None:
-        limit = psutil.virtual_memory().available // jax.local_device_count()
+        free = psutil.virtual_memory().available
+        limit = max(0, free - UNCOMPILED) // jax.local_device_count()
     if config.memory_limit_gib is not None:
         limit = min(limit, int(config.memory_limit_gib * GIB))
     if jax.process_count() > 1:  # in KiB: JAX has no 64-bit integers
@@ -124,18 +130,37 @@ def device_memory(config: ConfigDict) -> int:
     return int(limit)
 
 
-def measured_memory(setup: Setup, compiled: Any) -> dict[str, float]:
-    """The peak so far and the estimate as metrics in GiB; {} where the devices report no peak."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    if not all("peak_bytes_in_use" in one for one in stats):
-        return {}
+def temporary_bytes(compiled: Any) -> int:
+    """What a step takes on one device while it runs; 0 if the backend does not say."""
+    analysis = compiled.memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes
+
+
+def expected_bytes(setup: Setup, compiled: Any) -> int | None:
+    """What `measured_memory` will say of a run that begins now; None if the backend does not say.
+
+    On a CPU that is the whole process, on accelerators one device.
+    """
     needed = needed_bytes(setup, compiled)
-    if needed is None:
+    if needed is None or jax.default_backend() != "cpu":
+        return needed
+    now = host_memory.resident_bytes()
+    return None if now is None else now + jax.local_device_count() * needed + COMPILED
+
+
+def measured_memory(expected: int | None) -> dict[str, float]:
+    """The peak so far and what was expected as metrics in GiB; {} where no peak is known."""
+    peak: int | None
+    if jax.default_backend() == "cpu":
+        peak = host_memory.peak_bytes()
+    else:
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]
+        peak = max(one.get("peak_bytes_in_use", 0) for one in stats)
+    if not (peak and expected):
         return {}
-    peak = max(one["peak_bytes_in_use"] for one in stats)
     return {
         "train/peak_memory_gib": peak / GIB,
-        "train/estimated_memory_gib": needed / GIB,
+        "train/estimated_memory_gib": expected / GIB,
     }
 
 
@@ -174,29 +199,40 @@ def steps_ahead() -> int:
     return 0 if jax.default_backend() == "cpu" else 2
 
 
-def needed_bytes(setup: Setup, compiled: Any) -> int | None:
+def needed_bytes(setup: Setup, compiled: Any, *, kept: bool = False) -> int | None:
     """What a run holds on one device at its peak; None if the backend does not say.
 
     The state, which the new one replaces in place, one batch, and what the step needs besides; and
-    the batches that wait or are not done with. A CPU is the host as well, which reads ahead.
+    the batches that wait or are not done with. A CPU is the host as well, which reads ahead and
+    copies the state to write it.
+
+    Args:
+      kept: as much as it can be where a CPU keeps freed pages: the temporaries of a step that do
+        not fit where those of another were are there twice, until that is seen.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    step = (
+    state = (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
-        + analysis.temp_size_in_bytes
     )
+    besides = analysis.temp_size_in_bytes * (2 if kept else 1)
     batches = BATCHES_AHEAD + steps_ahead()
     if jax.default_backend() == "cpu":
         batches += data.batches_ahead(setup.config.data.num_threads)
-    return step + batches * batch_bytes(setup)
+        copies = COPIES * state_bytes(setup)
+        saves = setup.config.checkpoint_every_steps < setup.total_steps  # while it computes
+        besides = besides + copies if saves else max(besides, copies)
+    return state + besides + batches * batch_bytes(setup)
 
 
-def fit(setup: Setup, limit: int) -> Any:
-    """The compiled training step of a setup as it is configured, which fits; says what it takes.
+def fit(setup: Setup, limit: int) -> tuple[Any, bool]:
+    """The compiled step of a setup as it is configured, which fits; says what it takes.
+
+    Returns:
+      The step, and whether a CPU can keep the pages that it frees.
 
     Raises:
       UserError: it does not fit; says what it needs, what there is, and the setting that would fit.
@@ -207,7 +243,9 @@ def fit(setup: Setup, limit: int) -> Any:
     if needed is not None:
         check_fits(setup, needed, limit)
         show_memory(f"{gib(needed)} of {gib(limit)} per device")
-    return compiled
+    most = needed_bytes(setup, compiled, kept=True)
+    kept = host_memory.freed_pages_are_kept() and most is not None and most <= limit
+    return compiled, kept
 
 
 def show_memory(text: str) -> None:

@@ -94,10 +94,10 @@ def train(
     resuming = has_checkpoint(workdir)
     setup = prepare(config, resuming=resuming)
     preflight.show_plan(setup)
-    setup, compiled = memory.fit(setup, workdir, resuming=resuming)
+    setup, compiled, expected = memory.fit(setup, workdir, resuming=resuming)
     write_config(workdir, whole)
     memory.write(workdir, setup)
-    return loop(setup, compiled, workdir)
+    return loop(setup, compiled, workdir, expected)
 
 
 def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
@@ -372,7 +372,9 @@ def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> train_state
     return state
 
 
-def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
+def loop(
+    setup: Setup, train_step: Callable, workdir: Path, expected_memory: int | None
+) -> dict[str, float]:
     """Steps, logs, evaluates and saves until the end; then exports the model."""
     config, total = setup.config, setup.total_steps
     checkpoints = Checkpoints(
@@ -399,9 +401,10 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
             batches = training_batches(setup, start, clock)
             metrics: dict[str, jax.Array] = {}
             record: dict[str, float] = {}
-            pace = Pace()
+            pace = Pace(train_step, expected_memory)
             batch = next(batches) if start < total else {}
             for step in range(start + 1, total + 1):
+                pace.begin()
                 with profile.begin(step):
                     state, metrics = train_step(state, batch)
                     watchdog.beat(f"step {step}")
@@ -415,17 +418,22 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
                 if last or step == start + 1 or step % config.log_every_steps == 0:
                     record |= {key: float(value) for key, value in metrics.items()}
                     record |= clock.read(step)
-                    record |= preflight.measured_memory(setup, train_step)
+                    record |= preflight.measured_memory(expected_memory)
                     abort_if_stuck(record, config.max_skipped_steps)
                 due = [run for every, run in evaluators if last or (every and step % every == 0)]
                 for run in due:
                     record |= run(train_state.evaluated_params(state), watchdog.on_batch)
                     clock.restart(step)
+                if due:
+                    pace.interrupted()
                 if record and not last:
                     log.write(step, record)
                 log.advance(step)
+                saving = checkpoints.saving
                 if checkpoints.save(step, state, meta, force=last):
                     watchdog.beat(f"a checkpoint of step {step}", progress=True)
+                if checkpoints.saving != saving:
+                    pace.interrupted()
                 if not last and stop.requested(step):
                     checkpoints.save(step, state, meta, force=True)
                     checkpoints.wait()
@@ -437,6 +445,7 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
             if not record:  # resumed at the very end: the last step was saved, not yet exported
                 for _, run in evaluators:
                     record |= run(train_state.evaluated_params(state), watchdog.on_batch)
+            record |= preflight.measured_memory(expected_memory)
             export(setup, state, workdir)
             if is_main:
                 write_evaluation(workdir, record, total, setup)
@@ -454,11 +463,23 @@ def loop(setup: Setup, train_step: Callable, workdir: Path) -> dict[str, float]:
 
 
 class Pace:
-    """Keeps the loop no more than `preflight.steps_ahead()` ahead of the devices."""
+    """Keeps the loop no more than `preflight.steps_ahead()` ahead of the devices.
 
-    def __init__(self) -> None:
+    On a CPU that keeps freed pages also close to the bytes that the run is expected to hold.
+    """
+
+    def __init__(self, train_step: Any, expected_memory: int | None) -> None:
         self.ahead = preflight.steps_ahead()
         self.results: collections.deque = collections.deque()
+        self.limit: int | None = None
+        if expected_memory and host_memory.freed_pages_are_kept():
+            self.limit = int(1.1 * expected_memory)
+            self.temporaries = jax.local_device_count() * preflight.temporary_bytes(train_step)
+
+    def begin(self) -> None:
+        """Before a step."""
+        if self.limit is not None:
+            host_memory.make_room(self.temporaries)
 
     def keep(self, result: jax.Array) -> None:
         """Waits until no more than so many steps are under way; `result` is of the newest."""
@@ -468,6 +489,13 @@ class Pace:
             self.results.popleft().block_until_ready()
         if not self.ahead:
             host_memory.let_go(time.perf_counter() - begin)
+            if self.limit is not None:
+                host_memory.stay_below(self.limit)
+
+    def interrupted(self) -> None:
+        """Something else took memory between two steps, or has given it back."""
+        if self.limit is not None:
+            host_memory.trim()
 
 
 class Clock:

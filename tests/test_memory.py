@@ -25,6 +25,12 @@ def needed(setup):
     return preflight.needed_bytes(setup, preflight.compile_train_step(setup))
 
 
+@pytest.fixture(autouse=True)
+def no_pages_are_kept(monkeypatch):
+    """Whatever commands ran before in this process."""
+    monkeypatch.setattr(host_memory, "freed_pages_are_kept", lambda: False)
+
+
 @pytest.fixture
 def compiles(monkeypatch):
     """What is compiled from here on."""
@@ -158,7 +164,7 @@ def test_a_mistake_is_said_before_the_first_stage(tmp_path):
 
 
 @pytest.fixture
-def pages_are_kept(monkeypatch):
+def pages_are_kept(monkeypatch, no_pages_are_kept):
     """As in a command that computes on CPUs; returns what is given back."""
     calls = []
     monkeypatch.setattr(host_memory, "freed_pages_are_kept", lambda: True)

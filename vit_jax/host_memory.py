@@ -87,9 +87,12 @@ def make_room(size: int) -> None:
     """
     if size < 2 * SPARE:
         return
-    room = _end_of_heap()
-    if room is None or size + ALIGNMENT <= room <= 1.25 * size + SPARE:
-        return
+    room = 0
+    for wait in (0, 0.005, 0.02):  # while it is about to be free
+        time.sleep(wait)
+        room = _end_of_heap() or 0
+        if size + ALIGNMENT <= room <= 1.25 * size + SPARE:
+            return
     trim()
     if room < size + ALIGNMENT:
         libc = ctypes.CDLL(None)

@@ -57,7 +57,8 @@ def test_what_is_needed_is_counted_in_full():
     assert preflight.batch_bytes(setup) == batch
     held = 3 + data.batches_ahead(setup.config.data.num_threads)
     fixed, copies = 1100 + held * batch, 2 * preflight.state_bytes(setup)
-    assert preflight.needed_bytes(setup, compiled) == fixed + copies  # when it saves at the end
+    at_the_end = fixed + preflight.state_bytes(setup)
+    assert preflight.needed_bytes(setup, compiled) == at_the_end
     setup.config.checkpoint_every_steps = 9  # of 10: while it computes
     assert preflight.needed_bytes(setup, compiled) == fixed + copies + 70
     assert preflight.needed_bytes(setup, compiled, kept=True) == fixed + copies + 140

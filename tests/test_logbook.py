@@ -229,6 +229,23 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
+def test_torch_is_not_imported_to_write_events(tmp_path):
+    (tmp_path / "torch.py").write_text("print('torch is here'); Tensor = None")
+    script = (
+        "import sys; from vit_jax.logbook import Logbook\n"
+        f"with Logbook({str(tmp_path / 'run')!r}, total_steps=1) as book: pass\n"
+        "import tensorboardX; assert 'torch' not in sys.modules\n"
+        "import torch"  # who wants it finds it
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout.count("torch is here")) == (0, 1), done.stderr
+
+
 def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
     write_steps(tmp_path, [5, 10, 12, 15])
     write_steps(tmp_path, [12, 20], start_step=10)

@@ -1,0 +1,172 @@
+"""The training and the evaluation step as the text that is compiled: what the holding test hashes.
+
+`python tests/lowered_steps.py CASE` prints the canonical StableHLO text of one case; with no case
+it stores the hashes of all of them, which is only right in a commit that says which arithmetic
+changed and why.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+STORED = Path(__file__).parent / "golden" / "lowered_steps.json"
+#: Their versions change the text; they are stored beside the hashes.
+MADE_WITH = ("jax", "flax", "optax")
+
+
+class Case(NamedTuple):
+    """Settings by their dotted keys, CPU devices of the process, the platform to lower for."""
+
+    settings: dict[str, Any]
+    devices: int = 1
+    platform: str = "cpu"
+
+
+DEBUG = {"model.variant": "debug"}
+HALF = {"compute_dtype": "bfloat16"}
+CASES = {
+    "debug_float32": Case(DEBUG),
+    "debug_bfloat16_one_device": Case(DEBUG | HALF),
+    "debug_bfloat16_two_devices": Case(DEBUG | HALF, devices=2),
+    "recipe": Case(  # of pre-training, with all that is optional
+        DEBUG
+        | {
+            "model.representation_size": "hidden",
+            "model.classifier": "map",
+            "model.position_embedding": "2d",
+            "model.dropout_rate": 0.1,
+            "model.stochastic_depth_rate": 0.1,
+            "loss.name": "sigmoid_cross_entropy",
+            "loss.label_smoothing": 1e-4,
+            "optimizer": {"name": "adam", "weight_decay": 0.1},
+            "schedule.decay": "linear",
+            "schedule.warmup_steps": 2,
+            "gradient_clip_norm": 1.0,
+            "polyak_decay": 0.9999,
+            "mixup_alpha": 0.2,
+        }
+    ),
+    "scan_relative": Case(DEBUG | {"model.scan": True, "model.position_embedding": "relative"}),
+    "hybrid": Case(
+        {"model.variant": "R26+S/32", "model.num_layers": 1, "model.image_size": 64} | HALF,
+        devices=2,
+    ),
+    "axial": Case(
+        {"model.variant": "Axial-B/16", "model.num_layers": 1, "model.image_size": 32} | HALF,
+        devices=2,
+    ),
+    "resnet": Case({"model.variant": "R50x1", "model.image_size": 32}),
+    "axial_resnet": Case(
+        {"model.variant": "Axial-R50x1", "model.image_size": 64} | HALF, devices=2
+    ),
+    "remat": Case(DEBUG | HALF | {"model.remat": "products"}, devices=2),
+    "accumulation": Case(DEBUG | HALF | {"accumulation_steps": 2}, devices=2),
+    "sharded": Case(DEBUG | HALF | {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2}, devices=4),
+    "tpu": Case(DEBUG | HALF, devices=2, platform="tpu"),
+    "cuda": Case(DEBUG | HALF | {"model.attention": "xla"}, devices=2, platform="cuda"),
+}
+
+
+def canonical(text: str) -> str:
+    """`text` without source locations, its symbols numbered in the order of their appearance."""
+    text = re.sub(r"^#loc.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r" loc\((?:[^()]|\([^()]*\))*\)", "", text)
+    numbers: dict[str, str] = {}
+    return re.sub(r"@[\w$.]+", lambda m: numbers.setdefault(m[0], f"@{len(numbers)}"), text)
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def configure(settings: dict[str, Any]) -> Any:
+    """The default configuration with some settings changed."""
+    from vit_jax import config
+
+    changed = config.default()
+    changed.model.num_classes = 10
+    changed.batch_size, changed.total_steps = 8, 10
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        target = changed
+        for section in sections:
+            target = target[section]
+        target[name] = value
+    return changed
+
+
+def lower(case: Case) -> dict[str, str]:
+    """{"train": ..., "eval": ...}: the canonical text of both steps, in this process's JAX."""
+    import jax
+    import numpy as np
+
+    from vit_jax import preflight, train
+    from vit_jax.evaluation import classification
+
+    assert jax.device_count() == case.devices
+    setup = train.prepare(configure(case.settings))
+    batch = preflight.abstract_batch(setup)
+    b = batch["label"].sharding
+    masked = batch | {
+        "mask": jax.ShapeDtypeStruct((8,), np.bool_, sharding=b),
+        "index": jax.ShapeDtypeStruct((8,), np.int32, sharding=b),
+    }
+    steps: dict[str, tuple[Callable, tuple]] = {
+        "train": (preflight.jit_train_step(setup), (setup.abstract_state, batch)),
+        "eval": (
+            classification.jit_eval_step(setup.eval_step, setup.mesh),
+            (setup.abstract_state.params, masked),
+        ),
+    }
+    return {
+        name: canonical(step.trace(*arguments).lower(lowering_platforms=(case.platform,)).as_text())
+        for name, (step, arguments) in steps.items()
+    }
+
+
+@functools.cache
+def in_a_process(name: str, more: str = "{}") -> dict[str, str]:
+    """The texts of a case, with `more` settings as JSON, from a process with its devices."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(CASES[name].devices),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, name, more],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in MADE_WITH}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.path.insert(0, str(ROOT))
+        chosen = CASES[sys.argv[1]]
+        more = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+        print(json.dumps(lower(chosen._replace(settings=chosen.settings | more))))
+    else:
+        hashes = {
+            name: {step: digest(text) for step, text in in_a_process(name).items()}
+            for name in CASES
+        }
+        STORED.write_text(json.dumps({"made_with": versions(), "hashes": hashes}, indent=1) + "\n")
+        print(f"{len(hashes)} cases in {STORED}")

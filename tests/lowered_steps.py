@@ -111,8 +111,8 @@ def lower(case: Case) -> dict[str, str]:
     import jax
     import numpy as np
 
-    from vit_jax import preflight, train
     from vit_jax.evaluation import classification
+    from vit_jax.training import preflight, train
 
     assert jax.device_count() == case.devices
     setup = train.prepare(configure(case.settings))

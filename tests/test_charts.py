@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from vit_jax import charts
-from vit_jax.charts import Curve, chart
+from vit_jax.pages import charts
+from vit_jax.pages.charts import Curve, chart
 
 
 def ramp(n: int) -> charts.Points:

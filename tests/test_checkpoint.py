@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import checkpoint, sharding
-from vit_jax.checkpoint import CheckpointError, Checkpoints
 from vit_jax.errors import UserError
+from vit_jax.runtime import sharding
+from vit_jax.training import checkpoint
+from vit_jax.training.checkpoint import CheckpointError, Checkpoints
 
 
 def make_state(seed=0, dtype=jnp.float32, size=64):

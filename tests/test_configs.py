@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax import config as configuration
-from vit_jax import data, models, preflight, train
-from vit_jax.data import vtab
+from vit_jax import data, models
+from vit_jax.data.kinds import vtab
 from vit_jax.errors import UserError
+from vit_jax.training import preflight, train
 
 JFT, I21K, IMAGENET = "jft", "imagenet21k", "imagenet"
 EXAMPLES = {  # classes and training examples

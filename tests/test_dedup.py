@@ -11,11 +11,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax import data, dedup, models
+from vit_jax import data, models
 from vit_jax.cli import main
+from vit_jax.dedup import recall, search
 from vit_jax.errors import UserError
-from vit_jax.interop import native
-from vit_jax.studies import duplicates
+from vit_jax.models import saved
 
 
 def photo(seed, size=(60, 80)):
@@ -29,7 +29,7 @@ def photo(seed, size=(60, 80)):
 
 
 def source(images, spec="images"):
-    return duplicates.Images(images, spec)
+    return recall.Images(images, spec)
 
 
 # --- the pieces ----------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def test_the_hash_is_of_pixels_and_size():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     other = image.copy()
     other[1, 1, 2] += 1
-    hashes = {dedup.pixel_hash(x) for x in (image, image.copy(), other, image.reshape(4, 1, 3))}
+    hashes = {search.pixel_hash(x) for x in (image, image.copy(), other, image.reshape(4, 1, 3))}
     assert len(hashes) == 3
 
 
@@ -47,21 +47,21 @@ def test_descriptors_by_hand():
     """Half black and half white: 8x8 cells of -1 and +1, divided by the root of 8 x 8 x 3."""
     image = np.zeros((1, 32, 32, 3), np.uint8)
     image[:, :, 16:] = 200
-    (row,) = dedup.descriptors(image)
+    (row,) = search.descriptors(image)
     wanted = np.where(np.arange(8)[None, :, None] < 4, -1, 1) / np.sqrt(192)
     np.testing.assert_allclose(row.reshape(8, 8, 3), np.broadcast_to(wanted, (8, 8, 3)), atol=1e-6)
-    assert not dedup.descriptors(np.full((1, 32, 32, 3), 7, np.uint8)).any()
+    assert not search.descriptors(np.full((1, 32, 32, 3), 7, np.uint8)).any()
 
 
 def test_views_by_hand():
-    x, y = dedup.warp_of(5) @ [10, 20, 1]  # a box of 29 pixels from (3, 3)
+    x, y = search.warp_of(5) @ [10, 20, 1]  # a box of 29 pixels from (3, 3)
     scale = 29 / 32
     np.testing.assert_allclose((x, y), (3 + scale * 10.5 - 0.5, 3 + scale * 20.5 - 0.5), rtol=1e-6)
     image = photo(0, (32, 32))
-    np.testing.assert_array_equal(dedup.warped(image, dedup.warp_of(0)), image)
-    np.testing.assert_array_equal(dedup.mirrored(image, 6), image[:, ::-1])
-    views = dedup.all_views(image[None])
-    np.testing.assert_allclose(views[6], dedup.descriptors(image[None, :, ::-1]), atol=1e-6)
+    np.testing.assert_array_equal(search.warped(image, search.warp_of(0)), image)
+    np.testing.assert_array_equal(search.mirrored(image, 6), image[:, ::-1])
+    views = search.all_views(image[None])
+    np.testing.assert_allclose(views[6], search.descriptors(image[None, :, ::-1]), atol=1e-6)
 
 
 def test_candidates_by_hand(monkeypatch):
@@ -75,41 +75,41 @@ def test_candidates_by_hand(monkeypatch):
         [[0.96, 0.8], [1, 1]],
     )
     for chunk in (1, 2, 16):
-        monkeypatch.setattr(dedup, "CHUNK", chunk)
-        for found, right in zip(dedup.candidates(queries, bank, 2), wanted, strict=True):
+        monkeypatch.setattr(search, "CHUNK", chunk)
+        for found, right in zip(search.candidates(queries, bank, 2), wanted, strict=True):
             np.testing.assert_allclose(found, right, atol=1e-6)
-    assert dedup.candidates(queries, bank, 9)[0].shape == (2, 3)
+    assert search.candidates(queries, bank, 9)[0].shape == (2, 3)
 
 
 def test_alignment_finds_a_shift():
     wide = photo(1, (36, 36))
     a, b = wide[:32, :32], wide[3:35, 2:34]
-    unaligned = dedup.agreement(
+    unaligned = search.agreement(
         *(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (a, b)), np.eye(2, 3)
     )
-    assert unaligned < 0.5 < 0.95 < dedup.align(a, b, 0)
-    assert dedup.align(a, a, 0) == pytest.approx(1)
-    assert dedup.align(np.ascontiguousarray(a[:, ::-1]), a, 6) == pytest.approx(1)
-    assert dedup.align(a, photo(2, (32, 32)), 0) < 0.5
+    assert unaligned < 0.5 < 0.95 < search.align(a, b, 0)
+    assert search.align(a, a, 0) == pytest.approx(1)
+    assert search.align(np.ascontiguousarray(a[:, ::-1]), a, 6) == pytest.approx(1)
+    assert search.align(a, photo(2, (32, 32)), 0) < 0.5
 
 
 def test_flat_images_and_wild_alignments_score_nothing():
     flat, image = np.full((32, 32, 3), 90, np.uint8), photo(1, (32, 32))
-    assert dedup.align(flat, flat, 0) == pytest.approx(0, abs=1e-6)
-    assert dedup.align(flat, image, 0) == pytest.approx(0, abs=1e-6)
+    assert search.align(flat, flat, 0) == pytest.approx(0, abs=1e-6)
+    assert search.align(flat, image, 0) == pytest.approx(0, abs=1e-6)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     for wild in ([[0.5, 0, 0], [0, 0.5, 0]], [[1, 0.3, 0], [0, 1, 0]], [[1, 0, 20], [0, 1, 0]]):
-        assert dedup.agreement(grey, grey, np.array(wild, np.float32)) == 0
+        assert search.agreement(grey, grey, np.array(wild, np.float32)) == 0
 
 
 def test_the_same_frame_is_no_duplicate():
     def framed(seed):
         image = np.full((64, 64, 3), 255, np.uint8)
         image[6:58, 6:58] = photo(seed, (52, 52)) // 3
-        return dedup.thumbnail(image)
+        return search.thumbnail(image)
 
-    assert dedup.align(framed(1), framed(2), 0) < dedup.FLOOR
-    assert dedup.align(framed(1), framed(1), 0) == pytest.approx(1)
+    assert search.align(framed(1), framed(2), 0) < search.FLOOR
+    assert search.align(framed(1), framed(1), 0) == pytest.approx(1)
 
 
 # --- whole data sets -----------------------------------------------------------------------------
@@ -120,40 +120,40 @@ def planted():
     """Twelve test images, and forty others with one of each kind among them."""
     rng = np.random.default_rng(0)
     tests = [photo(seed) for seed in range(12)]
-    copies = [change(tests[i], rng) for i, change in enumerate(duplicates.KINDS.values())]
+    copies = [change(tests[i], rng) for i, change in enumerate(recall.KINDS.values())]
     trains = [photo(100 + seed) for seed in range(40)]
     return source(trains[:25] + copies + trains[25:]), source(tests, "tests")
 
 
 def test_planted_duplicates_and_nothing_else_are_found(planted):
-    pairs = dedup.find(*planted, floor=dedup.THRESHOLD)
+    pairs = search.find(*planted, floor=search.THRESHOLD)
     assert [(pair.train, pair.test) for pair in pairs] == [
-        (25 + i, i) for i in range(len(duplicates.KINDS))
+        (25 + i, i) for i in range(len(recall.KINDS))
     ]
     assert [pair.stage for pair in pairs] == ["exact"] + ["aligned"] * (len(pairs) - 1)
     assert pairs[0].score == 1 and all(pair.score > 0.8 for pair in pairs)
 
 
 def test_shards_are_the_whole(planted, monkeypatch):
-    monkeypatch.setattr(dedup, "BLOCK", 7)
-    whole = dedup.find(*planted, floor=-1)
+    monkeypatch.setattr(search, "BLOCK", 7)
+    whole = search.find(*planted, floor=-1)
     assert len(whole) >= 4 * len(planted[0])
-    parts = [dedup.find(*planted, floor=-1, shard=i, shards=3) for i in range(3)]
+    parts = [search.find(*planted, floor=-1, shard=i, shards=3) for i in range(3)]
     united = [pair for part in parts for pair in part]
     assert sorted(united, key=lambda pair: (pair.train, pair.test)) == whole
-    sizes = [dedup.shard_size(len(planted[0]), i, 3) for i in range(3)]
+    sizes = [search.shard_size(len(planted[0]), i, 3) for i in range(3)]
     assert sum(sizes) == len(planted[0]) and max(sizes) - min(sizes) <= 7
 
 
 def test_progress_counts_every_image(planted):
     seen = []
-    dedup.find(*planted, on_images=seen.append)
+    search.find(*planted, on_images=seen.append)
     assert seen == sorted(seen) and seen[-1] == len(planted[0]) + len(planted[1])
 
 
 def test_the_measurement_counts_what_it_planted():
     train, test = (source([photo(s) for s in r]) for r in (range(50, 60), range(18)))
-    lines = duplicates.measure(train, test, count=2)
+    lines = recall.measure(train, test, count=2)
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines if line[0] == "|"}
     assert rows["mirrored"][0].strip() == "2"
     assert [cell.strip() for cell in rows["all"]] == ["18"] + ["100.0%"] * 7
@@ -185,11 +185,11 @@ IDS = {"train/owl/copy.png", "train/cat/mirror.jpg", "train/dog/crop.png"}
 
 @pytest.fixture(scope="module")
 def found(folders):
-    assert main(["dedup", *search(folders), f"--out={folders / 'out'}"]) == 0
+    assert main(["dedup", *search_flags(folders), f"--out={folders / 'out'}"]) == 0
     return folders / "out"
 
 
-def search(folders):
+def search_flags(folders):
     return [f"--train=folder:{folders}[train]", f"--test=folder:{folders}[test],digits[test[:5]]"]
 
 
@@ -243,13 +243,13 @@ def test_nothing_found_is_no_error_in_training(folders, tmp_path):
 
 
 def test_shards_merge_to_the_same_files(found, folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dedup, "BLOCK", 4)
+    monkeypatch.setattr(search, "BLOCK", 4)
     for i in (3, 1):
-        assert main(["dedup", *search(folders), f"--out={tmp_path}", f"--shard={i}/3"]) == 0
+        assert main(["dedup", *search_flags(folders), f"--out={tmp_path}", f"--shard={i}/3"]) == 0
     assert not (tmp_path / "ids.txt").exists()
     assert main(["dedup", "--merge", f"--out={tmp_path}"]) == 1
     assert "lacks the shards 2/3" in capsys.readouterr().err
-    assert main(["dedup", *search(folders), f"--out={tmp_path}", "--shard=2/3"]) == 0
+    assert main(["dedup", *search_flags(folders), f"--out={tmp_path}", "--shard=2/3"]) == 0
     assert main(["dedup", "--merge", f"--out={tmp_path}"]) == 0
     for name in ("ids.txt", "matches.csv", "index.html"):
         assert (tmp_path / name).read_bytes() == (found / name).read_bytes()
@@ -270,7 +270,7 @@ def test_another_threshold_needs_no_new_search(found, tmp_path, capsys):
 def test_features_of_a_model(folders, tmp_path):
     config = models.get_config("debug", num_classes=3)
     params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
-    native.save(tmp_path / "m", config, params)
+    saved.save(tmp_path / "m", config, params)
     options = [f"--checkpoint={tmp_path / 'm'}", "--threshold=0.9999", f"--out={tmp_path / 'out'}"]
     train, test = f"--train=folder:{folders}[train]", f"--test=folder:{folders}[test]"
     assert main(["dedup", train, test, *options, "--batch_size=8"]) == 0
@@ -308,23 +308,23 @@ def test_bad_input_is_one_line(arguments, code, part, capsys, tmp_path):
 
 def test_a_result_is_not_overwritten(found, folders, capsys):
     before = (found / "shard-1-of-1.json").read_bytes()
-    assert main(["dedup", *search(folders), f"--out={found}"]) == 1
+    assert main(["dedup", *search_flags(folders), f"--out={found}"]) == 1
     assert "exists and would be overwritten" in capsys.readouterr().err
     assert (found / "shard-1-of-1.json").read_bytes() == before
 
 
 def test_shards_of_different_searches_do_not_mix(found, tmp_path):
-    from vit_jax import dedup_files
+    from vit_jax.dedup import files
 
     record = json.loads((found / "shard-1-of-1.json").read_text())
     (tmp_path / "shard-1-of-2.json").write_text(json.dumps(record))
     (tmp_path / "shard-2-of-2.json").write_text(json.dumps({**record, "train": "digits"}))
     with pytest.raises(UserError, match=r"shard-2-of-2.json has train 'digits'"):
-        dedup_files.write_results(tmp_path)
+        files.write_results(tmp_path)
     (tmp_path / "shard-2-of-2.json").write_text("{}")
     with pytest.raises(UserError, match="damaged"):
-        dedup_files.write_results(tmp_path)
+        files.write_results(tmp_path)
     (tmp_path / "shard-2-of-2.json").write_text(json.dumps({**record, "test_fingerprint": "old"}))
     (tmp_path / "shard-1-of-2.json").write_text(json.dumps({**record, "test_fingerprint": "old"}))
     with pytest.raises(UserError, match="no longer what was searched"):
-        dedup_files.write_results(tmp_path)
+        files.write_results(tmp_path)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from vit_jax import distributed
 from vit_jax.errors import UserError
+from vit_jax.runtime import distributed
 
 LAUNCHERS = ("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "GCE_", "JAX_PLATFORMS")
 

@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import data, features, models, steps
+from vit_jax import data, models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.interop import native
+from vit_jax.evaluation import features
+from vit_jax.models import saved
+from vit_jax.training.step import normalise
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_layers_and_pools(model, source, options, shape):
     transform = data.make_transform(name="resize", size=config.image_size, train=False)
     images = np.stack([transform(source[i]["image"]) for i in range(21)])
     _, apply = models.as_functions(config)
-    logits, out = apply(params, steps.normalise(images), return_intermediates=True)
+    logits, out = apply(params, normalise(images), return_intermediates=True)
     wanted = {"logits": logits, **out}[options.get("layer", "pre_logits")]
     if options.get("pool") == "mean":
         wanted = wanted[:, 1:].mean(axis=1)
@@ -56,7 +58,7 @@ def test_layers_and_pools(model, source, options, shape):
 
 def test_files(model, tmp_path, capsys):
     pq = pytest.importorskip("pyarrow.parquet")
-    native.save(tmp_path / "m", *model)
+    saved.save(tmp_path / "m", *model)
     base = ["features", f"--checkpoint={tmp_path / 'm'}", "--data=digits[test[:21]]"]
     assert main([*base, f"--out={tmp_path / 'f.npy'}", "--batch_size=8"]) == 0
     assert "21 x 64 pre_logits" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from vit_jax import host_memory
+from vit_jax.runtime import host_memory
 
 SCRIPT = """
 import resource, sys, time

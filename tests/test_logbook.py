@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.logbook import Logbook, duration, read_metrics, summary
+from vit_jax.runtime.logbook import Logbook, duration, read_metrics, summary
 
 TRAIN = {"train/loss": 0.41234, "train/learning_rate": 3e-4, "train/images_per_second": 1234.4}
 
@@ -273,7 +273,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
 
 def test_the_time_left_follows_the_pace(tmp_path, capsys, monkeypatch):
     now = 0.0
-    monkeypatch.setattr("vit_jax.logbook.time.monotonic", lambda: now)
+    monkeypatch.setattr("vit_jax.runtime.logbook.time.monotonic", lambda: now)
     with Logbook(tmp_path, total_steps=100) as book:
         now = 500.0  # the compilation
         book.advance(1)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import losses
+from vit_jax.objectives import losses
 
 LOGITS = jnp.asarray([[2.0, -1.0, 0.5]])
 TARGET = jnp.asarray([[1.0, 0.0, 0.0]])

@@ -6,10 +6,10 @@ import pytest
 from test_preflight import prepared
 
 from vit_jax import config as configuration
-from vit_jax import host_memory, memory, preflight, sharding, train
 from vit_jax.errors import UserError
-from vit_jax.evaluation import periodic
-from vit_jax.memory import Choice
+from vit_jax.runtime import host_memory, sharding
+from vit_jax.training import auto_memory, evaluators, preflight, train
+from vit_jax.training.auto_memory import Choice
 
 FASTEST = Choice("none", 1)
 
@@ -51,7 +51,7 @@ def chosen(setup):
 def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
     setup, needed, compiles, capsys
 ):
-    found, _, _ = memory.choose(setup, needed)
+    found, _, _ = auto_memory.choose(setup, needed)
     assert chosen(found) == FASTEST
     assert compiles == [FASTEST]
     assert "remat=none, accumulation_steps=1: " in capsys.readouterr().out
@@ -60,11 +60,13 @@ def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
 @pytest.mark.parametrize("share", [0.7, 0.45])
 def test_what_is_chosen_fits_and_few_programs_are_compiled(setup, needed, compiles, share, capsys):
     limit = int(share * needed)
-    found, compiled, _ = memory.choose(setup, limit)
+    found, compiled, _ = auto_memory.choose(setup, limit)
     assert preflight.needed_bytes(found, compiled) <= limit
     assert compiles[0] == FASTEST and compiles[-1] == chosen(found) != FASTEST
     assert len(compiles) <= 4
-    order = sorted(memory.choices(setup), key=lambda choice: memory.seconds(setup, choice))
+    order = sorted(
+        auto_memory.choices(setup), key=lambda choice: auto_memory.seconds(setup, choice)
+    )
     assert [order.index(choice) for choice in compiles] == sorted(map(order.index, compiles))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(", ")[-1] for line in lines] == [
@@ -80,7 +82,7 @@ def test_the_step_stays_the_same_up_to_the_order_of_sums(setup, needed):
     }
     after = []
     for limit in (needed, int(0.45 * needed)):
-        found, compiled, _ = memory.choose(setup, limit)
+        found, compiled, _ = auto_memory.choose(setup, limit)
         now, metrics = compiled(found.initialise(), sharding.to_devices(batch, found.mesh))
         after.append(jax.device_get((now.params, metrics["train/loss"])))
     (params, loss), (others, other_loss) = after
@@ -91,14 +93,14 @@ def test_the_step_stays_the_same_up_to_the_order_of_sums(setup, needed):
 
 def test_a_run_goes_on_as_it_began(setup, needed, compiles, capsys):
     before = Choice("products", 2)
-    found, _, _ = memory.choose(setup, needed, before)  # a faster one would fit by now
+    found, _, _ = auto_memory.choose(setup, needed, before)  # a faster one would fit by now
     assert chosen(found) == before and compiles == [before]
     assert "as before" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_go_on_as_it_began_says_so(setup, needed, capsys):
     limit = int(0.7 * needed)
-    found, compiled, _ = memory.choose(setup, limit, FASTEST)
+    found, compiled, _ = auto_memory.choose(setup, limit, FASTEST)
     assert chosen(found) != FASTEST and preflight.needed_bytes(found, compiled) <= limit
     assert f"this run began with {FASTEST}; its sums differ" in capsys.readouterr().out
 
@@ -107,7 +109,7 @@ def test_a_run_that_cannot_go_on_as_it_began_says_so(setup, needed, capsys):
 def test_nothing_fits(setup, before):
     limit = int(1.1 * preflight.state_bytes(setup))
     with pytest.raises(UserError, match=r"with remat=full, accumulation_steps=128 and") as error:
-        memory.choose(setup, limit, before)
+        auto_memory.choose(setup, limit, before)
     assert "\n" not in str(error.value)
 
 
@@ -120,8 +122,10 @@ def test_a_compiler_that_refuses_is_a_choice_that_does_not_fit(setup, monkeypatc
         return compile_train_step(setup)
 
     monkeypatch.setattr(preflight, "compile_train_step", refuse)
-    found, _, _ = memory.choose(setup, 2**40)
-    order = sorted(memory.choices(setup), key=lambda choice: memory.seconds(setup, choice))
+    found, _, _ = auto_memory.choose(setup, 2**40)
+    order = sorted(
+        auto_memory.choices(setup), key=lambda choice: auto_memory.seconds(setup, choice)
+    )
     assert chosen(found) == order[1]
 
 
@@ -129,18 +133,18 @@ def test_accumulation_is_cheap_until_a_part_is_small():
     setup = prepared(batch_size="1024")  # of 16 patches each
 
     def of(*choice):
-        return memory.seconds(setup, Choice(*choice))
+        return auto_memory.seconds(setup, Choice(*choice))
 
     assert 1 == of("none", 1) < of("none", 2) < of("products", 1) < of("none", 64)
 
 
 def test_the_choice_is_noted_and_found(setup, tmp_path):
-    assert memory.read(tmp_path) is None
-    memory.write(tmp_path, memory.with_choice(setup, Choice("products", 4)))
-    assert memory.read(tmp_path) == Choice("products", 4)
-    (tmp_path / memory.FILE).write_text('{"parts": 4}')
+    assert auto_memory.read(tmp_path) is None
+    auto_memory.write(tmp_path, auto_memory.with_choice(setup, Choice("products", 4)))
+    assert auto_memory.read(tmp_path) == Choice("products", 4)
+    (tmp_path / auto_memory.FILE).write_text('{"parts": 4}')
     with pytest.raises(UserError, match=r"memory\.json is damaged"):
-        memory.read(tmp_path)
+        auto_memory.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_the_choice_is_noted_and_found(setup, tmp_path):
 )
 def test_settings_that_contradict(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        memory.fit(prepared(**settings), tmp_path, resuming=False)
+        auto_memory.fit(prepared(**settings), tmp_path, resuming=False)
 
 
 def test_a_mistake_is_said_before_the_first_stage(tmp_path):
@@ -182,9 +186,9 @@ def test_freed_pages_are_kept_where_temporaries_fit_twice(
     compiled = preflight.compile_train_step(setup)
     most = preflight.needed_bytes(setup, compiled, kept=True)
     assert most == preflight.needed_bytes(setup, compiled) + preflight.temporary_bytes(compiled)
-    monkeypatch.setattr(memory, "CLEARING", 1.01)  # the next best thing
+    monkeypatch.setattr(auto_memory, "CLEARING", 1.01)  # the next best thing
     monkeypatch.setattr(preflight, "device_memory", lambda config: most + spare)
-    found, _, expected = memory.fit(setup, tmp_path, resuming=False)
+    found, _, expected = auto_memory.fit(setup, tmp_path, resuming=False)
     assert chosen(found) == FASTEST
     assert bool(pages_are_kept) == ("freed pages are given back" in capsys.readouterr().out)
     assert bool(pages_are_kept) == (spare < 0)
@@ -192,13 +196,13 @@ def test_freed_pages_are_kept_where_temporaries_fit_twice(
 
 
 def test_computing_otherwise_is_better_than_clearing_pages(setup, needed, pages_are_kept):
-    found, compiled, kept = memory.choose(setup, needed)  # so not for temporaries twice
+    found, compiled, kept = auto_memory.choose(setup, needed)  # so not for temporaries twice
     assert kept and chosen(found) != FASTEST
     assert preflight.needed_bytes(found, compiled, kept=True) <= needed
 
 
 def test_evaluation_takes_no_more_images_at_once_than_training(setup):
-    config = memory.with_choice(setup, Choice("none", 4)).config
-    assert periodic.eval_batch_size(config) == 32
+    config = auto_memory.with_choice(setup, Choice("none", 4)).config
+    assert evaluators.eval_batch_size(config) == 32
     config.eval_batch_size = 100
-    assert periodic.eval_batch_size(config) == 100
+    assert evaluators.eval_batch_size(config) == 100

@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import optim
 from vit_jax.errors import UserError
+from vit_jax.training import optim
 
 
 def steps_of(optimizer, gradients, rate, start=1.0, path="w/kernel"):

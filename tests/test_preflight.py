@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from vit_jax import config as configuration
-from vit_jax import data, host_memory, optim, preflight, sharding, state, train
+from vit_jax import data
+from vit_jax.bench import peak_memory
 from vit_jax.errors import UserError
-from vit_jax.studies import memory as study
+from vit_jax.runtime import host_memory, sharding
+from vit_jax.training import optim, preflight, state, train
 
 MODEL = dict(patch_size=4, hidden_size=64, num_layers=2, mlp_dim=128, num_heads=4)
 ONE, MESH = dict(devices=1), dict(data=2, fsdp=2, tensor=2)
@@ -88,10 +90,12 @@ def test_no_more_batches_are_in_flight_than_are_counted(monkeypatch):
     assert at_most == 1 + preflight.BATCHES_AHEAD + preflight.steps_ahead()
 
 
-@pytest.mark.parametrize("overrides", [study.RUNS[2], study.RUNS[3]], ids=["kept", "given back"])
+@pytest.mark.parametrize(
+    "overrides", [peak_memory.RUNS[2], peak_memory.RUNS[3]], ids=["kept", "given back"]
+)
 @pytest.mark.slow
 def test_the_estimate_is_within_a_tenth_of_the_peak(overrides):
-    found = study.measure(overrides)
+    found = peak_memory.measure(overrides)
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.1)
 
 

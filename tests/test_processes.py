@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vit_jax import distributed, doctor, watchdog
 from vit_jax.cli import main
-from vit_jax.logbook import read_metrics
+from vit_jax.doctor import machine
+from vit_jax.runtime import distributed, watchdog
+from vit_jax.runtime.logbook import read_metrics
 
 SETTINGS = [
     "--config=configs/quickstart.py", "--config.pretrain=None", "--config.total_epochs=None",
@@ -172,20 +173,20 @@ def test_a_stale_lock_file_is_told_from_a_held_one(tmp_path):
     import fcntl
 
     lock = tmp_path / "libtpu_lockfile"
-    assert list(doctor.lock_file(lock)) == []
+    assert list(machine.lock_file(lock)) == []
     lock.touch()
-    [finding] = doctor.lock_file(lock)
+    [finding] = machine.lock_file(lock)
     assert not finding.ok and f"rm {lock}" in finding.text
     with open(lock) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        [finding] = doctor.lock_file(lock)
+        [finding] = machine.lock_file(lock)
         assert "held by a running process" in finding.text
 
 
 def test_a_process_that_holds_the_accelerator_is_named(tmp_path, monkeypatch):
     device = tmp_path / "accel0"
     device.touch()
-    monkeypatch.setattr(doctor, "DEVICE_FILES", (str(device),))
+    monkeypatch.setattr(machine, "DEVICE_FILES", (str(device),))
     command = [
         sys.executable,
         "-c",
@@ -193,7 +194,7 @@ def test_a_process_that_holds_the_accelerator_is_named(tmp_path, monkeypatch):
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline()
-        found = [f.text for f in doctor.holders() if f.name == "held"]
+        found = [f.text for f in machine.holders() if f.name == "held"]
         assert any(f"process {holder.pid} " in text and str(device) in text for text in found)
         holder.kill()
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from vit_jax import config as configuration
-from vit_jax import data, profiling, sharding, train
+from vit_jax import data
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.logbook import read_metrics
+from vit_jax.runtime import profiling, sharding
+from vit_jax.runtime.logbook import read_metrics
+from vit_jax.training import train
 
 
 def test_intervals_by_hand():

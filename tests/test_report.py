@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.report import write_report
+from vit_jax.pages.report import write_report
 
 CONFIG = {
     "name": "",

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vit_jax.logbook import read_metrics
+from vit_jax.runtime.logbook import read_metrics
 
 OVERRIDES = [
     "--config.pretrain=None",

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import losses, models, optim, sharding, state, steps
+from vit_jax import models
+from vit_jax.objectives import losses
+from vit_jax.runtime import sharding
+from vit_jax.training import optim, state
+from vit_jax.training.step import make_eval_step, make_train_step, mixup, normalise
 
 CONFIG = models.get_config("debug", num_classes=5, head_bias=0.1, image_size=16)
 RATE = 0.1
@@ -43,7 +47,7 @@ def run(
         mesh,
         polyak=kwargs.get("polyak_decay") is not None,
     )
-    step = steps.make_train_step(
+    step = make_train_step(
         apply,
         optimizer,
         loss=losses.softmax_cross_entropy,
@@ -142,14 +146,12 @@ def test_polyak_average_by_hand(params, batch):
 
 
 def test_images_are_normalised_on_the_device():
-    np.testing.assert_allclose(
-        steps.normalise(jnp.asarray([0, 255], jnp.uint8)), [-1.0, 1.0], rtol=1e-6
-    )
+    np.testing.assert_allclose(normalise(jnp.asarray([0, 255], jnp.uint8)), [-1.0, 1.0], rtol=1e-6)
 
 
 def test_evaluation_step_ranks():
     logits = jnp.asarray([[0.0, 3.0, 2.0, 1.0, -1.0, -2.0], [5.0, 1.0, 2.0, 3.0, 4.0, -9.0]])
-    step = steps.make_eval_step(lambda params, images: logits, num_classes=6)
+    step = make_eval_step(lambda params, images: logits, num_classes=6)
     batch = {"image": jnp.zeros((2, 1, 1, 3), jnp.uint8), "label": jnp.asarray([1, 5])}
     results = step({}, batch)
     np.testing.assert_array_equal(results["correct"], [True, False])
@@ -160,7 +162,7 @@ def test_evaluation_step_ranks():
 def test_mixup_by_hand():
     images = jnp.arange(4.0).reshape(4, 1, 1, 1) * jnp.ones((4, 2, 2, 3))
     targets = jax.nn.one_hot(jnp.arange(4), 4)
-    mixed, mixed_targets = steps.mixup(images, targets, 0.5, jax.random.key(5))
+    mixed, mixed_targets = mixup(images, targets, 0.5, jax.random.key(5))
     share = float(mixed_targets[0, 0])
     assert 0 < share < 1
     np.testing.assert_allclose(
@@ -175,6 +177,6 @@ def test_mixup_by_hand():
 def test_mixup_shares_follow_beta():
     keys = jax.random.split(jax.random.key(0), 2000)
     x = jnp.zeros((2, 1, 1, 1))
-    share = jax.vmap(lambda key: steps.mixup(x, jnp.eye(2), 0.1, key)[1][0, 0])(keys)
+    share = jax.vmap(lambda key: mixup(x, jnp.eye(2), 0.1, key)[1][0, 0])(keys)
     assert float(share.mean()) == pytest.approx(0.5, abs=0.04)
     assert float(((share < 0.01) | (share > 0.99)).mean()) > 0.6  # Beta(0.1, 0.1) is at the ends

@@ -11,8 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import losses, models, optim, sharding, state, steps
+from vit_jax import models
 from vit_jax.interop import npz
+from vit_jax.objectives import losses
+from vit_jax.runtime import sharding
+from vit_jax.training import optim, state
+from vit_jax.training.step import make_train_step
 
 #: Largest difference of a weight, and relative one of a loss.
 TOLERANCES = {"float32": 1e-6, "bfloat16": 3e-4}
@@ -58,7 +62,7 @@ def train(params, accumulator_dtype, learning_rate=0.03):
     placed = sharding.params_to_devices(params, mesh)
     make, _ = state.initialise(dict, placed, optimizer, mesh, polyak=False)
     step = jax.jit(
-        steps.make_train_step(
+        make_train_step(
             apply,
             optimizer,
             loss=losses.softmax_cross_entropy,

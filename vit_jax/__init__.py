@@ -16,7 +16,7 @@ _HOMES = {
     "create_model": "vit_jax.interop.load",
     "load_model": "vit_jax.interop.load",
     "save_model": "vit_jax.interop.load",
-    "resize_position_embedding": "vit_jax.interop.adapt",
+    "resize_position_embedding": "vit_jax.models.adapt",
 }
 
 

@@ -10,7 +10,8 @@ import tfds_directory
 
 from vit_jax import models
 from vit_jax.cli import main
-from vit_jax.interop import load, native
+from vit_jax.interop import load
+from vit_jax.models import saved
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def checkpoint(tmp_path_factory):
     config = models.get_config("debug", num_classes=4, image_size=16, patch_size=4)
     params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
     params["head/kernel"] = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-    native.save(directory, config, params)
+    saved.save(directory, config, params)
     return directory
 
 
@@ -152,7 +153,7 @@ def imagenet_model(tmp_path_factory):
     params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
     rng = np.random.default_rng(1)
     params["head/kernel"] = rng.normal(size=(64, 1000)).astype(np.float32)
-    native.save(directory, config, params)
+    saved.save(directory, config, params)
     return directory
 
 
@@ -220,7 +221,7 @@ def test_pictures_of_a_classifier(imagenet_model, tmp_path):
     params = dict(params) | {
         "head/kernel": params["head/kernel"][:, :10], "head/bias": params["head/bias"][:10],
     }  # fmt: skip
-    native.save(tmp_path / "ten", ten, params)
+    saved.save(tmp_path / "ten", ten, params)
     arguments = [f"--checkpoint={tmp_path / 'ten'}", "--data=digits", f"--out={tmp_path}"]
     assert main(["evaluate", *arguments]) == 0
     for name in ("confusion", "reliability", "mistakes"):

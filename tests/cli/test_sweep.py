@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from vit_jax import sweep
 from vit_jax.cli import main
 from vit_jax.errors import UserError
+from vit_jax.studies import sweep
 
 SETTINGS = [
     "--config.model.variant=debug",

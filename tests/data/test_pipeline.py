@@ -10,8 +10,7 @@ import psutil
 import pytest
 
 from vit_jax import data
-from vit_jax.data import pipeline
-from vit_jax.data.sources import ArraySource
+from vit_jax.data.source import ArraySource
 from vit_jax.errors import UserError
 
 SIZE = (8, 8)
@@ -120,7 +119,7 @@ def test_no_more_is_read_ahead_than_is_promised(threads):
             while Counting.reads != before:  # until it waits for the consumer
                 before = Counting.reads
                 time.sleep(0.2)
-            assert Counting.reads <= (taken + pipeline.batches_ahead(threads)) * 8
+            assert Counting.reads <= (taken + batches.batches_ahead(threads)) * 8
         assert Counting.reads > (5 + threads) * 8  # it does read ahead
     finally:
         batches.close()

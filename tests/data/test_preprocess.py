@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax.data import decode, make_transform, preprocess
+from vit_jax.data import decode, make_transform, transforms
 from vit_jax.errors import UserError
 
 
@@ -201,10 +201,10 @@ def test_a_bad_file_is_named_in_one_line(data, what):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_a_huge_image_is_refused_before_it_is_decoded(format, monkeypatch):
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 61 * 83)
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 61 * 83)
     data = encode(smooth_image(), format)
     assert decode(data, "fits").shape == (61, 83, 3)
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 61 * 83 - 1)
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 61 * 83 - 1)
     with pytest.raises(UserError, match=r"^The image big has 83x61 pixels, more than 5,062;"):
         decode(data, "big")
 
@@ -229,7 +229,7 @@ def test_pil_neither_warns_nor_decides_about_large_images(side, allowed, monkeyp
 def test_bilinear_by_hand():
     image = np.array([[0, 100], [200, 40]], np.uint8)[..., None].repeat(3, -1)
     # Half-pixel centres: a row of two becomes 0, 1/4, 3/4, 1 of the way.
-    ours = preprocess.bilinear(image, (2, 4))
+    ours = transforms.bilinear(image, (2, 4))
     np.testing.assert_array_equal(ours[..., 0], [[0, 25, 75, 100], [200, 160, 80, 40]])
 
 
@@ -237,14 +237,14 @@ def test_bilinear_by_hand():
 def test_bilinear_enlarges_as_pil_does(size):
     image = smooth_image()
     resized = PIL.Image.fromarray(image).resize(size[::-1], PIL.Image.Resampling.BILINEAR)
-    mean, largest = far_apart(preprocess.bilinear(image, size), np.asarray(resized))
+    mean, largest = far_apart(transforms.bilinear(image, size), np.asarray(resized))
     assert mean < 0.5 and largest <= 2
 
 
 def test_bilinear_shrinks_without_antialiasing():
     """Shrinking by 2 averages the two nearest rows and columns; by 4, still only two."""
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    ours = preprocess.bilinear(image, (2, 2))
+    ours = transforms.bilinear(image, (2, 2))
     expected = image.astype(float).reshape(2, 4, 2, 4, 3)[:, 1:3, :, 1:3].mean((1, 3))
     assert far_apart(ours, expected)[1] <= 1
 
@@ -271,7 +271,7 @@ def test_resize_center_crop_by_hand(height, width, size, resize, scaled, corner)
     image = smooth_image(height, width)
     transform = make_transform(name="resize_center_crop", size=size, train=False, resize=resize)
     top, left = corner
-    expected = preprocess.bilinear(image, scaled)
+    expected = transforms.bilinear(image, scaled)
     assert expected.shape[:2] == scaled
     np.testing.assert_array_equal(
         transform(image), expected[top : top + size[0], left : left + size[1]]
@@ -286,7 +286,7 @@ def test_center_crop_pixels_without_any_resizing():
 def test_resize_is_bilinear():
     transform = make_transform(name="resize", size=(20, 30), train=False)
     image = smooth_image()
-    np.testing.assert_array_equal(transform(image), preprocess.bilinear(image, (20, 30)))
+    np.testing.assert_array_equal(transform(image), transforms.bilinear(image, (20, 30)))
 
 
 def test_resize_crop_takes_each_window_of_the_resized_image():
@@ -303,7 +303,7 @@ def test_resize_crop_takes_each_window_of_the_resized_image():
 
 def test_resize_crop_of_the_whole_is_the_resized_image():
     transform = make_transform(name="resize_crop", size=(24, 24), train=True, resize=24, flip=False)
-    expected = preprocess.bilinear(smooth_image(), (24, 24))
+    expected = transforms.bilinear(smooth_image(), (24, 24))
     np.testing.assert_array_equal(transform(smooth_image(), np.random.default_rng(3)), expected)
 
 
@@ -388,7 +388,7 @@ def test_no_flip_when_it_is_off(name):
 
 def boxes(height, width, count=3000, **options):
     rng = np.random.default_rng(0)
-    drawn = [preprocess.inception_box(height, width, rng, **options) for _ in range(count)]
+    drawn = [transforms.inception_box(height, width, rng, **options) for _ in range(count)]
     return np.array(drawn).T
 
 
@@ -426,7 +426,7 @@ def test_area_and_aspect_can_be_set():
 @pytest.mark.parametrize("height, width", [(10, 2000), (2000, 10)])
 def test_extreme_shapes_fall_back_to_the_whole_image(height, width):
     rng = np.random.default_rng(0)
-    box = preprocess.inception_box(height, width, rng, area=(0.5, 1.0))
+    box = transforms.inception_box(height, width, rng, area=(0.5, 1.0))
     assert box == (0, 0, height, width)
 
 

@@ -9,7 +9,8 @@ import pytest
 import tfds_directory
 
 from vit_jax import data
-from vit_jax.data import sources
+from vit_jax.data import source
+from vit_jax.data.source import Without, parse_spec, slice_split
 from vit_jax.errors import UserError
 
 
@@ -44,7 +45,7 @@ def folder(tmp_path):
     ],
 )
 def test_parse_spec(spec, parts):
-    assert sources.parse_spec(spec) == parts
+    assert parse_spec(spec) == parts
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_bad_specs(spec, message):
     ],
 )
 def test_slices_are_those_of_tfds(split, ranges):
-    assert sources.slice_split(split, {"train": 10, "test": 4}, "x") == ranges
+    assert slice_split(split, {"train": 10, "test": 4}, "x") == ranges
 
 
 def test_a_union_has_the_records_of_its_parts_in_order():
@@ -227,7 +228,7 @@ def test_exclude(folder, tmp_path):
 @pytest.mark.parametrize("removed", [[0], [9], [0, 1, 2], [2, 3, 7], [0, 4, 9], list(range(9))])
 def test_without_is_what_is_left_in_order(removed):
     source = data.ArraySource(np.zeros((10, 2, 2, 3), np.uint8), range(10))
-    left = sources.Without(source, np.array(removed, np.int64))
+    left = Without(source, np.array(removed, np.int64))
     expected = [i for i in range(10) if i not in removed]
     assert [left[i]["label"] for i in range(len(left))] == expected
     assert data.record_names(left) == [f"arrays/{i}" for i in expected]
@@ -263,7 +264,7 @@ def test_exclude_of_a_table_reads_numbers_instead_of_making_names(tfds_dir, tmp_
     spec = "tfds:toy[train]"
     file = tmp_path / "ids.txt"
     file.write_text("".join(f"{spec}/{i}\n" for i in (3, 0, 9, 10, "03", "-1", "x")))
-    monkeypatch.setattr(sources, "record_names", None)  # 303M names would fill the memory
+    monkeypatch.setattr(source, "record_names", None)  # 303M names would fill the memory
     left = data.open_source(spec, data_dir=tfds_dir, exclude=str(file))
     assert [left[i]["name"] for i in range(len(left))] == [
         f"{spec}/{i}" for i in (1, 2, *range(4, 9))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from vit_jax import data
-from vit_jax.data import prepare, vtab
+from vit_jax.data import prepare
+from vit_jax.data.kinds import vtab
 from vit_jax.errors import UserError
 
 #: Sizes of the public data sets, as TFDS prepares them.

@@ -18,7 +18,7 @@ import scipy.io
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, resource
 
-from vit_jax.data import vtab
+from vit_jax.data.kinds import vtab
 
 MAX = 45
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vit_jax import data
-from vit_jax.data import sources
+from vit_jax.data.source import FileSource
 from vit_jax.errors import UserError
 from vit_jax.evaluation import calibration, fewshot, knn, objectnet, probe, real
 
@@ -101,7 +101,7 @@ def test_real_labels_from_a_file(tmp_path):
     with pytest.raises(UserError, match="reassessed-imagenet"):
         real.read_labels(tmp_path / "none.json")
     names = np.array(["x/ILSVRC2012_val_00000003.JPEG", "a/ILSVRC2012_val_00000001.JPEG"])
-    source = sources.FileSource(".", names, np.zeros(2, np.int32), ["a"], "folder:.")
+    source = FileSource(".", names, np.zeros(2, np.int32), ["a"], "folder:.")
     assert list(real.in_file_order(source).indices) == [1, 0]
     with pytest.raises(UserError, match="does not know the file names"):
         real.in_file_order(data.ArraySource(np.zeros((1, 2, 2, 3), np.uint8), [0]))

@@ -9,11 +9,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax import inspection, models, steps
+from vit_jax import inspection, models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.inspection import walk
-from vit_jax.interop import native
+from vit_jax.models import saved
+from vit_jax.training.step import normalise
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -23,7 +24,7 @@ def save_model(directory, variant="debug", **settings):
     params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
     shape = params["head/kernel"].shape
     params["head/kernel"] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    native.save(directory, config, params)
+    saved.save(directory, config, params)
     return config, params
 
 
@@ -60,11 +61,11 @@ def test_every_picture_has_its_numbers(inside, name):
 
 def test_the_walk_is_the_model(inside, photos):
     """Layer by layer gives the attention that the model returns at once."""
-    config, params = native.load(inside.parent / "m")
+    config, params = saved.load(inside.parent / "m")
     files = sorted(photos.iterdir())
     from vit_jax.inspection.report import read_images
 
-    images = np.asarray(steps.normalise(read_images(config, files)))
+    images = np.asarray(normalise(read_images(config, files)))
     _, apply = models.as_functions(config)
     _, out = jax.jit(lambda p, x: apply(p, x, return_intermediates=("attention",)))(params, images)
     wanted = np.asarray(out["attention"])

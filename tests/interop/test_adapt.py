@@ -8,8 +8,8 @@ import pytest
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import adapt
-from vit_jax.interop.adapt import resize_position_embedding
+from vit_jax.models import adapt
+from vit_jax.models.adapt import resize_position_embedding
 
 PROTOCOL = golden_weights.numbers("protocol")
 

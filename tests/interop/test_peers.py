@@ -8,11 +8,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax import models, predict
+from vit_jax import models
 from vit_jax.bench import peers
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.interop import convert, export, load, native, npz
+from vit_jax.evaluation import predict
+from vit_jax.interop import convert, export, load, npz
+from vit_jax.models import saved
 
 SMALL = dict(hidden_size=64, num_layers=2, mlp_dim=128, num_heads=2, image_size=64, num_classes=7)
 LABELS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
@@ -43,8 +45,8 @@ def golden_model(variant="B/16", **settings):
     return config, npz.from_official(weights, config)
 
 
-def saved(tmp_path, *model, name="source"):
-    native.save(tmp_path / name, *model)
+def saved_model(tmp_path, *model, name="source"):
+    saved.save(tmp_path / name, *model)
     return tmp_path / name
 
 
@@ -62,7 +64,7 @@ def same(a, b):
     [{}, {"activation": "gelu", "layer_norm_epsilon": 1e-12}, {"channels": 1, "patch_size": 8}],
 )
 def test_transformers_gives_the_same_logits(transformers, tmp_path, settings):
-    source = saved(tmp_path, *golden_model(**settings))
+    source = saved_model(tmp_path, *golden_model(**settings))
     proof = convert.convert(str(source), tmp_path / "hf", "huggingface", tolerance=2e-6)
     assert proof.runtime.startswith("transformers 5") and proof.scale > 0.1
     config, params = load.read(tmp_path / "hf")
@@ -77,7 +79,7 @@ def test_a_pre_training_head_becomes_the_pooler(transformers, tmp_path):
     config, params = golden_model(representation_size="hidden", labels=())
     params["head/kernel"] = np.zeros_like(params["head/kernel"])
     params["head/bias"] = np.zeros_like(params["head/bias"])
-    source = saved(tmp_path, config, params)
+    source = saved_model(tmp_path, config, params)
     proof = convert.convert(str(source), tmp_path / "hf", "huggingface", tolerance=5e-6)
     assert "transformers" in proof.runtime and 0.1 < proof.scale <= 1  # a tanh
     again, _ = load.read(tmp_path / "hf")
@@ -111,7 +113,7 @@ def test_the_pipeline_agrees_with_predict_on_a_photo(transformers, tmp_path, cap
     small = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
     photo = tmp_path / "photo.png"
     PIL.Image.fromarray(small).resize((64, 64), PIL.Image.Resampling.BICUBIC).save(photo)
-    source = saved(tmp_path, *golden_model())
+    source = saved_model(tmp_path, *golden_model())
     convert.convert(str(source), tmp_path / "hf", "huggingface")
     (ours,) = predict.predict(str(source), [str(photo)], top_k=5)
     pipe = transformers.pipeline("image-classification", model=str(tmp_path / "hf"))
@@ -135,7 +137,7 @@ def test_the_pipeline_agrees_with_predict_on_a_photo(transformers, tmp_path, cap
     ],
 )  # fmt: skip
 def test_timm_gives_the_same_logits(timm, tmp_path, variant, settings):
-    source = saved(tmp_path, *golden_model(variant, **settings))
+    source = saved_model(tmp_path, *golden_model(variant, **settings))
     proof = convert.convert(str(source), tmp_path / "timm", "timm", tolerance=5e-6)
     assert proof.runtime.startswith("timm 1")
     config, params = load.read(tmp_path / "timm")
@@ -151,13 +153,13 @@ def test_timm_runs_bit(timm, tmp_path):
         "R50x1", num_classes=7, image_size=64, labels=LABELS, pool_padding="zeros"
     )
     weights = golden_weights.weights(golden_weights.official_shapes(config))
-    source = saved(tmp_path, config, npz.from_official(weights, config))
+    source = saved_model(tmp_path, config, npz.from_official(weights, config))
     proof = convert.convert(str(source), tmp_path / "timm", "timm", tolerance=1e-4)
     assert proof.runtime.startswith("timm 1")
     again, params = load.read(tmp_path / "timm")
     assert again.variant == "R50x1" and same(params, load.read(source)[1])
     lowest = models.replace(config, pool_padding="lowest")  # as the original implementation
-    other = saved(tmp_path, lowest, npz.from_official(weights, lowest), name="other")
+    other = saved_model(tmp_path, lowest, npz.from_official(weights, lowest), name="other")
     with pytest.raises(UserError, match="refused: logits differ"):
         convert.convert(str(other), tmp_path / "no", "timm")
 
@@ -165,7 +167,7 @@ def test_timm_runs_bit(timm, tmp_path):
 def test_a_hybrid_is_off_by_timms_epsilons_and_refused(timm, tmp_path):
     config = models.get_config("R26+S/32", num_classes=7, image_size=64, labels=LABELS)
     weights = golden_weights.weights(golden_weights.official_shapes(config))
-    source = saved(tmp_path, config, npz.from_official(weights, config))
+    source = saved_model(tmp_path, config, npz.from_official(weights, config))
     with pytest.raises(UserError, match=r"refused: logits differ by .* run by timm") as error:
         convert.convert(str(source), tmp_path / "timm", "timm", tolerance=1e-6)
     assert not (tmp_path / "timm").exists() and "Nothing was written" in str(error.value)
@@ -220,7 +222,7 @@ def test_round_trip_through_every_format_is_lossless(transformers, timm, tmp_pat
 def test_hybrids_and_resnets_keep_every_bit(tmp_path, variant, settings, to, place):
     config = models.get_config(variant, num_classes=7, **settings)
     weights = golden_weights.weights(golden_weights.official_shapes(config))
-    source = saved(tmp_path, config, npz.from_official(weights, config))
+    source = saved_model(tmp_path, config, npz.from_official(weights, config))
     proof = convert.convert(str(source), tmp_path / place, to)
     assert proof.difference == 0
     assert same(load.read(tmp_path / place)[1], load.read(source)[1])
@@ -241,7 +243,7 @@ SERVED = [
 @pytest.mark.parametrize("variant, settings", SERVED)
 def test_stablehlo(tmp_path, variant, settings, batch):
     config, params = golden_model(variant, **settings)
-    source = saved(tmp_path, config, params)
+    source = saved_model(tmp_path, config, params)
     proof = export.export(str(source), tmp_path / "out", "stablehlo", batch_size=batch)
     assert proof.difference < 1e-5 * proof.scale
     run, _ = export.open_stablehlo(tmp_path / "out")
@@ -258,7 +260,7 @@ def test_stablehlo_needs_none_of_our_code(tmp_path):
     import subprocess
 
     config, params = golden_model()
-    source = saved(tmp_path, config, params)
+    source = saved_model(tmp_path, config, params)
     export.export(str(source), tmp_path / "out", "stablehlo")
     np.save(tmp_path / "x.npy", convert.probe_images(config))
     code = (
@@ -290,9 +292,9 @@ def test_onnx(tmp_path, variant, settings):
             variant, depths=(1, 1), image_size=64, num_classes=7, labels=LABELS
         )
         weights = golden_weights.weights(golden_weights.official_shapes(config))
-        source = saved(tmp_path, config, npz.from_official(weights, config))
+        source = saved_model(tmp_path, config, npz.from_official(weights, config))
     else:
-        source = saved(tmp_path, *golden_model(variant, **settings))
+        source = saved_model(tmp_path, *golden_model(variant, **settings))
     proof = export.export(str(source), tmp_path / "m.onnx", "onnx")
     assert proof.runtime.startswith("onnxruntime") and proof.difference < 2e-5 * proof.scale
     run, _ = export.open_onnx(tmp_path / "m.onnx")
@@ -326,7 +328,7 @@ def test_bench_of_exported_models(tmp_path, capsys):
 def test_savedmodel(tmp_path):
     pytest.importorskip("tensorflow")
     config, params = golden_model()
-    source = saved(tmp_path, config, params)
+    source = saved_model(tmp_path, config, params)
     proof = export.export(str(source), tmp_path / "out", "savedmodel")
     assert proof.runtime.startswith("TensorFlow") and proof.difference < 1e-5 * proof.scale
     run, _ = export.open_savedmodel(tmp_path / "out")
@@ -335,12 +337,12 @@ def test_savedmodel(tmp_path):
 
 def test_int8(tmp_path):
     pytest.importorskip("qwix")
-    source = saved(tmp_path, *golden_model(hidden_size=128))
+    source = saved_model(tmp_path, *golden_model(hidden_size=128))
     with pytest.raises(UserError, match=r"--int8 is for"):
         export.export(str(source), tmp_path / "no.onnx", "onnx", int8=True)
     proof = export.export(str(source), tmp_path / "int8", "stablehlo", int8=True)
     assert 1e-4 * proof.scale < proof.difference < 0.1 * proof.scale
-    stored = native.read_safetensors(tmp_path / "int8" / "weights.safetensors")
+    stored = saved.read_safetensors(tmp_path / "int8" / "weights.safetensors")
     assert stored["blocks/0/mlp/dense1/kernel"].dtype == np.int8
     assert stored["head/kernel"].dtype == np.float32
 
@@ -363,7 +365,7 @@ def test_what_a_format_cannot_hold_is_said(tmp_path):
             path: golden_weights.draw(path, leaf.shape)
             for path, leaf in models.abstract_params(config).items()
         }
-        source = saved(tmp_path, config, params, name=name)
+        source = saved_model(tmp_path, config, params, name=name)
         target = tmp_path / f"{name}-out.npz" if to == "npz" else tmp_path / f"{name}-out"
         with pytest.raises(UserError, match=message):
             convert.convert(str(source), target, to)
@@ -371,7 +373,7 @@ def test_what_a_format_cannot_hold_is_said(tmp_path):
 
 
 def test_nothing_is_overwritten(tmp_path):
-    source = saved(tmp_path, *golden_model())
+    source = saved_model(tmp_path, *golden_model())
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").write_text("x")
     for call in (
@@ -384,7 +386,7 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_commands(tmp_path, capsys):
-    source = saved(tmp_path, *golden_model())
+    source = saved_model(tmp_path, *golden_model())
     assert main(["convert", str(source), str(tmp_path / "w.npz"), "--to=npz"]) == 0
     assert "maximum logit difference 0 " in capsys.readouterr().out
     out = tmp_path / "served"

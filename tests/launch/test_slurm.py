@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.logbook import read_metrics
+from vit_jax.runtime.logbook import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SBATCH = ROOT / "launch" / "slurm.sbatch"

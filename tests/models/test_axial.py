@@ -7,9 +7,9 @@ import pytest
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models import cost
 from vit_jax.models.layers import Keys
 from vit_jax.models.resnet import AxialConv, RelativeAttention, ResNetConfig
-from vit_jax.studies import flops
 
 KEY = jax.random.key(3)
 SMALL = dict(image_size=(32, 48), patch_size=8, hidden_size=16, mlp_dim=32, num_heads=2)
@@ -51,7 +51,7 @@ def test_both_halves_reach_everything():
 def test_there_is_no_class_token_and_twice_the_blocks():
     axial, plain = models.get_config("Axial-B/16"), models.get_config("B/16", classifier="gap")
     block = 4 * 768 * 768 + 4 * 768 + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
-    assert flops.num_params(axial) - flops.num_params(plain) == 12 * block
+    assert cost.num_params(axial) - cost.num_params(plain) == 12 * block
     with pytest.raises(UserError, match="has no class token"):
         models.get_config("Axial-B/16", classifier="token")
 

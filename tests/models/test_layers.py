@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import losses, models, optim, state, steps
+from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.models import layers, vit
+from vit_jax.objectives import losses
+from vit_jax.training import optim, state
+from vit_jax.training.step import make_train_step
 
 
 def rounded(x):
@@ -95,7 +98,7 @@ def lowered_step(config, batch=4):
     """The training step of a model as it is handed to the compiler of an accelerator."""
     init, apply = models.as_functions(config)
     optimizer = optim.adam(weight_decay=0.1)
-    step = steps.make_train_step(
+    step = make_train_step(
         apply, optimizer, loss=losses.softmax_cross_entropy, num_classes=config.num_classes,
         schedule=lambda step: jnp.float32(1e-3), seed=0,
     )  # fmt: skip

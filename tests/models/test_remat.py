@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models import remat
+from vit_jax.numerics import remat
 
 VIT = dict(variant="debug", image_size=32, num_classes=5, num_layers=3, head_bias=0.5)
 RESNET = dict(variant="R50x1", image_size=32, num_classes=5, depths=(2,))

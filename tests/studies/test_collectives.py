@@ -14,9 +14,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import config as configuration
-from vit_jax import models, preflight, sharding, train
+from vit_jax import models
+from vit_jax.bench import collectives, scale
 from vit_jax.data import ArraySource
-from vit_jax.studies import collectives, scale
+from vit_jax.runtime import sharding
+from vit_jax.training import preflight, train
 
 LAYERS, BATCH, TOKENS = 2, 1024, 17
 MODEL = dict(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax import models
-from vit_jax.studies import flops
+from vit_jax.models import cost
 
 # Multiply-accumulates of a forward pass with 1000 classes, in 1e9 (PAPER.md L, B).
 GMACS = {
@@ -26,22 +26,22 @@ PLAIN_GMACS = {
 @pytest.mark.parametrize("variant, size", GMACS)
 def test_gmacs_of_vits(variant, size):
     config = models.get_config(variant, image_size=size)
-    assert flops.forward_macs(config) / 1e9 == pytest.approx(GMACS[variant, size], abs=0.06)
+    assert cost.forward_macs(config) / 1e9 == pytest.approx(GMACS[variant, size], abs=0.06)
 
 
 @pytest.mark.parametrize("variant", PADDED_GMACS)
 def test_gmacs_of_resnets(variant):
     config = models.get_config(variant)
-    padded = flops.forward_macs(config, padding=True) / 1e9
+    padded = cost.forward_macs(config, padding=True) / 1e9
     assert padded == pytest.approx(PADDED_GMACS[variant], abs=0.012)
-    assert flops.forward_macs(config) / 1e9 == pytest.approx(PLAIN_GMACS[variant], abs=0.012)
+    assert cost.forward_macs(config) / 1e9 == pytest.approx(PLAIN_GMACS[variant], abs=0.012)
 
 
-@pytest.mark.parametrize("row", flops.table_6(), ids=lambda r: f"{r['variant']}@{r['epochs']}")
+@pytest.mark.parametrize("row", cost.table_6(), ids=lambda r: f"{r['variant']}@{r['epochs']}")
 def test_table_6(row):
     off = abs(row["exaflops"] / row["published_exaflops"] - 1)
     assert off < (0.035 if row["note"] else 0.015)
-    assert bool(row["note"]) == ((row["variant"], row["epochs"]) in flops.DISAGREEMENTS)
+    assert bool(row["note"]) == ((row["variant"], row["epochs"]) in cost.DISAGREEMENTS)
 
 
 def test_a_vit_by_hand():
@@ -53,8 +53,8 @@ def test_a_vit_by_hand():
     patches = 4 * (12 * 8)
     attention = 5 * 4 * 8 * 8 + 2 * 5 * 5 * 8
     mlp = 5 * 2 * 8 * 16
-    assert flops.forward_macs(config) == patches + attention + mlp + 8 * 5
-    assert flops.train_flops_per_image(config) == 6 * flops.forward_macs(config)
+    assert cost.forward_macs(config) == patches + attention + mlp + 8 * 5
+    assert cost.train_flops_per_image(config) == 6 * cost.forward_macs(config)
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,5 @@ def test_xla_counts_the_same(variant, settings):
     _, apply = models.as_functions(config)
     images = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
     analysis = jax.jit(apply).lower(models.abstract_params(config), images).cost_analysis()
-    ours = 2 * flops.forward_macs(config)
+    ours = 2 * cost.forward_macs(config)
     assert 0.97 * ours < analysis["flops"] < 1.35 * ours

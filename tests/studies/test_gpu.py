@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vit_jax import models
+from vit_jax.bench import gpu
 from vit_jax.errors import UserError
-from vit_jax.studies import gpu
 
 ROOT = Path(__file__).parents[2]
 HLO = """HloModule jit_step, num_partitions=1

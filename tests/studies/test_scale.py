@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from vit_jax import data
+from vit_jax.bench import index, scale
 from vit_jax.data import ArraySource
-from vit_jax.studies import flops, index, scale
+from vit_jax.models import cost
 
-PARAMS = flops.num_params(flops.pretraining_config("L/16"))
+PARAMS = cost.num_params(cost.pretraining_config("L/16"))
 
 
 def test_traffic_of_each_way_to_split():
-    config = flops.pretraining_config("L/16")
+    config = cost.pretraining_config("L/16")
 
     def sent(**axes):
         return scale.traffic(config, scale.abstract_mesh(axes))
@@ -54,7 +55,7 @@ def test_bandwidth_is_that_of_the_wire_in_between():
 def test_a_step_by_hand():
     chip = scale.CHIPS["v5e"]
     step = scale.predict_step("L/16", chip, dict(data=256))
-    macs = flops.forward_macs(flops.pretraining_config("L/16"))
+    macs = cost.forward_macs(cost.pretraining_config("L/16"))
     assert step.compute == pytest.approx(6 * macs * 4096 / (256 * 197e12 * chip.mfu))
     assert step.update == pytest.approx(28 * PARAMS / 819e9)
     assert step.gradients == pytest.approx(2 * 255 / 256 * 4 * PARAMS / 160e9)
@@ -64,7 +65,7 @@ def test_a_step_by_hand():
 
 
 def test_state_is_twelve_bytes_per_parameter_and_is_split():
-    config = flops.pretraining_config("L/16")
+    config = cost.pretraining_config("L/16")
     assert scale.state_per_device(config, scale.abstract_mesh(dict(data=8))) == 12 * PARAMS
     split = scale.state_per_device(config, scale.abstract_mesh(dict(data=8, fsdp=16)))
     assert split == pytest.approx(12 * PARAMS / 16, rel=0.03)  # norms and biases are whole
@@ -104,7 +105,7 @@ def test_the_index_is_written_and_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "BATCH", 16)
     index.write(tmp_path, shards=4, records=4000)
     source = data.open_source(f"tfds:{index.NAME}", data_dir=str(tmp_path))
-    assert len(source) == 4000 and source.num_classes == flops.JFT_CLASSES
+    assert len(source) == 4000 and source.num_classes == cost.JFT_CLASSES
     assert source[3999]["label"] == 1
     assert len(list(index.measure(tmp_path, shards=4))) == 8
 
@@ -117,7 +118,7 @@ class Long(ArraySource):
         self.asked = []
 
     def __len__(self):
-        return flops.JFT_IMAGES
+        return cost.JFT_IMAGES
 
     def __getitem__(self, number):
         self.asked.append(int(number))
@@ -135,4 +136,4 @@ def test_any_step_reads_only_its_own_records(step):
     batches.close()
     # The batch and what is read ahead; spread over all of the set.
     assert 64 <= len(source.asked) <= 16 * 64
-    assert max(source.asked) - min(source.asked) > 0.9 * flops.JFT_IMAGES
+    assert max(source.asked) - min(source.asked) > 0.9 * cost.JFT_IMAGES

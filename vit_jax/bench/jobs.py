@@ -15,13 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config as configuration
-from vit_jax import data, losses, models, optim, sharding, steps
-from vit_jax import state as train_state
-from vit_jax.data import sources
+from vit_jax import data, models
+from vit_jax.data.source import digest, open_source
 from vit_jax.errors import UserError
 from vit_jax.interop import load
-from vit_jax.models import remat
-from vit_jax.studies import flops
+from vit_jax.models import cost
+from vit_jax.numerics import remat
+from vit_jax.objectives import losses
+from vit_jax.runtime import sharding
+from vit_jax.training import optim
+from vit_jax.training import state as train_state
+from vit_jax.training.step import make_train_step, normalise
 
 #: What every trainer of a comparison does: Adam with decoupled decay, clipped gradients.
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
@@ -96,12 +100,12 @@ def inference(spec: Spec) -> Job:
     """Logits of a batch that is on the device, from uint8."""
     config, params = model_of(spec)
     _, apply = models.as_functions(config)
-    run = jax.jit(lambda params, images: apply(params, steps.normalise(images)))
+    run = jax.jit(lambda params, images: apply(params, normalise(images)))
     images = jnp.asarray(random_images(spec))
     return Job(
         lambda: run(params, images).block_until_ready(),
         spec.batch,
-        2 * flops.forward_macs(config) * spec.batch,
+        2 * cost.forward_macs(config) * spec.batch,
         logits_function(config, params),
     )
 
@@ -114,7 +118,7 @@ def train(spec: Spec) -> Job:
     mesh = sharding.make_mesh()
     start, _ = train_state.initialise(dict, params, optimizer, mesh, polyak=False)
     step = jax.jit(
-        steps.make_train_step(
+        make_train_step(
             apply,
             optimizer,
             loss=losses.softmax_cross_entropy,
@@ -142,7 +146,7 @@ def train(spec: Spec) -> Job:
     return Job(
         once,
         spec.batch,
-        flops.train_flops_per_image(config) * spec.batch,
+        cost.train_flops_per_image(config) * spec.batch,
         logits_function(config, params),
     )
 
@@ -172,7 +176,7 @@ def attention(spec: Spec) -> Job:
 
 def checkpoint(spec: Spec) -> Job:
     """How long a training step is held up by a save: an asynchronous save of the whole state."""
-    from vit_jax.checkpoint import Checkpoints
+    from vit_jax.training.checkpoint import Checkpoints
 
     _, params = model_of(spec)
     optimizer = optim.adam(weight_decay=WEIGHT_DECAY)
@@ -220,7 +224,7 @@ def encoded_files(spec: Spec, most: int = 512) -> list[bytes]:
     """
     if not spec.data:
         return jpegs()
-    source = sources.open_source(spec.data)
+    source = open_source(spec.data)
     records = (source[index]["image"] for index in range(min(len(source), 4 * most)))
     files = [data for data in records if isinstance(data, bytes) and data[:2] == b"\xff\xd8"]
     if not files:
@@ -234,7 +238,7 @@ class JpegSource:
     def __init__(self, files: list[bytes]):
         self.files, self.spec, self.num_classes = files, "jpegs", 10
         self.class_names = tuple(map(str, range(10)))
-        self.fingerprint = sources.digest(*files)
+        self.fingerprint = digest(*files)
 
     def __len__(self) -> int:
         return NUM_RECORDS

@@ -298,12 +298,12 @@ def ours_flops(spec: Spec) -> float:
     if spec.task not in WITH_MODELS:
         return 0.0
     from vit_jax import models
-    from vit_jax.studies import flops
+    from vit_jax.models import cost
 
     config = models.get_config(
         spec.variant, image_size=spec.image_size, num_classes=spec.num_classes
     )
-    return (6 if spec.task == "train" else 2) * flops.forward_macs(config) * spec.batch
+    return (6 if spec.task == "train" else 2) * cost.forward_macs(config) * spec.batch
 
 
 def machine_text(machine: dict[str, Any], dtype: str) -> str:

@@ -38,8 +38,8 @@ def main(argv: list[str]) -> None:
 def serve(contender: str, spec_of: dict[str, Any], say) -> None:
     import numpy as np
 
-    from vit_jax import host_memory
     from vit_jax.bench import jobs, peers
+    from vit_jax.runtime import host_memory
 
     pause = lambda seconds: None  # noqa: E731
     if contender == "vit_jax" and host_memory.keep_freed_pages():  # as its commands do

@@ -84,23 +84,24 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> None:
     """Searches one shard and records what it found."""
-    from vit_jax import data, dedup, dedup_files
+    from vit_jax import data
+    from vit_jax.dedup import files, search
     from vit_jax.evaluation.suites import split_specs
 
-    file = dedup_files.shard_file(out, shard, shards)
-    results = [out / name for name in (dedup_files.IDS, dedup_files.MATCHES, dedup_files.PAGE)]
-    dedup_files.check_free(file, *results)
+    file = files.shard_file(out, shard, shards)
+    results = [out / name for name in (files.IDS, files.MATCHES, files.PAGE)]
+    files.check_free(file, *results)
     train = data.open_source(flags.train, data_dir=flags.data_dir)
     specs = split_specs(flags.test)
-    test, _ = dedup_files.open_tests(specs, flags.data_dir)
-    if train.fingerprint in dedup_files.fingerprints(test):
+    test, _ = files.open_tests(specs, flags.data_dir)
+    if train.fingerprint in files.fingerprints(test):
         raise UserError(f"{train.spec} is a test set and the training set; name different splits.")
     embed = model_features(flags) if flags.checkpoint else None
-    threshold = dedup.THRESHOLD if flags.threshold is None else flags.threshold
-    floor = max(0.0, threshold - (dedup.THRESHOLD - dedup.FLOOR))
-    total = len(test) + dedup.shard_size(len(train), shard, shards)
+    threshold = search.THRESHOLD if flags.threshold is None else flags.threshold
+    floor = max(0.0, threshold - (search.THRESHOLD - search.FLOOR))
+    total = len(test) + search.shard_size(len(train), shard, shards)
     with options.progress(total, "dedup") as on_images:
-        pairs = dedup.find(
+        pairs = search.find(
             train,
             test,
             shard=shard,
@@ -119,14 +120,14 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
         "threshold": threshold,
         "floor": floor,
     }
-    dedup_files.write_shard(file, settings, pairs)
+    files.write_shard(file, settings, pairs)
     print(f"{file}: {len(pairs):,} pairs with a score of {floor:g} or more")
 
 
 def model_features(flags: absl_flags.FlagValues):
     """A function from a source to batches of the checkpoint's features."""
     options.prepare_jax()
-    from vit_jax import features
+    from vit_jax.evaluation import features
     from vit_jax.interop import load
 
     config, params = load.read(flags.checkpoint)
@@ -140,8 +141,8 @@ def model_features(flags: absl_flags.FlagValues):
 
 def finish(out: Path, threshold: float | None) -> None:
     """Writes the ids and the page, and says where they are."""
-    from vit_jax import dedup_files
+    from vit_jax.dedup import files
 
-    removed, total = dedup_files.write_results(out, threshold=threshold)
-    print(f"{out / dedup_files.IDS}: {removed:,} of {total:,} training images repeat a test image")
-    print(f"page: {out / dedup_files.PAGE}")
+    removed, total = files.write_results(out, threshold=threshold)
+    print(f"{out / files.IDS}: {removed:,} of {total:,} training images repeat a test image")
+    print(f"page: {out / files.PAGE}")

@@ -30,7 +30,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError(f"unexpected argument {arguments[0]!r}.")
     config = options.read_config(flags) if flags.config else None
 
-    from vit_jax import doctor
+    from vit_jax.doctor import machine
 
     wrong = 0
 
@@ -41,20 +41,20 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
             wrong += finding.ok is False
             print(f"  {mark:<6} {finding.name:<22} {finding.text}", flush=True)
 
-    report(doctor.installation())
-    report(doctor.holders())
+    report(machine.installation())
+    report(machine.holders())
     with options.processes(flags):
         import jax
 
-        checks = [doctor.devices]
+        checks = [machine.devices]
         if flags.devices:
-            checks.append(doctor.collectives)
+            checks.append(machine.collectives)
         if flags.checkpoint:
-            checks.append(lambda: doctor.checkpoint(flags.checkpoint))
+            checks.append(lambda: machine.checkpoint(flags.checkpoint))
         if flags.data:
-            checks.append(lambda: doctor.dataset(flags.data, flags.data_dir))
+            checks.append(lambda: machine.dataset(flags.data, flags.data_dir))
         if config is not None:
-            checks.append(lambda: doctor.configuration(config))
+            checks.append(lambda: machine.configuration(config))
         for check in checks:
             findings = list(check())  # every process takes part; one speaks of the job
             if jax.process_index() == 0 or any(f.ok is False for f in findings):

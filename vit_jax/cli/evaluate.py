@@ -80,9 +80,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     with options.processes(flags):
         import jax
 
-        from vit_jax import sharding
         from vit_jax.evaluation import suites
         from vit_jax.interop import load
+        from vit_jax.runtime import sharding
 
         for name in flags.suite:
             if name not in suites.SUITES:

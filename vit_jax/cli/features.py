@@ -36,7 +36,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not flags.data or not flags.out:
         raise UsageError("--data=SPEC and --out=FILE are needed.")
     options.prepare_jax()
-    from vit_jax import data, features
+    from vit_jax import data
+    from vit_jax.evaluation import features
     from vit_jax.interop import load
 
     source = data.open_source(flags.data, data_dir=flags.data_dir)

@@ -29,11 +29,11 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    from vit_jax.studies import flops
+    from vit_jax.models import cost
 
     tables = flags.table1 or flags.table6
     if flags.json and not arguments:
-        print(json.dumps(flops.table_6(), indent=2))
+        print(json.dumps(cost.table_6(), indent=2))
         return
     if flags.table1:
         print_table_1()
@@ -46,7 +46,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 def print_variants(flags: absl_flags.FlagValues, names: list[str]) -> None:
     """A row per variant: parameters, MACs of one image, FLOPs of training on it."""
     from vit_jax import models
-    from vit_jax.studies import flops
+    from vit_jax.models import cost
 
     rows: list[dict[str, Any]] = []
     for name in names or [name for name in models.VARIANTS if name != "debug"]:
@@ -56,8 +56,8 @@ def print_variants(flags: absl_flags.FlagValues, names: list[str]) -> None:
             {
                 "variant": name,
                 "epochs": None,
-                "params": flops.num_params(config),
-                "gmacs": flops.forward_macs(config) / 1e9,
+                "params": cost.num_params(config),
+                "gmacs": cost.forward_macs(config) / 1e9,
                 "exaflops": None,
                 "published_exaflops": None,
             }
@@ -74,24 +74,24 @@ def print_variants(flags: absl_flags.FlagValues, names: list[str]) -> None:
 def print_table_1() -> None:
     """Parameters of Base, Large and Huge, with 1000 classes, beside the published millions."""
     from vit_jax import models
-    from vit_jax.studies import flops
+    from vit_jax.models import cost
 
     print("Table 1       layers  hidden   MLP  heads   parameters  published")
-    for name, published in flops.TABLE_1.items():
+    for name, published in cost.TABLE_1.items():
         config = models.get_config(name, num_classes=1000)
-        shape = [getattr(config, field) for field in flops.TABLE_1_FIELDS]
+        shape = [getattr(config, field) for field in cost.TABLE_1_FIELDS]
         print(
             f"  {name:<12}{shape[0]:>6}{shape[1]:>8}{shape[2]:>6}{shape[3]:>7}"
-            f"{flops.num_params(config):>13,}{published:>10}M"
+            f"{cost.num_params(config):>13,}{published:>10}M"
         )
 
 
 def print_table_6() -> None:
     """exaFLOPs of the pre-training runs on JFT-300M."""
-    from vit_jax.studies import flops
+    from vit_jax.models import cost
 
     print("Table 6       epochs   parameters    GMAC  exaFLOPs  published     off")
-    for row in flops.table_6():
+    for row in cost.table_6():
         off = row["exaflops"] / row["published_exaflops"] - 1
         remark = f"   the paper disagrees with itself: {row['note']}" if row["note"] else ""
         print(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from vit_jax import host_memory
 from vit_jax.config import ConfigDict, load
 from vit_jax.errors import UsageError
+from vit_jax.runtime import host_memory
 
 
 def define_config(flags: absl_flags.FlagValues) -> None:
@@ -91,7 +91,7 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
     prepare_jax()
     import jax
 
-    from vit_jax import distributed
+    from vit_jax.runtime import distributed
 
     distributed.join(
         flags.coordinator, flags.num_processes, flags.process_id, patience=flags.patience

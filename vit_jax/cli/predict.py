@@ -33,7 +33,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     for word in arguments:
         paths += sys.stdin.read().splitlines() if word == "-" else [word]
     options.prepare_jax()
-    from vit_jax.predict import predict
+    from vit_jax.evaluation.predict import predict
 
     for result in predict(checkpoint, paths, top_k=flags.top_k):
         if flags.json:

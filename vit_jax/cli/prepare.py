@@ -30,7 +30,8 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    from vit_jax.data import prepare, vtab
+    from vit_jax.data import prepare
+    from vit_jax.data.kinds import vtab
 
     if not arguments:
         raise UsageError("name what to prepare: tfds:NAME, vtab, vtab:TASK or imagenet21k DIR.")

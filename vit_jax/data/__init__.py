@@ -1,12 +1,6 @@
 """Data: sources of records, what is done to an image, and batches for one of several hosts."""
 
-from vit_jax.data.preprocess import (
-    DEFAULT_EVALUATION,
-    decode,
-    evaluation_transform,
-    make_transform,
-)
-from vit_jax.data.sources import (
+from vit_jax.data.source import (
     IMAGE_SUFFIXES,
     ArraySource,
     Subset,
@@ -14,6 +8,7 @@ from vit_jax.data.sources import (
     open_source,
     record_names,
 )
+from vit_jax.data.transforms import DEFAULT_EVALUATION, decode, evaluation_transform, make_transform
 
 __all__ = [
     "DEFAULT_EVALUATION",
@@ -35,7 +30,7 @@ __all__ = [
 def __getattr__(name: str):
     """Grain takes a second to import; only who makes batches waits for it."""
     if name in ("batches_ahead", "eval_batches", "train_batches"):
-        from vit_jax.data import pipeline
+        from vit_jax.data import batches
 
-        return getattr(pipeline, name)
+        return getattr(batches, name)
     raise AttributeError(f"module 'vit_jax.data' has no attribute {name!r}")

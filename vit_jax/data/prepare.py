@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_jax.data import vtab
-from vit_jax.data.sources import IMAGE_SUFFIXES, TfdsSplits, check_shards, use_array_record
+from vit_jax.data.kinds import vtab
+from vit_jax.data.source import IMAGE_SUFFIXES, TfdsSplits, check_shards, use_array_record
 from vit_jax.errors import UserError
 
 Say = Callable[[str], None]

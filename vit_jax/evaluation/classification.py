@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import sharding
+from vit_jax.runtime import sharding
 
 
 def jit_eval_step(eval_step: Callable, mesh: jax.sharding.Mesh) -> Callable:

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models, steps
-from vit_jax.data import sources
+from vit_jax import models
+from vit_jax.data.source import FileSource, file_source, images_below
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification
+from vit_jax.training.step import normalise
 
 MAPPINGS = ("objectnet_to_imagenet_1k.json", "folder_to_objectnet_label.json",
             "pytorch_to_imagenet_2012_id.json", "imagenet_to_label_2012_v2")  # fmt: skip
@@ -53,7 +54,7 @@ def class_map(root: str | Path) -> dict[str, list[int]]:
     return found
 
 
-def open_objectnet(root: str, classes: dict[str, list[int]]) -> sources.FileSource:
+def open_objectnet(root: str, classes: dict[str, list[int]]) -> FileSource:
     """The images of the mapped classes; labels number the folders of `classes` in their order.
 
     Raises:
@@ -63,11 +64,11 @@ def open_objectnet(root: str, classes: dict[str, list[int]]) -> sources.FileSour
     records = []
     for folder, label in position.items():
         where = Path(root) / "images" / folder
-        files = sources.images_below(root, f"images/{folder}") if where.is_dir() else []
+        files = images_below(root, f"images/{folder}") if where.is_dir() else []
         if not files:
             raise UserError(f"{where} holds no images; is ObjectNet unpacked completely?")
         records += [(file, label) for file in files]
-    return sources.file_source(root, records, list(position), f"objectnet:{root}")
+    return file_source(root, records, list(position), f"objectnet:{root}")
 
 
 @functools.lru_cache(maxsize=2)
@@ -80,7 +81,7 @@ def ranking_step(
     mask[list(known)] = 0.0
 
     def step(params, batch) -> dict[str, Any]:
-        logits = apply(params, steps.normalise(batch["image"]))
+        logits = apply(params, normalise(batch["image"]))
         return {
             "all": jax.lax.top_k(logits, 5)[1],
             "known": jax.lax.top_k(logits + jnp.asarray(mask), 5)[1],

@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax import data, losses, models, sharding, steps
+from vit_jax import data, models
 from vit_jax.errors import UserError, nearest
 from vit_jax.evaluation import calibration, classification
-from vit_jax.interop import adapt, export, load
+from vit_jax.interop import export, load
+from vit_jax.models import adapt
+from vit_jax.objectives import losses
+from vit_jax.runtime import sharding
+from vit_jax.training.step import make_eval_step
 
 IMAGENET21K = (
     "Published ImageNet-21k weights have 21,843 outputs, two of them for classes without images; "
@@ -106,9 +110,7 @@ def classify(
 def eval_step(config: models.ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
     """The jitted evaluation step of a model: compiled once, however often it is evaluated."""
     _, apply = models.as_functions(config)
-    step = steps.make_eval_step(
-        apply, loss=losses.softmax_cross_entropy, num_classes=config.num_classes
-    )
+    step = make_eval_step(apply, loss=losses.softmax_cross_entropy, num_classes=config.num_classes)
     return classification.jit_eval_step(step, mesh)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import data
-from vit_jax.data import sources
+from vit_jax.data.source import Columns, TableSource, TfdsSplits, parse_spec
 from vit_jax.errors import UserError
 
 
@@ -75,15 +75,15 @@ def in_file_order(source: Any) -> data.Subset:
     return data.Subset(source, order, source.spec)
 
 
-def open_tfds(spec: str, data_dir: str | None) -> tuple[sources.TableSource, list[list[int]]]:
+def open_tfds(spec: str, data_dir: str | None) -> tuple[TableSource, list[list[int]]]:
     """The images of `tfds:imagenet2012_real`, and the ReaL labels of each."""
-    _, name, split = sources.parse_spec(spec)
-    stored = sources.TfdsSplits(name, data_dir)
+    _, name, split = parse_spec(spec)
+    stored = TfdsSplits(name, data_dir)
     rows = stored.rows(split or "validation")
     names = stored.builder.info.features["original_label"].names
-    source = sources.TableSource(
+    source = TableSource(
         rows,
-        sources.Columns("image", "original_label"),
+        Columns("image", "original_label"),
         names,
         spec=f"tfds:{name}[{split or 'validation'}]",
         version=str(stored.builder.info.version),

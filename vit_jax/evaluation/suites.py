@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax import data, features, models
+from vit_jax import data, models
 from vit_jax.errors import UserError
 from vit_jax.evaluation import (
     calibration,
+    features,
     fewshot,
     figures,
     knn,
@@ -301,7 +302,7 @@ def suite_objectnet(request: Request) -> Result:
 
 def suite_vtab(request: Request) -> Result:
     """VTAB-1k: fine-tunes on every task that is prepared, and averages."""
-    from vit_jax import vtab  # it trains, and training runs the other suites
+    from vit_jax.studies import vtab  # it trains, and training runs the other suites
 
     return vtab.suite(request)
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import huggingface, load, native, npz, timm
+from vit_jax.interop import huggingface, load, npz, timm
+from vit_jax.models import saved
 
 Array = np.ndarray
 PROBES = 2  # images that the two sides are compared on
@@ -100,7 +101,7 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "native": Format(native.save, run_native),
+    "native": Format(saved.save, run_native),
     "npz": Format(npz.save, run_native, ".npz"),
     "huggingface": Format(huggingface.save, run_transformers),
     "timm": Format(timm.save, run_timm),

@@ -16,7 +16,8 @@ import numpy as np
 
 from vit_jax import data, models
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import convert, load, native, onnx_layers
+from vit_jax.interop import convert, load, onnx_layers
+from vit_jax.models import saved
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Array = np.ndarray
@@ -115,8 +116,8 @@ def save_stablehlo(
     )(shapes, images)
     directory.mkdir()
     (directory / "model.stablehlo").write_bytes(exported.serialize())
-    native.write_safetensors(directory / "weights.safetensors", params)
-    native.write_json(directory / "facts.json", facts(config))
+    saved.write_safetensors(directory / "weights.safetensors", params)
+    saved.write_json(directory / "facts.json", facts(config))
 
 
 def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
@@ -125,7 +126,7 @@ def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
 
     directory = Path(directory)
     exported = jax_export.deserialize(bytearray((directory / "model.stablehlo").read_bytes()))
-    weights = native.read_safetensors(directory / "weights.safetensors")
+    weights = saved.read_safetensors(directory / "weights.safetensors")
     on_device = jax.tree.map(jax.numpy.asarray, weights)
     call = jax.jit(exported.call)
     return lambda images: np.asarray(call(on_device, images)), f"jax.export {jax.__version__}"
@@ -223,7 +224,7 @@ def save_savedmodel(
     shape = (batch_size or None, *config.image_size, config.channels)
     module.call = tf.function(call, input_signature=[tf.TensorSpec(shape, tf.float32, "images")])
     tf.saved_model.save(module, str(directory), signatures={"serving_default": module.call})
-    native.write_json(directory / "facts.json", facts(config))
+    saved.write_json(directory / "facts.json", facts(config))
 
 
 def open_savedmodel(directory: str | Path) -> tuple[Function, str]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import native
 from vit_jax.interop.layout import (
     Entry,
     Layout,
@@ -25,7 +24,7 @@ from vit_jax.interop.layout import (
     to_foreign,
     transposed,
 )
-from vit_jax.models import ViTConfig
+from vit_jax.models import ViTConfig, saved
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu"}
 BILINEAR = 2  # PIL's number
@@ -136,9 +135,9 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
         "id2label": {str(i): name for i, name in enumerate(labels)},
         "label2id": {name: i for i, name in enumerate(labels)},
     }
-    native.write_safetensors(directory / "model.safetensors", weights, {"format": "pt"})
-    native.write_json(directory / "config.json", values)
-    native.write_json(directory / "preprocessor_config.json", preprocessor(config))
+    saved.write_safetensors(directory / "model.safetensors", weights, {"format": "pt"})
+    saved.write_json(directory / "config.json", values)
+    saved.write_json(directory / "preprocessor_config.json", preprocessor(config))
     (directory / "README.md").write_text(model_card(config))
 
 
@@ -177,7 +176,7 @@ def model_card(config: ViTConfig) -> str:
 
 def is_huggingface(directory: str | Path) -> bool:
     """Whether a directory holds a Hugging Face ViT."""
-    values = native.read_json(Path(directory) / "config.json")
+    values = saved.read_json(Path(directory) / "config.json")
     return isinstance(values, dict) and values.get("model_type") == "vit"
 
 
@@ -190,8 +189,8 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
       UserError: a file is missing or damaged, or holds another architecture.
     """
     directory = Path(directory)
-    values = native.read_json(directory / "config.json") or {}
-    weights = native.read_safetensors(directory / "model.safetensors")
+    values = saved.read_json(directory / "config.json") or {}
+    weights = saved.read_safetensors(directory / "model.safetensors")
     where = str(directory)
     classifier = "classifier.weight" in weights
     prefix = "vit." if any(name.startswith("vit.") for name in weights) else ""
@@ -256,7 +255,7 @@ def preprocessing_of(directory: Path) -> tuple[tuple[str, Any], ...]:
     Raises:
       UserError: pixels are scaled to another range than [-1, 1].
     """
-    values = native.read_json(directory / "preprocessor_config.json") or {}
+    values = saved.read_json(directory / "preprocessor_config.json") or {}
     mean, std = values.get("image_mean", [0.5] * 3), values.get("image_std", [0.5] * 3)
     if values.get("do_normalize", True) and not np.allclose([*mean, *std], 0.5):
         raise UserError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import native
+from vit_jax.models import saved
 
 Array = np.ndarray
 Shape = tuple[int, ...]
@@ -107,7 +107,7 @@ def from_foreign(
     wanted = models.abstract_params(config)
     assert set(layout) == set(wanted), set(layout) ^ set(wanted)
     needed = {name for entry in layout.values() for name in entry.names}
-    native.check_names(
+    saved.check_names(
         sorted(needed - set(weights)), sorted(set(weights) - needed), where, config.variant
     )
     params = {}

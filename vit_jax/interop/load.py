@@ -10,8 +10,8 @@ from flax import nnx
 
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import adapt, fetch, huggingface, native, npz, published, timm
-from vit_jax.models import Params
+from vit_jax.interop import fetch, huggingface, npz, published, timm
+from vit_jax.models import Params, adapt, saved
 
 
 def create_model(
@@ -59,7 +59,7 @@ def load_model(
 
 def save_model(model: Any, directory: str | Path) -> None:
     """Writes `model.safetensors` and a self-describing `config.json` into `directory`."""
-    native.save(directory, model.config, jax.device_get(models.get_params(model)))
+    saved.save(directory, model.config, jax.device_get(models.get_params(model)))
 
 
 def read(source: str | Path, *, variant: str | None = None) -> tuple[models.ModelConfig, Params]:
@@ -116,8 +116,8 @@ def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfi
             f"{path} is no checkpoint: files must be an official .npz or a timm .safetensors."
         )
     for directory in (path, path / "model"):
-        if native.is_native(directory):
-            return native.load(directory)
+        if saved.is_native(directory):
+            return saved.load(directory)
     if huggingface.is_huggingface(path):
         return huggingface.load(path)
     if (path / "model.safetensors").exists():

@@ -79,7 +79,7 @@ PUBLISHED: dict[str, Published] = {
 def table() -> list[str]:
     """The table of docs/weights.md: name, pixels, classes, size, accuracy, sources."""
     from vit_jax import models
-    from vit_jax.studies import flops
+    from vit_jax.models import cost
 
     rows = ["| name | pixels | classes | MB | top-1 (%) | sources |", "|-|-|-|-|-|-|"]
     for name, entry in PUBLISHED.items():
@@ -87,7 +87,7 @@ def table() -> list[str]:
         if entry.num_classes == 21_843 and isinstance(config, models.ViTConfig):
             config = models.replace(config, representation_size=config.hidden_size)
         config = models.replace(config, image_size=(entry.image_size,) * 2)
-        size = round(4 * flops.num_params(config) / 1e6)
+        size = round(4 * cost.num_params(config) / 1e6)
         sources = ", ".join(f"`{source}`" for source in entry.sources)
         rows.append(
             f"| `{name}` | {entry.image_size} | {entry.num_classes:,} | {size:,} "

@@ -17,16 +17,8 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import native
-from vit_jax.interop.layout import (
-    Layout,
-    flattened,
-    from_foreign,
-    reshaped,
-    to_foreign,
-    transposed,
-)
-from vit_jax.models import ResNetConfig, ViTConfig
+from vit_jax.interop.layout import Layout, flattened, from_foreign, reshaped, to_foreign, transposed
+from vit_jax.models import ResNetConfig, ViTConfig, saved
 from vit_jax.models.resnet import HybridStem
 
 #: Our variants under timm's names; "@" is the image size.
@@ -165,10 +157,10 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
     entries = layout(config)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    native.write_safetensors(
+    saved.write_safetensors(
         directory / "model.safetensors", to_foreign(entries, params), {"format": "pt"}
     )
-    native.write_json(directory / "config.json", timm_config(config))
+    saved.write_json(directory / "config.json", timm_config(config))
 
 
 def timm_config(config: models.ModelConfig) -> dict[str, Any]:
@@ -235,9 +227,9 @@ def load(
     values: dict[str, Any] = {}
     file = path
     if path.is_dir():
-        values = native.read_json(path / "config.json") or {}
+        values = saved.read_json(path / "config.json") or {}
         file = path / "model.safetensors"
-    weights = native.read_safetensors(file)
+    weights = saved.read_safetensors(file)
     if not is_timm(weights):
         some = ", ".join(sorted(weights)[:4])
         raise UserError(f"{path} is no timm ViT, hybrid or BiT: it has {some}, ...")

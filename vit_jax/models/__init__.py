@@ -16,14 +16,7 @@ from flax import nnx
 from vit_jax.models.axial import AxialConfig, AxialTransformer
 from vit_jax.models.layers import Keys
 from vit_jax.models.resnet import ResNet, ResNetConfig
-from vit_jax.models.variants import (
-    VARIANTS,
-    ModelConfig,
-    find_variant,
-    get_config,
-    override,
-    pair,
-)
+from vit_jax.models.variants import VARIANTS, ModelConfig, find_variant, get_config, override, pair
 from vit_jax.models.vit import VisionTransformer, ViTConfig
 
 __all__ = [

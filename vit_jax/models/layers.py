@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from vit_jax.models import remat
+from vit_jax.numerics import remat
 
 Array = jax.Array
 initializers = jax.nn.initializers

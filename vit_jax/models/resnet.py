@@ -16,17 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
-from vit_jax.models import remat
-from vit_jax.models.layers import (
-    Array,
-    Dense,
-    Keys,
-    Model,
-    constant,
-    initializers,
-    product,
-    zeros,
-)
+from vit_jax.models.layers import Array, Dense, Keys, Model, constant, initializers, product, zeros
+from vit_jax.numerics import remat
 
 GROUPS = 32
 EXPANSION = 4  # a bottleneck unit's output is four times as wide as its middle

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
-from vit_jax.models import remat
 from vit_jax.models.layers import (
     ACTIVATIONS,
     Array,
@@ -31,6 +30,7 @@ from vit_jax.models.layers import (
     zeros,
 )
 from vit_jax.models.resnet import HybridStem
+from vit_jax.numerics import remat
 
 CLASSIFIERS = ("token", "gap", "map")
 POSITION_EMBEDDINGS = ("none", "1d", "2d", "relative")

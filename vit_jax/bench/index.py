@@ -22,8 +22,9 @@ import PIL.Image
 import psutil
 
 from vit_jax import data
-from vit_jax.data import prepare, sources
-from vit_jax.studies import flops
+from vit_jax.data import prepare
+from vit_jax.data.source import drop_records
+from vit_jax.models import cost
 
 SHARDS = 2048
 NAME = "synthetic_jft"
@@ -31,7 +32,7 @@ HOSTS, BATCH = 64, 4096
 LATE = 1_000_000  # about the last step of the paper's longest run
 
 
-def write(data_dir: Path, *, shards: int = SHARDS, records: int = flops.JFT_IMAGES) -> Path:
+def write(data_dir: Path, *, shards: int = SHARDS, records: int = cost.JFT_IMAGES) -> Path:
     """A data set of at least `records` records in `shards` equal shards; returns its directory."""
     from array_record.python import array_record_module
 
@@ -49,7 +50,7 @@ def write(data_dir: Path, *, shards: int = SHARDS, records: int = flops.JFT_IMAG
         writer.close()
         for shard in range(1, count):
             os.link(first, prepare.shard_file(directory, NAME, split, shard, count))
-    names = [f"n{i:05d}" for i in range(flops.JFT_CLASSES)]
+    names = [f"n{i:05d}" for i in range(cost.JFT_CLASSES)]
     lengths = {"train": [in_shard] * shards, "validation": [1]}
     prepare.write_metadata(directory, NAME, names, lengths)
     return directory
@@ -98,7 +99,7 @@ def measure(data_dir: Path, shards: int = SHARDS) -> Iterator[tuple[str, float, 
     excluded.write_text("".join(f"{source.spec}/{i}\n" for i in chosen))
     without, row = timed(
         f"leave out {len(set(chosen.tolist())):,} records (config.data.exclude)",
-        lambda: sources.drop_records(source, str(excluded)),
+        lambda: drop_records(source, str(excluded)),
     )
     yield row
     yield timed("2,000 random records of what is left", lambda: [without[i] for i in chosen])[1]
@@ -107,7 +108,7 @@ def measure(data_dir: Path, shards: int = SHARDS) -> Iterator[tuple[str, float, 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures an index of 303M records.")
     parser.add_argument("directory", type=Path, help="where to write it: 100 MB, 2,048 names")
-    parser.add_argument("--records", type=int, default=flops.JFT_IMAGES)
+    parser.add_argument("--records", type=int, default=cost.JFT_IMAGES)
     parser.add_argument("--shards", type=int, default=SHARDS)
     options = parser.parse_args()
     if not (options.directory / NAME).exists():

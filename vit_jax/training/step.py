@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import losses, optim
-from vit_jax.state import TrainState
+from vit_jax.objectives import losses
+from vit_jax.training import optim
+from vit_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 

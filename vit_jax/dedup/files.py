@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax import data
-from vit_jax.data.sources import Union
-from vit_jax.dedup import SIDE, Pair
+from vit_jax.data.source import Union
+from vit_jax.dedup.search import SIDE, Pair
 from vit_jax.errors import UserError
-from vit_jax.inspection import page
+from vit_jax.pages import document
 
 IDS, MATCHES, PAGE = "ids.txt", "matches.csv", "index.html"
 #: Pairs that a section of the page shows at most, and the width of a picture.
@@ -161,7 +161,7 @@ class Page:
         removed = [pair for pair in pairs if pair.score >= threshold and pair.stage != "exact"]
         kept = [pair for pair in pairs if pair.score < threshold]
         exact = [pair for pair in pairs if pair.stage == "exact"]
-        return page.document(
+        return document.document(
             "Training images that repeat test images",
             [
                 PAIRS_STYLE,
@@ -202,7 +202,7 @@ class Page:
         images = self.image(self.train, pair.train), self.image(self.test, pair.test)
         pictures = "".join(
             f'<img class="{"small" if max(image.shape[:2]) <= 2 * SIDE else ""}" '
-            f'src="{page.data_url(image, WIDTH)}" alt="{escape(text)}">'
+            f'src="{document.data_url(image, WIDTH)}" alt="{escape(text)}">'
             for image, text in zip(images, names, strict=True)
         )
         return (

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from vit_jax import host_memory, models, preflight
+from vit_jax import models
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
-from vit_jax.interop import native
-from vit_jax.models import remat
+from vit_jax.models import saved
+from vit_jax.numerics import remat
+from vit_jax.runtime import host_memory
+from vit_jax.training import preflight
 
 if TYPE_CHECKING:
-    from vit_jax.train import Setup
+    from vit_jax.training.train import Setup
 
 FILE = "memory.json"
 MODES = ("as_configured", "auto")
@@ -187,7 +189,7 @@ def bytes_of(setup: Setup, compiled: Any, kept: bool) -> int:
 
 def read(workdir: Path) -> Choice | None:
     """What a run in `workdir` computed with; None if it did not choose."""
-    found = native.read_json(workdir / FILE)
+    found = saved.read_json(workdir / FILE)
     if found is None:
         return None
     try:
@@ -202,4 +204,4 @@ def write(workdir: Path, setup: Setup) -> None:
     """Notes what a run computes with, if it was chosen."""
     if setup.config.memory == "auto" and jax.process_index() == 0:
         choice = Choice(remat.name_of(setup.model.remat), setup.config.accumulation_steps)
-        native.write_json(workdir / FILE, choice._asdict())
+        saved.write_json(workdir / FILE, choice._asdict())

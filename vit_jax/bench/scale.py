@@ -20,9 +20,11 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from vit_jax import config as configuration
-from vit_jax import models, preflight, sharding, train
-from vit_jax.models import ViTConfig
-from vit_jax.studies import collectives, flops
+from vit_jax import models
+from vit_jax.bench import collectives
+from vit_jax.models import ViTConfig, cost
+from vit_jax.runtime import sharding
+from vit_jax.training import preflight, train
 
 BATCH = 4096  # Table 3
 GRADIENT_BYTES, COMPUTE_BYTES = 4, 2  # float32 sums; kernels are gathered in bfloat16
@@ -77,7 +79,7 @@ RUNS = (("L/16", 7), ("L/16", 14), ("H/14", 14))  # Table 2 and Table 6, on JFT-
 
 def vit_config(variant: str) -> ViTConfig:
     """The model of the paper's JFT-300M runs."""
-    config = flops.pretraining_config(variant)
+    config = cost.pretraining_config(variant)
     assert isinstance(config, ViTConfig)
     return config
 
@@ -165,7 +167,7 @@ def predict_step(variant: str, chip: Chip, axes: dict[str, int], batch_size: int
     # Read the gradient, read and write weights and moments.
     moved = state_per_device(config, mesh) * (2 + GRADIENT_BYTES / STATE_BYTES)
     return Step(
-        flops.train_flops_per_image(config) * batch_size / (chips * chip.peak * chip.mfu),
+        cost.train_flops_per_image(config) * batch_size / (chips * chip.peak * chip.mfu),
         moved / chip.hbm,
         seconds["gather"] + seconds["scatter"] + seconds["sum"],
         seconds["activations"],
@@ -241,11 +243,11 @@ class Jft:
     """A data set of JFT-300M's size that cannot be read; enough to prepare a run."""
 
     spec, fingerprint = "jft", "none"
-    num_classes = flops.JFT_CLASSES
-    class_names = tuple(map(str, range(flops.JFT_CLASSES)))
+    num_classes = cost.JFT_CLASSES
+    class_names = tuple(map(str, range(cost.JFT_CLASSES)))
 
     def __len__(self) -> int:
-        return flops.JFT_IMAGES
+        return cost.JFT_IMAGES
 
 
 def compiled_text(variant: str, mesh: Mesh, **settings: Any) -> str:
@@ -356,7 +358,7 @@ def table_goodput(variant: str = "H/14", hosts: Iterable[int] = (1, 8, 64, 512))
 
 def chip_hours(variant: str, epochs: float, chip: Chip, mfu: float) -> float:
     """Hours of one chip that pre-training on JFT-300M takes, at a share `mfu` of its peak."""
-    return flops.exaflops(variant, epochs) * 1e18 / (chip.peak * mfu) / 3600
+    return cost.exaflops(variant, epochs) * 1e18 / (chip.peak * mfu) / 3600
 
 
 def table_cost() -> list[str]:
@@ -371,7 +373,7 @@ def table_cost() -> list[str]:
             hours = chip_hours(variant, epochs, chip, chip.mfu)
             count = {"v5e": 256, "H100": 512}[name]
             rows.append(
-                f"| {variant}, {epochs} epochs | {flops.exaflops(variant, epochs):,.0f} | {name} "
+                f"| {variant}, {epochs} epochs | {cost.exaflops(variant, epochs):,.0f} | {name} "
                 f"| {chip.mfu:.0%} | {hours:,.0f} | {hours / count:.1f} "
                 f"| {chip.price:.2f} | {hours * chip.price:,.0f} |"
             )

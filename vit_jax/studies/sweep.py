@@ -15,8 +15,8 @@ import numpy as np
 from vit_jax import data
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
-from vit_jax.interop import native
-from vit_jax.train import train
+from vit_jax.models import saved
+from vit_jax.training.train import train
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03)
 
@@ -72,7 +72,7 @@ def sweep(
         "std": float(np.std(accuracies)),
     }
     if jax.process_index() == 0:
-        native.write_json(workdir / "sweep.json", result)
+        saved.write_json(workdir / "sweep.json", result)
     return result
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vit_jax import logbook
+from vit_jax.runtime import logbook
 
 STEPS = 8
 #: Freed pages do not fit: they are given back.

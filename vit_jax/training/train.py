@@ -18,28 +18,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax import config as configuration
-from vit_jax import (
-    data,
-    host_memory,
-    losses,
-    memory,
-    models,
-    optim,
-    preflight,
-    profiling,
-    report,
-    sharding,
-    steps,
-)
-from vit_jax import state as train_state
-from vit_jax.checkpoint import Checkpoints
+from vit_jax import data, models
 from vit_jax.config import ConfigDict
-from vit_jax.distributed import StopRequest
 from vit_jax.errors import Preempted, UserError
-from vit_jax.evaluation import periodic
-from vit_jax.interop import adapt, load, native
-from vit_jax.logbook import Logbook, read_metrics
-from vit_jax.watchdog import Watchdog
+from vit_jax.interop import load
+from vit_jax.models import adapt, saved
+from vit_jax.objectives import losses
+from vit_jax.pages import report
+from vit_jax.runtime import host_memory, profiling, sharding
+from vit_jax.runtime.distributed import StopRequest
+from vit_jax.runtime.logbook import Logbook, read_metrics
+from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.training import auto_memory, evaluators, optim, preflight
+from vit_jax.training import state as train_state
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.step import make_eval_step, make_train_step
 
 
 class Setup(NamedTuple):
@@ -54,7 +47,7 @@ class Setup(NamedTuple):
     mesh: jax.sharding.Mesh
     total_steps: int
     warmup_steps: int
-    periods: periodic.Periods
+    periods: evaluators.Periods
     schedule: Callable
     make_train_step: Callable  # (apply, accumulation_steps=...) -> train_step
     train_step: Callable  # (state, batch) -> (state, metrics), not yet jitted
@@ -94,9 +87,9 @@ def train(
     resuming = has_checkpoint(workdir)
     setup = prepare(config, resuming=resuming)
     preflight.show_plan(setup)
-    setup, compiled, expected = memory.fit(setup, workdir, resuming=resuming)
+    setup, compiled, expected = auto_memory.fit(setup, workdir, resuming=resuming)
     write_config(workdir, whole)
-    memory.write(workdir, setup)
+    auto_memory.write(workdir, setup)
     return loop(setup, compiled, workdir, expected)
 
 
@@ -137,7 +130,7 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 def finished_metrics(workdir: Path) -> dict[str, float] | None:
     """The final record of a run that is complete, otherwise None."""
-    if not native.is_native(workdir / "model"):
+    if not saved.is_native(workdir / "model"):
         return None
     records = read_metrics(workdir / "metrics.jsonl")
     return records[-1] if records and records[-1].get("final") else None
@@ -183,7 +176,7 @@ def prepare(
     if not total_steps or total_steps < 1:
         raise UserError("config.total_steps or config.total_epochs must be set and positive.")
     profiling.check_steps(config.profile_steps, total_steps)
-    memory.check(config)
+    auto_memory.check(config)
     warmup_steps = in_steps(config.schedule, "warmup", total_steps=total_steps) or 0
     schedule = optim.learning_rate_schedule(
         config.schedule.decay,
@@ -203,8 +196,8 @@ def prepare(
         polyak=config.polyak_decay is not None,
         consume=initial is not None,
     )
-    make_train_step = functools.partial(
-        steps.make_train_step,
+    train_step_of = functools.partial(
+        make_train_step,
         optimizer=optimizer,
         loss=loss,
         num_classes=model.num_classes,
@@ -224,11 +217,11 @@ def prepare(
         mesh=mesh,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
-        periods=periodic.periods(config, epoch),
+        periods=evaluators.periods(config, epoch),
         schedule=schedule,
-        make_train_step=make_train_step,
-        train_step=make_train_step(apply, accumulation_steps=config.accumulation_steps),
-        eval_step=steps.make_eval_step(apply, loss=loss, num_classes=model.num_classes),
+        make_train_step=train_step_of,
+        train_step=train_step_of(apply, accumulation_steps=config.accumulation_steps),
+        eval_step=make_eval_step(apply, loss=loss, num_classes=model.num_classes),
         initialise=initialise,
         abstract_state=abstract_state,
         notes=notes,
@@ -384,7 +377,7 @@ def loop(
     )
     meta = run_meta(setup)
     is_main = jax.process_index() == 0
-    evaluators = periodic.evaluators(setup)
+    measures = evaluators.evaluators(setup)
     profile = profiling.Profile(workdir / "profile", config.profile_steps)
     batches = None
     try:
@@ -420,7 +413,7 @@ def loop(
                     record |= clock.read(step)
                     record |= preflight.measured_memory(expected_memory)
                     abort_if_stuck(record, config.max_skipped_steps)
-                due = [run for every, run in evaluators if last or (every and step % every == 0)]
+                due = [run for every, run in measures if last or (every and step % every == 0)]
                 for run in due:
                     record |= run(train_state.evaluated_params(state), watchdog.on_batch)
                     clock.restart(step)
@@ -443,7 +436,7 @@ def loop(
                     )
             checkpoints.wait()
             if not record:  # resumed at the very end: the last step was saved, not yet exported
-                for _, run in evaluators:
+                for _, run in measures:
                     record |= run(train_state.evaluated_params(state), watchdog.on_batch)
             record |= preflight.measured_memory(expected_memory)
             export(setup, state, workdir)
@@ -576,7 +569,7 @@ def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
         params = multihost_utils.process_allgather(params, tiled=True)
     params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}
     if jax.process_index() == 0:
-        native.save(workdir / "model", models.at_rest(setup.model), params)
+        saved.save(workdir / "model", models.at_rest(setup.model), params)
 
 
 def write_evaluation(workdir: Path, record: dict[str, float], step: int, setup: Setup) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import sharding
+from vit_jax.runtime import sharding
 
 
 class TrainState(NamedTuple):

@@ -14,10 +14,10 @@ import numpy as np
 
 from vit_jax import config as configuration
 from vit_jax.data import prepare
-from vit_jax.data.vtab import GROUPS, TASKS, find_task
+from vit_jax.data.kinds.vtab import GROUPS, TASKS, find_task
 from vit_jax.errors import UserError
 from vit_jax.evaluation.suites import Request, Result
-from vit_jax.train import say, train
+from vit_jax.training.train import say, train
 
 
 def suite(request: Request) -> Result:

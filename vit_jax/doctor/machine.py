@@ -90,7 +90,7 @@ def collectives() -> Iterator[Finding]:
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from vit_jax import sharding
+    from vit_jax.runtime import sharding
 
     mesh = sharding.make_mesh()
     count = jax.device_count()
@@ -208,7 +208,7 @@ def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
 def configuration(config: Any) -> Iterator[Finding]:
     """Whether a configuration could start: everything is opened and built, nothing is run."""
     from vit_jax import config as configuration
-    from vit_jax import preflight, train
+    from vit_jax.training import preflight, train
 
     try:
         configuration.check_keys(config)

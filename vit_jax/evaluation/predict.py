@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import data, models, steps
+from vit_jax import data, models
 from vit_jax.errors import UserError
-from vit_jax.interop import adapt, load
+from vit_jax.interop import load
+from vit_jax.models import adapt
+from vit_jax.training.step import normalise
 
 BATCH_SIZE = 32
 
@@ -60,7 +62,7 @@ def predict(checkpoint: str, paths: Iterable[str], *, top_k: int = 5) -> Iterato
 
     @jax.jit
     def top(params, images):
-        probabilities = jax.nn.softmax(apply(params, steps.normalise(images)))
+        probabilities = jax.nn.softmax(apply(params, normalise(images)))
         return jax.lax.top_k(probabilities, k)
 
     params = jax.tree.map(jnp.asarray, params)

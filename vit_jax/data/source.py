@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vit_jax.data import vtab
+from vit_jax.data.kinds import vtab
 from vit_jax.errors import UserError, nearest
 
 IMAGE_SUFFIXES = frozenset(

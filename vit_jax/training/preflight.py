@@ -12,14 +12,15 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import data, host_memory, sharding
+from vit_jax import data
 from vit_jax.config import ConfigDict, human
 from vit_jax.errors import UserError
-from vit_jax.models import remat
-from vit_jax.studies import flops
+from vit_jax.models import cost
+from vit_jax.numerics import remat
+from vit_jax.runtime import host_memory, sharding
 
 if TYPE_CHECKING:
-    from vit_jax.train import Setup
+    from vit_jax.training.train import Setup
 
 GIB = 2**30
 #: Batches on the devices that no step has begun with: the next one, and two behind it (`loop` and
@@ -47,7 +48,7 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
     devices = mesh.devices.flatten()
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     per_device = rows_per_device(setup)
-    train_flops = flops.train_flops_per_image(model) * config.batch_size
+    train_flops = cost.train_flops_per_image(model) * config.batch_size
     size = "x".join(map(str, model.image_size))
     grid = "x".join(map(str, model.grid))
     params = sum(math.prod(leaf.shape) for leaf in setup.abstract_state.params.values())

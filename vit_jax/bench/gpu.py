@@ -23,10 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import losses, models, optim, sharding, state, steps
+from vit_jax import models
+from vit_jax.bench import collectives
 from vit_jax.errors import UserError
-from vit_jax.models import layers, vit
-from vit_jax.studies import collectives, flops
+from vit_jax.models import cost, layers, vit
+from vit_jax.objectives import losses
+from vit_jax.runtime import sharding
+from vit_jax.training import optim, state
+from vit_jax.training.step import make_train_step, normalise
 
 #: FLOP/s of a large bfloat16 product, and bytes/s of a copy, as measured on an H200.
 PEAK, BANDWIDTH = 790e12, 4.3e12
@@ -114,7 +118,7 @@ def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True)
         run: Any
         shapes: Any
         if train:
-            run = steps.make_train_step(
+            run = make_train_step(
                 apply,
                 optimizer,
                 loss=losses.softmax_cross_entropy,
@@ -130,7 +134,7 @@ def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True)
         else:
 
             def run(params, images):
-                return apply(params, steps.normalise(images))
+                return apply(params, normalise(images))
 
             shapes = jax.eval_shape(init, key), images
         where = jax.sharding.NamedSharding(
@@ -222,7 +226,7 @@ def report(variant: str, batch: int, *, lines: int = 8) -> str:
             for kind in ("product", "attention", "other")
         }
         whole = sum(seconds.values())
-        each = flops.train_flops_per_image(config) if train else 2 * flops.forward_macs(config)
+        each = cost.train_flops_per_image(config) if train else 2 * cost.forward_macs(config)
         memory = compiled.memory_analysis()
         text.append(
             f"{variant}, batch {batch}, {'training' if train else 'inference'}: "

@@ -13,10 +13,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vit_jax import __version__, charts
+from vit_jax import __version__
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
-from vit_jax.logbook import FILE_NAME, duration, read_metrics
+from vit_jax.pages import charts
+from vit_jax.runtime.logbook import FILE_NAME, duration, read_metrics
 
 Stage = tuple[str, list[dict[str, Any]]]  # heading, records
 

@@ -162,7 +162,7 @@ class ReadExample:
         label = row[task.label] if isinstance(task.label, str) else task.label(row)
         image = row["image"]
         if task.scale != 1:
-            from vit_jax.data.preprocess import decode
+            from vit_jax.data.transforms import decode
 
             image = decode(image, self.task) * np.uint8(task.scale)
         return image, int(label)

@@ -20,8 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vit_jax import data, dedup
-from vit_jax.data.sources import Union
+from vit_jax import data
+from vit_jax.data.source import Union
+from vit_jax.dedup import search
 
 THRESHOLDS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 #: Planted copies of each kind, at most.
@@ -126,7 +127,7 @@ def measure(train: Any, test: Any, count: int = COUNT) -> list[str]:
     """The lines of the report."""
     planted, tests, kinds, chosen = plant(test, count)
     start = time.perf_counter()
-    pairs = dedup.find(Union([train, planted], "train and planted"), tests, floor=THRESHOLDS[0])
+    pairs = search.find(Union([train, planted], "train and planted"), tests, floor=THRESHOLDS[0])
     seconds = time.perf_counter() - start
     own = np.zeros(len(planted))
     natural = np.zeros(len(train))
@@ -159,18 +160,18 @@ def measure(train: Any, test: Any, count: int = COUNT) -> list[str]:
 
 def speed(train: Any, test: Any) -> list[str]:
     """How fast each stage is, on the first images."""
-    rows = range(min(len(train), len(test), 2 * dedup.BLOCK))
+    rows = range(min(len(train), len(test), 2 * search.BLOCK))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         clock = [time.perf_counter()]
-        _, small = dedup.read(train, rows, pool)
+        _, small = search.read(train, rows, pool)
         clock.append(time.perf_counter())
-        queries = dedup.descriptors(small)
-        _, tests = dedup.read(test, rows, pool)
-        bank = np.tile(dedup.all_views(tests), (1, max(1, 10_000 // len(rows)), 1))
+        queries = search.descriptors(small)
+        _, tests = search.read(test, rows, pool)
+        bank = np.tile(search.all_views(tests), (1, max(1, 10_000 // len(rows)), 1))
         clock.append(time.perf_counter())
-        dedup.candidates(queries, bank, dedup.CANDIDATES)
+        search.candidates(queries, bank, search.CANDIDATES)
         clock.append(time.perf_counter())
-        list(pool.map(lambda i: dedup.align(small[i], tests[i], 0), rows))
+        list(pool.map(lambda i: search.align(small[i], tests[i], 0), rows))
         clock.append(time.perf_counter())
     seconds = np.diff(clock)
     compared = len(rows) * bank.shape[0] * bank.shape[1]

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import data, models, sharding, steps
+from vit_jax import data, models
 from vit_jax.errors import UserError, nearest
 from vit_jax.evaluation import classification
+from vit_jax.runtime import sharding
+from vit_jax.training.step import normalise
 
 POOLS = ("none", "mean", "token")
 
@@ -78,7 +80,7 @@ def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Calla
     _, apply = models.as_functions(config)
 
     def function(params, images):
-        logits, out = apply(params, steps.normalise(images), return_intermediates=True)
+        logits, out = apply(params, normalise(images), return_intermediates=True)
         out = {"logits": logits, **out}
         if layer not in out:
             raise UserError(

@@ -252,7 +252,9 @@ class Unit(nnx.Module):
         self.norm1, self.conv1 = _bit_norm(config, in_features), conv(in_features, middle, 1)
         self.norm2 = _bit_norm(config, middle)
         self.conv2: nnx.Module = (
-            AxialConv(config, middle, stride, grid, keys=keys)
+            AxialConv(
+                middle, config.axial_heads, stride, grid, dtype=config.compute_dtype, keys=keys
+            )
             if config.axial_heads
             else conv(middle, middle, 3, stride)
         )
@@ -279,14 +281,14 @@ class AxialConv(nnx.Module):
 
     def __init__(
         self,
-        config: ResNetConfig,
         features: int,
+        heads: int,
         stride: int,
         grid: tuple[int, int],
         *,
+        dtype,
         keys: Keys,
     ):
-        heads, dtype = config.axial_heads or 1, config.compute_dtype
         self.column = RelativeAttention(features, heads, grid[0], dtype=dtype, keys=keys)
         self.row = RelativeAttention(features, heads, grid[1], dtype=dtype, keys=keys)
         self.stride = stride

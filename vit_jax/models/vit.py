@@ -152,6 +152,18 @@ class PatchEmbedding(nnx.Module):
         return affine(x, self.kernel[...].reshape(-1, d), self.bias[...], self.dtype)
 
 
+def grid_table(y: Array, x: Array) -> Array:
+    """Embeddings of rows (h, d1) and of columns (w, d2) as those of h w places, (h w, d1 + d2)."""
+    shape = (y.shape[0], x.shape[0])
+    return jnp.concatenate(
+        [
+            jnp.broadcast_to(y[:, None], (*shape, y.shape[1])),
+            jnp.broadcast_to(x[None, :], (*shape, x.shape[1])),
+        ],
+        axis=-1,
+    ).reshape(shape[0] * shape[1], -1)
+
+
 class PositionEmbedding(nnx.Module):
     """Adds E_pos (Eq. 1) to (b, n, d): one vector per token ("1d"), or row + column ("2d")."""
 
@@ -173,15 +185,7 @@ class PositionEmbedding(nnx.Module):
         """The embedding of every token, (1, n, d); the class token's comes first."""
         if self.kind == "1d":
             return self.embedding[...]
-        y, x = self.y[...], self.x[...]
-        shape = (y.shape[0], x.shape[0])
-        grid = jnp.concatenate(
-            [
-                jnp.broadcast_to(y[:, None], (*shape, y.shape[1])),
-                jnp.broadcast_to(x[None, :], (*shape, x.shape[1])),
-            ],
-            axis=-1,
-        ).reshape(shape[0] * shape[1], -1)
+        grid = grid_table(self.y[...], self.x[...])
         return (jnp.concatenate([self.class_token[...], grid]) if self.token else grid)[None]
 
     def __call__(self, x: Array) -> Array:
@@ -207,26 +211,28 @@ def compute_capability() -> float:
     return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
 
 
-def fused_attention(config: ViTConfig) -> bool:
+def fused_attention(asked: str, *, dtype: str, head_size: int, relative: bool) -> bool:
     """Whether attention is cuDNN's kernel, which keeps no (b, h, n, n) array in memory.
 
     It needs an NVIDIA GPU from Ampere on, 16 bits, and heads of at most 128 in multiples of 8; it
     knows no relative positions.
 
+    Args:
+      asked: `model.attention`: "auto", "xla" or "cudnn".
+
     Raises:
-      UserError: `config.attention` is "cudnn" and cannot be.
+      UserError: `asked` is "cudnn", which cannot be.
     """
-    width = config.hidden_size // config.num_heads
     obstacles = {
         "the device is no NVIDIA GPU of compute capability 8.0 or more": compute_capability() < 8.0,
-        f"the compute dtype is {config.dtype}, not bfloat16": config.dtype != "bfloat16",
-        f"the heads are {width} wide": width > 128 or width % 8 != 0,
-        "position embeddings are relative": config.position_embedding == "relative",
+        f"the compute dtype is {dtype}, not bfloat16": dtype != "bfloat16",
+        f"the heads are {head_size} wide": head_size > 128 or head_size % 8 != 0,
+        "position embeddings are relative": relative,
     }
     found = [text for text, there in obstacles.items() if there]
-    if config.attention == "cudnn" and found:
+    if asked == "cudnn" and found:
         raise UserError(f"model.attention='cudnn' cannot be: {found[0]}; use 'auto'.")
-    return config.attention != "xla" and not found
+    return asked != "xla" and not found
 
 
 def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
@@ -245,6 +251,19 @@ def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
     )
 
 
+def relative_logits(q: Array, embeddings: Array) -> Array:
+    """q . r[p_q - p_k] (Table 8): queries (b, h, n, e) against (2 n - 1, e) embeddings of offsets.
+
+    Returns (b, h, n, n); offsets are those of the raster order.
+    """
+    n = q.shape[2]
+    offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
+    scores = product("bhqe,re->bhqr", q, embeddings.astype(q.dtype))
+    return jnp.take_along_axis(
+        scores, jnp.broadcast_to(offsets, (*scores.shape[:2], n, n)), axis=-1
+    )
+
+
 class SelfAttention(nnx.Module):
     """MSA (Appendix A): [q, k, v] = z U_qkv, heads attend apart, U_msa mixes them. (b, n, d)."""
 
@@ -253,7 +272,12 @@ class SelfAttention(nnx.Module):
         dense = functools.partial(Dense, dtype=config.compute_dtype, keys=keys)
         self.qkv = dense(d, (3, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)
-        self.fused = fused_attention(config)
+        self.fused = fused_attention(
+            config.attention,
+            dtype=config.dtype,
+            head_size=d // heads,
+            relative=config.position_embedding == "relative",
+        )
         self.relative = (
             nnx.Param(
                 initializers.normal(stddev=0.02)(
@@ -264,17 +288,6 @@ class SelfAttention(nnx.Module):
             else None
         )
 
-    def relative_logits(self, q: Array) -> Array:
-        """q . r[p_q - p_k]: the same query against learned embeddings of the raster offset."""
-        n = q.shape[2]
-        assert self.relative is not None
-        offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
-        table = self.relative[...].astype(q.dtype)
-        scores = product("bhqe,re->bhqr", q, table)
-        return jnp.take_along_axis(
-            scores, jnp.broadcast_to(offsets, (*scores.shape[:2], n, n)), axis=-1
-        )
-
     def __call__(self, x: Array, *, return_weights: bool = False) -> tuple[Array, Array | None]:
         qkv = self.qkv(x)  # (b, n, 3, h, e)
         if self.fused and not return_weights:
@@ -283,7 +296,7 @@ class SelfAttention(nnx.Module):
             return self.out(y.reshape(*y.shape[:2], -1))[:, : x.shape[1]], None
         # three of (b, h, n, e)
         q, k, v = (part[0] for part in jnp.split(qkv.transpose(2, 0, 3, 1, 4), 3))
-        extra = self.relative_logits(q) if self.relative is not None else None
+        extra = relative_logits(q, self.relative[...]) if self.relative is not None else None
         weights = attention_weights(q, k, extra)
         y = attend(weights, v).transpose(0, 2, 1, 3).reshape(x.shape)
         return self.out(y), weights if return_weights else None
@@ -364,6 +377,29 @@ class AttentionPooling(nnx.Module):
         y = attend(weights, v).transpose(0, 2, 1, 3).reshape(b, 1, d)
         y = self.out(y)
         return (y + self.mlp(self.mlp_norm(y), key))[:, 0]
+
+
+def scan_blocks(blocks: nnx.List, config: ViTConfig, z: Array, key: Array | None) -> Array:
+    """The encoder as one `lax.scan`: one layer is compiled instead of all of them.
+
+    Raises:
+      UserError: the layers are not alike.
+    """
+    if config.position_embedding_at != "stem" or config.stochastic_depth_rate:
+        raise UserError(
+            "model.scan=True needs position embeddings at the stem and no stochastic depth; "
+            "set model.scan=False."
+        )
+    graphdef, _ = nnx.split(blocks[0])
+    states = [nnx.split(block)[1] for block in blocks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    def layer(z, scanned):
+        state, index = scanned
+        return nnx.merge(graphdef, state)(z, fold(key, index))[0], None
+
+    body = remat.apply(layer, config.remat)
+    return jax.lax.scan(body, z, (stacked, jnp.arange(config.num_layers)))[0]
 
 
 class VisionTransformer(Model):
@@ -464,7 +500,7 @@ class VisionTransformer(Model):
 
         # Eq. 2 and 3, L times
         if config.scan and not return_intermediates:
-            z = self.scan_blocks(z, key)
+            z = scan_blocks(self.blocks, config, z, key)
         else:
             attention: list[Any] = []
             for i, block in enumerate(self.blocks):
@@ -516,21 +552,3 @@ class VisionTransformer(Model):
         every = self.config.position_embedding_at == "every"
         return self.position_embedding[layer if every else 0](z)
 
-    def scan_blocks(self, z: Array, key: Array | None) -> Array:
-        """The encoder as one `lax.scan`: one layer is compiled instead of all of them."""
-        config = self.config
-        if config.position_embedding_at != "stem" or config.stochastic_depth_rate:
-            raise UserError(
-                "model.scan=True needs position embeddings at the stem and no stochastic depth; "
-                "set model.scan=False."
-            )
-        graphdef, _ = nnx.split(self.blocks[0])
-        states = [nnx.split(block)[1] for block in self.blocks]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-        def layer(z, scanned):
-            state, index = scanned
-            return nnx.merge(graphdef, state)(z, fold(key, index))[0], None
-
-        body = remat.apply(layer, config.remat)
-        return jax.lax.scan(body, z, (stacked, jnp.arange(config.num_layers)))[0]

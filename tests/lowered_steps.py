@@ -111,21 +111,21 @@ def lower(case: Case) -> dict[str, str]:
     import jax
     import numpy as np
 
-    from vit_jax.evaluation import classification
-    from vit_jax.training import preflight, train
+    from vit_jax.evaluation import run
+    from vit_jax.training.setup import abstract_batch, jit_train_step, set_up
 
     assert jax.device_count() == case.devices
-    setup = train.prepare(configure(case.settings))
-    batch = preflight.abstract_batch(setup)
+    setup = set_up(configure(case.settings))
+    batch = abstract_batch(setup)
     b = batch["label"].sharding
     masked = batch | {
         "mask": jax.ShapeDtypeStruct((8,), np.bool_, sharding=b),
         "index": jax.ShapeDtypeStruct((8,), np.int32, sharding=b),
     }
     steps: dict[str, tuple[Callable, tuple]] = {
-        "train": (preflight.jit_train_step(setup), (setup.abstract_state, batch)),
+        "train": (jit_train_step(setup), (setup.abstract_state, batch)),
         "eval": (
-            classification.jit_eval_step(setup.eval_step, setup.mesh),
+            run.jit_eval_step(setup.eval_step, setup.mesh),
             (setup.abstract_state.params, masked),
         ),
     }

@@ -10,7 +10,7 @@ from vit_jax import config as configuration
 from vit_jax import data, models
 from vit_jax.data.kinds import vtab
 from vit_jax.errors import UserError
-from vit_jax.training import preflight, train
+from vit_jax.training.setup import abstract_batch, set_up
 
 JFT, I21K, IMAGENET = "jft", "imagenet21k", "imagenet"
 EXAMPLES = {  # classes and training examples
@@ -82,7 +82,7 @@ def setup_of(monkeypatch):
 
     def prepare(config):
         configuration.check_keys(config)
-        return train.prepare(config)
+        return set_up(config)
 
     return prepare
 
@@ -97,7 +97,7 @@ def trace_one_step(setup):
         return
     TRACED.add(key)
     before = setup.abstract_state
-    after, metrics = jax.eval_shape(setup.train_step, before, preflight.abstract_batch(setup))
+    after, metrics = jax.eval_shape(setup.train_step, before, abstract_batch(setup))
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
     assert all(jax.tree.leaves(same))
     assert metrics["train/loss"].shape == ()
@@ -169,7 +169,7 @@ def test_small_configs(file):
     c = configuration.load(f"configs/{file}")
     for stage in (c, c.pretrain) if c.pretrain is not None else (c,):
         configuration.check_keys(stage)
-        trace_one_step(train.prepare(stage))
+        trace_one_step(set_up(stage))
 
 
 ABLATIONS = runpy.run_path("configs/ablation.py")["ROWS"]
@@ -303,12 +303,12 @@ def test_bad_settings_are_one_line_before_anything_runs(key, value, message):
     c = configuration.load("configs/quickstart.py", {key: value})
     c.pretrain = None
     with pytest.raises(UserError, match=message) as error:
-        train.prepare(c)
+        set_up(c)
     assert "\n" not in str(error.value)
 
 
 def test_dtypes_of_a_state_are_float32():
     c = configuration.load("configs/quickstart.py", {"compute_dtype": "bfloat16"})
-    state = train.prepare(c).abstract_state
+    state = set_up(c).abstract_state
     assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype("float32")}
     assert models.get_config("B/16").dtype == "float32"

@@ -222,8 +222,8 @@ def test_the_page_holds_the_pairs(found):
 
 def test_training_leaves_them_out(found, folders, tmp_path, capsys):
     spec = f"folder:{folders}[train]"
-    whole = data.record_names(data.open_source(spec))
-    kept = data.record_names(data.open_source(spec, exclude=str(found / "ids.txt")))
+    whole = data.open_source(spec).names()
+    kept = data.open_source(spec, exclude=str(found / "ids.txt")).names()
     assert len(whole) == 21 and set(whole) - set(kept) == IDS and len(kept) == 18
     settings = ["--config.model.variant=debug", "--config.batch_size=8", "--config.total_steps=2"]
     settings += ["--config.schedule.warmup_steps=1", "--config.augment.resize=36"]

@@ -9,7 +9,6 @@ from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.evaluation import features
 from vit_jax.models import saved
-from vit_jax.training.step import normalise
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_layers_and_pools(model, source, options, shape):
     transform = data.make_transform(name="resize", size=config.image_size, train=False)
     images = np.stack([transform(source[i]["image"]) for i in range(21)])
     _, apply = models.as_functions(config)
-    logits, out = apply(params, normalise(images), return_intermediates=True)
+    logits, out = apply(params, models.normalise(images), return_intermediates=True)
     wanted = {"logits": logits, **out}[options.get("layer", "pre_logits")]
     if options.get("pool") == "mean":
         wanted = wanted[:, 1:].mean(axis=1)

@@ -8,8 +8,11 @@ from test_preflight import prepared
 from vit_jax import config as configuration
 from vit_jax.errors import UserError
 from vit_jax.runtime import host_memory, sharding
-from vit_jax.training import auto_memory, evaluators, preflight, train
+from vit_jax.runtime.pace import temporary_bytes
+from vit_jax.training import auto_memory, memory, run
 from vit_jax.training.auto_memory import Choice
+from vit_jax.training.evaluators import eval_batch_size
+from vit_jax.training.setup import compile_train_step
 
 FASTEST = Choice("none", 1)
 
@@ -22,7 +25,7 @@ def setup():
 @pytest.fixture(scope="module")
 def needed(setup):
     """Bytes of the fastest choice."""
-    return preflight.needed_bytes(setup, preflight.compile_train_step(setup))
+    return memory.needed_bytes(setup, compile_train_step(setup))
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +37,13 @@ def no_pages_are_kept(monkeypatch):
 @pytest.fixture
 def compiles(monkeypatch):
     """What is compiled from here on."""
-    found, compile_train_step = [], preflight.compile_train_step
+    found, compile_train_step = [], compile_train_step
 
     def count(setup):
         found.append(chosen(setup))
         return compile_train_step(setup)
 
-    monkeypatch.setattr(preflight, "compile_train_step", count)
+    monkeypatch.setattr(memory, "compile_train_step", count)
     return found
 
 
@@ -61,7 +64,7 @@ def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
 def test_what_is_chosen_fits_and_few_programs_are_compiled(setup, needed, compiles, share, capsys):
     limit = int(share * needed)
     found, compiled, _ = auto_memory.choose(setup, limit)
-    assert preflight.needed_bytes(found, compiled) <= limit
+    assert memory.needed_bytes(found, compiled) <= limit
     assert compiles[0] == FASTEST and compiles[-1] == chosen(found) != FASTEST
     assert len(compiles) <= 4
     order = sorted(
@@ -101,27 +104,27 @@ def test_a_run_goes_on_as_it_began(setup, needed, compiles, capsys):
 def test_a_run_that_cannot_go_on_as_it_began_says_so(setup, needed, capsys):
     limit = int(0.7 * needed)
     found, compiled, _ = auto_memory.choose(setup, limit, FASTEST)
-    assert chosen(found) != FASTEST and preflight.needed_bytes(found, compiled) <= limit
+    assert chosen(found) != FASTEST and memory.needed_bytes(found, compiled) <= limit
     assert f"this run began with {FASTEST}; its sums differ" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("before", [None, Choice("full", 128)])
 def test_nothing_fits(setup, before):
-    limit = int(1.1 * preflight.state_bytes(setup))
+    limit = int(1.1 * memory.state_bytes(setup))
     with pytest.raises(UserError, match=r"with remat=full, accumulation_steps=128 and") as error:
         auto_memory.choose(setup, limit, before)
     assert "\n" not in str(error.value)
 
 
 def test_a_compiler_that_refuses_is_a_choice_that_does_not_fit(setup, monkeypatch):
-    compile_train_step = preflight.compile_train_step
+    compile_train_step = compile_train_step
 
     def refuse(setup):
         if chosen(setup) == FASTEST:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm.")
         return compile_train_step(setup)
 
-    monkeypatch.setattr(preflight, "compile_train_step", refuse)
+    monkeypatch.setattr(memory, "compile_train_step", refuse)
     found, _, _ = auto_memory.choose(setup, 2**40)
     order = sorted(
         auto_memory.choices(setup), key=lambda choice: auto_memory.seconds(setup, choice)
@@ -157,13 +160,13 @@ def test_the_choice_is_noted_and_found(setup, tmp_path):
 )
 def test_settings_that_contradict(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        auto_memory.fit(prepared(**settings), tmp_path, resuming=False)
+        auto_memory.settle(prepared(**settings), tmp_path, resuming=False)
 
 
 def test_a_mistake_is_said_before_the_first_stage(tmp_path):
     config = configuration.load("configs/quickstart.py", {"memory": "automatic"})
     with pytest.raises(UserError, match="choose as_configured or auto"):
-        train.train(config, tmp_path / "run")
+        run.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -183,12 +186,12 @@ def test_freed_pages_are_kept_where_temporaries_fit_twice(
 ):
     # In one part, so that nothing else is faster.
     setup = prepared(memory=mode, batch_size="1", checkpoint_every_steps="5")
-    compiled = preflight.compile_train_step(setup)
-    most = preflight.needed_bytes(setup, compiled, kept=True)
-    assert most == preflight.needed_bytes(setup, compiled) + preflight.temporary_bytes(compiled)
+    compiled = compile_train_step(setup)
+    most = memory.needed_bytes(setup, compiled, kept=True)
+    assert most == memory.needed_bytes(setup, compiled) + temporary_bytes(compiled)
     monkeypatch.setattr(auto_memory, "CLEARING", 1.01)  # the next best thing
-    monkeypatch.setattr(preflight, "device_memory", lambda config: most + spare)
-    found, _, expected = auto_memory.fit(setup, tmp_path, resuming=False)
+    monkeypatch.setattr(memory, "device_memory", lambda config: most + spare)
+    found, _, expected = auto_memory.settle(setup, tmp_path, resuming=False)
     assert chosen(found) == FASTEST
     assert bool(pages_are_kept) == ("freed pages are given back" in capsys.readouterr().out)
     assert bool(pages_are_kept) == (spare < 0)
@@ -198,11 +201,11 @@ def test_freed_pages_are_kept_where_temporaries_fit_twice(
 def test_computing_otherwise_is_better_than_clearing_pages(setup, needed, pages_are_kept):
     found, compiled, kept = auto_memory.choose(setup, needed)  # so not for temporaries twice
     assert kept and chosen(found) != FASTEST
-    assert preflight.needed_bytes(found, compiled, kept=True) <= needed
+    assert memory.needed_bytes(found, compiled, kept=True) <= needed
 
 
 def test_evaluation_takes_no_more_images_at_once_than_training(setup):
     config = auto_memory.with_choice(setup, Choice("none", 4)).config
-    assert evaluators.eval_batch_size(config) == 32
+    assert eval_batch_size(config) == 32
     config.eval_batch_size = 100
-    assert evaluators.eval_batch_size(config) == 100
+    assert eval_batch_size(config) == 100

@@ -11,7 +11,9 @@ from vit_jax import data
 from vit_jax.bench import peak_memory
 from vit_jax.errors import UserError
 from vit_jax.runtime import host_memory, sharding
-from vit_jax.training import optim, preflight, state, train
+from vit_jax.runtime.pace import Clock, steps_ahead
+from vit_jax.training import loop, memory, optim, state
+from vit_jax.training.setup import compile_train_step, set_up
 
 MODEL = dict(patch_size=4, hidden_size=64, num_layers=2, mlp_dim=128, num_heads=4)
 ONE, MESH = dict(devices=1), dict(data=2, fsdp=2, tensor=2)
@@ -26,7 +28,7 @@ def prepared(axes=ONE, **settings):
         configuration.override(config, key.replace("__", "."), text)
     axes = dict(axes)
     devices = jax.devices()[: axes.pop("devices", 8)]
-    return train.prepare(config, mesh=sharding.make_mesh(devices=devices, **axes))
+    return set_up(config, mesh=sharding.make_mesh(devices=devices, **axes))
 
 
 @pytest.mark.parametrize("axes", [ONE, MESH], ids=["one device", "mesh"])
@@ -42,8 +44,8 @@ def prepared(axes=ONE, **settings):
 )
 def test_every_byte_of_the_state_becomes_the_new_state(axes, settings):
     setup = prepared(axes, **settings)
-    analysis = preflight.compile_train_step(setup).memory_analysis()
-    assert analysis.alias_size_in_bytes == preflight.state_bytes(setup)
+    analysis = compile_train_step(setup).memory_analysis()
+    assert analysis.alias_size_in_bytes == memory.state_bytes(setup)
 
 
 def test_what_is_needed_is_counted_in_full():
@@ -56,17 +58,17 @@ def test_what_is_needed_is_counted_in_full():
     )
     compiled = types.SimpleNamespace(memory_analysis=lambda: analysis)
     batch = 64 * (16 * 16 * 3 + 4)
-    assert preflight.batch_bytes(setup) == batch
+    assert memory.batch_bytes(setup) == batch
     held = 3 + data.batches_ahead(setup.config.data.num_threads)
-    fixed, copies = 1100 + held * batch, 2 * preflight.state_bytes(setup)
-    at_the_end = fixed + preflight.state_bytes(setup)
-    assert preflight.needed_bytes(setup, compiled) == at_the_end
+    fixed, copies = 1100 + held * batch, 2 * memory.state_bytes(setup)
+    at_the_end = fixed + memory.state_bytes(setup)
+    assert memory.needed_bytes(setup, compiled) == at_the_end
     setup.config.checkpoint_every_steps = 9  # of 10: while it computes
-    assert preflight.needed_bytes(setup, compiled) == fixed + copies + 70
-    assert preflight.needed_bytes(setup, compiled, kept=True) == fixed + copies + 140
+    assert memory.needed_bytes(setup, compiled) == fixed + copies + 70
+    assert memory.needed_bytes(setup, compiled, kept=True) == fixed + copies + 140
     unknown = types.SimpleNamespace(memory_analysis=lambda: None)
-    assert preflight.needed_bytes(setup, unknown) is None
-    assert preflight.expected_bytes(setup, unknown) is None
+    assert memory.needed_bytes(setup, unknown) is None
+    assert memory.expected_bytes(setup, unknown) is None
 
 
 def test_no_more_batches_are_in_flight_than_are_counted(monkeypatch):
@@ -81,13 +83,13 @@ def test_no_more_batches_are_in_flight_than_are_counted(monkeypatch):
 
     steps = 0  # done
     monkeypatch.setattr(sharding, "to_devices", count)
-    batches = train.training_batches(prepared(), 0, train.Clock(64, 0))
+    batches = loop.training_batches(prepared(), 0, Clock(64, 0))
     next(batches)
     for step in range(6):  # the loop: asks for a step, takes the next batch, waits
         next(batches)
-        steps = max(0, step + 1 - preflight.steps_ahead())
+        steps = max(0, step + 1 - steps_ahead())
     batches.close()
-    assert at_most == 1 + preflight.BATCHES_AHEAD + preflight.steps_ahead()
+    assert at_most == 1 + memory.BATCHES_AHEAD + steps_ahead()
 
 
 @pytest.mark.parametrize(
@@ -101,48 +103,48 @@ def test_the_estimate_is_within_a_tenth_of_the_peak(overrides):
 
 def test_what_does_not_fit_says_what_would():
     setup = prepared()
-    compiled = preflight.compile_train_step(setup)
-    needed = preflight.needed_bytes(setup, compiled)
-    preflight.check_fits(setup, needed, needed)
+    compiled = compile_train_step(setup)
+    needed = memory.needed_bytes(setup, compiled)
+    memory.check_fits(setup, needed, needed)
     with pytest.raises(UserError, match=r"accumulation_steps=\d+, which keeps the global batch"):
-        preflight.check_fits(setup, needed, int(0.6 * needed))
+        memory.check_fits(setup, needed, int(0.6 * needed))
     full = prepared(accumulation_steps="64", model__remat="full")
     with pytest.raises(UserError, match=r"use more devices, or --config\.mesh\.fsdp"):
-        preflight.check_fits(full, needed, needed - 1)
+        memory.check_fits(full, needed, needed - 1)
     with pytest.raises(UserError, match=r"split it over 2 devices with --config\.mesh\.fsdp=2"):
-        preflight.check_state_fits(setup, preflight.state_bytes(setup) - 1)
+        memory.check_state_fits(setup, memory.state_bytes(setup) - 1)
 
 
 def test_the_limit_can_be_lowered():
     config = configuration.default()
-    whole = preflight.device_memory(config)
+    whole = memory.device_memory(config)
     config.memory_limit_gib = 0.25
-    assert preflight.device_memory(config) == 2**28
+    assert memory.device_memory(config) == 2**28
     config.memory_limit_gib = 1e6
-    assert preflight.device_memory(config) == pytest.approx(whole, rel=0.2)
+    assert memory.device_memory(config) == pytest.approx(whole, rel=0.2)
 
 
 def test_the_measured_peak_is_that_of_the_fullest_device(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert preflight.measured_memory(2**29) == {}  # CPUs report none
+    assert memory.measured_memory(2**29) == {}  # CPUs report none
     devices = [
         types.SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak})
         for peak in (2**30, 3 * 2**30)
     ]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    found = preflight.measured_memory(2**29)
+    found = memory.measured_memory(2**29)
     assert found == {"train/peak_memory_gib": 3.0, "train/estimated_memory_gib": 0.5}
-    assert preflight.measured_memory(None) == {}
+    assert memory.measured_memory(None) == {}
 
 
 def test_on_a_cpu_memory_is_that_of_the_process():
     setup = prepared()
-    compiled = preflight.compile_train_step(setup)
+    compiled = compile_train_step(setup)
     now = host_memory.resident_bytes()
-    rest = preflight.expected_bytes(setup, compiled) - now
-    needed = jax.local_device_count() * preflight.needed_bytes(setup, compiled)
-    assert rest == pytest.approx(needed + preflight.COMPILED, abs=2**20)
-    found = preflight.measured_memory(now)
+    rest = memory.expected_bytes(setup, compiled) - now
+    needed = jax.local_device_count() * memory.needed_bytes(setup, compiled)
+    assert rest == pytest.approx(needed + memory.COMPILED, abs=2**20)
+    found = memory.measured_memory(now)
     assert found["train/peak_memory_gib"] * 2**30 >= now
     assert found["train/estimated_memory_gib"] * 2**30 == now
 

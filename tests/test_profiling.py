@@ -15,7 +15,8 @@ from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.runtime import profiling, sharding
 from vit_jax.runtime.logbook import read_metrics
-from vit_jax.training import train
+from vit_jax.runtime.pace import Clock
+from vit_jax.training import loop
 
 
 def test_intervals_by_hand():
@@ -89,8 +90,8 @@ def test_batches_are_moved_two_ahead_and_waits_are_counted(monkeypatch):
 
     monkeypatch.setattr(data, "train_batches", slow, raising=False)
     monkeypatch.setattr(sharding, "to_devices", to_devices)
-    clock = train.Clock(batch_size=4, step=0)
-    batches = train.training_batches(setup, 0, clock)
+    clock = Clock(batch_size=4, step=0)
+    batches = loop.training_batches(setup, 0, clock)
     for number in range(5):
         assert next(batches)["number"] == number and moved == list(range(number + 3))
     assert clock.waited >= 7 * 0.02

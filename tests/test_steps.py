@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from vit_jax import models
+from vit_jax.evaluation.classification import make_eval_step
 from vit_jax.objectives import losses
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
-from vit_jax.training.step import make_eval_step, make_train_step, mixup, normalise
+from vit_jax.training.step import make_train_step, mixup
 
 CONFIG = models.get_config("debug", num_classes=5, head_bias=0.1, image_size=16)
 RATE = 0.1
@@ -146,7 +147,9 @@ def test_polyak_average_by_hand(params, batch):
 
 
 def test_images_are_normalised_on_the_device():
-    np.testing.assert_allclose(normalise(jnp.asarray([0, 255], jnp.uint8)), [-1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        models.normalise(jnp.asarray([0, 255], jnp.uint8)), [-1.0, 1.0], rtol=1e-6
+    )
 
 
 def test_evaluation_step_ranks():

@@ -10,7 +10,9 @@ import tfds_directory
 
 from vit_jax import data
 from vit_jax.data import source
-from vit_jax.data.source import Without, parse_spec, slice_split
+from vit_jax.data.source import Without
+from vit_jax.data.specs import parse_spec
+from vit_jax.data.splits import slice_split
 from vit_jax.errors import UserError
 
 
@@ -98,7 +100,7 @@ def test_a_union_has_the_records_of_its_parts_in_order():
 def test_digits_are_split_without_overlap():
     train, test = data.open_source("digits"), data.open_source("digits[test]")
     assert (len(train), len(test), train.num_classes) == (1437, 360, 10)
-    assert not set(data.record_names(train)) & set(data.record_names(test))
+    assert not set(train.names()) & set(test.names())
     record = test[0]
     assert record["image"].shape == (8, 8, 3) and record["image"].dtype == np.uint8
     assert record["image"].max() == 239  # 15 of 16 levels of the first digit, a zero
@@ -128,7 +130,7 @@ def test_records_are_files_with_their_label(folder):
         split, name, _ = record["name"].split("/")
         assert split == "train" and source.class_names[record["label"]] == name
         assert data.decode(record["image"], record["name"]).shape == (10, 12, 3)
-    assert sorted(data.record_names(source)) == sorted(source[i]["name"] for i in range(9))
+    assert sorted(source.names()) == sorted(source[i]["name"] for i in range(9))
 
 
 def test_without_split_folders_a_tenth_is_held_out(tmp_path):
@@ -138,7 +140,7 @@ def test_without_split_folders_a_tenth_is_held_out(tmp_path):
     train, test = data.default_splits(f"folder:{tmp_path}")
     assert (train, test) == (f"folder:{tmp_path}[train[:90%]]", f"folder:{tmp_path}[train[90%:]]")
     train, test = data.open_source(train), data.open_source(test)
-    names = [set(data.record_names(s)) for s in (train, test)]
+    names = [set(s.names()) for s in (train, test)]
     assert (len(train), len(test)) == (36, 4) and not names[0] & names[1]
     assert {test[i]["label"] for i in range(4)} == {0, 1}  # shuffled, not the last class only
 
@@ -214,10 +216,10 @@ def test_a_file_that_vanished_is_named(folder):
 
 
 def test_exclude(folder, tmp_path):
-    names = data.record_names(data.open_source(f"folder:{folder}"))
+    names = data.open_source(f"folder:{folder}").names()
     (tmp_path / "ids.txt").write_text("\n".join([*names[:2], "not there"]))
     source = data.open_source(f"folder:{folder}", exclude=str(tmp_path / "ids.txt"))
-    assert data.record_names(source) == names[2:]
+    assert source.names() == names[2:]
     (tmp_path / "none.txt").write_text("zzz\n")
     with pytest.raises(UserError, match="names no record"):
         data.open_source(f"folder:{folder}", exclude=str(tmp_path / "none.txt"))
@@ -231,7 +233,7 @@ def test_without_is_what_is_left_in_order(removed):
     left = Without(source, np.array(removed, np.int64))
     expected = [i for i in range(10) if i not in removed]
     assert [left[i]["label"] for i in range(len(left))] == expected
-    assert data.record_names(left) == [f"arrays/{i}" for i in expected]
+    assert left.names() == [f"arrays/{i}" for i in expected]
     assert pickle.loads(pickle.dumps(left)).fingerprint == left.fingerprint != source.fingerprint
 
 

@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from vit_jax.data import decode, make_transform, transforms, turbojpeg
+from vit_jax.data.decode import Encoded, open_image
 from vit_jax.errors import UserError
 
 # Where the package is installed its library must pass; being turned down is a failure here.
@@ -43,8 +44,8 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_box_has_the_pixels_of_the_whole(name):
     whole = decode(FILES[name], name)
-    image = transforms.open_image(FILES[name], name)
-    assert isinstance(image, transforms.Encoded) and image.shape == whole.shape
+    image = open_image(FILES[name], name)
+    assert isinstance(image, Encoded) and image.shape == whole.shape
     rng = np.random.default_rng(1)
     boxes = [transforms.inception_box(HEIGHT, WIDTH, rng) for _ in range(200)]
     boxes += [(0, 0, HEIGHT, WIDTH), (0, 0, 1, 1), (HEIGHT - 1, WIDTH - 1, 1, 1), (16, 16, 16, 16)]
@@ -58,7 +59,7 @@ def test_a_box_has_the_pixels_of_the_whole(name):
 def test_training_images_are_the_same_without_the_library(name, monkeypatch):
     fast = CROP.read(FILES[name], name, np.random.default_rng(2))
     monkeypatch.setattr(turbojpeg, "library", lambda: None)
-    assert not isinstance(transforms.open_image(FILES[name], name), transforms.Encoded)
+    assert not isinstance(open_image(FILES[name], name), Encoded)
     slow = CROP.read(FILES[name], name, np.random.default_rng(2))
     np.testing.assert_array_equal(fast, slow)
 
@@ -67,7 +68,7 @@ def test_what_is_no_plain_jpeg_is_decoded_whole():
     png = io.BytesIO()
     PIL.Image.new("RGB", (20, 10)).save(png, "PNG")
     for data in (png.getvalue(), jpeg("CMYK"), np.zeros((10, 20, 3), np.uint8)):
-        assert isinstance(transforms.open_image(data, "x"), np.ndarray)
+        assert isinstance(open_image(data, "x"), np.ndarray)
         assert CROP.read(data, "x", np.random.default_rng(0)).shape == (48, 40, 3)
 
 
@@ -84,7 +85,7 @@ def test_damage_that_a_box_meets_is_named():
     data = bytearray(FILES["420"])
     data[2000:2100] = b"\xff\xd8" * 50
     with pytest.raises(UserError, match=r"^The image cats/1\.jpg cannot be decoded"):
-        transforms.open_image(bytes(data), "cats/1.jpg")[0:HEIGHT, 0:WIDTH]
+        open_image(bytes(data), "cats/1.jpg")[0:HEIGHT, 0:WIDTH]
 
 
 @needs_library

@@ -152,7 +152,7 @@ def test_every_task_is_read_as_its_builder_wrote_it(prepared, task):
     assert len(splits["train800val200"]) == both and len(splits["test"]) > 0
     assert splits["test"].num_classes == vtab.TASKS[task].num_classes
     for source in splits.values():
-        assert data.record_names(source) == [source[i]["name"] for i in range(len(source))]
+        assert source.names() == [source[i]["name"] for i in range(len(source))]
         pickle.loads(pickle.dumps(source.class_names))
         for i in range(len(source)):
             record = source[i]

@@ -8,7 +8,7 @@ from vit_jax import config as configuration
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.evaluation import suites
-from vit_jax.training import evaluators
+from vit_jax.training.evaluators import periods
 
 SETTINGS = [
     "--config=configs/quickstart.py",
@@ -68,7 +68,7 @@ def test_every_evaluator_is_a_suite_and_takes_its_options():
     config.eval_every_epochs = 2.0
     config.evaluators.knn.data = "digits"
     config.evaluators.knn.every_epochs = 0.5
-    assert evaluators.periods(config, 10.0) == {"eval": 20, "knn": 5}
+    assert periods(config, 10.0) == {"eval": 20, "knn": 5}
     config.evaluators.knn.dat = "digits"
     with pytest.raises(UserError, match=r"evaluators\.knn\.dat "):
         configuration.check_keys(config)

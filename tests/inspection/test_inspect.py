@@ -14,7 +14,6 @@ from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.inspection import walk
 from vit_jax.models import saved
-from vit_jax.training.step import normalise
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -65,7 +64,7 @@ def test_the_walk_is_the_model(inside, photos):
     files = sorted(photos.iterdir())
     from vit_jax.inspection.report import read_images
 
-    images = np.asarray(normalise(read_images(config, files)))
+    images = np.asarray(models.normalise(read_images(config, files)))
     _, apply = models.as_functions(config)
     _, out = jax.jit(lambda p, x: apply(p, x, return_intermediates=("attention",)))(params, images)
     wanted = np.asarray(out["attention"])

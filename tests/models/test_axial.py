@@ -8,8 +8,9 @@ import pytest
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.models import cost
+from vit_jax.models.axial import AxialConv, RelativeAttention
 from vit_jax.models.layers import Keys
-from vit_jax.models.resnet import AxialConv, RelativeAttention, ResNetConfig
+from vit_jax.models.resnet import ResNetConfig
 
 KEY = jax.random.key(3)
 SMALL = dict(image_size=(32, 48), patch_size=8, hidden_size=16, mlp_dim=32, num_heads=2)

@@ -16,7 +16,9 @@ import pytest
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models import layers, vit
+from vit_jax.models import vit
+from vit_jax.numerics import gpu, one_cpu, plain
+from vit_jax.numerics.dense import affine, aligned, rounded_product
 from vit_jax.objectives import losses
 from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
@@ -34,7 +36,7 @@ def test_product_and_gradients_by_hand(rows, i, o):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (rows, i)), jax.random.normal(keys[1], (i, o))
     dy = jax.random.normal(keys[2], (rows, o))
-    y, pull = jax.vjp(jax.jit(layers.bfloat16_product), x, kernel)
+    y, pull = jax.vjp(jax.jit(one_cpu.bfloat16_product), x, kernel)
     dx, dkernel = jax.jit(pull)(dy)
     assert y.dtype == dx.dtype == dkernel.dtype == jnp.float32
     a, b, c = rounded(x), rounded(kernel), rounded(dy)
@@ -48,7 +50,7 @@ def test_the_product_of_accelerators_by_hand(out_dtype):
     x = jax.random.normal(keys[0], (6, 16)).astype(jnp.bfloat16)
     kernel = jax.random.normal(keys[1], (16, 3, 4))
     dy = jax.random.normal(keys[2], (6, 3, 4)).astype(out_dtype)
-    product = jax.jit(lambda x, kernel: layers.rounded_product(x, kernel, out_dtype))
+    product = jax.jit(lambda x, kernel: rounded_product(x, kernel, out_dtype))
     y, pull = jax.vjp(product, x, kernel)
     dx, d_kernel = jax.jit(pull)(dy)
     assert y.dtype == out_dtype and dx.dtype == jnp.bfloat16 and d_kernel.dtype == jnp.float32
@@ -65,10 +67,10 @@ def test_the_product_of_accelerators_by_hand(out_dtype):
 
 def test_zeros_that_align_rows_change_nothing():
     x, kernel = jnp.ones((2, 588), jnp.bfloat16), jnp.ones((588, 5))
-    assert layers.aligned(x, 1).shape == (2, 592) and layers.aligned(kernel, 0).shape == (592, 5)
-    assert layers.aligned(kernel, 1).shape == (588, 8)
-    assert layers.aligned(jnp.ones((2, 768)), 1).shape == (2, 768)
-    product = jax.jit(functools.partial(layers.affine, dtype=jnp.bfloat16, out_dtype=jnp.float32))
+    assert aligned(x, 1).shape == (2, 592) and aligned(kernel, 0).shape == (592, 5)
+    assert aligned(kernel, 1).shape == (588, 8)
+    assert aligned(jnp.ones((2, 768)), 1).shape == (2, 768)
+    product = jax.jit(functools.partial(affine, dtype=jnp.bfloat16, out_dtype=jnp.float32))
     padded = product(x, kernel, jnp.zeros(5))
     np.testing.assert_array_equal(padded, np.full((2, 5), 588.0))
 
@@ -85,7 +87,7 @@ def test_layer_norm_and_its_gradient_are_those_of_the_formula(dtype):
         y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-3)
         return (y * scale + bias).astype(dtype)
 
-    found, pull = jax.vjp(lambda *a: layers.normalised(*a, 1e-3, dtype), x, scale, bias)
+    found, pull = jax.vjp(lambda *a: plain.normalised(*a, 1e-3, dtype), x, scale, bias)
     wanted, pull_formula = jax.vjp(formula, x, scale, bias)
     tolerance = 1e-5 if dtype == jnp.float32 else 2**-7
     for a, b in zip((found, *pull(dy)), (wanted, *pull_formula(dy)), strict=True):
@@ -126,7 +128,7 @@ def lowered_step(config, batch=4):
 )
 def test_no_product_of_a_step_is_in_float32(variant, more):
     """A float32 operand would halve the speed of a GPU, and JAX's own gradients have them."""
-    assert not layers.on_one_cpu()
+    assert not one_cpu.on_one_cpu()
     config = models.get_config(variant, dtype="bfloat16", **more)
     found = collections.Counter()
     for line in lowered_step(config).splitlines():
@@ -171,19 +173,19 @@ def test_fused_attention_equals_the_equation(size, classifier):
 
 def test_when_attention_is_fused():
     config = models.get_config("B/16", dtype="bfloat16")
-    assert not vit.fused_attention(config)  # this is a CPU
+    assert not gpu.fused_attention(config)  # this is a CPU
     with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
-        vit.fused_attention(models.replace(config, attention="cudnn"))
+        gpu.fused_attention(models.replace(config, attention="cudnn"))
     with mock.patch.object(vit, "compute_capability", return_value=9.0):
-        assert vit.fused_attention(config)
-        assert not vit.fused_attention(models.replace(config, attention="xla"))
-        assert not vit.fused_attention(models.replace(config, dtype="float32"))
-        assert not vit.fused_attention(models.replace(config, position_embedding="relative"))
-        assert not vit.fused_attention(models.replace(config, num_heads=4))  # 192 wide
+        assert gpu.fused_attention(config)
+        assert not gpu.fused_attention(models.replace(config, attention="xla"))
+        assert not gpu.fused_attention(models.replace(config, dtype="float32"))
+        assert not gpu.fused_attention(models.replace(config, position_embedding="relative"))
+        assert not gpu.fused_attention(models.replace(config, num_heads=4))  # 192 wide
         with pytest.raises(UserError, match="float32, not bfloat16"):
-            vit.fused_attention(models.replace(config, attention="cudnn", dtype="float32"))
+            gpu.fused_attention(models.replace(config, attention="cudnn", dtype="float32"))
     with mock.patch.object(vit, "compute_capability", return_value=7.5):
-        assert not vit.fused_attention(config)
+        assert not gpu.fused_attention(config)
     trained = models.replace(config, attention="cudnn")
     with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
         models.as_functions(trained)  # when it is built, before anything runs

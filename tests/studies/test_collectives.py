@@ -18,7 +18,8 @@ from vit_jax import models
 from vit_jax.bench import collectives, scale
 from vit_jax.data import ArraySource
 from vit_jax.runtime import sharding
-from vit_jax.training import preflight, train
+from vit_jax.training import memory
+from vit_jax.training.setup import abstract_batch, jit_train_step, set_up
 
 LAYERS, BATCH, TOKENS = 2, 1024, 17
 MODEL = dict(
@@ -38,14 +39,14 @@ def prepared(*, devices=8, **axes):
     config.optimizer = configuration.ConfigDict({"name": "adam"})
     source = ArraySource(np.zeros((16, 16, 16, 3), np.uint8), range(16))
     mesh = sharding.make_mesh(**axes, devices=jax.devices()[:devices])
-    return train.prepare(config, sources=(source, source), mesh=mesh)
+    return set_up(config, sources=(source, source), mesh=mesh)
 
 
 @functools.cache
 def step_of(**axes):
     setup = prepared(**axes)
-    state, batch = setup.abstract_state, preflight.abstract_batch(setup)
-    return preflight.jit_train_step(setup).lower(state, batch).compile()
+    state, batch = setup.abstract_state, abstract_batch(setup)
+    return jit_train_step(setup).lower(state, batch).compile()
 
 
 @functools.cache
@@ -118,12 +119,12 @@ def test_groups_are_those_of_the_mesh(axes):
 
 def test_memory_falls_as_the_state_is_split():
     whole, split = prepared(devices=1), prepared(data=1, fsdp=8)
-    assert preflight.state_bytes(split) < 0.2 * preflight.state_bytes(whole)
+    assert memory.state_bytes(split) < 0.2 * memory.state_bytes(whole)
     # What XLA is given besides is this device's part of the batch.
     batch = BATCH * (16 * 16 * 3 + 4)
     for setup, axes, share in ((whole, dict(devices=1), 1), (split, dict(data=1, fsdp=8), 8)):
         given = step_of(**axes).memory_analysis().argument_size_in_bytes
-        assert given == preflight.state_bytes(setup) + batch // share
+        assert given == memory.state_bytes(setup) + batch // share
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -30,7 +30,7 @@ from vit_jax.models import cost, layers, vit
 from vit_jax.objectives import losses
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
-from vit_jax.training.step import make_train_step, normalise
+from vit_jax.training.step import make_train_step
 
 #: FLOP/s of a large bfloat16 product, and bytes/s of a copy, as measured on an H200.
 PEAK, BANDWIDTH = 790e12, 4.3e12
@@ -134,7 +134,7 @@ def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True)
         else:
 
             def run(params, images):
-                return apply(params, normalise(images))
+                return apply(params, models.normalise(images))
 
             shapes = jax.eval_shape(init, key), images
         where = jax.sharding.NamedSharding(

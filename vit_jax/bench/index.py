@@ -23,7 +23,7 @@ import psutil
 
 from vit_jax import data
 from vit_jax.data import prepare
-from vit_jax.data.source import drop_records
+from vit_jax.data.specs import drop_records
 from vit_jax.models import cost
 
 SHARDS = 2048

@@ -16,7 +16,8 @@ import numpy as np
 
 from vit_jax import config as configuration
 from vit_jax import data, models
-from vit_jax.data.source import digest, open_source
+from vit_jax.data.source import digest
+from vit_jax.data.specs import open_source
 from vit_jax.errors import UserError
 from vit_jax.interop import load
 from vit_jax.models import cost
@@ -25,7 +26,7 @@ from vit_jax.objectives import losses
 from vit_jax.runtime import sharding
 from vit_jax.training import optim
 from vit_jax.training import state as train_state
-from vit_jax.training.step import make_train_step, normalise
+from vit_jax.training.step import make_train_step
 
 #: What every trainer of a comparison does: Adam with decoupled decay, clipped gradients.
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
@@ -100,7 +101,7 @@ def inference(spec: Spec) -> Job:
     """Logits of a batch that is on the device, from uint8."""
     config, params = model_of(spec)
     _, apply = models.as_functions(config)
-    run = jax.jit(lambda params, images: apply(params, normalise(images)))
+    run = jax.jit(lambda params, images: apply(params, models.normalise(images)))
     images = jnp.asarray(random_images(spec))
     return Job(
         lambda: run(params, images).block_until_ready(),
@@ -153,7 +154,7 @@ def train(spec: Spec) -> Job:
 
 def attention(spec: Spec) -> Job:
     """Attention alone, forward and backward: softmax(q k^T / sqrt(d)) v of one layer."""
-    from vit_jax.models import vit
+    from vit_jax.numerics import plain
 
     config = models.get_config(spec.variant, image_size=spec.image_size)
     if not isinstance(config, models.ViTConfig):
@@ -167,7 +168,7 @@ def attention(spec: Spec) -> Job:
     )
 
     def loss(q, k, v):
-        return jnp.square(vit.attend(vit.attention_weights(q, k), v)).sum()
+        return jnp.square(plain.attend(plain.attention_weights(q, k), v)).sum()
 
     run = jax.jit(jax.grad(loss, (0, 1, 2)))
     macs = 2 * spec.batch * heads * tokens * tokens * width
@@ -232,7 +233,7 @@ def encoded_files(spec: Spec, most: int = 512) -> list[bytes]:
     return files[:most]
 
 
-class JpegSource:
+class JpegSource(data.Source):
     """JPEG files in memory as a data set of the size of ImageNet, as the pipeline reads it."""
 
     def __init__(self, files: list[bytes]):
@@ -246,9 +247,6 @@ class JpegSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         file = self.files[int(index) % len(self.files)]
         return {"image": file, "label": int(index) % 10, "name": str(index)}
-
-    def __repr__(self) -> str:
-        return f"jpegs ({len(self.files)})"
 
 
 def input_pipeline(spec: Spec) -> Job:

@@ -351,7 +351,7 @@ def details(found: dict[str, Any]) -> str:
 
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Images per second as bars, a panel for each task and dtype."""
-    from vit_jax.inspection.figures import new_figure
+    from vit_jax.pages.figures import new_figure
 
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for found in rows:

@@ -24,7 +24,7 @@ from vit_jax import models
 from vit_jax.bench import collectives
 from vit_jax.models import ViTConfig, cost
 from vit_jax.runtime import sharding
-from vit_jax.training import preflight, train
+from vit_jax.training.setup import abstract_batch, jit_train_step, set_up
 
 BATCH = 4096  # Table 3
 GRADIENT_BYTES, COMPUTE_BYTES = 4, 2  # float32 sums; kernels are gathered in bfloat16
@@ -255,9 +255,9 @@ def compiled_text(variant: str, mesh: Mesh, **settings: Any) -> str:
     config = configuration.load(f"configs/pretrain.py:{variant},jft")
     config.compute_dtype = "bfloat16"
     config.model.update(settings)
-    setup = train.prepare(config, sources=(Jft(), Jft()), mesh=mesh)
-    state, batch = setup.abstract_state, preflight.abstract_batch(setup)
-    return preflight.jit_train_step(setup).lower(state, batch).compile().as_text()
+    setup = set_up(config, sources=(Jft(), Jft()), mesh=mesh)
+    state, batch = setup.abstract_state, abstract_batch(setup)
+    return jit_train_step(setup).lower(state, batch).compile().as_text()
 
 
 def read_traffic(variant: str, mesh: Mesh) -> dict[str, collectives.Total]:

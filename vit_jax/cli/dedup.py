@@ -85,8 +85,8 @@ def parse_shard(text: str) -> tuple[int, int]:
 def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> None:
     """Searches one shard and records what it found."""
     from vit_jax import data
+    from vit_jax.data.specs import split_specs
     from vit_jax.dedup import files, search
-    from vit_jax.evaluation.suites import split_specs
 
     file = files.shard_file(out, shard, shards)
     results = [out / name for name in (files.IDS, files.MATCHES, files.PAGE)]

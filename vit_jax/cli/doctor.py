@@ -30,7 +30,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError(f"unexpected argument {arguments[0]!r}.")
     config = options.read_config(flags) if flags.config else None
 
-    from vit_jax.doctor import machine
+    from vit_jax.doctor import checkpoints, data, machine
 
     wrong = 0
 
@@ -50,11 +50,11 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         if flags.devices:
             checks.append(machine.collectives)
         if flags.checkpoint:
-            checks.append(lambda: machine.checkpoint(flags.checkpoint))
+            checks.append(lambda: checkpoints.checkpoint(flags.checkpoint))
         if flags.data:
-            checks.append(lambda: machine.dataset(flags.data, flags.data_dir))
+            checks.append(lambda: data.dataset(flags.data, flags.data_dir))
         if config is not None:
-            checks.append(lambda: machine.configuration(config))
+            checks.append(lambda: data.configuration(config))
         for check in checks:
             findings = list(check())  # every process takes part; one speaks of the job
             if jax.process_index() == 0 or any(f.ok is False for f in findings):

@@ -80,21 +80,24 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     with options.processes(flags):
         import jax
 
+        from vit_jax.data.specs import split_specs
         from vit_jax.evaluation import suites
         from vit_jax.interop import load
         from vit_jax.runtime import sharding
+        from vit_jax.studies import vtab
 
+        table = suites.SUITES | {"vtab": vtab.suite}
         for name in flags.suite:
-            if name not in suites.SUITES:
+            if name not in table:
                 raise UserError(
-                    f"There is no suite {name!r}; there are {', '.join(suites.SUITES)}."
-                    f"{nearest(name, suites.SUITES)}"
+                    f"There is no suite {name!r}; there are {', '.join(table)}."
+                    f"{nearest(name, table)}"
                 )
         config, params = load.read(checkpoint)
         request = suites.Request(
             config,
             params,
-            specs=suites.split_specs(flags.data or ""),
+            specs=split_specs(flags.data or ""),
             data_dir=flags.data_dir,
             batch_size=flags.batch_size,
             mesh=sharding.make_mesh(),
@@ -112,7 +115,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             overrides=tuple(options.overrides(flags).items()),
         )
         for name in flags.suite:
-            result = suites.SUITES[name](request)
+            result = table[name](request)
             if jax.process_index() == 0:
                 record = {"checkpoint": checkpoint, **result.record}
                 file = suites.write(out, name, record, result)

@@ -12,6 +12,8 @@ unless --batch_size is given. With --data, the accuracy before and after is meas
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
@@ -51,9 +53,17 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     )
     print(options.proof_text(flags.out, proof))
     if flags.data:
-        from vit_jax.evaluation import predictions
+        from vit_jax import data
+        from vit_jax.evaluation import classification
+        from vit_jax.interop import load
+        from vit_jax.runtime import sharding
 
-        before, after = predictions.accuracy_of_export(
-            checkpoint, flags.out, flags.format, flags.data, batch_size=flags.batch_size or 64
+        config, params = load.read(checkpoint)
+        source, batch_size = data.open_source(flags.data), flags.batch_size or 64
+        answers = classification.classify(
+            config, params, source, batch_size=batch_size, mesh=sharding.make_mesh()
         )
+        run, _ = export.FORMATS[flags.format][1](Path(flags.out))
+        before = answers.summary["accuracy"]
+        after = classification.accuracy_of(run, config, source, batch_size=batch_size)
         print(f"accuracy on {flags.data}: {before:.2%} before, {after:.2%} after")

@@ -45,7 +45,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     found = features.batches_of_features(
         config, params, source, layer=flags.layer, pool=flags.pool, batch_size=flags.batch_size
     )
-    names = data.record_names(source)
+    names = source.names()
     with options.progress(len(source), "features") as on_batch:
         shape = features.write(flags.out, found, names, on_batch=on_batch)
     print(f"{flags.out}: {' x '.join(map(str, shape))} {flags.layer}")

@@ -33,9 +33,11 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     for word in arguments:
         paths += sys.stdin.read().splitlines() if word == "-" else [word]
     options.prepare_jax()
-    from vit_jax.evaluation.predict import predict
+    from vit_jax.evaluation.predict import find_images, predict
+    from vit_jax.interop import load
 
-    for result in predict(checkpoint, paths, top_k=flags.top_k):
+    files = find_images(paths)
+    for result in predict(*load.read(checkpoint), files, top_k=flags.top_k):
         if flags.json:
             print(json.dumps(result))
             continue

@@ -44,8 +44,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--learning_rates are numbers, separated by commas.") from None
     config = options.read_config(flags)
     with options.processes(flags):
+        from vit_jax.runtime.distributed import say
         from vit_jax.studies.sweep import sweep
-        from vit_jax.training.train import say
 
         result = sweep(
             config,

@@ -33,7 +33,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int | None:
     workdir = options.workdir(flags)
     config = options.read_config(flags)
     with options.processes(flags):
-        from vit_jax.training.train import train
+        from vit_jax.training.run import train
 
         train(config, workdir, allow_config_change=flags.allow_config_change)
     return None

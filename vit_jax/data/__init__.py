@@ -1,19 +1,19 @@
-"""Data: sources of records, what is done to an image, and batches for one of several hosts."""
+"""Data: sources of records, what is done to an image, and batches for one of several hosts.
 
-from vit_jax.data.source import (
-    IMAGE_SUFFIXES,
-    ArraySource,
-    Subset,
-    default_splits,
-    open_source,
-    record_names,
-)
-from vit_jax.data.transforms import DEFAULT_EVALUATION, decode, evaluation_transform, make_transform
+May touch files and errors.
+"""
+
+from vit_jax.data.decode import decode
+from vit_jax.data.kinds.folder import IMAGE_SUFFIXES
+from vit_jax.data.source import ArraySource, Source, Subset
+from vit_jax.data.specs import default_splits, open_source
+from vit_jax.data.transforms import DEFAULT_EVALUATION, evaluation_transform, make_transform
 
 __all__ = [
     "DEFAULT_EVALUATION",
     "IMAGE_SUFFIXES",
     "ArraySource",
+    "Source",
     "Subset",
     "batches_ahead",
     "decode",
@@ -22,7 +22,6 @@ __all__ = [
     "evaluation_transform",
     "make_transform",
     "open_source",
-    "record_names",
     "train_batches",
 ]
 

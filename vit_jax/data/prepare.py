@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.data.kinds import vtab
-from vit_jax.data.source import IMAGE_SUFFIXES, TfdsSplits, check_shards, use_array_record
+from vit_jax.data.kinds.folder import IMAGE_SUFFIXES
+from vit_jax.data.kinds.tfds import TfdsSplits, check_shards, use_array_record
 from vit_jax.errors import UserError
 
 Say = Callable[[str], None]

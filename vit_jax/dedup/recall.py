@@ -1,6 +1,6 @@
 """How many planted duplicates `vit_jax.dedup` finds, kind by kind.
 
-  python -m vit_jax.studies.duplicates 'folder:/data/cifar10[train]' 'folder:/data/cifar10[test]'
+  python -m vit_jax.dedup.recall 'folder:/data/cifar10[train]' 'folder:/data/cifar10[test]'
 
 Changed copies of test images are put among the training images, which are then searched. Prints a
 Markdown table: the share of each kind that scores at least the threshold, against its own test
@@ -83,14 +83,12 @@ KINDS: dict[str, Change] = {
 WIDER = "the test image is a crop of it"
 
 
-class Images:
+class Images(data.Source):
     """Arrays of several sizes as a source."""
-
-    num_classes, class_names = 1, ("",)
 
     def __init__(self, images: Sequence[np.ndarray], spec: str):
         self.images, self.spec = [np.ascontiguousarray(image) for image in images], spec
-        self.fingerprint = spec
+        self.fingerprint, self.num_classes, self.class_names = spec, 1, ("",)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -186,4 +184,5 @@ def speed(train: Any, test: Any) -> list[str]:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    print("\n".join(measure(*map(data.open_source, sys.argv[1:]))))
+    train, test = map(data.open_source, sys.argv[1:])
+    print("\n".join(measure(train, test)))

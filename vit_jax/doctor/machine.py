@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_jax.errors import UserError
-
 
 class Finding(NamedTuple):
     """One line of the report. ok: True, False, or None where there is nothing to judge."""
@@ -150,76 +148,3 @@ def lock_file(path: Path) -> Iterator[Finding]:
             yield Finding("lock", f"{path} is held by a running process", False)
             return
     yield Finding("lock", f"{path} is stale, nobody holds it; remove it: rm {path}", False)
-
-
-def checkpoint(where: str) -> Iterator[Finding]:
-    """Whether a checkpoint can be read and gives finite answers."""
-    import jax
-    import numpy as np
-
-    from vit_jax import models
-    from vit_jax.interop import load
-
-    try:
-        config, params = load.read(where)
-    except UserError as error:
-        yield Finding("checkpoint", str(error), False)
-        return
-    bad = [path for path, value in params.items() if not np.all(np.isfinite(np.asarray(value)))]
-    count = sum(int(np.asarray(value).size) for value in params.values())
-    size = "x".join(map(str, config.image_size))
-    yield Finding(
-        "checkpoint",
-        f"{config.variant}, {count:,} parameters, {size} pixels, {config.num_classes} classes"
-        + (f"; not finite: {bad[0]}" if bad else ""),
-        not bad,
-    )
-    _, apply = models.as_functions(config)
-    images = np.zeros((1, *config.image_size, config.channels), np.float32)
-    logits = np.asarray(jax.jit(apply)(dict(params), images))
-    text = f"{logits.shape[1]} logits between {logits.min():.3g} and {logits.max():.3g}"
-    yield Finding("forward pass", text, bool(np.all(np.isfinite(logits))))
-
-
-def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
-    """Whether a data set can be opened, and its first and last record decoded."""
-    from vit_jax import data
-
-    try:
-        specs = (spec,) if spec.endswith("]") else data.default_splits(spec, data_dir=data_dir)
-        for split in specs:
-            source = data.open_source(split, data_dir=data_dir)
-            shapes = []
-            for index in (0, len(source) - 1):
-                record = source[index]
-                shapes.append(
-                    "x".join(map(str, data.decode(record["image"], record["name"]).shape))
-                )
-            yield Finding(
-                "data",
-                f"{split}: {len(source):,} examples, {source.num_classes} classes, images such as "
-                f"{', '.join(dict.fromkeys(shapes))}",
-                True,
-            )
-    except UserError as error:
-        yield Finding("data", str(error), False)
-
-
-def configuration(config: Any) -> Iterator[Finding]:
-    """Whether a configuration could start: everything is opened and built, nothing is run."""
-    from vit_jax import config as configuration
-    from vit_jax.training import preflight, train
-
-    try:
-        configuration.check_keys(config)
-        setup = train.prepare(config)
-    except UserError as error:
-        yield Finding("config", str(error), False)
-        return
-    limit, state = preflight.device_memory(config), preflight.state_bytes(setup)
-    yield Finding(
-        "config",
-        f"{setup.model.variant}, {setup.total_steps:,} steps; its state takes "
-        f"{state / preflight.GIB:.3g} of {limit / preflight.GIB:.3g} GiB per device",
-        state < limit,
-    )

@@ -1,66 +1,139 @@
-"""Top-1 and top-5 accuracy: every example exactly once, on any mesh and any number of processes."""
+"""Top-1 and top-5 accuracy of a classifier, in all and of each class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax.runtime import sharding
+from vit_jax import data, models
+from vit_jax.errors import UserError, nearest
+from vit_jax.evaluation import calibration, run
+from vit_jax.evaluation.run import run_model
+from vit_jax.models import adapt
+from vit_jax.objectives import losses
+from vit_jax.training.step import Batch
 
 
-def jit_eval_step(eval_step: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """Jits an evaluation step so that every process sees every example's result."""
-    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+def make_eval_step(
+    apply: Callable[..., Any], *, loss: Callable | None = None, num_classes: int
+) -> Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]:
+    """The function (params, batch) -> per-example results, to be jitted.
+
+    batch has "mask" (b,) besides: rows where it is False are padding. Returned are "correct",
+    "top5", "prediction", "confidence" and, with a loss, "loss", each (b,).
+    """
+
+    def eval_step(params, batch: Batch) -> dict[str, jax.Array]:
+        logits = apply(params, models.normalise(batch["image"]))
+        labels = batch["label"]
+        _, ranked = jax.lax.top_k(logits, min(5, num_classes))
+        hits = ranked == labels[:, None]
+        results = {
+            "correct": hits[:, 0],
+            "top5": hits.any(axis=1),
+            "prediction": ranked[:, 0],
+            "confidence": jax.nn.softmax(logits).max(axis=-1),
+        }
+        if loss is not None:
+            results["loss"] = loss(logits, losses.one_hot(labels, num_classes))
+        return results
+
+    return eval_step
 
 
-def run(
-    eval_step: Callable,
-    params: Mapping[str, jax.Array],
-    batches: Iterable[Mapping[str, np.ndarray]],
-    mesh: jax.sharding.Mesh,
-    *,
-    num_examples: int,
-    on_batch: Callable[[int], None] | None = None,
-) -> dict[str, np.ndarray]:
-    """Runs `eval_step` over all batches and returns its results in the source's order.
+IMAGENET21K = (
+    "Published ImageNet-21k weights have 21,843 outputs, two of them for classes without images; "
+    "the fall 2011 release has images of 21,841, which are other numbers."
+)
 
-    Args:
-      eval_step: jitted (params, batch) -> {name: (b,)}, replicated.
-      batches: this process's part of each batch, with "mask" and "index" (see data.eval_batches).
-      num_examples: how many there must be in the end.
-      on_batch: called with the number of examples seen so far.
 
-    Returns:
-      {name: (num_examples,)}, "label" included.
+def match_labels(config: models.ModelConfig, source: Any) -> tuple[np.ndarray, str]:
+    """Which of the model's classes each class of the data is, and a remark ("" if none is due).
+
+    Classes are matched by name where both sides know the names, otherwise by number.
 
     Raises:
-      AssertionError: an example was missed or counted twice.
+      UserError: the data has classes that the model does not have.
     """
-    gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    parts: list[dict[str, np.ndarray]] = []
-    seen = 0
-    for batch in batches:
-        on_device = sharding.to_devices(batch, mesh)
-        results = dict(eval_step(params, on_device))
-        results |= gather({key: on_device[key] for key in ("label", "mask", "index")})
-        parts.append(jax.device_get(results))
-        seen += int(parts[-1]["mask"].sum())
-        if on_batch:
-            on_batch(seen)
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    real = joined.pop("mask")
-    joined = {key: value[real] for key, value in joined.items()}
-    index = joined.pop("index")
-    order = np.argsort(index, kind="stable")
-    assert np.array_equal(index[order], np.arange(num_examples)), (
-        f"evaluation counted {len(index)} examples, {len(np.unique(index))} of them different, "
-        f"instead of {num_examples}"
+    identity = np.arange(source.num_classes, dtype=np.int32)
+    ours, theirs = tuple(config.labels), tuple(source.class_names)
+    if ours == theirs or not ours:
+        if source.num_classes != config.num_classes:
+            both = {source.num_classes, config.num_classes}
+            why = " " + IMAGENET21K if both == {21_841, 21_843} else ""
+            raise UserError(
+                f"{source.spec} has {source.num_classes} classes and the model "
+                f"{config.num_classes}; fine-tune the model on this data first.{why}"
+            )
+        return identity, ""
+    position = {name: i for i, name in enumerate(ours)}
+    if all(name in position for name in theirs):
+        mapping = np.array([position[name] for name in theirs], np.int32)
+        return mapping, f"classes matched by name ({len(theirs)} of the model's {len(ours)})"
+    if len(ours) == len(theirs):
+        return identity, (
+            f"the class names differ (e.g. {ours[0]!r} and {theirs[0]!r}); matched by number"
+        )
+    unknown = next(name for name in theirs if name not in position)
+    raise UserError(
+        f"{source.spec} has the class {unknown!r}, which the model does not know."
+        f"{nearest(unknown, ours)} Fine-tune the model on this data first."
     )
-    return {key: value[order] for key, value in joined.items()}
+
+
+class Answers(NamedTuple):
+    """What `classify` finds: a summary, a row for each class, every example's result, a remark."""
+
+    summary: dict[str, float]
+    classes: list[dict]
+    results: dict[str, np.ndarray]
+    remark: str
+
+
+def classify(
+    config: models.ModelConfig,
+    params: models.Params,
+    source: Any,
+    *,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    on_batch: Callable[[int], None] | None = None,
+) -> Answers:
+    """Accuracy and calibration over all of `source`.
+
+    Raises:
+      UserError: the classifier is untrained, or does not know the classes.
+    """
+    adapt.check_head(params)
+    mapping, remark = match_labels(config, source)
+    results = run_model(
+        config,
+        params,
+        source,
+        eval_step(config, mesh),
+        mapping=mapping,
+        batch_size=batch_size,
+        mesh=mesh,
+        on_batch=on_batch,
+    )
+    names = config.labels or source.class_names
+    summary = summarise(results)
+    summary["calibration_error"] = calibration.expected_calibration_error(
+        results["confidence"], results["correct"]
+    )
+    return Answers(summary, per_class(results, names), results, remark)
+
+
+@functools.lru_cache(maxsize=4)
+def eval_step(config: models.ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
+    """The jitted evaluation step of a model: compiled once, however often it is evaluated."""
+    _, apply = models.as_functions(config)
+    step = make_eval_step(apply, loss=losses.softmax_cross_entropy, num_classes=config.num_classes)
+    return run.jit_eval_step(step, mesh)
 
 
 def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -90,3 +163,26 @@ def per_class(results: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -
             }
         )
     return rows
+
+
+def accuracy_of(
+    run: Callable[[np.ndarray], np.ndarray],
+    config: models.ModelConfig,
+    source: data.Source,
+    *,
+    batch_size: int,
+) -> float:
+    """Top-1 of `run(images (b, h, w, 3) float32 in [-1, 1]) -> logits`, such as an exported model.
+
+    Images are prepared, and classes matched, as `config` says.
+    """
+    mapping, _ = match_labels(config, source)
+    transform = data.evaluation_transform(config.image_size, config.preprocessing)
+    correct = seen = 0
+    for batch in data.eval_batches(source, transform, batch_size=batch_size):
+        found = run(np.asarray(batch["image"], np.float32) / 127.5 - 1)
+        mask = batch["mask"]
+        correct += int((found.argmax(-1) == mapping[batch["label"]])[mask].sum())
+        seen += int(mask.sum())
+    assert seen == len(source)
+    return correct / seen

@@ -13,9 +13,8 @@ import numpy as np
 
 from vit_jax import data, models
 from vit_jax.errors import UserError, nearest
-from vit_jax.evaluation import classification
+from vit_jax.evaluation import run
 from vit_jax.runtime import sharding
-from vit_jax.training.step import normalise
 
 POOLS = ("none", "mean", "token")
 
@@ -68,7 +67,7 @@ def feature_step(
 ) -> Callable:
     """The jitted (params, batch) -> (features, labels): compiled once, however often it is run."""
     function = feature_function(config, layer, pool)
-    return classification.jit_eval_step(
+    return run.jit_eval_step(
         lambda params, batch: (function(params, batch["image"]), batch["label"]), mesh
     )
 
@@ -80,7 +79,7 @@ def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Calla
     _, apply = models.as_functions(config)
 
     def function(params, images):
-        logits, out = apply(params, normalise(images), return_intermediates=True)
+        logits, out = apply(params, models.normalise(images), return_intermediates=True)
         out = {"logits": logits, **out}
         if layer not in out:
             raise UserError(

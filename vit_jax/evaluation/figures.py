@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax import data
 from vit_jax.evaluation import calibration
-from vit_jax.inspection.figures import Figure, bare, new_figure
+from vit_jax.pages.figures import Figure, bare, new_figure
 
 NAMED_CLASSES = 30  # more names than that cannot be read
 SHEET = (4, 6)

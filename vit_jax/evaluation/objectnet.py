@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.data.source import FileSource, file_source, images_below
+from vit_jax.data.kinds.folder import file_source, images_below
+from vit_jax.data.source import FileSource
 from vit_jax.errors import UserError
-from vit_jax.evaluation import classification
-from vit_jax.training.step import normalise
+from vit_jax.evaluation import run
 
 MAPPINGS = ("objectnet_to_imagenet_1k.json", "folder_to_objectnet_label.json",
             "pytorch_to_imagenet_2012_id.json", "imagenet_to_label_2012_v2")  # fmt: skip
@@ -81,13 +81,13 @@ def ranking_step(
     mask[list(known)] = 0.0
 
     def step(params, batch) -> dict[str, Any]:
-        logits = apply(params, normalise(batch["image"]))
+        logits = apply(params, models.normalise(batch["image"]))
         return {
             "all": jax.lax.top_k(logits, 5)[1],
             "known": jax.lax.top_k(logits + jnp.asarray(mask), 5)[1],
         }
 
-    return classification.jit_eval_step(step, mesh)
+    return run.jit_eval_step(step, mesh)
 
 
 def accuracies(

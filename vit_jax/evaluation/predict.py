@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -11,9 +11,7 @@ import numpy as np
 
 from vit_jax import data, models
 from vit_jax.errors import UserError
-from vit_jax.interop import load
 from vit_jax.models import adapt
-from vit_jax.training.step import normalise
 
 BATCH_SIZE = 32
 
@@ -39,30 +37,30 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     return files
 
 
-def predict(checkpoint: str, paths: Iterable[str], *, top_k: int = 5) -> Iterator[dict]:
-    """Classifies images with a checkpoint.
+def predict(
+    config: models.ModelConfig,
+    params: models.Params,
+    files: Sequence[Path],
+    *,
+    top_k: int = 5,
+) -> Iterator[dict]:
+    """Classifies image files.
 
     Yields:
       {"image": path, "predictions": [{"label", "class", "probability"}, ...]}, best first, in the
-      order of `paths`. "class" is the label's name, or its number where names are unknown.
+      order of `files`. "class" is the label's name, or its number where names are unknown.
 
     Raises:
-      UserError: an unreadable checkpoint or image, or a classifier that was never trained.
+      UserError: an unreadable image, or a classifier that was never trained.
     """
-    files = find_images(paths)
-    config, params = load.read(checkpoint)
-    if adapt.is_zero_head(params):
-        raise UserError(
-            f"The classifier of {checkpoint} is all zeros (published ImageNet-21k weights come "
-            "so), so every class would be equally likely; fine-tune it first."
-        )
+    adapt.check_head(params)
     transform = data.evaluation_transform(config.image_size, config.preprocessing)
     _, apply = models.as_functions(config)
     k = min(top_k, config.num_classes)
 
     @jax.jit
     def top(params, images):
-        probabilities = jax.nn.softmax(apply(params, normalise(images)))
+        probabilities = jax.nn.softmax(apply(params, models.normalise(images)))
         return jax.lax.top_k(probabilities, k)
 
     params = jax.tree.map(jnp.asarray, params)

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax import data
-from vit_jax.data.source import Columns, TableSource, TfdsSplits, parse_spec
+from vit_jax.data.kinds.tfds import TfdsSplits
+from vit_jax.data.source import Columns, TableSource
+from vit_jax.data.specs import parse_spec
 from vit_jax.errors import UserError
 
 
@@ -65,7 +67,7 @@ def in_file_order(source: Any) -> data.Subset:
     Raises:
       UserError: its records have no file names.
     """
-    names = data.record_names(source)
+    names = source.names()
     if not all(Path(name).suffix for name in names[:1]):
         raise UserError(
             f"{source.spec} does not know the file names of its images, which ReaL labels are "

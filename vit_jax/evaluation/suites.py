@@ -6,7 +6,6 @@ import csv
 import functools
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +17,15 @@ from vit_jax import data, models
 from vit_jax.errors import UserError
 from vit_jax.evaluation import (
     calibration,
+    classification,
     features,
     fewshot,
     figures,
     knn,
     objectnet,
-    predictions,
     probe,
     real,
+    run,
 )
 
 
@@ -65,11 +65,6 @@ class Result(NamedTuple):
     pictures: Mapping[str, Callable[[], Any]] = {}
 
 
-def split_specs(text: str) -> tuple[str, ...]:
-    """Data specs separated by commas, but not by those inside brackets."""
-    return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
-
-
 def evaluation_source(request: Request, spec: str) -> Any:
     """The source of a spec; without a split, the evaluation split of the data set."""
     if not spec.endswith("]"):
@@ -81,7 +76,7 @@ def suite_classification(request: Request) -> Result:
     """Top-1 and top-5 of the classifier, every class, calibration, confusions and mistakes."""
     source = evaluation_source(request, one_spec(request))
     with request.progress(len(source), "evaluate") as on_batch:
-        answers = predictions.classify(
+        answers = classification.classify(
             request.config,
             request.params,
             source,
@@ -236,11 +231,11 @@ def suite_real(request: Request) -> Result:
         labels = real.read_labels(request.real_labels)
         source = real.in_file_order(evaluation_source(request, spec))
     with request.progress(len(source), "evaluate") as on_batch:
-        found = predictions.run_model(
+        found = run.run_model(
             request.config,
             request.params,
             source,
-            predictions.eval_step(request.config, request.mesh),
+            classification.eval_step(request.config, request.mesh),
             batch_size=request.batch_size,
             mesh=request.mesh,
             on_batch=on_batch,
@@ -274,7 +269,7 @@ def suite_objectnet(request: Request) -> Result:
     right = [classes[folder] for folder in source.class_names]
     known = tuple(sorted({number for mine in right for number in mine}))
     with request.progress(len(source), "evaluate") as on_batch:
-        found = predictions.run_model(
+        found = run.run_model(
             request.config,
             request.params,
             source,
@@ -300,13 +295,6 @@ def suite_objectnet(request: Request) -> Result:
     return Result(record, table, [], {"accuracy": record["accuracy_known"]})
 
 
-def suite_vtab(request: Request) -> Result:
-    """VTAB-1k: fine-tunes on every task that is prepared, and averages."""
-    from vit_jax.studies import vtab  # it trains, and training runs the other suites
-
-    return vtab.suite(request)
-
-
 SUITES: dict[str, Callable[[Request], Result]] = {
     "classification": suite_classification,
     "fewshot": suite_fewshot,
@@ -314,7 +302,6 @@ SUITES: dict[str, Callable[[Request], Result]] = {
     "probe": suite_probe,
     "real": suite_real,
     "objectnet": suite_objectnet,
-    "vtab": suite_vtab,
 }
 
 

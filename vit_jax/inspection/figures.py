@@ -9,27 +9,9 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.inspection import embeddings
+from vit_jax.pages.figures import Figure, bare, new_figure
 
-Figure = Any
 Data = dict[str, np.ndarray]
-
-
-def new_figure(rows: int, columns: int, width: float, height: float):
-    """A figure that belongs to no window, and its axes (rows, columns)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
-
-
-def bare(axes) -> None:
-    """No ticks and no frame: the picture is all there is."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def filters(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Figure, Data]:

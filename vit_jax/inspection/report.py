@@ -13,11 +13,9 @@ from vit_jax import data, models
 from vit_jax.errors import UserError
 from vit_jax.evaluation import knn
 from vit_jax.evaluation.predict import find_images
-from vit_jax.inspection import figures, walk
+from vit_jax.inspection import figures, page, walk
 from vit_jax.interop import load
-from vit_jax.pages import document
 from vit_jax.runtime.logbook import FILE_NAME, read_metrics
-from vit_jax.training.step import normalise
 
 MAX_IMAGES = 16
 SIMILAR = 4
@@ -100,7 +98,7 @@ def inspect(
     ]
     for note in notes:
         say(note)
-    document.write(
+    page.write(
         out / "index.html",
         title=f"Inside {config.variant}",
         facts=facts,
@@ -120,9 +118,9 @@ def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray
 
 def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
     """Accuracies that a workdir's `evaluation.json` holds."""
-    from vit_jax.models import saved
+    from vit_jax import files
 
-    found = saved.read_json(workdir / "evaluation.json") if workdir.is_dir() else None
+    found = files.read_json(workdir / "evaluation.json") if workdir.is_dir() else None
     rows = []
     for suite, record in (found or {}).items():
         if isinstance(record, dict) and "accuracy" in record:
@@ -133,7 +131,7 @@ def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
 
 def draw_images(config, params, files, pixels, draw, notes) -> dict[str, Any] | None:
     """What needs images: distance, rollout, heads, neighbours; returns the viewer's content."""
-    scaled = np.asarray(normalise(pixels))
+    scaled = np.asarray(models.normalise(pixels))
     names = [file.name for file in files]
     viewer = None
     try:
@@ -189,7 +187,7 @@ def draw_images(config, params, files, pixels, draw, notes) -> dict[str, Any] | 
 
 def draw_occlusion(config, params, files, pixels, draw) -> None:
     """A map for each image of what its class depends on."""
-    scaled = np.asarray(normalise(pixels))
+    scaled = np.asarray(models.normalise(pixels))
     for i, file in enumerate(files):
         drops, label = walk.occlusion(config, params, scaled[i])
         name = config.labels[label] if config.labels else str(label)

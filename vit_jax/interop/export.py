@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import data, models
+from vit_jax import data, files, models
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import convert, load, onnx_layers
 from vit_jax.models import saved
@@ -117,7 +117,7 @@ def save_stablehlo(
     directory.mkdir()
     (directory / "model.stablehlo").write_bytes(exported.serialize())
     saved.write_safetensors(directory / "weights.safetensors", params)
-    saved.write_json(directory / "facts.json", facts(config))
+    files.write_json(directory / "facts.json", facts(config))
 
 
 def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
@@ -224,7 +224,7 @@ def save_savedmodel(
     shape = (batch_size or None, *config.image_size, config.channels)
     module.call = tf.function(call, input_signature=[tf.TensorSpec(shape, tf.float32, "images")])
     tf.saved_model.save(module, str(directory), signatures={"serving_default": module.call})
-    saved.write_json(directory / "facts.json", facts(config))
+    files.write_json(directory / "facts.json", facts(config))
 
 
 def open_savedmodel(directory: str | Path) -> tuple[Function, str]:

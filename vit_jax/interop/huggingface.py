@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.errors import UserError
 from vit_jax.interop.layout import (
     Entry,
@@ -136,8 +136,8 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
         "label2id": {name: i for i, name in enumerate(labels)},
     }
     saved.write_safetensors(directory / "model.safetensors", weights, {"format": "pt"})
-    saved.write_json(directory / "config.json", values)
-    saved.write_json(directory / "preprocessor_config.json", preprocessor(config))
+    files.write_json(directory / "config.json", values)
+    files.write_json(directory / "preprocessor_config.json", preprocessor(config))
     (directory / "README.md").write_text(model_card(config))
 
 
@@ -176,7 +176,7 @@ def model_card(config: ViTConfig) -> str:
 
 def is_huggingface(directory: str | Path) -> bool:
     """Whether a directory holds a Hugging Face ViT."""
-    values = saved.read_json(Path(directory) / "config.json")
+    values = files.read_json(Path(directory) / "config.json")
     return isinstance(values, dict) and values.get("model_type") == "vit"
 
 
@@ -189,7 +189,7 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
       UserError: a file is missing or damaged, or holds another architecture.
     """
     directory = Path(directory)
-    values = saved.read_json(directory / "config.json") or {}
+    values = files.read_json(directory / "config.json") or {}
     weights = saved.read_safetensors(directory / "model.safetensors")
     where = str(directory)
     classifier = "classifier.weight" in weights
@@ -255,7 +255,7 @@ def preprocessing_of(directory: Path) -> tuple[tuple[str, Any], ...]:
     Raises:
       UserError: pixels are scaled to another range than [-1, 1].
     """
-    values = saved.read_json(directory / "preprocessor_config.json") or {}
+    values = files.read_json(directory / "preprocessor_config.json") or {}
     mean, std = values.get("image_mean", [0.5] * 3), values.get("image_std", [0.5] * 3)
     if values.get("do_normalize", True) and not np.allclose([*mean, *std], 0.5):
         raise UserError(

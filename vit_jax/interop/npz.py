@@ -15,8 +15,8 @@ import numpy as np
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.interop.layout import Layout, from_foreign, reshaped, stacked, to_foreign
-from vit_jax.models.resnet import HybridStem, ResNetConfig
-from vit_jax.models.vit import ViTConfig
+from vit_jax.models.resnet import ResNetConfig
+from vit_jax.models.vit_config import ViTConfig, stem_stride
 
 # Official names of one encoder block. Attention is apart: q, k and v are fused in our tree.
 BLOCK_NAMES = {
@@ -215,7 +215,7 @@ def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelCo
             f"{where}: position embeddings of {tokens} tokens are not square, so the image size "
             "is not known; only square official checkpoints can be read."
         )
-    stride = 1 if stem is None else HybridStem.stride(stem)
+    stride = 1 if stem is None else stem_stride(stem)
     size = (side * ph * stride, side * pw * stride)
     config = ViTConfig(variant="custom", image_size=size, **changes)
     return models.replace(config, variant=models.find_variant(config))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.models import layers, vit
+from vit_jax.numerics import plain
 
 
 def layer_norm(self: layers.LayerNorm, x: jax.Array) -> jax.Array:
@@ -64,7 +65,7 @@ def in_words_of_onnx() -> Iterator[None]:
         stack.enter_context(
             # looked up when they are called: the translator replaces jax.nn.gelu
             mock.patch.dict(
-                layers.ACTIVATIONS,
+                plain.ACTIVATIONS,
                 gelu_tanh=lambda x: jax.nn.gelu(x, approximate=True),
                 gelu=lambda x: jax.nn.gelu(x, approximate=False),
             )

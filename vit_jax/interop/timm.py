@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.errors import UserError
 from vit_jax.interop.layout import Layout, flattened, from_foreign, reshaped, to_foreign, transposed
 from vit_jax.models import ResNetConfig, ViTConfig, saved
-from vit_jax.models.resnet import HybridStem
+from vit_jax.models.vit_config import stem_stride
 
 #: Our variants under timm's names; "@" is the image size.
 ARCHITECTURES = {
@@ -160,7 +160,7 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
     saved.write_safetensors(
         directory / "model.safetensors", to_foreign(entries, params), {"format": "pt"}
     )
-    saved.write_json(directory / "config.json", timm_config(config))
+    files.write_json(directory / "config.json", timm_config(config))
 
 
 def timm_config(config: models.ModelConfig) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def load(
     values: dict[str, Any] = {}
     file = path
     if path.is_dir():
-        values = saved.read_json(path / "config.json") or {}
+        values = files.read_json(path / "config.json") or {}
         file = path / "model.safetensors"
     weights = saved.read_safetensors(file)
     if not is_timm(weights):
@@ -267,7 +267,7 @@ def find_config(
             "embeddings and a classifier can be read from timm."
         )
     grid = _grid(weights["pos_embed"].shape[1] - 1, size, (ph, pw), stem)
-    stride = 1 if stem is None else HybridStem.stride(stem)
+    stride = 1 if stem is None else stem_stride(stem)
     mlp = weights["blocks.0.mlp.fc1.weight"].shape[0]
     config = ViTConfig(
         variant="custom",
@@ -295,7 +295,7 @@ def _plain(size: Any) -> Any:
 
 def _grid(tokens: int, size: Any, patch: tuple[int, int], stem: Any) -> tuple[int, int]:
     """Rows and columns of the position embeddings: as the image size says, otherwise square."""
-    stride = 1 if stem is None else HybridStem.stride(stem)
+    stride = 1 if stem is None else stem_stride(stem)
     height, width = models.pair(_plain(size))
     grid = height // (patch[0] * stride), width // (patch[1] * stride)
     if grid[0] * grid[1] == tokens:

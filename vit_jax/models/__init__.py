@@ -1,23 +1,26 @@
 """Models as Flax NNX modules, and as pure functions over a flat tree of parameters.
 
-The rest of the package sees a model as `apply(params, images, ...)` with `params` a dict from a
-path such as "blocks/0/attention/qkv/kernel" to an array: the one canonical tree of names.
+May touch numerics, files and errors: what a model computes is said here, how it computes there.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
-
-import jax
-from flax import nnx
 
 from vit_jax.models.axial import AxialConfig, AxialTransformer
-from vit_jax.models.layers import Keys
+from vit_jax.models.functions import (
+    Params,
+    abstract,
+    abstract_params,
+    as_functions,
+    at_rest,
+    build,
+    get_params,
+    normalise,
+    set_params,
+)
 from vit_jax.models.resnet import ResNet, ResNetConfig
 from vit_jax.models.variants import VARIANTS, ModelConfig, find_variant, get_config, override, pair
-from vit_jax.models.vit import VisionTransformer, ViTConfig
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.vit_config import ViTConfig
 
 __all__ = [
     "VARIANTS",
@@ -29,6 +32,7 @@ __all__ = [
     "ResNetConfig",
     "ViTConfig",
     "VisionTransformer",
+    "abstract",
     "abstract_params",
     "as_functions",
     "at_rest",
@@ -36,89 +40,9 @@ __all__ = [
     "find_variant",
     "get_config",
     "get_params",
+    "normalise",
     "override",
     "pair",
     "replace",
     "set_params",
 ]
-
-Config = TypeVar("Config", bound=ModelConfig)
-#: {path: array}, on the host or on devices.
-Params = dict[str, Any]
-CLASSES = {
-    ViTConfig: VisionTransformer,
-    AxialConfig: AxialTransformer,
-    ResNetConfig: ResNet,
-}
-
-
-def construct(config: ModelConfig, key: jax.Array) -> nnx.Module:
-    """The randomly initialised module, built eagerly."""
-    return CLASSES[type(config)](config, keys=Keys(key))
-
-
-def abstract(config: ModelConfig) -> nnx.Module:
-    """The module with shapes instead of arrays: costs no memory and no arithmetic."""
-    return nnx.eval_shape(lambda: construct(config, jax.random.key(0)))
-
-
-def get_params(module: nnx.Module) -> Params:
-    """The parameters of a module, by path."""
-    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in sorted_paths(flat)}
-
-
-def sorted_paths(flat) -> list[tuple[tuple, Any]]:
-    """(path, leaf) pairs in the order of their names, numbers compared as text."""
-    return sorted(flat, key=lambda item: tuple(map(str, item[0])))
-
-
-def set_params(module: nnx.Module, params: Mapping[str, Any]) -> nnx.Module:
-    """Puts `params` (all of them, same shapes) into `module` and returns it."""
-    state = nnx.state(module, nnx.Param)
-    for path, leaf in nnx.to_flat_state(state):
-        leaf.set_value(params["/".join(map(str, path))])
-    nnx.update(module, state)
-    return module
-
-
-def abstract_params(config: ModelConfig) -> Params:
-    """Shapes and dtypes of the parameters of a model, by path, without making any."""
-    return get_params(abstract(config))
-
-
-def as_functions(config: ModelConfig) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
-    """A model as pure functions.
-
-    Returns:
-      `init(key) -> params`, and `apply(params, images, *, key=None, return_intermediates=False)`,
-      both to be jitted by the caller. The module's structure is built once, by shape only.
-    """
-    module = abstract(config)
-
-    def init(key: jax.Array) -> Params:
-        return get_params(construct(config, key))
-
-    graphdef, state = nnx.split(module)
-    paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
-    treedef = jax.tree.structure(state)
-
-    def apply(params: Params, images: jax.Array, **kwargs: Any) -> Any:
-        leaves = [params[path] for path in paths]
-        return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(images, **kwargs)
-
-    return init, apply
-
-
-def at_rest(config: Config) -> Config:
-    """The configuration of weights that are stored, without how they were computed with."""
-    changes: dict[str, Any] = {"dtype": "float32", "remat": False}
-    if isinstance(config, ViTConfig):
-        changes["attention"] = "auto"
-    return replace(config, **changes)
-
-
-def build(config: ModelConfig, *, seed: int = 0) -> nnx.Module:
-    """A randomly initialised model as an NNX module, ready to call."""
-    init, _ = as_functions(config)
-    return set_params(abstract(config), jax.jit(init)(jax.random.key(seed)))

@@ -91,6 +91,15 @@ def is_zero_head(params: Mapping[str, Any]) -> bool:
     return not jnp.any(params["head/kernel"])
 
 
+def check_head(params: Mapping[str, Any]) -> None:
+    """Raises UserError if the classifier is untrained, so that its answers would mean nothing."""
+    if is_zero_head(params):
+        raise UserError(
+            "The classifier of this checkpoint is all zeros (published ImageNet-21k weights come "
+            "so), and every class equally likely; fine-tune it first, or use its features."
+        )
+
+
 def adapt(
     config: models.ModelConfig,
     params: Mapping[str, np.ndarray],

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers import Array, Keys, fold
-from vit_jax.models.vit import EncoderBlock, VisionTransformer, ViTConfig
+from vit_jax.models.layers import Array, Dense, Keys, fold, initializers
+from vit_jax.models.vit import EncoderBlock, VisionTransformer
+from vit_jax.models.vit_config import ViTConfig
+from vit_jax.numerics.dense import product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,3 +63,62 @@ class AxialTransformer(VisionTransformer):
     """A Vision Transformer of axial blocks; the same contract."""
 
     block = AxialBlock
+
+
+class AxialConv(nnx.Module):
+    """What stands in for a 3x3 convolution: attention down columns, then along rows, then a stride.
+
+    (b, h, w, c) to (b, h / stride, w / stride, c); the stride averages 2x2 pixels.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        stride: int,
+        grid: tuple[int, int],
+        *,
+        dtype,
+        keys: Keys,
+    ):
+        self.column = RelativeAttention(features, heads, grid[0], dtype=dtype, keys=keys)
+        self.row = RelativeAttention(features, heads, grid[1], dtype=dtype, keys=keys)
+        self.stride = stride
+
+    def __call__(self, x: Array) -> Array:
+        x = self.column(x.swapaxes(1, 2)).swapaxes(1, 2)
+        x = self.row(x)
+        if self.stride == 1:
+            return x
+        pooled = nnx.avg_pool(
+            x, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False
+        )
+        return pooled.astype(x.dtype)
+
+
+class RelativeAttention(nnx.Module):
+    """Position-sensitive attention over the last spatial axis: (b, m, n, c) to the same.
+
+    Queries, keys and values each see a learned embedding of the offset (arXiv 2003.07853), of which
+    the heads share one: logit = (q k + q r_q + k r_k) / sqrt(e), output = sum of w (v + r_v).
+    """
+
+    def __init__(self, features: int, heads: int, length: int, *, dtype, keys: Keys):
+        e = features // heads
+        self.qkv = Dense(features, (3, heads, e), batch_axes=1, dtype=dtype, keys=keys)
+        self.relative = nnx.Param(
+            initializers.normal(stddev=e**-0.5)(keys(), (3, 2 * length - 1, e), jnp.float32)
+        )
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        q, k, v = jnp.moveaxis(self.qkv(x), (3, 4), (0, 2))  # three of (b, h, m, n, e)
+        n, e = q.shape[-2:]
+        offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
+        r_q, r_k, r_v = self.relative[...].astype(self.dtype)[:, offsets]  # three of (n, n, e)
+        logits = product("bhmqe,bhmke->bhmqk", q, k)
+        logits += product("bhmqe,qke->bhmqk", q, r_q) + product("bhmke,qke->bhmqk", k, r_k)
+        weights = jax.nn.softmax(logits / e**0.5, axis=-1).astype(self.dtype)
+        y = product("bhmqk,bhmke->bhmqe", weights, v)
+        y += product("bhmqk,qke->bhmqe", weights, r_v)
+        return jnp.moveaxis(y, 1, 3).reshape(x.shape).astype(self.dtype)

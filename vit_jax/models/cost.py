@@ -12,7 +12,7 @@ from typing import Any
 
 from vit_jax import models
 from vit_jax.models import AxialConfig, ModelConfig, ResNetConfig, ViTConfig
-from vit_jax.models.resnet import EXPANSION
+from vit_jax.models.stem import EXPANSION
 
 #: JFT-300M as the paper pre-trained on it: images, classes (section 4.1).
 JFT_IMAGES, JFT_CLASSES = 303_000_000, 18_291

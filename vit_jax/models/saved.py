@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
+from vit_jax.files import read_json, write_json
 
 FORMAT = "vit_jax"
 FAMILIES = {
@@ -90,29 +90,6 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{file} does not exist; the export did not finish.") from None
     except (SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); copy or export it again.") from error
-
-
-def write_json(file: Path, values: Any) -> None:
-    """Writes indented JSON; the file appears whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(partial, file)
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file; None if there is no such file.
-
-    Raises:
-      UserError: it cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}).") from error
 
 
 def is_native(directory: str | Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.axial import AxialConfig
 from vit_jax.models.resnet import ResNetConfig
-from vit_jax.models.vit import ViTConfig
+from vit_jax.models.vit_config import ViTConfig
 
 #                  hidden_size  num_layers  mlp_dim  num_heads
 SIZES: dict[str, dict[str, Any]] = {

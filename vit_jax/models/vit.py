@@ -2,135 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import re
 from collections.abc import Collection
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
+from vit_jax.models.ablations import AttentionPooling, grid_table, relative_logits, scan_blocks
 from vit_jax.models.layers import (
-    ACTIVATIONS,
+    MLP,
     Array,
     Dense,
     Keys,
     LayerNorm,
     Model,
-    affine,
     constant,
     dropout,
     fold,
     initializers,
-    product,
-    settled,
     zeros,
 )
-from vit_jax.models.resnet import HybridStem
-from vit_jax.numerics import remat
-
-CLASSIFIERS = ("token", "gap", "map")
-POSITION_EMBEDDINGS = ("none", "1d", "2d", "relative")
-POSITION_EMBEDDING_PLACES = ("stem", "every", "shared")
-ATTENTIONS = ("auto", "xla", "cudnn")
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """The shape of one Vision Transformer: a row of Table 1 plus what the ablations vary.
-
-    `stem_depths`: None, or the stages of a ResNet stem (hybrids, section 3.1); the patches are then
-    cut from its feature map. Its epsilons are those of the released hybrids; weights of other
-    families may have others; so may their `layer_norm_epsilon` and their `activation`, "gelu_tanh"
-    (as here) or "gelu" (exact). `representation_size` is the hidden layer of the pre-training head
-    (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
-    evaluation transform with its options, if known; they travel with the weights. `attention` is
-    "xla", "cudnn" (its fused kernel) or "auto", cuDNN's where it can be had.
-    """
-
-    variant: str
-    patch_size: tuple[int, int]
-    hidden_size: int
-    num_layers: int
-    mlp_dim: int
-    num_heads: int
-    image_size: tuple[int, int] = (224, 224)
-    channels: int = 3
-    num_classes: int = 1000
-    representation_size: int | None = None
-    classifier: str = "token"
-    position_embedding: str = "1d"
-    position_embedding_at: str = "stem"
-    stem_depths: tuple[int, ...] | None = None
-    stem_width: float = 1.0
-    stem_group_norm_epsilon: float = 1e-6
-    stem_standardisation: str = "std"
-    stem_standardisation_epsilon: float = 1e-5
-    head_bias: float = 0.0
-    activation: str = "gelu_tanh"
-    layer_norm_epsilon: float = 1e-6
-    dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-    remat: bool | str = False  # see models/remat.py
-    scan: bool = False
-    attention: str = "auto"
-    dtype: str = "float32"
-    labels: tuple[str, ...] = ()
-    preprocessing: tuple[tuple[str, Any], ...] = ()
-
-    def __post_init__(self):
-        remat.name_of(self.remat)
-        for key, options in (
-            ("classifier", CLASSIFIERS),
-            ("activation", tuple(ACTIVATIONS)),
-            ("attention", ATTENTIONS),
-            ("position_embedding", POSITION_EMBEDDINGS),
-            ("position_embedding_at", POSITION_EMBEDDING_PLACES),
-        ):
-            if getattr(self, key) not in options:
-                raise UserError(
-                    f"model.{key}={getattr(self, key)!r} does not exist; "
-                    f"choose one of {', '.join(options)}."
-                )
-        if self.hidden_size % self.num_heads:
-            fits = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0]
-            close = sorted(fits, key=lambda h: abs(h - self.num_heads))[:3]
-            raise UserError(
-                f"{self.variant}: hidden size {self.hidden_size} does not divide into "
-                f"{self.num_heads} heads; {', '.join(map(str, sorted(close)))} heads would."
-            )
-        stride = self.stride
-        for axis, size, step in zip(("height", "width"), self.image_size, stride, strict=True):
-            if size <= 0 or size % step:
-                below, above = size // step * step, (size // step + 1) * step
-                fit = f"{below} or {above}" if below > 0 else f"{above}"
-                raise UserError(
-                    f"{self.variant}: image {axis} {size} is not divisible by the patch size "
-                    f"{step}; set model.image_size to {fit}."
-                )
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Pixels per token, (vertical, horizontal): the number after the slash in the name."""
-        stem = 1 if self.stem_depths is None else HybridStem.stride(self.stem_depths)
-        return self.patch_size[0] * stem, self.patch_size[1] * stem
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Tokens per (column, row) of the image, without the class token."""
-        return self.image_size[0] // self.stride[0], self.image_size[1] // self.stride[1]
-
-    @property
-    def num_tokens(self) -> int:
-        """Sequence length: N patches, plus one with a class token."""
-        return self.grid[0] * self.grid[1] + (self.classifier == "token")
-
-    @property
-    def compute_dtype(self):
-        return jnp.dtype(self.dtype)
+from vit_jax.models.stem import HybridStem
+from vit_jax.models.vit_config import ViTConfig
+from vit_jax.numerics import gpu, one_cpu, plain, remat
+from vit_jax.numerics.dense import affine
 
 
 class PatchEmbedding(nnx.Module):
@@ -150,18 +47,6 @@ class PatchEmbedding(nnx.Module):
         x = x.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, -1, ph * pw * c)
         return affine(x, self.kernel[...].reshape(-1, d), self.bias[...], self.dtype)
-
-
-def grid_table(y: Array, x: Array) -> Array:
-    """Embeddings of rows (h, d1) and of columns (w, d2) as those of h w places, (h w, d1 + d2)."""
-    shape = (y.shape[0], x.shape[0])
-    return jnp.concatenate(
-        [
-            jnp.broadcast_to(y[:, None], (*shape, y.shape[1])),
-            jnp.broadcast_to(x[None, :], (*shape, x.shape[1])),
-        ],
-        axis=-1,
-    ).reshape(shape[0] * shape[1], -1)
 
 
 class PositionEmbedding(nnx.Module):
@@ -192,78 +77,6 @@ class PositionEmbedding(nnx.Module):
         return (x + self.table()).astype(x.dtype)
 
 
-def attention_weights(q: Array, k: Array, extra_logits: Array | None = None) -> Array:
-    """A = softmax(q k^T / sqrt(D_h)), float32 (Appendix A). Twice (b, h, n, e) to (b, h, n, n)."""
-    logits = product("bhqe,bhke->bhqk", q, k)
-    if extra_logits is not None:
-        logits = logits + extra_logits
-    return jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
-
-
-def attend(weights: Array, v: Array) -> Array:
-    """A v: weights (b, h, n, m) float32 and v (b, h, m, e) to (b, h, n, e) float32."""
-    return product("bhqk,bhke->bhqe", weights.astype(v.dtype), v)
-
-
-def compute_capability() -> float:
-    """That of the NVIDIA GPU which programs are compiled for, e.g. 9.0; 0 on anything else."""
-    found = str(getattr(jax.devices()[0], "compute_capability", ""))
-    return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
-
-
-def fused_attention(asked: str, *, dtype: str, head_size: int, relative: bool) -> bool:
-    """Whether attention is cuDNN's kernel, which keeps no (b, h, n, n) array in memory.
-
-    It needs an NVIDIA GPU from Ampere on, 16 bits, and heads of at most 128 in multiples of 8; it
-    knows no relative positions.
-
-    Args:
-      asked: `model.attention`: "auto", "xla" or "cudnn".
-
-    Raises:
-      UserError: `asked` is "cudnn", which cannot be.
-    """
-    obstacles = {
-        "the device is no NVIDIA GPU of compute capability 8.0 or more": compute_capability() < 8.0,
-        f"the compute dtype is {dtype}, not bfloat16": dtype != "bfloat16",
-        f"the heads are {head_size} wide": head_size > 128 or head_size % 8 != 0,
-        "position embeddings are relative": relative,
-    }
-    found = [text for text, there in obstacles.items() if there]
-    if asked == "cudnn" and found:
-        raise UserError(f"model.attention='cudnn' cannot be: {found[0]}; use 'auto'.")
-    return asked != "xla" and not found
-
-
-def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q k^T / sqrt(e)) v by cuDNN. Thrice (b, n, h, e) to (b, n or n + 1, h, e).
-
-    Its gradient takes an even number of tokens only: an odd one gets a token more, to which nobody
-    attends, and which is to be cut off.
-    """
-    n = q.shape[1]
-    lengths = None
-    if n % 2:
-        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-        lengths = jnp.full((q.shape[0],), n, jnp.int32)
-    return jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
-    )
-
-
-def relative_logits(q: Array, embeddings: Array) -> Array:
-    """q . r[p_q - p_k] (Table 8): queries (b, h, n, e) against (2 n - 1, e) embeddings of offsets.
-
-    Returns (b, h, n, n); offsets are those of the raster order.
-    """
-    n = q.shape[2]
-    offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
-    scores = product("bhqe,re->bhqr", q, embeddings.astype(q.dtype))
-    return jnp.take_along_axis(
-        scores, jnp.broadcast_to(offsets, (*scores.shape[:2], n, n)), axis=-1
-    )
-
-
 class SelfAttention(nnx.Module):
     """MSA (Appendix A): [q, k, v] = z U_qkv, heads attend apart, U_msa mixes them. (b, n, d)."""
 
@@ -272,7 +85,7 @@ class SelfAttention(nnx.Module):
         dense = functools.partial(Dense, dtype=config.compute_dtype, keys=keys)
         self.qkv = dense(d, (3, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)
-        self.fused = fused_attention(
+        self.fused = gpu.fused_attention(
             config.attention,
             dtype=config.dtype,
             head_size=d // heads,
@@ -292,32 +105,14 @@ class SelfAttention(nnx.Module):
         qkv = self.qkv(x)  # (b, n, 3, h, e)
         if self.fused and not return_weights:
             q, k, v = (part[:, :, 0] for part in jnp.split(qkv, 3, axis=2))
-            y = cudnn_attention(q, k, v)
+            y = gpu.cudnn_attention(q, k, v)
             return self.out(y.reshape(*y.shape[:2], -1))[:, : x.shape[1]], None
         # three of (b, h, n, e)
         q, k, v = (part[0] for part in jnp.split(qkv.transpose(2, 0, 3, 1, 4), 3))
         extra = relative_logits(q, self.relative[...]) if self.relative is not None else None
-        weights = attention_weights(q, k, extra)
-        y = attend(weights, v).transpose(0, 2, 1, 3).reshape(x.shape)
+        weights = plain.attention_weights(q, k, extra)
+        y = plain.attend(weights, v).transpose(0, 2, 1, 3).reshape(x.shape)
         return self.out(y), weights if return_weights else None
-
-
-class MLP(nnx.Module):
-    """Two dense layers with a GELU between. (b, n, d) to (b, n, d)."""
-
-    def __init__(self, config: ViTConfig, *, keys: Keys):
-        dense = functools.partial(
-            Dense, bias_init=initializers.normal(1e-6), dtype=config.compute_dtype, keys=keys
-        )
-        self.dense1 = dense(config.hidden_size, config.mlp_dim)
-        self.dense2 = dense(config.mlp_dim, config.hidden_size)
-        self.rate, self.activation = config.dropout_rate, ACTIVATIONS[config.activation]
-        self.recompute = remat.name_of(config.remat) == "none"  # otherwise the block does
-
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        x = self.dense1(x, activation=self.activation, recompute=self.recompute)
-        x = dropout(x, self.rate, fold(key, 0))
-        return dropout(self.dense2(x), self.rate, fold(key, 1))
 
 
 class EncoderBlock(nnx.Module):
@@ -347,59 +142,10 @@ class EncoderBlock(nnx.Module):
 
         y, weights = self.attention(self.attention_norm(z), return_weights=return_weights)
         y = dropout(y, self.rate, fold(key, 0))
-        z = settled(branch(y, 1) + z)  # Eq. 2: z' = MSA(LN(z)) + z
+        z = one_cpu.settled(branch(y, 1) + z)  # Eq. 2: z' = MSA(LN(z)) + z
         y = self.mlp(self.mlp_norm(z), fold(key, 2))
-        z = settled(branch(y, 3) + z)  # Eq. 3: z = MLP(LN(z')) + z'
+        z = one_cpu.settled(branch(y, 3) + z)  # Eq. 3: z = MLP(LN(z')) + z'
         return z, weights
-
-
-class AttentionPooling(nnx.Module):
-    """The MAP head: one learned query attends to all tokens, then an MLP. (b, n, d) to (b, d)."""
-
-    def __init__(self, config: ViTConfig, *, keys: Keys):
-        d, heads = config.hidden_size, config.num_heads
-        dense = functools.partial(Dense, dtype=config.compute_dtype, keys=keys)
-        init = initializers.xavier_uniform()
-        self.probe = nnx.Param(init(keys(), (1, d), jnp.float32)[None])
-        self.query = dense(d, (heads, d // heads))
-        self.key_value = dense(d, (2, heads, d // heads), batch_axes=1)
-        self.out = dense(d, d)
-        self.mlp_norm = LayerNorm(
-            d, epsilon=config.layer_norm_epsilon, dtype=config.compute_dtype, keys=keys
-        )
-        self.mlp = MLP(config, keys=keys)
-
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        b, _, d = x.shape
-        q = self.query(self.probe[...]).transpose(0, 2, 1, 3)  # (1, h, 1, e)
-        k, v = self.key_value(x).transpose(2, 0, 3, 1, 4)  # two of (b, h, n, e)
-        weights = attention_weights(jnp.broadcast_to(q, (b, *q.shape[1:])), k)
-        y = attend(weights, v).transpose(0, 2, 1, 3).reshape(b, 1, d)
-        y = self.out(y)
-        return (y + self.mlp(self.mlp_norm(y), key))[:, 0]
-
-
-def scan_blocks(blocks: nnx.List, config: ViTConfig, z: Array, key: Array | None) -> Array:
-    """The encoder as one `lax.scan`: one layer is compiled instead of all of them.
-
-    Raises:
-      UserError: the layers are not alike.
-    """
-    if config.position_embedding_at != "stem" or config.stochastic_depth_rate:
-        raise UserError(
-            "model.scan=True needs position embeddings at the stem and no stochastic depth; "
-            "set model.scan=False."
-        )
-    graphdef, _ = nnx.split(blocks[0])
-    states = [nnx.split(block)[1] for block in blocks]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-    def layer(z, scanned):
-        state, index = scanned
-        return nnx.merge(graphdef, state)(z, fold(key, index))[0], None
-
-    body = remat.apply(layer, config.remat)
-    return jax.lax.scan(body, z, (stacked, jnp.arange(config.num_layers)))[0]
 
 
 class VisionTransformer(Model):
@@ -551,4 +297,3 @@ class VisionTransformer(Model):
             return z
         every = self.config.position_embedding_at == "every"
         return self.position_embedding[layer if every else 0](z)
-

@@ -205,3 +205,9 @@ class StopRequest:
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._signalled
+
+
+def say(text: str) -> None:
+    """A line for the person who waits; one process speaks."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

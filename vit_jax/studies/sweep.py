@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import data
+from vit_jax import data, files
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
-from vit_jax.models import saved
-from vit_jax.training.train import train
+from vit_jax.training.run import train
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03)
 
@@ -72,7 +71,7 @@ def sweep(
         "std": float(np.std(accuracies)),
     }
     if jax.process_index() == 0:
-        saved.write_json(workdir / "sweep.json", result)
+        files.write_json(workdir / "sweep.json", result)
     return result
 
 

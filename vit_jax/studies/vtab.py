@@ -17,7 +17,8 @@ from vit_jax.data import prepare
 from vit_jax.data.kinds.vtab import GROUPS, TASKS, find_task
 from vit_jax.errors import UserError
 from vit_jax.evaluation.suites import Request, Result
-from vit_jax.training.train import say, train
+from vit_jax.runtime.distributed import say
+from vit_jax.training.run import train
 
 
 def suite(request: Request) -> Result:

@@ -15,19 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from vit_jax import models
-from vit_jax.config import ConfigDict
+from vit_jax import files, models
 from vit_jax.errors import UserError
-from vit_jax.models import saved
 from vit_jax.numerics import remat
 from vit_jax.runtime import host_memory
-from vit_jax.training import preflight
+from vit_jax.training import memory
+from vit_jax.training.setup import compile_train_step
 
 if TYPE_CHECKING:
-    from vit_jax.training.train import Setup
+    from vit_jax.training.setup import Setup
 
 FILE = "memory.json"
-MODES = ("as_configured", "auto")
 #: Tokens of a micro batch at which adding its gradient to the others takes as long as computing it:
 #: 12 bytes of traffic for 6 FLOPs per parameter and token, at 150 FLOPs per byte as on a GPU.
 TOKENS_PER_SUM = 300
@@ -47,19 +45,7 @@ class Choice(NamedTuple):
         return f"remat={self.remat}, accumulation_steps={self.accumulation_steps}"
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError if `config.memory` is unknown or contradicts another setting."""
-    if config.memory not in MODES:
-        raise UserError(f"config.memory={config.memory!r}: choose {' or '.join(MODES)}.")
-    chosen = config.accumulation_steps != 1 or config.model.remat is not None
-    if config.memory == "auto" and chosen:
-        raise UserError(
-            "config.memory=auto chooses config.accumulation_steps and config.model.remat itself; "
-            "leave them out, or leave config.memory as_configured."
-        )
-
-
-def fit(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any, int | None]:
+def settle(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any, int | None]:
     """The setup that will run, its compiled step, which fits, and the bytes that it will hold.
 
     Says what it takes. The bytes are `preflight.expected_bytes`.
@@ -69,17 +55,17 @@ def fit(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any, int
     """
     config = setup.config
     before = read(workdir) if resuming else None  # before any process can write it
-    limit = preflight.device_memory(config)
+    limit = memory.device_memory(config)
     if config.memory == "auto":
         setup, compiled, kept = choose(setup, limit, before)
     else:
-        compiled, kept = preflight.fit(setup, limit)
+        compiled, kept = memory.compile_that_fits(setup, limit)
     if host_memory.freed_pages_are_kept() and not kept:
         host_memory.give_back_freed_pages()
-        preflight.show_memory("freed pages are given back, which costs time, as space is short")
+        memory.show_memory("freed pages are given back, which costs time, as space is short")
     host_memory.trim()  # what compiling took
     host_memory.begin_peak()
-    return setup, compiled, preflight.expected_bytes(setup, compiled)
+    return setup, compiled, memory.expected_bytes(setup, compiled)
 
 
 def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setup, Any, bool]:
@@ -94,7 +80,7 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
     Raises:
       UserError: nothing fits.
     """
-    preflight.check_state_fits(setup, limit)
+    memory.check_state_fits(setup, limit)
     ways = (True, False) if host_memory.freed_pages_are_kept() else (False,)
     order = sorted(itertools.product(choices(setup), ways), key=lambda way: seconds(setup, *way))
     frugal = min((choice for choice, _ in order), key=activation_share)
@@ -103,7 +89,7 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
     least = 0
     activations = 0.0  # bytes for the whole batch in one part without remat; not known yet
     for choice, kept in order:
-        fixed = preflight.fixed_bytes(setup, choice.accumulation_steps)
+        fixed = memory.fixed_bytes(setup, choice.accumulation_steps)
         share = activation_share(choice) * (2 if kept else 1)
         last = choice == frugal and not kept
         if not last and fixed + activations * share > MARGIN * limit:
@@ -115,24 +101,24 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
         needed = bytes_of(candidate, compiled, kept) if compiled is not None else limit + 1
         if last:
             least = needed
-        what = f"{choice}: {preflight.gib(needed)} of {preflight.gib(limit)} per device"
+        what = f"{choice}: {memory.gib(needed)} of {memory.gib(limit)} per device"
         if needed <= limit:
             why = "as before" if choice == before else "the fastest that fits"
-            preflight.show_memory(f"{what}, {why}")
+            memory.show_memory(f"{what}, {why}")
             if before not in (None, choice):
-                preflight.show_memory(f"this run began with {before}; its sums differ from now on")
+                memory.show_memory(f"this run began with {before}; its sums differ from now on")
             return candidate, compiled, kept
-        preflight.show_memory(f"{what}, too much")
+        memory.show_memory(f"{what}, too much")
         activations = (needed - fixed) / share
     raise UserError(
-        f"A step of {setup.model.variant} needs {preflight.gib(least)} with {frugal} and "
-        f"there are {preflight.gib(limit)}; use more devices, or --config.mesh.fsdp."
+        f"A step of {setup.model.variant} needs {memory.gib(least)} with {frugal} and "
+        f"there are {memory.gib(limit)}; use more devices, or --config.mesh.fsdp."
     )
 
 
 def choices(setup: Setup) -> Iterator[Choice]:
     """All there are: every policy, and every number of equal parts."""
-    rows = preflight.rows_per_device(setup)
+    rows = memory.rows_per_device(setup)
     for name in remat.POLICIES:
         yield from (Choice(name, parts) for parts in range(1, rows + 1) if rows % parts == 0)
 
@@ -146,7 +132,7 @@ def seconds(setup: Setup, choice: Choice, kept: bool = True) -> float:
       kept: the pages that a CPU frees; otherwise the system clears them at every step.
     """
     parts = choice.accumulation_steps
-    tokens = preflight.rows_per_device(setup) / parts * math.prod(setup.model.grid)
+    tokens = memory.rows_per_device(setup) / parts * math.prod(setup.model.grid)
     sums = TOKENS_PER_SUM / tokens if parts > 1 else 0.0
     return remat.POLICIES[choice.remat].seconds * (1 + sums) * (1 if kept else CLEARING)
 
@@ -169,7 +155,7 @@ def with_choice(setup: Setup, choice: Choice) -> Setup:
 def compile_step(setup: Setup) -> Any:
     """The compiled step; None if the compiler itself saw that it does not fit: a TPU's does."""
     try:
-        return preflight.compile_train_step(setup)
+        return compile_train_step(setup)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -178,7 +164,7 @@ def compile_step(setup: Setup) -> Any:
 
 def bytes_of(setup: Setup, compiled: Any, kept: bool) -> int:
     """`preflight.needed_bytes`, without which nothing can be chosen."""
-    needed = preflight.needed_bytes(setup, compiled, kept=kept)
+    needed = memory.needed_bytes(setup, compiled, kept=kept)
     if needed is None:
         raise UserError(
             "config.memory=auto: this device does not say what a step needs; "
@@ -189,7 +175,7 @@ def bytes_of(setup: Setup, compiled: Any, kept: bool) -> int:
 
 def read(workdir: Path) -> Choice | None:
     """What a run in `workdir` computed with; None if it did not choose."""
-    found = saved.read_json(workdir / FILE)
+    found = files.read_json(workdir / FILE)
     if found is None:
         return None
     try:
@@ -204,4 +190,4 @@ def write(workdir: Path, setup: Setup) -> None:
     """Notes what a run computes with, if it was chosen."""
     if setup.config.memory == "auto" and jax.process_index() == 0:
         choice = Choice(remat.name_of(setup.model.remat), setup.config.accumulation_steps)
-        saved.write_json(workdir / FILE, choice._asdict())
+        files.write_json(workdir / FILE, choice._asdict())

@@ -15,8 +15,9 @@ import jax
 from vit_jax import config as configuration
 from vit_jax import data
 from vit_jax.config import ConfigDict
+from vit_jax.data.specs import split_specs
 from vit_jax.errors import UserError
-from vit_jax.evaluation import classification, objectnet, predictions, suites
+from vit_jax.evaluation import classification, objectnet, run, suites
 
 #: (parameters, called with the count so far after every batch) -> metrics
 Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
@@ -36,7 +37,7 @@ def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
     for name, section in config.evaluators.items():
         if not section.data:
             continue
-        for spec in suites.split_specs(section.data):
+        for spec in split_specs(section.data):
             if name == "objectnet":
                 objectnet.class_map(suites.objectnet_root(spec))
             elif spec.endswith("]"):
@@ -62,12 +63,12 @@ def eval_batch_size(config: ConfigDict) -> int:
 
 def accuracy(setup: Any) -> Evaluator:
     """Top-1, top-5 and loss on the evaluation split of the run's own data."""
-    step = classification.jit_eval_step(setup.eval_step, setup.mesh)
+    step = run.jit_eval_step(setup.eval_step, setup.mesh)
     source = setup.eval_source
     batch_size = eval_batch_size(setup.config)
 
     def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
-        results = predictions.run_model(
+        results = run.run_model(
             setup.model,
             params,
             source,
@@ -97,7 +98,7 @@ def protocol(setup: Any, name: str) -> Evaluator:
         request = suites.Request(
             config=setup.model,
             params=dict(params),
-            specs=suites.split_specs(section.data),
+            specs=split_specs(section.data),
             data_dir=setup.config.data.data_dir,
             batch_size=eval_batch_size(setup.config),
             mesh=setup.mesh,

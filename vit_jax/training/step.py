@@ -9,16 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax import models
 from vit_jax.objectives import losses
 from vit_jax.training import optim
 from vit_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
-
-
-def normalise(images: jax.Array) -> jax.Array:
-    """uint8 0..255 to float32 in [-1, 1]; done on the device, so that uint8 travels there."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def mixup(images: jax.Array, targets: jax.Array, alpha: float, key: jax.Array):
@@ -54,7 +50,7 @@ def make_train_step(
     """
 
     def batch_loss(params, batch: Batch, key: jax.Array) -> jax.Array:
-        images = normalise(batch["image"])
+        images = models.normalise(batch["image"])
         targets = losses.one_hot(batch["label"], num_classes)
         if mixup_alpha:
             key, mix_key = jax.random.split(key)
@@ -118,30 +114,3 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
-
-
-def make_eval_step(
-    apply: Callable[..., Any], *, loss: Callable | None = None, num_classes: int
-) -> Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]:
-    """The function (params, batch) -> per-example results, to be jitted.
-
-    batch has "mask" (b,) besides: rows where it is False are padding. Returned are "correct",
-    "top5", "prediction", "confidence" and, with a loss, "loss", each (b,).
-    """
-
-    def eval_step(params, batch: Batch) -> dict[str, jax.Array]:
-        logits = apply(params, normalise(batch["image"]))
-        labels = batch["label"]
-        _, ranked = jax.lax.top_k(logits, min(5, num_classes))
-        hits = ranked == labels[:, None]
-        results = {
-            "correct": hits[:, 0],
-            "top5": hits.any(axis=1),
-            "prediction": ranked[:, 0],
-            "confidence": jax.nn.softmax(logits).max(axis=-1),
-        }
-        if loss is not None:
-            results["loss"] = loss(logits, losses.one_hot(labels, num_classes))
-        return results
-
-    return eval_step

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.data.kinds.tfds import TfdsSplits
+from vit_jax.data.source import Subset, TableSource, Union
+from vit_jax.data.splits import Splits
 from vit_jax.errors import UserError, nearest
 
 TRAIN, VALIDATION, TEST = 800, 200, 1000
@@ -162,7 +165,7 @@ class ReadExample:
         label = row[task.label] if isinstance(task.label, str) else task.label(row)
         image = row["image"]
         if task.scale != 1:
-            from vit_jax.data.transforms import decode
+            from vit_jax.data.decode import decode
 
             image = decode(image, self.task) * np.uint8(task.scale)
         return image, int(label)
@@ -200,3 +203,46 @@ def size_remarks(task: Task, sizes: dict[str, int]) -> list[str]:
         for name, wanted in expected.items()
         if found[name] != wanted
     ]
+
+
+def open_vtab(name: str, data_dir: str | None) -> Splits:
+    """A task of VTAB-1k by its name, from the TFDS data set that it takes its examples of."""
+    task = find_task(name)
+    stored = TfdsSplits(task.dataset, data_dir)
+    missing = {"train", task.validation[0], task.test[0]} - set(stored.names())
+    if missing:
+        raise UserError(
+            f"vtab:{name}: tfds:{task.dataset} has no split {', '.join(sorted(missing))}; "
+            "prepare it again."
+        )
+    version, names = str(stored.builder.info.version), None
+    if isinstance(task.label, str):
+        names = getattr(stored.builder.info.features[task.label], "names", None)
+    names = names or list(map(str, range(task.num_classes)))
+    if len(names) != task.num_classes:
+        raise UserError(
+            f"vtab:{name}: tfds:{task.dataset} {version} has {len(names)} classes and the "
+            f"benchmark {task.num_classes}; prepare the version of the benchmark."
+        )
+    read, opened = ReadExample(name), {}
+
+    def table(split: str) -> TableSource:
+        if split not in opened:
+            opened[split] = TableSource(
+                stored.rows(split),
+                read,
+                names,
+                spec=f"tfds:{task.dataset}[{split}]",
+                version=version,
+            )
+        return opened[split]
+
+    splits: dict[str, Any] = {}
+    sizes = {split: info.num_examples for split, info in stored.builder.info.splits.items()}
+    for split, parts in ranges(task, sizes).items():
+        spec = f"vtab:{name}[{split}]"
+        pieces = [
+            Subset(table(part), np.arange(rows.start, rows.stop), spec) for part, rows in parts
+        ]
+        splits[split] = pieces[0] if len(pieces) == 1 else Union(pieces, spec)
+    return Splits(f"vtab:{name}", splits)

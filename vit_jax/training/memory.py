@@ -1,4 +1,4 @@
-"""What a run is about to do, shown and checked before its first step."""
+"""The memory that a run will hold: estimated before its first step, checked against the device."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import data
-from vit_jax.config import ConfigDict, human
+from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
-from vit_jax.models import cost
 from vit_jax.numerics import remat
 from vit_jax.runtime import host_memory, sharding
+from vit_jax.runtime.pace import steps_ahead
+from vit_jax.training.setup import abstract_batch, compile_train_step
 
 if TYPE_CHECKING:
-    from vit_jax.training.train import Setup
+    from vit_jax.training.setup import Setup
 
 GIB = 2**30
 #: Batches on the devices that no step has begun with: the next one, and two behind it (`loop` and
@@ -32,78 +32,6 @@ UNCOMPILED, COMPILED = 400 * MIB, 150 * MIB
 #: Copies of the state that a CPU holds while a checkpoint is written, measured: while it computes
 #: 1.8, at the end 1.
 COPIES = 2
-
-
-def show_plan(setup: Setup) -> None:
-    """Prints devices, batch, model, data and schedule, aligned in two columns."""
-    if jax.process_index() == 0:
-        rows = plan(setup)
-        width = max(len(name) for name, _ in rows)
-        print("\n".join(f"  {name:<{width}}  {text}" for name, text in rows), flush=True)
-
-
-def plan(setup: Setup) -> list[tuple[str, str]]:
-    """The pre-flight table as (name, text) rows."""
-    config, model, mesh = setup.config, setup.model, setup.mesh
-    devices = mesh.devices.flatten()
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-    per_device = rows_per_device(setup)
-    train_flops = cost.train_flops_per_image(model) * config.batch_size
-    size = "x".join(map(str, model.image_size))
-    grid = "x".join(map(str, model.grid))
-    params = sum(math.prod(leaf.shape) for leaf in setup.abstract_state.params.values())
-    rows = [
-        (
-            "devices",
-            f"{len(devices)} {devices[0].device_kind} in {jax.process_count()} process(es)"
-            + (f", mesh {axes}" if axes else ""),
-        ),
-        ("model", f"{model.variant}, {human(params)} parameters ({params:,}), {model.dtype}"),
-        ("images", f"{size}, {grid} patches, {model.num_classes} classes"),
-        ("training data", f"{len(setup.train_source):,} examples, {setup.train_source.spec}"),
-        ("evaluation data", f"{len(setup.eval_source):,} examples, {setup.eval_source.spec}"),
-        (
-            "batch",
-            f"{config.batch_size} global, {per_device} per device" + micro_text(setup),
-        ),
-        (
-            "schedule",
-            f"{setup.total_steps:,} steps"
-            f" ({setup.total_steps * config.batch_size / len(setup.train_source):.4g} epochs), "
-            f"{setup.warmup_steps:,} warm-up, {config.schedule.decay} from "
-            f"{config.schedule.learning_rate:g} to {final_rate(setup):.3g}",
-        ),
-        ("optimiser", optimiser_text(setup)),
-        ("compute", f"{human(train_flops)}FLOPs per step"),
-        ("state", f"{state_bytes(setup) / GIB:.3g} GiB per device (weights and optimiser)"),
-    ]
-    return rows + [("note", note) for note in setup.notes]
-
-
-def micro_text(setup: Setup) -> str:
-    """The forward passes of a batch, where they are known before the step is compiled."""
-    steps = setup.config.accumulation_steps
-    if setup.config.memory == "auto":
-        return ", in as many parts as fit"
-    return f", {rows_per_device(setup) // steps} per forward pass ({steps} accumulated)"
-
-
-def final_rate(setup: Setup) -> float:
-    """The learning rate that the schedule ends at."""
-    return float(setup.schedule(setup.total_steps))
-
-
-def optimiser_text(setup: Setup) -> str:
-    config = setup.config
-    options = dict(config.optimizer)
-    text = f"{options.pop('name')} " + " ".join(f"{key}={value}" for key, value in options.items())
-    clip = config.gradient_clip_norm
-    polyak = config.polyak_decay
-    return (
-        f"{text.strip()}, {config.loss.name}"
-        + (f", clip at global norm {clip:g}" if clip else "")
-        + (f", Polyak average {polyak:g}" if polyak else "")
-    )
 
 
 def state_bytes(setup: Setup) -> int:
@@ -132,12 +60,6 @@ def device_memory(config: ConfigDict) -> int:
     return int(limit)
 
 
-def temporary_bytes(compiled: Any) -> int:
-    """What a step takes on one device while it runs; 0 if the backend does not say."""
-    analysis = compiled.memory_analysis()
-    return 0 if analysis is None else analysis.temp_size_in_bytes
-
-
 def expected_bytes(setup: Setup, compiled: Any) -> int | None:
     """What `measured_memory` will say of a run that begins now; None if the backend does not say.
 
@@ -164,41 +86,6 @@ def measured_memory(expected: int | None) -> dict[str, float]:
         "train/peak_memory_gib": peak / GIB,
         "train/estimated_memory_gib": expected / GIB,
     }
-
-
-def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch as shapes, dtypes and shardings."""
-    where = sharding.batch_sharding(setup.mesh)
-    b, (h, w), c = setup.config.batch_size, setup.model.image_size, setup.model.channels
-    return {
-        "image": jax.ShapeDtypeStruct((b, h, w, c), np.uint8, sharding=where),
-        "label": jax.ShapeDtypeStruct((b,), np.int32, sharding=where),
-    }
-
-
-def jit_train_step(setup: Setup) -> Any:
-    """The training step, jitted: the old state's memory is given to the new one."""
-    replicated = NamedSharding(setup.mesh, PartitionSpec())
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state)
-    return jax.jit(
-        setup.train_step,
-        donate_argnums=0,
-        out_shardings=(shardings, replicated),
-        compiler_options=remat.compiler_options(setup.model.remat),
-    )
-
-
-def compile_train_step(setup: Setup) -> Any:
-    """The training step, compiled ahead of time."""
-    return jit_train_step(setup).lower(setup.abstract_state, abstract_batch(setup)).compile()
-
-
-def steps_ahead() -> int:
-    """Steps that the loop asks for before the oldest is done.
-
-    On a CPU none, since every step that it is asked for takes its memory at once.
-    """
-    return 0 if jax.default_backend() == "cpu" else 2
 
 
 def needed_bytes(setup: Setup, compiled: Any, *, kept: bool = False) -> int | None:
@@ -230,7 +117,7 @@ def needed_bytes(setup: Setup, compiled: Any, *, kept: bool = False) -> int | No
     return state + besides + batches * batch_bytes(setup)
 
 
-def fit(setup: Setup, limit: int) -> tuple[Any, bool]:
+def compile_that_fits(setup: Setup, limit: int) -> tuple[Any, bool]:
     """The compiled step of a setup as it is configured, which fits; says what it takes.
 
     Returns:

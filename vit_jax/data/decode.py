@@ -1,0 +1,134 @@
+"""Encoded images to uint8 (h, w, 3) RGB."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from vit_jax.data import turbojpeg
+from vit_jax.errors import UserError
+
+Image = np.ndarray
+
+
+#: Larger images are refused: a 900-megapixel file would take 2.7 GB.
+MAX_PIXELS = 250_000_000
+
+
+def decode(data: bytes | Image, name: str) -> Image:
+    """Any image as uint8 (h, w, 3) RGB.
+
+    JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. 16-bit images are
+    scaled, not clipped; alpha is dropped; of an animation the first frame counts. EXIF rotation is
+    not applied, as in TFDS.
+
+    Args:
+      data: an encoded file, or pixels (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
+      name: what to call the record in an error.
+
+    Raises:
+      UserError: not an image, damaged, or more than MAX_PIXELS.
+    """
+    if isinstance(data, np.ndarray):
+        return _as_rgb(data, name)
+    if not data:
+        raise UserError(f"The image {name} is empty (0 bytes); replace it or leave it out.")
+    if data[:2] == b"\xff\xd8":
+        image = _decode_jpeg(data)
+        if image is not None:
+            return image
+    return _decode_any(data, name)
+
+
+def _decode_jpeg(data: bytes) -> Image | None:
+    """A plain JPEG, or None where PIL must look (CMYK, damaged, enormous)."""
+    import simplejpeg
+
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=True)
+    except ValueError:
+        return None
+
+
+class Encoded:
+    """A JPEG that is decoded when a box of it is cut out: `image[a:b, c:d]`, that box alone."""
+
+    def __init__(self, data: bytes, name: str, shape: tuple[int, int, int], subsampling: str):
+        self.data, self.name, self.shape, self.subsampling = data, name, shape, subsampling
+
+    def __getitem__(self, box: tuple[slice, slice]) -> Image:
+        (top, bottom, _), (left, right, _) = (
+            part.indices(size) for part, size in zip(box, self.shape[:2], strict=True)
+        )
+        try:
+            return turbojpeg.decode_box(
+                self.data, self.subsampling, self.shape[1], (top, left, bottom - top, right - left)
+            )
+        except ValueError:  # damaged: PIL may know better, or says what is wrong
+            return decode(self.data, self.name)[box]
+
+
+def open_image(data: bytes | Image, name: str) -> Image | Encoded:
+    """As `decode`, for a transform that begins with a crop: where only a box can be decoded, later.
+
+    The pixels are the same either way. A file that is cut short is read whole, so that it is named.
+    """
+    if not isinstance(data, bytes) or turbojpeg.library() is None:
+        return decode(data, name)
+    if (data[:2], data[-2:]) == (b"\xff\xd8", b"\xff\xd9"):
+        import simplejpeg
+
+        try:
+            height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return decode(data, name)
+        plain = colorspace in ("YCbCr", "Gray") and height * width <= MAX_PIXELS
+        if plain and subsampling in turbojpeg.BLOCK_WIDTH:
+            return Encoded(data, name, (height, width, 3), subsampling)
+    return decode(data, name)
+
+
+def _decode_any(data: bytes, name: str) -> Image:
+    import PIL.Image
+
+    PIL.Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the one limit
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"The image {name} has {image.width}x{image.height} pixels, more than "
+                    f"{MAX_PIXELS:,}; make it smaller or leave it out."
+                )
+            if image.mode == "F":
+                raise UserError(
+                    f"The image {name} has 32 bits per channel; convert it to 8 or 16 bits."
+                )
+            if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip at 255
+                wide = np.asarray(image, np.uint32)
+                return _as_rgb((wide // 257).clip(0, 255).astype(np.uint8), name)
+            return np.ascontiguousarray(image.convert("RGB"))
+    except UserError:
+        raise
+    except Exception as error:
+        kind = "damaged" if isinstance(error, (OSError, SyntaxError)) else type(error).__name__
+        if isinstance(error, PIL.UnidentifiedImageError):
+            kind = "no image in a known format"
+        raise UserError(
+            f"The image {name} cannot be decoded ({kind}); replace it or leave it out."
+        ) from error
+
+
+def _as_rgb(pixels: Image, name: str) -> Image:
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
+        raise UserError(f"The image {name} has shape {pixels.shape}, not (h, w, 1, 3 or 4).")
+    if pixels.dtype != np.uint8:
+        raise UserError(f"The image {name} has dtype {pixels.dtype}, not uint8.")
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    return np.ascontiguousarray(pixels[..., :3])

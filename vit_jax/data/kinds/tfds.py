@@ -1,0 +1,118 @@
+"""`tfds:NAME`: prepared TensorFlow Datasets, read from ArrayRecord without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from vit_jax.data.source import Columns, TableSource
+from vit_jax.errors import UserError, nearest
+
+
+class TfdsSplits:
+    """The splits of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
+
+    def __init__(self, name: str, data_dir: str | None):
+        import tensorflow_datasets as tfds
+
+        self.tfds, self.name = tfds, name
+        self.base = f"tfds:{name}"
+        where = os.path.expanduser(
+            data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+        )
+        try:
+            self.builder = tfds.builder(name, data_dir=data_dir)
+        except Exception as error:
+            raise UserError(
+                f"There is no prepared TFDS data set {name!r} in {where}; "
+                f"run `vit-jax prepare tfds:{name}`, or set config.data.data_dir."
+            ) from error
+        if not self.builder.info.splits:
+            raise UserError(
+                f"The TFDS data set {name!r} is not prepared in {where}; "
+                f"run `vit-jax prepare tfds:{name}`, or set config.data.data_dir."
+            )
+        use_array_record(self.builder.info)
+        keys = self.builder.info.supervised_keys or ("image", "label")
+        self.image_key, self.label_key = keys[0], keys[1]
+
+    def names(self) -> list[str]:
+        return list(self.builder.info.splits)
+
+    def __call__(self, split: str) -> TableSource:
+        spec, info = f"{self.base}[{split}]", self.builder.info
+        rows = self.rows(split)
+        feature: Any = dict(info.features.items()).get(self.label_key)
+        if not getattr(feature, "num_classes", None):
+            raise UserError(
+                f"{spec} has no class label {self.label_key!r}; it has {', '.join(info.features)}."
+            )
+        names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
+        read = Columns(self.image_key, self.label_key)
+        return TableSource(rows, read, names, spec=spec, version=str(info.version))
+
+    def rows(self, split: str) -> Any:
+        """The records of a split as they are stored, images still encoded."""
+        spec, info = f"{self.base}[{split}]", self.builder.info
+        for part in re.split(r"\+", re.sub(r"\[[^\]]*\]", "", split)):
+            if part.strip() not in info.splits:
+                raise UserError(
+                    f"{spec}: there is no split {part.strip()!r}; there are "
+                    f"{', '.join(info.splits)}.{nearest(part, info.splits)}"
+                )
+        encoded = {
+            key: self.tfds.decode.SkipDecoding()
+            for key, feature in info.features.items()
+            if isinstance(feature, self.tfds.features.Image)
+        }
+        try:
+            rows = self.builder.as_data_source(split, decoders=encoded)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{spec} is stored as TFRecord, which needs TensorFlow to read; "
+                f"run `vit-jax prepare tfds:{self.name}` once to convert it to ArrayRecord."
+            ) from error
+        check_shards(self.instructions(split), spec)
+        return rows
+
+    def instructions(self, split: str) -> Iterable[Any]:
+        """The ArrayRecord files of a split, and how many records each should hold."""
+        return self.builder.info.splits[split].file_instructions
+
+
+def use_array_record(info: Any) -> bool:
+    """Makes TFDS read ArrayRecord where a data set is stored in several formats, if it is one."""
+    # Builders that TFDS has code for forget the alternative formats of dataset_info.json.
+    formats = {info.file_format.value, *info.as_proto.alternative_file_formats}
+    if "array_record" in formats and info.file_format.value != "array_record":
+        info.set_file_format("array_record", override=True, override_if_initialized=True)
+    return "array_record" in formats
+
+
+def check_shards(instructions: Iterable[Any], spec: str) -> None:
+    """Raises UserError for a local ArrayRecord file that is missing or holds other than promised.
+
+    TFDS believes its metadata, so a truncated file would fail in the middle of a run.
+    """
+    from array_record.python import array_record_module
+
+    for shard in instructions:
+        file = str(shard.filename)
+        if "://" in file:
+            continue
+        try:
+            reader = array_record_module.ArrayRecordReader(file)
+            held = reader.num_records()
+            reader.close()
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"{spec}: {file} cannot be read ({reason}); prepare it again."
+            ) from error
+        if held != shard.examples_in_shard:
+            raise UserError(
+                f"{spec}: {file} should hold {shard.examples_in_shard} examples and holds {held}; "
+                "prepare the data set again."
+            )

@@ -1,0 +1,108 @@
+"""The page of pairs on which a person judges the threshold of `vit-jax dedup`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from vit_jax import data
+from vit_jax.dedup.search import SIDE, Pair
+from vit_jax.pages import document
+
+#: Pairs that a section of the page shows at most, and the width of a picture.
+SHOWN, WIDTH = 200, 160
+
+PAIRS_STYLE = """<style>
+table { margin-bottom: 1.5rem }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1.25rem }
+.pairs figure div { display: flex; gap: 2px }
+.pairs img { width: 50%; aspect-ratio: 1; object-fit: contain }
+.pairs .small { image-rendering: pixelated }
+.pairs figcaption { font-size: .75rem; overflow-wrap: anywhere } figcaption b { color: var(--ink) }
+</style>"""
+
+
+class Page:
+    """The page on which a person chooses a threshold."""
+
+    def __init__(self, train: Any, test: Any, train_names: Sequence[str], test_names: Sequence):
+        self.train, self.test = train, test
+        self.train_names, self.test_names = train_names, test_names
+
+    def __call__(self, settings: dict[str, Any], pairs: Sequence[Pair], threshold: float) -> str:
+        removed = [pair for pair in pairs if pair.score >= threshold and pair.stage != "exact"]
+        kept = [pair for pair in pairs if pair.score < threshold]
+        exact = [pair for pair in pairs if pair.stage == "exact"]
+        return document.document(
+            "Training images that repeat test images",
+            [
+                PAIRS_STYLE,
+                "<h1>Training images that repeat test images</h1>",
+                "<p>Left the training image, right the test image.</p>",
+                self.facts(settings, pairs, threshold),
+                counts(pairs, settings["floor"], threshold),
+                self.section("Removed, the least similar first", sorted(removed, key=by_score)),
+                self.section(
+                    "Kept: just below the threshold",
+                    sorted(kept, key=by_score, reverse=True),
+                ),
+                self.section("Removed: the same pixels", exact),
+            ],
+        )
+
+    def facts(self, settings: dict[str, Any], pairs: Sequence[Pair], threshold: float) -> str:
+        rows = [
+            ("training images", f"{len(self.train):,}, {settings['train']}"),
+            ("test images", f"{len(self.test):,}, {', '.join(settings['test'])}"),
+            ("score", settings["descriptor"]),
+            ("threshold", f"{threshold:g}"),
+            ("training images removed", f"{count_images(pairs, threshold):,}"),
+        ]
+        cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
+        return f"<table>{cells}</table>"
+
+    def section(self, heading: str, pairs: Sequence[Pair]) -> str:
+        """Pairs side by side, as many as the page may hold."""
+        shown = pairs[:SHOWN]
+        of = f" ({len(shown)} of {len(pairs):,} pairs)" if len(shown) < len(pairs) else ""
+        figures = "".join(map(self.figure, shown)) or "<p>None.</p>"
+        return f'<h2>{escape(heading)}{of}</h2><div class="pairs">{figures}</div>'
+
+    def figure(self, pair: Pair) -> str:
+        spec, name = self.test_names[pair.test]
+        names = self.train_names[pair.train], name
+        images = self.image(self.train, pair.train), self.image(self.test, pair.test)
+        pictures = "".join(
+            f'<img class="{"small" if max(image.shape[:2]) <= 2 * SIDE else ""}" '
+            f'src="{document.data_url(image, WIDTH)}" alt="{escape(text)}">'
+            for image, text in zip(images, names, strict=True)
+        )
+        return (
+            f"<figure><div>{pictures}</div><figcaption><b>{pair.score:.3f}</b> "
+            f"{escape(names[0])}<br>{escape(spec)}: {escape(name)}</figcaption></figure>"
+        )
+
+    def image(self, source: Any, row: int):
+        record = source[row]
+        return data.decode(record["image"], record["name"])
+
+
+def by_score(pair: Pair) -> tuple[float, int, int]:
+    return pair.score, -pair.train, -pair.test
+
+
+def count_images(pairs: Sequence[Pair], threshold: float) -> int:
+    """How many training images have a match with this score or more."""
+    return len({pair.train for pair in pairs if pair.score >= threshold})
+
+
+def counts(pairs: Sequence[Pair], floor: float, threshold: float) -> str:
+    """A table of what other thresholds would remove."""
+    steps = sorted({threshold, *(i / 20 for i in range(20) if i / 20 >= floor)})
+    rows = "".join(
+        f"<tr><td>{step:g}{' (chosen)' if step == threshold else ''}</td>"
+        f"<td>{count_images(pairs, step):,}</td></tr>"
+        for step in steps
+    )
+    return f"<table><tr><th>threshold</th><th>images removed</th></tr>{rows}</table>"

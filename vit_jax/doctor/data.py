@@ -1,0 +1,54 @@
+"""Whether a run's data and its configuration hold together, before it is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vit_jax.doctor.machine import Finding
+from vit_jax.errors import UserError
+
+
+def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
+    """Whether a data set can be opened, and its first and last record decoded."""
+    from vit_jax import data
+
+    try:
+        specs = (spec,) if spec.endswith("]") else data.default_splits(spec, data_dir=data_dir)
+        for split in specs:
+            source = data.open_source(split, data_dir=data_dir)
+            shapes = []
+            for index in (0, len(source) - 1):
+                record = source[index]
+                shapes.append(
+                    "x".join(map(str, data.decode(record["image"], record["name"]).shape))
+                )
+            yield Finding(
+                "data",
+                f"{split}: {len(source):,} examples, {source.num_classes} classes, images such as "
+                f"{', '.join(dict.fromkeys(shapes))}",
+                True,
+            )
+    except UserError as error:
+        yield Finding("data", str(error), False)
+
+
+def configuration(config: Any) -> Iterator[Finding]:
+    """Whether a configuration could start: everything is opened and built, nothing is run."""
+    from vit_jax import config as configuration
+    from vit_jax.training import memory
+    from vit_jax.training.setup import set_up
+
+    try:
+        configuration.check_keys(config)
+        setup = set_up(config)
+    except UserError as error:
+        yield Finding("config", str(error), False)
+        return
+    limit, state = memory.device_memory(config), memory.state_bytes(setup)
+    yield Finding(
+        "config",
+        f"{setup.model.variant}, {setup.total_steps:,} steps; its state takes "
+        f"{state / memory.GIB:.3g} of {limit / memory.GIB:.3g} GiB per device",
+        state < limit,
+    )

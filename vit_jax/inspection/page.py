@@ -1,0 +1,112 @@
+"""The page of `vit-jax inspect`: pictures, and a viewer of images, layers and heads."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax.pages.document import data_url, document
+
+
+def write(
+    file: Path,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    pictures: Sequence[tuple[str, str, Path]],
+    notes: Sequence[str],
+    viewer: Mapping[str, Any] | None,
+) -> None:
+    """Writes the page.
+
+    Args:
+      facts: (name, value) rows about the model.
+      pictures: (heading, caption, PNG) in order.
+      notes: what could not be drawn, and why.
+      viewer: names, images (b, h, w, 3) uint8, attention (b, layers, heads, gh, gw) and distance
+        (layers, heads) to step through; None leaves the viewer out.
+    """
+    parts = [f"<h1>{escape(title)}</h1>", "<table>"]
+    parts += [f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in facts]
+    parts.append("</table>")
+    parts += [f"<p>{escape(note)}</p>" for note in notes]
+    if viewer is not None:
+        parts.append(_viewer(viewer))
+    for heading, caption, picture in pictures:
+        encoded = base64.b64encode(picture.read_bytes()).decode()
+        parts.append(
+            f"<h2>{escape(heading)}</h2><figure>"
+            f'<img alt="{escape(heading)}" src="data:image/png;base64,{encoded}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+        )
+    file.write_text(document(title, parts), encoding="utf-8")
+
+
+def _viewer(viewer: Mapping[str, Any]) -> str:
+    attention = np.asarray(viewer["attention"], np.float32)
+    largest = attention.max(axis=(-2, -1), keepdims=True)
+    levels = np.round(255 * attention / np.maximum(largest, 1e-12)).astype(np.uint8)
+    b, layers, heads, rows, columns = levels.shape
+    facts = {
+        "shape": [layers, heads, rows, columns],
+        "distance": np.round(viewer["distance"], 3).tolist(),
+        "images": [
+            {
+                "name": viewer["names"][i],
+                "photo": data_url(viewer["images"][i], 320),
+                "attention": base64.b64encode(levels[i].tobytes()).decode(),
+            }
+            for i in range(b)
+        ],
+    }
+    height, width = viewer["images"][0].shape[:2]
+    options = "".join(
+        f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(viewer["names"])
+    )
+    text = json.dumps(facts).replace("<", "\\u003c")
+    return (
+        f"<h2>Attention, head by head</h2><p>{escape(viewer['caption'])} Each map is scaled by its "
+        "own largest value. Tab reaches the controls, the arrow keys change them.</p>"
+        '<div class="controls">'
+        f'<label>image <select id="image">{options}</select></label>'
+        f'<label>layer <input id="layer" type="range" min="0" max="{layers - 1}" value="0"></label>'
+        f'<label>head <input id="head" type="range" min="0" max="{heads - 1}" value="0"></label>'
+        f'</div><p id="said" role="status" aria-live="polite"></p>'
+        f'<div class="views" style="--aspect: {width} / {height}"><img id="photo" alt="">'
+        '<canvas id="map" role="img" aria-label="attention map"></canvas></div>'
+        f'<script type="application/json" id="facts">{text}</script><script>{SCRIPT}</script>'
+    )
+
+
+SCRIPT = """
+const facts = JSON.parse(document.getElementById("facts").textContent);
+const pick = id => document.getElementById(id);
+const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+const maps = facts.images.map(image => bytes(image.attention));
+const [layers, heads, rows, columns] = facts.shape;
+function draw() {
+  const i = +pick("image").value, layer = +pick("layer").value, head = +pick("head").value;
+  pick("photo").src = facts.images[i].photo;
+  pick("photo").alt = facts.images[i].name;
+  const size = rows * columns, start = (layer * heads + head) * size;
+  const canvas = pick("map"), context = canvas.getContext("2d");
+  canvas.width = columns; canvas.height = rows;
+  const pixels = context.createImageData(columns, rows);
+  for (let p = 0; p < size; p++) {
+    const v = maps[i][start + p] / 255;
+    const blue = 0.25 + 0.5 * Math.abs(v - 0.4);
+    pixels.data.set([255 * Math.min(1, 1.6 * v), 255 * v * v, 255 * blue, 255], 4 * p);
+  }
+  context.putImageData(pixels, 0, 0);
+  pick("said").textContent = `${facts.images[i].name}, layer ${layer}, head ${head}: mean distance `
+    + `${facts.distance[layer][head].toFixed(1)} pixels`;
+}
+for (const id of ["image", "layer", "head"]) pick(id).addEventListener("input", draw);
+draw();
+"""

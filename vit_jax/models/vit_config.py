@@ -1,0 +1,116 @@
+"""The configuration of a Vision Transformer: a row of Table 1, and what the ablations vary."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError
+from vit_jax.numerics import plain, remat
+
+CLASSIFIERS = ("token", "gap", "map")
+POSITION_EMBEDDINGS = ("none", "1d", "2d", "relative")
+POSITION_EMBEDDING_PLACES = ("stem", "every", "shared")
+ATTENTIONS = ("auto", "xla", "cudnn")
+
+
+def stem_stride(depths: tuple[int, ...]) -> int:
+    """Pixels per feature of a hybrid's stem: 4, doubled by every stage but the first."""
+    return 4 * 2 ** max(len(depths) - 1, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """The shape of one Vision Transformer: a row of Table 1 plus what the ablations vary.
+
+    `stem_depths`: None, or the stages of a ResNet stem (hybrids, section 3.1); the patches are then
+    cut from its feature map. Its epsilons are those of the released hybrids; weights of other
+    families may have others; so may their `layer_norm_epsilon` and their `activation`, "gelu_tanh"
+    (as here) or "gelu" (exact). `representation_size` is the hidden layer of the pre-training head
+    (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
+    evaluation transform with its options, if known; they travel with the weights. `attention` is
+    "xla", "cudnn" (its fused kernel) or "auto", cuDNN's where it can be had.
+    """
+
+    variant: str
+    patch_size: tuple[int, int]
+    hidden_size: int
+    num_layers: int
+    mlp_dim: int
+    num_heads: int
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    num_classes: int = 1000
+    representation_size: int | None = None
+    classifier: str = "token"
+    position_embedding: str = "1d"
+    position_embedding_at: str = "stem"
+    stem_depths: tuple[int, ...] | None = None
+    stem_width: float = 1.0
+    stem_group_norm_epsilon: float = 1e-6
+    stem_standardisation: str = "std"
+    stem_standardisation_epsilon: float = 1e-5
+    head_bias: float = 0.0
+    activation: str = "gelu_tanh"
+    layer_norm_epsilon: float = 1e-6
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    remat: bool | str = False  # see models/remat.py
+    scan: bool = False
+    attention: str = "auto"
+    dtype: str = "float32"
+    labels: tuple[str, ...] = ()
+    preprocessing: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self):
+        remat.name_of(self.remat)
+        for key, options in (
+            ("classifier", CLASSIFIERS),
+            ("activation", tuple(plain.ACTIVATIONS)),
+            ("attention", ATTENTIONS),
+            ("position_embedding", POSITION_EMBEDDINGS),
+            ("position_embedding_at", POSITION_EMBEDDING_PLACES),
+        ):
+            if getattr(self, key) not in options:
+                raise UserError(
+                    f"model.{key}={getattr(self, key)!r} does not exist; "
+                    f"choose one of {', '.join(options)}."
+                )
+        if self.hidden_size % self.num_heads:
+            fits = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0]
+            close = sorted(fits, key=lambda h: abs(h - self.num_heads))[:3]
+            raise UserError(
+                f"{self.variant}: hidden size {self.hidden_size} does not divide into "
+                f"{self.num_heads} heads; {', '.join(map(str, sorted(close)))} heads would."
+            )
+        stride = self.stride
+        for axis, size, step in zip(("height", "width"), self.image_size, stride, strict=True):
+            if size <= 0 or size % step:
+                below, above = size // step * step, (size // step + 1) * step
+                fit = f"{below} or {above}" if below > 0 else f"{above}"
+                raise UserError(
+                    f"{self.variant}: image {axis} {size} is not divisible by the patch size "
+                    f"{step}; set model.image_size to {fit}."
+                )
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels per token, (vertical, horizontal): the number after the slash in the name."""
+        stem = 1 if self.stem_depths is None else stem_stride(self.stem_depths)
+        return self.patch_size[0] * stem, self.patch_size[1] * stem
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens per (column, row) of the image, without the class token."""
+        return self.image_size[0] // self.stride[0], self.image_size[1] // self.stride[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Sequence length: N patches, plus one with a class token."""
+        return self.grid[0] * self.grid[1] + (self.classifier == "token")
+
+    @property
+    def compute_dtype(self):
+        return jnp.dtype(self.dtype)

@@ -1,0 +1,115 @@
+"""Matrix products: operands in the compute dtype, sums in float32, gradients likewise."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.numerics import one_cpu, remat
+
+Array = jax.Array
+
+
+def affine(
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    dtype,
+    *,
+    activation: Callable[[Array], Array] | None = None,
+    recompute: bool = False,
+    out_dtype=None,
+) -> Array:
+    """activation(x (..., i) times kernel (i, ...) plus bias), in `out_dtype` or as it is stored.
+
+    Operands of the product are in `dtype`, and so are those of its gradients; sums are in float32.
+    The leading axes are folded into one, so that the gradient of the kernel is a plain matrix
+    product as well; over several axes, XLA's is twice as slow on CPU.
+    With `recompute`, the gradient of the activation keeps the product and nothing else.
+    """
+    dtype, out_dtype = jnp.dtype(dtype), jnp.dtype(out_dtype or one_cpu.stored(dtype))
+    rows = x.reshape(-1, x.shape[-1])
+    if dtype == jnp.float32:
+        y = jnp.tensordot(rows.astype(dtype), kernel, 1)
+    elif one_cpu.on_one_cpu():
+        y = one_cpu.bfloat16_product(rows, kernel.reshape(kernel.shape[0], -1))
+        y = y.reshape(-1, *kernel.shape[1:])
+    else:
+        y = rounded_product(aligned(rows.astype(dtype), 1), aligned(kernel, 0), out_dtype)
+
+    def finish(y: Array, bias: Array) -> Array:
+        y = (y.astype(jnp.float32) + bias).astype(out_dtype)
+        return activation(y) if activation else y
+
+    y = remat.product(y)
+    y = (jax.checkpoint(finish) if recompute else finish)(y, bias)
+    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+def aligned(x: Array, axis: int) -> Array:
+    """x with zeros up to a multiple of 8 on `axis`: rows of 16 bytes, for the kernels of GPUs.
+
+    Only H/14's patches of 588 numbers are not; their product with zeros added is the same.
+    """
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, -x.shape[axis] % 8)
+    return jnp.pad(x, padding) if padding[axis][1] else x
+
+
+def summed_in_float32(multiply: Callable[..., Array], a: Array, b: Array) -> Array:
+    """`multiply(a, b, preferred_element_type=float32)`, operands as they are.
+
+    Of CPUs, which stand in for accelerators where there are several, XLA compiles some products of
+    16 bits into what they cannot do; there the operands are cast, which gives the same sums.
+    """
+    multiply = functools.partial(multiply, preferred_element_type=jnp.float32)
+    if a.dtype == jnp.float32:
+        return multiply(a, b)
+    cast = lambda a, b: multiply(a.astype(jnp.float32), b.astype(jnp.float32))  # noqa: E731
+    return jax.lax.platform_dependent(a, b, cpu=cast, default=multiply)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rounded_product(x: Array, kernel: Array, out_dtype) -> Array:
+    """x (r, i), of 16 bits, times kernel (i, ...) float32, rounded as x is; sums in float32.
+
+    JAX's own gradient of a product that is returned in more bits than its operands have would be a
+    product in float32, at half the speed and less. The gradient of the kernel is float32.
+    """
+    return _rounded_product_forward(x, kernel, out_dtype)[0]
+
+
+def _rounded_product_forward(x, kernel, out_dtype):
+    kernel = kernel.astype(x.dtype)
+    return jnp.tensordot(x, kernel, 1, preferred_element_type=out_dtype), (x, kernel)
+
+
+def _rounded_product_backward(out_dtype, kept, dy):
+    x, kernel = kept
+    dy = dy.astype(x.dtype)
+    features = tuple(range(1, dy.ndim))
+    dx = jax.lax.dot_general(dy, kernel, ((features, features), ((), ())))
+    return dx, summed_in_float32(functools.partial(jnp.tensordot, axes=(0, 0)), x, dy)
+
+
+rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(subscripts: str, a: Array, b: Array) -> Array:
+    """`einsum(subscripts, a, b)` of activations in one dtype, summed and returned in float32.
+
+    Its gradients are products in that dtype too (see `rounded_product`).
+    """
+    return summed_in_float32(functools.partial(jnp.einsum, subscripts), a, b)
+
+
+def _product_pull(subscripts, operands, dy):
+    _, pull = jax.vjp(functools.partial(jnp.einsum, subscripts), *operands)
+    return pull(dy.astype(operands[0].dtype))
+
+
+product.defvjp(lambda subscripts, a, b: (product(subscripts, a, b), (a, b)), _product_pull)

@@ -1,0 +1,94 @@
+"""What XLA's compiler for a single CPU device wants otherwise; measured in docs/performance.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
+
+Array = jax.Array
+
+
+def on_one_cpu() -> bool:
+    """Whether programs are compiled for a single CPU device."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def stored(dtype) -> Any:
+    """The dtype that activations are kept in: `dtype`, but float32 on a CPU.
+
+    CPUs have bfloat16 products and nothing else in it: every other operation converts back and
+    forth, which costs more than the memory saves (docs/performance.md).
+    """
+    return jnp.float32 if on_one_cpu() else dtype
+
+
+def settled(x: Array) -> Array:
+    """x; on a CPU, its gradient is computed once.
+
+    The gradient of the residual stream is a sum over all later layers. XLA there computes a sum
+    anew in each program that reads it, which makes this one quadratic in the number of layers.
+    """
+    return _settled(x) if on_one_cpu() else x
+
+
+@jax.custom_vjp
+def _settled(x: Array) -> Array:
+    return x
+
+
+@jax.jit
+def _itself(x: Array) -> Array:
+    return x
+
+
+def _settled_backward(_, dx: Array) -> tuple[Array]:
+    with set_xla_metadata(inlineable="false"):  # nothing is fused over the edge of a call
+        return (_itself(dx),)
+
+
+_settled.defvjp(lambda x: (x, None), _settled_backward)
+
+
+@jax.custom_vjp
+def bfloat16_product(x: Array, kernel: Array) -> Array:
+    """x (r, i) times kernel (i, o) in bfloat16, summed in float32, for CPUs.
+
+    XLA has a fast product only of operands that lie in rows: its own gradient of the kernel, which
+    reads x in columns, runs at half the speed. This one turns an operand around first.
+    """
+    return _rows_product(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 0)
+
+
+def _rows_product(a: Array, b: Array, axis: int) -> Array:
+    """a (r, i) times b (i, o), or with `axis` 1 times b (o, i)."""
+    return jax.lax.dot_general(
+        a, b, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _turned(x: Array) -> Array:
+    """x (r, c) bfloat16 as (c, r), moved in memory; in one piece XLA would undo it."""
+    rows, columns = x.shape
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)  # bfloat16 would be moved as float32
+    if columns % 1024 == 0:  # the entries of a column would share a few lines of the cache
+        bits = jax.lax.optimization_barrier(jnp.pad(bits, ((0, 0), (0, 16))))
+    half = rows // 2
+    turned = jnp.concatenate([bits[:half, :columns].T, bits[half:, :columns].T], axis=1)
+    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(turned), jnp.bfloat16)
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    x, kernel = jax.lax.optimization_barrier(x.astype(jnp.bfloat16)), kernel.astype(jnp.bfloat16)
+    return _rows_product(x, kernel, 0), (x, kernel)
+
+
+def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    dy = jax.lax.optimization_barrier(dy.astype(jnp.bfloat16))
+    return _rows_product(dy, kernel, 1), _rows_product(_turned(x), dy, 0)
+
+
+bfloat16_product.defvjp(_product_forward, _product_backward)

@@ -1,0 +1,27 @@
+"""Blank figures, drawn without a display."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Figure = Any
+
+
+def new_figure(rows: int, columns: int, width: float, height: float):
+    """A figure that belongs to no window, and its axes (rows, columns)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
+
+
+def bare(axes) -> None:
+    """No ticks and no frame: the picture is all there is."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,171 @@
+"""The training loop: steps, logs, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import jax
+
+from vit_jax import data
+from vit_jax.errors import Preempted, UserError
+from vit_jax.pages import report
+from vit_jax.runtime import profiling, sharding
+from vit_jax.runtime.distributed import StopRequest, say
+from vit_jax.runtime.logbook import Logbook
+from vit_jax.runtime.pace import Clock, Pace
+from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.training import memory
+from vit_jax.training import state as train_state
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.evaluators import evaluators
+from vit_jax.training.setup import Setup
+from vit_jax.training.workdir import export, run_meta, write_evaluation
+
+
+def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> train_state.TrainState:
+    """The newest checkpoint of this run, or its initial state."""
+    meta = checkpoints.latest_meta()
+    if meta is not None:
+        for key, now in run_meta(setup).items():
+            if key.endswith("_data") and list(meta[key]) != now:
+                raise UserError(
+                    f"The data changed since this run began: {key} is {now[0]} ({now[1]}), it was "
+                    f"{meta[key][0]} ({meta[key][1]}). Restore the data or use another --workdir."
+                )
+    restored = checkpoints.restore(setup.abstract_state)
+    if restored is None:
+        return setup.initialise()
+    state, meta = restored
+    say(f"resumed from step {int(meta['step'])}")
+    return state
+
+
+def loop(
+    setup: Setup, train_step: Callable, workdir: Path, expected_memory: int | None
+) -> dict[str, float]:
+    """Steps, logs, evaluates and saves until the end; then exports the model."""
+    config, total = setup.config, setup.total_steps
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        every_steps=config.checkpoint_every_steps,
+        keep=config.keep_checkpoints,
+    )
+    meta = run_meta(setup)
+    is_main = jax.process_index() == 0
+    measures = evaluators(setup)
+    profile = profiling.Profile(workdir / "profile", config.profile_steps)
+    batches = None
+    try:
+        state = restore_or_initialise(setup, checkpoints)
+        start = int(state.step)
+        with (
+            Logbook(
+                workdir, total_steps=total, start_step=start, wandb=config.wandb, enabled=is_main
+            ) as log,
+            StopRequest() as stop,
+            Watchdog(config.watchdog_seconds) as watchdog,
+        ):
+            clock = Clock(config.batch_size, start)
+            batches = training_batches(setup, start, clock)
+            metrics: dict[str, jax.Array] = {}
+            record: dict[str, float] = {}
+            pace = Pace(train_step, expected_memory)
+            batch = next(batches) if start < total else {}
+            for step in range(start + 1, total + 1):
+                pace.begin()
+                with profile.begin(step):
+                    state, metrics = train_step(state, batch)
+                    watchdog.beat(f"step {step}")
+                    if step < total:
+                        batch = next(batches)  # while the devices compute
+                    pace.keep(metrics["train/loss"])
+                if traced := profile.end(step, metrics):
+                    say(f"profile of {traced}: {profile.directory}")
+                last = step == total
+                record = {}
+                if last or step == start + 1 or step % config.log_every_steps == 0:
+                    record |= {key: float(value) for key, value in metrics.items()}
+                    record |= clock.read(step)
+                    record |= memory.measured_memory(expected_memory)
+                    abort_if_stuck(record, config.max_skipped_steps)
+                due = [run for every, run in measures if last or (every and step % every == 0)]
+                for run in due:
+                    record |= run(train_state.evaluated_params(state), watchdog.on_batch)
+                    clock.restart(step)
+                if due:
+                    pace.interrupted()
+                if record and not last:
+                    log.write(step, record)
+                log.advance(step)
+                saving = checkpoints.saving
+                if checkpoints.save(step, state, meta, force=last):
+                    watchdog.beat(f"a checkpoint of step {step}", progress=True)
+                if checkpoints.saving != saving:
+                    pace.interrupted()
+                if not last and stop.requested(step):
+                    checkpoints.save(step, state, meta, force=True)
+                    checkpoints.wait()
+                    raise Preempted(
+                        f"asked to stop: saved step {step} of {total} in {workdir}; "
+                        "run the same command to go on."
+                    )
+            checkpoints.wait()
+            if not record:  # resumed at the very end: the last step was saved, not yet exported
+                for _, run in measures:
+                    record |= run(train_state.evaluated_params(state), watchdog.on_batch)
+            record |= memory.measured_memory(expected_memory)
+            export(setup, state, workdir)
+            if is_main:
+                write_evaluation(workdir, record, total, setup)
+            log.write(total, record, final=True)
+    finally:
+        profile.close()
+        if batches is not None:
+            batches.close()
+        checkpoints.close()
+    if is_main:
+        page = report.write_report(workdir)
+        say(f"model in {workdir / 'model'}, curves in {page}")
+        say(f"look inside: vit-jax inspect --checkpoint={workdir} --images=FOLDER --out=DIR")
+    return {"step": total, **record}
+
+
+def training_batches(
+    setup: Setup, start_step: int, clock: Clock
+) -> Generator[dict[str, jax.Array], None, None]:
+    """Batches on the devices, two ahead of the step that uses them; `clock` sees who waits."""
+    config = setup.config
+    batches = data.train_batches(
+        setup.train_source,
+        setup.train_transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+    )
+    ahead: collections.deque = collections.deque()
+    try:
+        while True:
+            with clock.waiting():
+                batch = next(batches)
+            with profiling.phase(profiling.TO_DEVICES):
+                ahead.append(sharding.to_devices(batch, setup.mesh))
+            if len(ahead) > 2:
+                yield ahead.popleft()
+    finally:
+        batches.close()
+
+
+def abort_if_stuck(record: dict[str, float], limit: int) -> None:
+    """Stops a run whose gradients are not finite any more; its checkpoints are all finite."""
+    bad = int(record["train/skipped_in_a_row"])
+    if bad >= limit:
+        raise UserError(
+            f"The last {bad} gradients were not finite and their updates were skipped; lower "
+            "config.schedule.learning_rate, or set config.gradient_clip_norm, and start again."
+        )

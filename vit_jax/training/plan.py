@@ -1,0 +1,87 @@
+"""What a run is about to do, printed before its first step."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+
+from vit_jax.models import cost
+from vit_jax.pages.charts import human
+from vit_jax.training.memory import GIB, rows_per_device, state_bytes
+
+if TYPE_CHECKING:
+    from vit_jax.training.setup import Setup
+
+
+def show_plan(setup: Setup) -> None:
+    """Prints devices, batch, model, data and schedule, aligned in two columns."""
+    if jax.process_index() == 0:
+        rows = plan(setup)
+        width = max(len(name) for name, _ in rows)
+        print("\n".join(f"  {name:<{width}}  {text}" for name, text in rows), flush=True)
+
+
+def plan(setup: Setup) -> list[tuple[str, str]]:
+    """The pre-flight table as (name, text) rows."""
+    config, model, mesh = setup.config, setup.model, setup.mesh
+    devices = mesh.devices.flatten()
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    per_device = rows_per_device(setup)
+    train_flops = cost.train_flops_per_image(model) * config.batch_size
+    size = "x".join(map(str, model.image_size))
+    grid = "x".join(map(str, model.grid))
+    params = sum(math.prod(leaf.shape) for leaf in setup.abstract_state.params.values())
+    rows = [
+        (
+            "devices",
+            f"{len(devices)} {devices[0].device_kind} in {jax.process_count()} process(es)"
+            + (f", mesh {axes}" if axes else ""),
+        ),
+        ("model", f"{model.variant}, {human(params)} parameters ({params:,}), {model.dtype}"),
+        ("images", f"{size}, {grid} patches, {model.num_classes} classes"),
+        ("training data", f"{len(setup.train_source):,} examples, {setup.train_source.spec}"),
+        ("evaluation data", f"{len(setup.eval_source):,} examples, {setup.eval_source.spec}"),
+        (
+            "batch",
+            f"{config.batch_size} global, {per_device} per device" + micro_text(setup),
+        ),
+        (
+            "schedule",
+            f"{setup.total_steps:,} steps"
+            f" ({setup.total_steps * config.batch_size / len(setup.train_source):.4g} epochs), "
+            f"{setup.warmup_steps:,} warm-up, {config.schedule.decay} from "
+            f"{config.schedule.learning_rate:g} to {final_rate(setup):.3g}",
+        ),
+        ("optimiser", optimiser_text(setup)),
+        ("compute", f"{human(train_flops)}FLOPs per step"),
+        ("state", f"{state_bytes(setup) / GIB:.3g} GiB per device (weights and optimiser)"),
+    ]
+    return rows + [("note", note) for note in setup.notes]
+
+
+def micro_text(setup: Setup) -> str:
+    """The forward passes of a batch, where they are known before the step is compiled."""
+    steps = setup.config.accumulation_steps
+    if setup.config.memory == "auto":
+        return ", in as many parts as fit"
+    return f", {rows_per_device(setup) // steps} per forward pass ({steps} accumulated)"
+
+
+def final_rate(setup: Setup) -> float:
+    """The learning rate that the schedule ends at."""
+    return float(setup.schedule(setup.total_steps))
+
+
+def optimiser_text(setup: Setup) -> str:
+    config = setup.config
+    options = dict(config.optimizer)
+    text = f"{options.pop('name')} " + " ".join(f"{key}={value}" for key, value in options.items())
+    clip = config.gradient_clip_norm
+    polyak = config.polyak_decay
+    return (
+        f"{text.strip()}, {config.loss.name}"
+        + (f", clip at global norm {clip:g}" if clip else "")
+        + (f", Polyak average {polyak:g}" if polyak else "")
+    )

@@ -1,0 +1,288 @@
+"""Everything that a configuration decides, before any array exists."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_jax import config as configuration
+from vit_jax import data, models
+from vit_jax.config import ConfigDict
+from vit_jax.errors import UserError
+from vit_jax.evaluation.classification import make_eval_step
+from vit_jax.interop import load
+from vit_jax.models import adapt
+from vit_jax.numerics import remat
+from vit_jax.objectives import losses
+from vit_jax.runtime import profiling, sharding
+from vit_jax.training import optim
+from vit_jax.training import state as train_state
+from vit_jax.training.evaluators import Periods, periods
+from vit_jax.training.step import make_train_step
+
+
+class Setup(NamedTuple):
+    """Everything that a configuration decides, before any array exists."""
+
+    config: ConfigDict
+    model: models.ModelConfig
+    train_source: Any
+    eval_source: Any
+    train_transform: Callable
+    eval_transform: Callable
+    mesh: jax.sharding.Mesh
+    total_steps: int
+    warmup_steps: int
+    periods: Periods
+    schedule: Callable
+    make_train_step: Callable  # (apply, accumulation_steps=...) -> train_step
+    train_step: Callable  # (state, batch) -> (state, metrics), not yet jitted
+    eval_step: Callable  # (params, batch) -> per-example results, not yet jitted
+    initialise: Callable  # () -> TrainState on the mesh
+    abstract_state: train_state.TrainState
+    notes: list[str]
+
+
+def set_up(
+    config: ConfigDict,
+    *,
+    resuming: bool = False,
+    sources: tuple[Any, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Setup:
+    """Opens the data and builds the model's functions, steps and shardings from a configuration.
+
+    Args:
+      resuming: `init_from` is not read; its weights are not needed any more.
+      sources: training and evaluation data that are open already, instead of `config.data`.
+      mesh: instead of that of `config.mesh` over the devices here, e.g. of a pod elsewhere.
+
+    Raises:
+      UserError: something does not exist or does not fit; says which setting.
+    """
+    notes: list[str] = []
+    if mesh is None:
+        mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
+    check_batch(config, mesh)
+    train_source, eval_source = sources or open_sources(config)
+    needed = not resuming or config.model.variant == OF_CHECKPOINT
+    initial = load.read(config.init_from) if config.init_from and needed else None
+    model = model_config(config, train_source, initial)
+    size = model.image_size
+    train_transform = data.make_transform(size=size, train=True, **config.augment.to_dict())
+    eval_transform = data.make_transform(size=size, train=False, **config.eval_preprocess.to_dict())
+
+    epoch = len(train_source) / config.batch_size  # in steps, not rounded
+    in_steps = functools.partial(configuration.duration, steps_per_epoch=epoch)
+    total_steps = in_steps(config, "total")
+    if not total_steps or total_steps < 1:
+        raise UserError("config.total_steps or config.total_epochs must be set and positive.")
+    profiling.check_steps(config.profile_steps, total_steps)
+    check_memory(config)
+    warmup_steps = in_steps(config.schedule, "warmup", total_steps=total_steps) or 0
+    schedule = optim.learning_rate_schedule(
+        config.schedule.decay,
+        config.schedule.learning_rate,
+        total_steps,
+        warmup_steps,
+        config.schedule.final_learning_rate,
+        config.schedule.boundaries_percent,
+    )
+    optimizer = configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
+    loss = loss_function(config)
+    init, apply = models.as_functions(model)
+    initialise, abstract_state = train_state.initialise(
+        *initial_params(config, model, initial, init, mesh, notes),
+        optimizer,
+        mesh,
+        polyak=config.polyak_decay is not None,
+        consume=initial is not None,
+    )
+    train_step_of = functools.partial(
+        make_train_step,
+        optimizer=optimizer,
+        loss=loss,
+        num_classes=model.num_classes,
+        schedule=schedule,
+        seed=config.seed,
+        gradient_clip_norm=config.gradient_clip_norm,
+        polyak_decay=config.polyak_decay,
+        mixup_alpha=config.mixup_alpha,
+    )
+    return Setup(
+        config=config,
+        model=model,
+        train_source=train_source,
+        eval_source=eval_source,
+        train_transform=train_transform,
+        eval_transform=eval_transform,
+        mesh=mesh,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        periods=periods(config, epoch),
+        schedule=schedule,
+        make_train_step=train_step_of,
+        train_step=train_step_of(apply, accumulation_steps=config.accumulation_steps),
+        eval_step=make_eval_step(apply, loss=loss, num_classes=model.num_classes),
+        initialise=initialise,
+        abstract_state=abstract_state,
+        notes=notes,
+    )
+
+
+def loss_function(config: ConfigDict) -> Callable:
+    """The configured loss, checked before it is first traced."""
+    options = config.loss.to_dict()
+    empty = jnp.zeros((1, 2))
+    jax.eval_shape(
+        lambda: configuration.call(
+            losses.LOSSES, "config.loss", options, logits=empty, targets=empty
+        )
+    )
+    return functools.partial(losses.LOSSES[options.pop("name")], **options)
+
+
+MEMORY_MODES = ("as_configured", "auto")
+
+
+def check_memory(config: ConfigDict) -> None:
+    """Raises UserError if `config.memory` is unknown or contradicts another setting."""
+    if config.memory not in MEMORY_MODES:
+        raise UserError(f"config.memory={config.memory!r}: choose {' or '.join(MEMORY_MODES)}.")
+    chosen = config.accumulation_steps != 1 or config.model.remat is not None
+    if config.memory == "auto" and chosen:
+        raise UserError(
+            "config.memory=auto chooses config.accumulation_steps and config.model.remat itself; "
+            "leave them out, or leave config.memory as_configured."
+        )
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """The global batch must divide by devices and accumulation steps."""
+    divisor = sharding.batch_divisor(mesh) * config.accumulation_steps
+    if config.accumulation_steps < 1 or config.batch_size < 1 or config.batch_size % divisor:
+        fits = max(divisor, config.batch_size // max(divisor, 1) * divisor)
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide by "
+            f"{sharding.batch_divisor(mesh)} devices x {config.accumulation_steps} "
+            f"accumulation steps; {fits} would."
+        )
+
+
+def open_sources(config: ConfigDict) -> tuple[Any, Any]:
+    """The training and the evaluation source of `config.data`."""
+    spec, options = config.data.dataset, {"data_dir": config.data.data_dir}
+    if config.data.train_split or config.data.eval_split:
+        if not (config.data.train_split and config.data.eval_split):
+            raise UserError("config.data.train_split and .eval_split belong together; set both.")
+        train_spec = f"{spec}[{config.data.train_split}]"
+        eval_spec = f"{spec}[{config.data.eval_split}]"
+    else:
+        train_spec, eval_spec = data.default_splits(spec, **options)
+    train_source = data.open_source(train_spec, exclude=config.data.exclude or None, **options)
+    eval_source = data.open_source(eval_spec, **options)
+    if train_source.num_classes != eval_source.num_classes:
+        raise UserError(
+            f"{train_spec} has {train_source.num_classes} classes but {eval_spec} has "
+            f"{eval_source.num_classes}; they must be splits of one data set."
+        )
+    return train_source, eval_source
+
+
+#: What `config.model.variant` says to take the architecture from `config.init_from`.
+OF_CHECKPOINT = "checkpoint"
+Checkpoint = tuple[models.ModelConfig, models.Params]
+
+
+def model_config(config: ConfigDict, source: Any, initial: Checkpoint | None) -> models.ModelConfig:
+    """The model of `config.model` for the classes of `source`, in the compute dtype."""
+    overrides = configuration.section(config, "model")
+    classes = overrides.setdefault("num_classes", source.num_classes)
+    if classes < source.num_classes:
+        raise UserError(
+            f"config.model.num_classes={classes} is less than the {source.num_classes} classes "
+            f"of {source.spec}; leave it out to take them from the data."
+        )
+    if overrides.get("channels", 3) != 3:
+        raise UserError(
+            f"config.model.channels={overrides['channels']}: data sets are read as RGB, so a model "
+            "that is trained on them has 3 channels."
+        )
+    labels = tuple(source.class_names) if classes == source.num_classes else ()
+    overrides |= {
+        "labels": labels,
+        "preprocessing": tuple(sorted(config.eval_preprocess.to_dict().items())),
+        "dtype": compute_dtype(config.compute_dtype),
+    }
+    if overrides["variant"] != OF_CHECKPOINT:
+        return models.get_config(**overrides)
+    if initial is None:
+        raise UserError(
+            f"config.model.variant={OF_CHECKPOINT!r} takes the architecture from "
+            "config.init_from, which is not set."
+        )
+    found, _ = initial
+    overrides["variant"] = found.variant
+    if isinstance(found, models.ViTConfig):  # a new task: the linear head, unless it is asked for
+        found = models.replace(found, representation_size=None)
+    return models.override(found, **overrides)
+
+
+def compute_dtype(name: str) -> str:
+    """ "auto" is bfloat16 where there is hardware for it, float32 on CPU."""
+    if name == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"config.compute_dtype={name!r}: choose auto, float32 or bfloat16.")
+    return name
+
+
+def initial_params(
+    config: ConfigDict,
+    model: models.ModelConfig,
+    initial: Checkpoint | None,
+    init: Callable,
+    mesh: jax.sharding.Mesh,
+    notes: list[str],
+) -> tuple[Callable[[Any], models.Params], Any]:
+    """Where the weights come from, as a function and its argument: `init_from`, or the seed."""
+    if initial is None:
+        return init, jax.random.key(config.seed)
+    found, params = initial
+    adapted, changes = adapt.adapt(found, params, model)
+    notes.append(f"weights from {config.init_from} ({found.variant})")
+    notes.extend(f"adapted {change}" for change in changes)
+    return dict, sharding.params_to_devices(adapted, mesh)
+
+
+def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+    """A training batch as shapes, dtypes and shardings."""
+    where = sharding.batch_sharding(setup.mesh)
+    b, (h, w), c = setup.config.batch_size, setup.model.image_size, setup.model.channels
+    return {
+        "image": jax.ShapeDtypeStruct((b, h, w, c), np.uint8, sharding=where),
+        "label": jax.ShapeDtypeStruct((b,), np.int32, sharding=where),
+    }
+
+
+def jit_train_step(setup: Setup) -> Any:
+    """The training step, jitted: the old state's memory is given to the new one."""
+    replicated = NamedSharding(setup.mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state)
+    return jax.jit(
+        setup.train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated),
+        compiler_options=remat.compiler_options(setup.model.remat),
+    )
+
+
+def compile_train_step(setup: Setup) -> Any:
+    """The training step, compiled ahead of time."""
+    return jit_train_step(setup).lower(setup.abstract_state, abstract_batch(setup)).compile()

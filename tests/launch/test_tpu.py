@@ -15,15 +15,17 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import functools, sys
 from jax.experimental import topologies
-from vit_jax import config, preflight, sharding, train
+from vit_jax import config
+from vit_jax.runtime import sharding
+from vit_jax.training import setup as of_run
 
 name, *overrides = sys.argv[1:]
 devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
 sharding.make_mesh = functools.partial(sharding.make_mesh, devices=devices)
 settings = dict(item.split("=", 1) for item in overrides)
-setup = train.prepare(config.load("configs/quickstart.py", settings))
-step = preflight.jit_train_step(setup)
-traced = step.trace(setup.abstract_state, preflight.abstract_batch(setup))
+setup = of_run.set_up(config.load("configs/quickstart.py", settings))
+step = of_run.jit_train_step(setup)
+traced = step.trace(setup.abstract_state, of_run.abstract_batch(setup))
 compiled = traced.lower(lowering_platforms=("tpu",)).compile()
 text, memory = compiled.as_text(), compiled.memory_analysis()
 print(len(devices), devices[0].device_kind)

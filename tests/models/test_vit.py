@@ -82,7 +82,7 @@ def test_without_a_key_nothing_is_dropped_and_with_one_something_is():
 @pytest.mark.parametrize("rate, calls", [(0.0, 0), (0.1, 1 + 2 * 3)])
 def test_dropout_places(rate, calls, monkeypatch):
     """After the position embedding; per layer after the attention, the GELU and the last dense."""
-    from vit_jax.models import vit
+    from vit_jax.models import layers, vit
 
     seen = []
 
@@ -91,7 +91,8 @@ def test_dropout_places(rate, calls, monkeypatch):
             seen.append(x.shape)
         return x
 
-    monkeypatch.setattr(vit, "dropout", count)
+    for module in (layers, vit):
+        monkeypatch.setattr(module, "dropout", count)
     config, params, _ = make(dropout_rate=rate)
     models.as_functions(config)[1](params, images(config), key=KEY)  # traced with the count
     assert len(seen) == calls

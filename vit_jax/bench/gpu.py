@@ -1,7 +1,7 @@
 """Training and inference as XLA compiles them for an NVIDIA GPU that is not here: their least time.
 
   pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12  # jax's version
-  python -m vit_jax.studies.gpu B/16:256 L/16:128 H/14:64
+  python -m vit_jax.bench.gpu B/16:256 L/16:128 H/14:64
 
 No program (kernel) of a step can end before it has done its products, nor before it has read what
 it reads and written what it writes. The sum over all programs is the least time of a step, and says
@@ -26,7 +26,9 @@ import numpy as np
 from vit_jax import models
 from vit_jax.bench import collectives
 from vit_jax.errors import UserError
-from vit_jax.models import cost, layers, vit
+from vit_jax.models import cost
+from vit_jax.numerics import gpu as nvidia
+from vit_jax.numerics import one_cpu
 from vit_jax.objectives import losses
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
@@ -99,8 +101,8 @@ def pretended_gpu() -> Iterator[Any]:
             f"({str(error).splitlines()[0]})."
         ) from error
     with (
-        mock.patch.object(layers, "on_one_cpu", return_value=False),
-        mock.patch.object(vit, "compute_capability", return_value=9.0),
+        mock.patch.object(one_cpu, "on_one_cpu", return_value=False),
+        mock.patch.object(nvidia, "compute_capability", return_value=9.0),
         mock.patch.object(cudnn, "check_cudnn_version", return_value=91000),
         mock.patch.object(cudnn, "check_compute_capability", return_value=True),
         mock.patch.object(cudnn, "is_cuda_compute_capability_equal", return_value=False),

@@ -1,6 +1,6 @@
 """What an index of 303M records costs: memory, start-up, and the way to any step.
 
-  python -m vit_jax.studies.index DIR
+  python -m vit_jax.bench.index DIR
 
 writes a TFDS data set to DIR whose shards are one real ArrayRecord file under as many names (hard
 links), so that every reader holds its own index of real size while the disk holds one shard. Then

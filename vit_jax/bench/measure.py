@@ -131,27 +131,10 @@ def write_weights(options: Options, scratch: Path) -> dict[str, str]:
     wanted = {name: peers.FORMATS.get(name, "native") for name in ("vit_jax", *options.peers)}
     if not any(task in WITH_MODELS for task in options.tasks):
         return {}
-    script = (
-        "import sys, json, jax, numpy as np\n"
-        "from vit_jax import models\n"
-        "from vit_jax.bench import peers\n"
-        "from vit_jax.interop import convert, export, native\n"
-        "out, variant, size, classes, formats = json.loads(sys.argv[1])\n"
-        "config = models.get_config(variant, image_size=size, num_classes=classes)\n"
-        "params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))\n"
-        "kernel = np.random.default_rng(0).normal(0, 0.02, params['head/kernel'].shape)\n"
-        "params['head/kernel'] = kernel.astype(np.float32)\n"
-        "native.save(f'{out}/native', config, params)\n"
-        "if {'timm', 'huggingface'} & {form for form, _ in formats}:\n"
-        "    peers.declare_torchvision()\n"
-        "for form, name in formats:\n"
-        "    make = export.export if form in export.FORMATS else convert.convert\n"
-        "    make(f'{out}/native', f'{out}/{name}', form)\n"
-    )
     formats = [(form, file_name(form)) for form in sorted(set(wanted.values()) - {"native"})]
     arguments = [str(scratch), options.variant, options.image_size, options.num_classes, formats]
     done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(arguments)],
+        [sys.executable, "-m", "vit_jax.bench.worker", "weights", json.dumps(arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},

@@ -1,6 +1,6 @@
 """The memory of training runs, estimated before the first step and measured: docs/performance.md.
 
-  python -m vit_jax.studies.memory
+  python -m vit_jax.bench.peak_memory
 
 Each run is `vit-jax train`, whose `metrics.jsonl` has both numbers, on the digits, enlarged to the
 model's images. On a CPU they are of the whole process (on Linux), on an accelerator of a device.

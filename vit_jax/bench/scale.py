@@ -1,7 +1,7 @@
 """Past one machine, on paper: traffic, step time, goodput and cost of the paper's runs.
 
-  python -m vit_jax.studies.scale          # the predicted tables of docs/scale.md
-  python -m vit_jax.studies.scale --read   # traffic read from the compiled steps, beside ours
+  python -m vit_jax.bench.scale          # the predicted tables of docs/scale.md
+  python -m vit_jax.bench.scale --read   # traffic read from the compiled steps, beside ours
 
 Everything but `--read` is a prediction: arithmetic on datasheets and assumptions that are written
 in the tables below. `index.py` beside this measures the data side.

@@ -19,6 +19,9 @@ BEGIN = time.perf_counter()
 def main(argv: list[str]) -> None:
     contender, text = argv
     spec_of = json.loads(text)
+    if contender == "weights":
+        write_weights(*spec_of)
+        return
     # Whatever libraries print must not be taken for answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -33,6 +36,27 @@ def main(argv: list[str]) -> None:
         if "VIT_JAX_BENCH_DEBUG" in os.environ:
             raise
         say({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"})
+
+
+def write_weights(out: str, variant: str, size: int, classes: int, formats: list) -> None:
+    """One random model with a random head below `out`: ours, and in each (format, name)."""
+    import jax
+    import numpy as np
+
+    from vit_jax import models
+    from vit_jax.bench import peers
+    from vit_jax.interop import convert, export
+    from vit_jax.models import saved
+
+    config = models.get_config(variant, image_size=size, num_classes=classes)
+    params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
+    kernel = np.random.default_rng(0).normal(0, 0.02, params["head/kernel"].shape)
+    saved.save(f"{out}/native", config, params | {"head/kernel": kernel.astype(np.float32)})
+    if {"timm", "huggingface"} & {form for form, _ in formats}:
+        peers.declare_torchvision()
+    for form, name in formats:
+        make = export.export if form in export.FORMATS else convert.convert
+        make(f"{out}/native", f"{out}/{name}", form)
 
 
 def serve(contender: str, spec_of: dict[str, Any], say) -> None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.models import layers, vit
+from vit_jax.models import layers
 from vit_jax.numerics import plain
 
 
@@ -60,8 +60,8 @@ def in_words_of_onnx() -> Iterator[None]:
         replace = mock.patch.object
         stack.enter_context(replace(layers.LayerNorm, "__call__", layer_norm))
         stack.enter_context(replace(layers.Dense, "__call__", dense))
-        stack.enter_context(replace(vit, "attention_weights", attention_weights))
-        stack.enter_context(replace(vit, "attend", attend))
+        stack.enter_context(replace(plain, "attention_weights", attention_weights))
+        stack.enter_context(replace(plain, "attend", attend))
         stack.enter_context(
             # looked up when they are called: the translator replaces jax.nn.gelu
             mock.patch.dict(

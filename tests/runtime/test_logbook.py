@@ -95,7 +95,7 @@ def test_values_that_are_not_finite_are_null_and_read_as_nan(tmp_path):
 def test_a_killed_run_has_all_its_lines(tmp_path):
     program = (
         "import sys, time\n"
-        "from vit_jax.logbook import Logbook\n"
+        "from vit_jax.runtime.logbook import Logbook\n"
         "book = Logbook(sys.argv[1], total_steps=9)\n"
         "for step in range(1, 6): book.write(step, {'x': step})\n"
         "print('written', flush=True)\n"
@@ -232,7 +232,7 @@ def test_tensorboard_reads_what_was_written(tmp_path):
 def test_torch_is_not_imported_to_write_events(tmp_path):
     (tmp_path / "torch.py").write_text("print('torch is here'); Tensor = None")
     script = (
-        "import sys; from vit_jax.logbook import Logbook\n"
+        "import sys; from vit_jax.runtime.logbook import Logbook\n"
         f"with Logbook({str(tmp_path / 'run')!r}, total_steps=1) as book: pass\n"
         "import tensorboardX; assert 'torch' not in sys.modules\n"
         "import torch"  # who wants it finds it

@@ -57,7 +57,7 @@ def test_programs_by_hand():
 SCRIPT = """
 import json
 from vit_jax import models
-from vit_jax.studies import gpu
+from vit_jax.bench import gpu
 layers = 2
 config = models.get_config("B/16", num_layers=layers, dtype="bfloat16")
 found = gpu.programs(gpu.compiled_step(config, 64).as_text())

@@ -97,7 +97,7 @@ def test_the_tables_have_a_row_for_each_case():
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     for table in tables:
         assert len({row.count("|") for row in table}) == 1
-        assert "\n".join(table) in page, "run python -m vit_jax.studies.scale for docs/scale.md"
+        assert "\n".join(table) in page, "run python -m vit_jax.bench.scale for docs/scale.md"
 
 
 def test_the_index_is_written_and_measured(tmp_path, monkeypatch):

@@ -209,7 +209,7 @@ def test_errors_of_a_lost_peer(monkeypatch):
 
 WATCHED = """
 import sys, time
-from vit_jax.watchdog import Watchdog
+from vit_jax.runtime.watchdog import Watchdog
 with Watchdog(0.4) as dog:
     for i in range(8):
         dog.beat(f"step {i}", progress=i == 3 and sys.argv[1] == "saved")

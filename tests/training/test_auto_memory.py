@@ -37,13 +37,13 @@ def no_pages_are_kept(monkeypatch):
 @pytest.fixture
 def compiles(monkeypatch):
     """What is compiled from here on."""
-    found, compile_train_step = [], compile_train_step
+    found = []
 
     def count(setup):
         found.append(chosen(setup))
         return compile_train_step(setup)
 
-    monkeypatch.setattr(memory, "compile_train_step", count)
+    monkeypatch.setattr(auto_memory, "compile_train_step", count)
     return found
 
 
@@ -117,14 +117,12 @@ def test_nothing_fits(setup, before):
 
 
 def test_a_compiler_that_refuses_is_a_choice_that_does_not_fit(setup, monkeypatch):
-    compile_train_step = compile_train_step
-
     def refuse(setup):
         if chosen(setup) == FASTEST:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm.")
         return compile_train_step(setup)
 
-    monkeypatch.setattr(memory, "compile_train_step", refuse)
+    monkeypatch.setattr(auto_memory, "compile_train_step", refuse)
     found, _, _ = auto_memory.choose(setup, 2**40)
     order = sorted(
         auto_memory.choices(setup), key=lambda choice: auto_memory.seconds(setup, choice)

@@ -10,7 +10,7 @@ from vit_jax.runtime import host_memory
 
 SCRIPT = """
 import resource, sys, time
-from vit_jax import host_memory
+from vit_jax.runtime import host_memory
 if "keep" in sys.argv:
     assert host_memory.keep_freed_pages()
 import jax, jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_pages_can_be_given_back_after_all():
 
 ROOM = """
 import ctypes, sys
-from vit_jax import host_memory
+from vit_jax.runtime import host_memory
 assert host_memory.keep_freed_pages()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

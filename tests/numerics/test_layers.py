@@ -16,7 +16,6 @@ import pytest
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models import vit
 from vit_jax.numerics import gpu, one_cpu, plain
 from vit_jax.numerics.dense import affine, aligned, rounded_product
 from vit_jax.objectives import losses
@@ -158,7 +157,7 @@ def test_fused_attention_equals_the_equation(size, classifier):
         return attention(*qkv, implementation="xla", **more)
 
     with (
-        mock.patch.object(vit, "fused_attention", return_value=True),
+        mock.patch.object(gpu, "fused_attention", return_value=True),
         mock.patch.object(jax.nn, "dot_product_attention", in_its_place),
     ):
         _, apply = models.as_functions(config)
@@ -172,21 +171,20 @@ def test_fused_attention_equals_the_equation(size, classifier):
 
 
 def test_when_attention_is_fused():
-    config = models.get_config("B/16", dtype="bfloat16")
-    assert not gpu.fused_attention(config)  # this is a CPU
+    good = dict(dtype="bfloat16", head_size=64, relative=False)
+    assert not gpu.fused_attention("auto", **good)  # this is a CPU
     with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
-        gpu.fused_attention(models.replace(config, attention="cudnn"))
-    with mock.patch.object(vit, "compute_capability", return_value=9.0):
-        assert gpu.fused_attention(config)
-        assert not gpu.fused_attention(models.replace(config, attention="xla"))
-        assert not gpu.fused_attention(models.replace(config, dtype="float32"))
-        assert not gpu.fused_attention(models.replace(config, position_embedding="relative"))
-        assert not gpu.fused_attention(models.replace(config, num_heads=4))  # 192 wide
+        gpu.fused_attention("cudnn", **good)
+    with mock.patch.object(gpu, "compute_capability", return_value=9.0):
+        assert gpu.fused_attention("auto", **good)
+        assert not gpu.fused_attention("xla", **good)
+        for key, value in {"dtype": "float32", "relative": True, "head_size": 192}.items():
+            assert not gpu.fused_attention("auto", **(good | {key: value}))
         with pytest.raises(UserError, match="float32, not bfloat16"):
-            gpu.fused_attention(models.replace(config, attention="cudnn", dtype="float32"))
-    with mock.patch.object(vit, "compute_capability", return_value=7.5):
-        assert not gpu.fused_attention(config)
-    trained = models.replace(config, attention="cudnn")
+            gpu.fused_attention("cudnn", **(good | {"dtype": "float32"}))
+    with mock.patch.object(gpu, "compute_capability", return_value=7.5):
+        assert not gpu.fused_attention("auto", **good)
+    trained = models.get_config("B/16", dtype="bfloat16", attention="cudnn")
     with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
         models.as_functions(trained)  # when it is built, before anything runs
     models.as_functions(models.at_rest(trained))  # what is stored goes anywhere
@@ -197,8 +195,8 @@ def test_when_attention_is_fused():
 SCRIPT = """
 import json, jax, jax.numpy as jnp, numpy as np
 from vit_jax import models
-from vit_jax.models import layers
-assert jax.device_count() == 1 and layers.stored(jnp.bfloat16) == jnp.float32
+from vit_jax.numerics import one_cpu
+assert jax.device_count() == 1 and one_cpu.stored(jnp.bfloat16) == jnp.float32
 found = {}
 cases = ("debug", {}), ("Ti/16", {"num_layers": 2}), ("debug", {"scan": True, "remat": True})
 for variant, more in cases:

@@ -20,6 +20,7 @@ from vit_jax.data.kinds import vtab
 from vit_jax.data.kinds.folder import IMAGE_SUFFIXES
 from vit_jax.data.kinds.tfds import TfdsSplits, check_shards, use_array_record
 from vit_jax.errors import UserError
+from vit_jax.files import replacing, write_json
 
 Say = Callable[[str], None]
 #: The released class counts: more or fewer mean a download that is not complete.
@@ -113,19 +114,18 @@ def convert_tfrecords(directory: str | Path, say: Say = print) -> Path:
         target = file.with_name(file.name.replace(".tfrecord-", ".array_record-"))
         if target.exists():
             continue
-        partial = target.with_name(f"{target.name}.partial")
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-        for record in tfrecords(file):
-            writer.write(record)
-        writer.close()
-        os.replace(partial, target)
+        with replacing(target) as partial:
+            writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+            for record in tfrecords(file):
+                writer.write(record)
+            writer.close()
         say(f"{target.name} written")
     info_file = directory / "dataset_info.json"
     info = json.loads(info_file.read_text())
     info["alternativeFileFormats"] = sorted(
         {*info.get("alternativeFileFormats", ()), "array_record"}
     )
-    _write_text(info_file, json.dumps(info, indent=2))
+    write_json(info_file, info)
     say(f"{directory} is readable without TensorFlow; its TFRecord files may be deleted")
     return directory
 
@@ -189,17 +189,11 @@ def write_metadata(
             for split, lengths in splits.items()
         ],
     }
-    _write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
+    write_json(directory / "dataset_info.json", info)
 
 
 def shard_file(directory: Path, name: str, split: str, shard: int, shards: int) -> Path:
     return directory / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
-
-
-def _write_text(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, file)
 
 
 # --- ImageNet-21k -------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -16,6 +15,7 @@ from vit_jax.data.source import Union
 from vit_jax.dedup.page import Page
 from vit_jax.dedup.search import Pair
 from vit_jax.errors import UserError
+from vit_jax.files import write_text
 
 IDS, MATCHES, PAGE = "ids.txt", "matches.csv", "index.html"
 
@@ -49,10 +49,8 @@ def fingerprints(test: Union) -> set[str]:
 def write_shard(file: Path, settings: dict[str, Any], pairs: Sequence[Pair]) -> None:
     """Records the pairs that one shard found, all or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
     record = {**settings, "pairs": [astuple(pair) for pair in pairs]}
-    partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_text(file, json.dumps(record) + "\n")
 
 
 def read_shards(out: Path) -> tuple[dict[str, Any], list[Pair]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import data, models
+from vit_jax import data, files, models
 from vit_jax.errors import UserError, nearest
 from vit_jax.evaluation import run
 from vit_jax.runtime import sharding
@@ -127,11 +126,15 @@ def write(
     if file.exists():
         raise UserError(f"{file} exists and would be overwritten; name another place.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    return writers[file.suffix](file, features, names, on_batch)
+    with files.replacing(file) as partial:
+        labels, shape = writers[file.suffix](partial, features, names, on_batch)
+        if file.suffix == ".npy":
+            np.save(file.with_name(file.stem + ".labels.npy"), labels)
+    return shape
 
 
-def _write_npy(file: Path, features, names: list[str], on_batch) -> tuple[int, ...]:
-    partial = file.with_name(file.name + ".partial")
+def _write_npy(partial: Path, features, names: list[str], on_batch):
+    """Returns the labels, and the shape of the features."""
     array, labels, seen = None, np.zeros(len(names), np.int32), 0
     for found, wanted in features:
         if array is None:
@@ -142,19 +145,16 @@ def _write_npy(file: Path, features, names: list[str], on_batch) -> tuple[int, .
         on_batch(seen)
     assert array is not None and seen == len(names), (seen, len(names))
     array.flush()
-    shape = array.shape
-    np.save(file.with_name(file.stem + ".labels.npy"), labels)
-    os.replace(partial, file)
-    return shape
+    return labels, array.shape
 
 
-def _write_parquet(file: Path, features, names: list[str], on_batch) -> tuple[int, ...]:
+def _write_parquet(partial: Path, features, names: list[str], on_batch):
+    """Returns nothing for the labels, which are a column, and the shape of the features."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise UserError("Parquet needs pyarrow: pip install 'vit_jax[hf]', or use .npy.") from None
-    partial = file.with_name(file.name + ".partial")
     writer, seen, shape = None, 0, ()
     for found, labels in features:
         flat = found.reshape(len(found), -1)
@@ -174,5 +174,4 @@ def _write_parquet(file: Path, features, names: list[str], on_batch) -> tuple[in
         on_batch(seen)
     assert writer is not None and seen == len(names), (seen, len(names))
     writer.close()
-    os.replace(partial, file)
-    return (seen, *shape)
+    return None, (seen, *shape)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax import data, models
+from vit_jax import data, files, models
 from vit_jax.errors import UserError
 from vit_jax.evaluation import (
     calibration,
@@ -311,9 +310,7 @@ def write(directory: Path, suite: str, record: dict[str, Any], result: Result) -
     file = directory / "evaluation.json"
     content = json.loads(file.read_text()) if file.exists() else {}
     content[suite] = record
-    partial = file.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, file)
+    files.write_json(file, content)
     for name, draw in result.pictures.items():
         figure = draw()
         target = directory / f"evaluation_{name}.png"

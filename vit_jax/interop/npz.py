@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import zipfile
 import zlib
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.errors import UserError
 from vit_jax.interop.layout import Layout, from_foreign, reshaped, stacked, to_foreign
 from vit_jax.models.resnet import ResNetConfig
@@ -163,10 +162,8 @@ def save(path: str | Path, config: models.ModelConfig, params: Mapping[str, np.n
     """Writes an official `.npz`, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with files.replacing(path) as partial, open(partial, "wb") as file:
         np.savez(file, **to_foreign(layout(config), params))  # type: ignore[arg-type]
-    os.replace(partial, path)
 
 
 def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelConfig:

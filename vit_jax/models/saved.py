@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
-from vit_jax.files import read_json, write_json
+from vit_jax.files import read_json, replacing, write_json
 
 FORMAT = "vit_jax"
 FAMILIES = {
@@ -69,13 +68,10 @@ def write_safetensors(
     file: Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None = None
 ) -> None:
     """Writes arrays in the order of their names; the file appears whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
     ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
-    save_file(ordered, partial, metadata)
-    partial.chmod(0o644)  # safetensors makes it private
-    with open(partial, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(partial, file)
+    with replacing(file) as partial:
+        save_file(ordered, partial, metadata)
+        partial.chmod(0o644)  # safetensors makes it private
 
 
 def read_safetensors(file: Path) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vit_jax import __version__
+from vit_jax import __version__, files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
 from vit_jax.pages import charts
@@ -35,9 +35,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     if not workdir.is_dir():
         raise UserError(f"There is no working directory {str(workdir)!r} to report on.")
     page = workdir / "report.html"
-    temporary = page.with_name(f"{page.name}.tmp")
-    temporary.write_text(render(workdir), encoding="utf-8")
-    os.replace(temporary, page)
+    files.write_text(page, render(workdir))
     return page
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vit_jax import files
 from vit_jax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
@@ -281,12 +282,7 @@ def _rewrite(path: Path, records: list[dict[str, Any]]) -> None:
     new = "".join(_dump(record) for record in records)
     if path.read_text(encoding="utf-8", errors="replace") == new:
         return
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(new)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    files.write_text(path, new)
 
 
 def _tensorboard_writer(workdir: Path, start_step: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax import config as configuration
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.models import saved
@@ -49,9 +48,7 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            partial = workdir / "config.json.partial"
-            partial.write_text(configuration.to_json(config))
-            os.replace(partial, workdir / "config.json")
+            files.write_text(workdir / "config.json", configuration.to_json(config))
         except OSError as error:
             raise UserError(f"Cannot write to {workdir}: {error.strerror}.") from error
 
@@ -94,4 +91,4 @@ def write_evaluation(workdir: Path, record: dict[str, float], step: int, setup: 
         key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")
     }
     content = {"classification": {"data": setup.eval_source.spec, "step": step, **summary}}
-    (workdir / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n")
+    files.write_json(workdir / "evaluation.json", content)

@@ -17,7 +17,6 @@ L/16 against R152x2 likewise. Cost: for 300M examples as in Table 6, in proporti
 """
 
 from vit_jax import config as configuration
-from vit_jax.pages import charts
 
 MODELS = ("L/16", "L/32", "B/32", "b/32", "R50x1", "R152x2")  # Figure 4
 
@@ -27,7 +26,7 @@ def get_config(argument=""):
         argument, variant="B/32", dataset="jft", examples=0, target="tfds:imagenet2012"
     )
     c = configuration.load(f"configs/pretrain.py:{a['variant']},{a['dataset']},like=jft")
-    part = f", {charts.human(a['examples'])} examples" if a["examples"] else ""
+    part = f", {configuration.human(a['examples'])} examples" if a["examples"] else ""
     c.name = f"few-shot accuracy of {a['variant']} on {a['dataset']}{part}"
     if a["examples"]:
         if not c.data.train_split:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import os
 import runpy
 from collections.abc import Callable, Mapping
@@ -363,3 +364,11 @@ def find_file(path: str) -> str:
     raise UserError(
         f"There is no config file {path!r}.{nearest(path, names)} There are {', '.join(names)}."
     )
+
+
+def human(number: float) -> str:
+    """1234567 as "1.23M": three significant digits with a suffix."""
+    for exponent, suffix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(number) >= 10**exponent:
+            return f"{number / 10**exponent:.3g}{suffix}"
+    return f"{number:.3g}" if not math.isclose(number, round(number)) else f"{round(number)}"

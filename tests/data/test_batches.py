@@ -119,7 +119,7 @@ def test_no_more_is_read_ahead_than_is_promised(threads):
             while Counting.reads != before:  # until it waits for the consumer
                 before = Counting.reads
                 time.sleep(0.2)
-            assert Counting.reads <= (taken + batches.batches_ahead(threads)) * 8
+            assert Counting.reads <= (taken + data.batches_ahead(threads)) * 8
         assert Counting.reads > (5 + threads) * 8  # it does read ahead
     finally:
         batches.close()

@@ -9,8 +9,7 @@ import pytest
 import tfds_directory
 
 from vit_jax import data
-from vit_jax.data import source
-from vit_jax.data.source import Without
+from vit_jax.data.source import TableSource, Without
 from vit_jax.data.specs import parse_spec
 from vit_jax.data.splits import slice_split
 from vit_jax.errors import UserError
@@ -266,7 +265,7 @@ def test_exclude_of_a_table_reads_numbers_instead_of_making_names(tfds_dir, tmp_
     spec = "tfds:toy[train]"
     file = tmp_path / "ids.txt"
     file.write_text("".join(f"{spec}/{i}\n" for i in (3, 0, 9, 10, "03", "-1", "x")))
-    monkeypatch.setattr(source, "record_names", None)  # 303M names would fill the memory
+    monkeypatch.setattr(TableSource, "names", None)  # 303M names would fill the memory
     left = data.open_source(spec, data_dir=tfds_dir, exclude=str(file))
     assert [left[i]["name"] for i in range(len(left))] == [
         f"{spec}/{i}" for i in (1, 2, *range(4, 9))

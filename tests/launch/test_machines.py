@@ -126,7 +126,7 @@ def test_step_by_step_until_the_run_is_done(cloud):
     )
     assert cloud("setup").returncode == 0
     host = cloud.folder / "hosts" / "vit-1"
-    assert (host / "vit_jax" / "vit_jax" / "train.py").exists()
+    assert (host / "vit_jax" / "vit_jax" / "config.py").exists()
     assert "--editable=" in (host / "uv.log").read_text()
     assert "bucket /shared" in (host / "sudo.log").read_text()
     assert cloud("run", *TRAIN).returncode == 0

@@ -10,7 +10,6 @@ from vit_jax.errors import UserError
 from vit_jax.models import cost
 from vit_jax.models.axial import AxialConv, RelativeAttention
 from vit_jax.models.layers import Keys
-from vit_jax.models.resnet import ResNetConfig
 
 KEY = jax.random.key(3)
 SMALL = dict(image_size=(32, 48), patch_size=8, hidden_size=16, mlp_dim=32, num_heads=2)
@@ -83,8 +82,7 @@ def test_relative_attention_by_hand():
 
 @pytest.mark.parametrize("stride, shape", [(1, (5, 6)), (2, (3, 3))])
 def test_the_stride_averages(stride, shape):
-    config = ResNetConfig("x", depths=(1,), axial_heads=2)
-    layer = AxialConv(config, 8, stride, (5, 6), keys=Keys(KEY))
+    layer = AxialConv(8, 2, stride, (5, 6), dtype=jnp.float32, keys=Keys(KEY))
     assert layer(jax.random.normal(KEY, (2, 5, 6, 8))).shape == (2, *shape, 8)
 
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_preflight import prepared
+from small_run import prepared
 
 from vit_jax import config as configuration
 from vit_jax.errors import UserError

@@ -1,5 +1,6 @@
-"""Speed: of training, inference, input and start-up, beside other implementations.
+"""Speed beside other implementations, and what measures machines or asks their compilers.
 
 Each contender is a process of its own; the contenders of a task take turns in short rounds, so that
-whatever else the machine does falls on all of them, and the median round counts.
+whatever else the machine does falls on all of them, and the median round counts. May touch all that
+training touches; nothing below imports it.
 """

@@ -3,8 +3,7 @@
   python -m vit_jax.bench.scale          # the predicted tables of docs/scale.md
   python -m vit_jax.bench.scale --read   # traffic read from the compiled steps, beside ours
 
-Everything but `--read` is a prediction: arithmetic on datasheets and assumptions that are written
-in the tables below. `index.py` beside this measures the data side.
+Everything but `--read` is arithmetic on the datasheets and assumptions in the tables below.
 """
 
 from __future__ import annotations

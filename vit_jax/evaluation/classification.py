@@ -15,19 +15,18 @@ from vit_jax.evaluation import calibration, run
 from vit_jax.evaluation.run import run_model
 from vit_jax.models import adapt
 from vit_jax.objectives import losses
-from vit_jax.training.step import Batch
 
 
 def make_eval_step(
     apply: Callable[..., Any], *, loss: Callable | None = None, num_classes: int
-) -> Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]:
+) -> Callable[[dict[str, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]:
     """The function (params, batch) -> per-example results, to be jitted.
 
     batch has "mask" (b,) besides: rows where it is False are padding. Returned are "correct",
     "top5", "prediction", "confidence" and, with a loss, "loss", each (b,).
     """
 
-    def eval_step(params, batch: Batch) -> dict[str, jax.Array]:
+    def eval_step(params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         logits = apply(params, models.normalise(batch["image"]))
         labels = batch["label"]
         _, ranked = jax.lax.top_k(logits, min(5, num_classes))

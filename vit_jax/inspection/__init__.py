@@ -1,4 +1,7 @@
-"""What a trained model looks like inside: the numbers of Figures 6, 7, 10, 11 and 14."""
+"""What a trained model looks like inside: the numbers of Figures 6, 7, 10, 11 and 14.
+
+May touch models, data, evaluation, pages and interop.
+"""
 
 from vit_jax.inspection.attention import attention_distance, attention_rollout, token_distances
 from vit_jax.inspection.embeddings import embedding_filters, filter_components, position_similarity

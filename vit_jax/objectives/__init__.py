@@ -1,0 +1,4 @@
+"""What training minimises.
+
+May touch models.
+"""

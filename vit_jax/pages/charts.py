@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from vit_jax.config import human
+
 Points = list[tuple[int, float]]  # (step, value), NaN where the value was not finite
 MAX_POINTS = 600  # drawn per curve; a longer one is thinned without losing its extremes
 
@@ -282,11 +284,3 @@ for (const plot of document.querySelectorAll('.plot')) {
   });
 }
 """
-
-
-def human(number: float) -> str:
-    """1234567 as "1.23M": three significant digits with a suffix."""
-    for exponent, suffix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(number) >= 10**exponent:
-            return f"{number / 10**exponent:.3g}{suffix}"
-    return f"{number:.3g}" if not math.isclose(number, round(number)) else f"{round(number)}"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from vit_jax.config import human
 from vit_jax.models import cost
-from vit_jax.pages.charts import human
 from vit_jax.training.memory import GIB, rows_per_device, state_bytes
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What training minimises.
+"""What training minimises: losses over logits and targets, one value for each example.
 
 May touch models.
 """

@@ -80,7 +80,7 @@ setup(
     # for those who installed it.
     packages=[*find_packages(include=["vit_jax", "vit_jax.*"]), "vit_jax.configs"],
     package_dir={"vit_jax.configs": "configs"},
-    package_data={"": ["*.csv", "*.json", "*.txt"]},
+    package_data={"": ["*.csv", "*.json", "*.txt"], "vit_jax.pages": ["templates/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["vit-jax = vit_jax.cli:main"]},

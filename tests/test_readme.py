@@ -53,3 +53,11 @@ def test_links_of_the_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_files_and_modules_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    files = set(re.findall(r"`((?:vit_jax|tests|configs|launch)/[\w/.-]+\.\w+)", text))
+    files |= {f"{name.replace('.', '/')}.py" for name in re.findall(r"-m (vit_jax\.[\w.]+)", text)}
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []

@@ -129,6 +129,6 @@ def write_results(out: Path, *, threshold: float | None = None) -> tuple[int, in
             score = f"{pair.score:.4f}"
             writer.writerow((train_names[pair.train], name, spec, score, pair.stage, verdict))
     show = Page(train, test, train_names, test_names)
-    (out / PAGE).write_text(show(settings, pairs, threshold), encoding="utf-8")
-    (out / IDS).write_text("".join(f"{train_names[row]}\n" for row in removed), encoding="utf-8")
+    write_text(out / PAGE, show(settings, pairs, threshold))
+    write_text(out / IDS, "".join(f"{train_names[row]}\n" for row in removed))
     return len(removed), len(train)

@@ -8,19 +8,10 @@ from typing import Any
 
 from vit_jax import data
 from vit_jax.dedup.search import SIDE, Pair
-from vit_jax.pages import document
+from vit_jax.pages.document import data_url, document, facts_table
 
 #: Pairs that a section of the page shows at most, and the width of a picture.
 SHOWN, WIDTH = 200, 160
-
-PAIRS_STYLE = """<style>
-table { margin-bottom: 1.5rem }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1.25rem }
-.pairs figure div { display: flex; gap: 2px }
-.pairs img { width: 50%; aspect-ratio: 1; object-fit: contain }
-.pairs .small { image-rendering: pixelated }
-.pairs figcaption { font-size: .75rem; overflow-wrap: anywhere } figcaption b { color: var(--ink) }
-</style>"""
 
 
 class Page:
@@ -34,12 +25,11 @@ class Page:
         removed = [pair for pair in pairs if pair.score >= threshold and pair.stage != "exact"]
         kept = [pair for pair in pairs if pair.score < threshold]
         exact = [pair for pair in pairs if pair.stage == "exact"]
-        return document.document(
+        return document(
             "Training images that repeat test images",
             [
-                PAIRS_STYLE,
                 "<h1>Training images that repeat test images</h1>",
-                "<p>Left the training image, right the test image.</p>",
+                "<p class=facts>Left the training image, right the test image.</p>",
                 self.facts(settings, pairs, threshold),
                 counts(pairs, settings["floor"], threshold),
                 self.section("Removed, the least similar first", sorted(removed, key=by_score)),
@@ -59,8 +49,7 @@ class Page:
             ("threshold", f"{threshold:g}"),
             ("training images removed", f"{count_images(pairs, threshold):,}"),
         ]
-        cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
-        return f"<table>{cells}</table>"
+        return facts_table(rows)
 
     def section(self, heading: str, pairs: Sequence[Pair]) -> str:
         """Pairs side by side, as many as the page may hold."""
@@ -75,7 +64,7 @@ class Page:
         images = self.image(self.train, pair.train), self.image(self.test, pair.test)
         pictures = "".join(
             f'<img class="{"small" if max(image.shape[:2]) <= 2 * SIDE else ""}" '
-            f'src="{document.data_url(image, WIDTH)}" alt="{escape(text)}">'
+            f'src="{data_url(image, WIDTH)}" alt="{escape(text)}">'
             for image, text in zip(images, names, strict=True)
         )
         return (

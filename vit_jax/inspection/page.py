@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.pages.document import data_url, document
+from vit_jax.files import write_text
+from vit_jax.pages.document import data_url, document, facts_table
 
 
 def write(
@@ -32,10 +33,8 @@ def write(
       viewer: names, images (b, h, w, 3) uint8, attention (b, layers, heads, gh, gw) and distance
         (layers, heads) to step through; None leaves the viewer out.
     """
-    parts = [f"<h1>{escape(title)}</h1>", "<table>"]
-    parts += [f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in facts]
-    parts.append("</table>")
-    parts += [f"<p>{escape(note)}</p>" for note in notes]
+    parts = [f"<h1>{escape(title)}</h1>", facts_table(facts)]
+    parts += [f"<p class=facts>{escape(note)}</p>" for note in notes]
     if viewer is not None:
         parts.append(_viewer(viewer))
     for heading, caption, picture in pictures:
@@ -45,7 +44,8 @@ def write(
             f'<img alt="{escape(heading)}" src="data:image/png;base64,{encoded}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
-    file.write_text(document(title, parts), encoding="utf-8")
+    script = "viewer.js" if viewer is not None else ""
+    write_text(file, document(title, parts, script=script))
 
 
 def _viewer(viewer: Mapping[str, Any]) -> str:
@@ -71,8 +71,8 @@ def _viewer(viewer: Mapping[str, Any]) -> str:
     )
     text = json.dumps(facts).replace("<", "\\u003c")
     return (
-        f"<h2>Attention, head by head</h2><p>{escape(viewer['caption'])} Each map is scaled by its "
-        "own largest value. Tab reaches the controls, the arrow keys change them.</p>"
+        f"<h2>Attention, head by head</h2><p class=facts>{escape(viewer['caption'])} Each map is "
+        "scaled by its own largest value. Tab reaches the controls, the arrow keys change them.</p>"
         '<div class="controls">'
         f'<label>image <select id="image">{options}</select></label>'
         f'<label>layer <input id="layer" type="range" min="0" max="{layers - 1}" value="0"></label>'
@@ -80,33 +80,5 @@ def _viewer(viewer: Mapping[str, Any]) -> str:
         f'</div><p id="said" role="status" aria-live="polite"></p>'
         f'<div class="views" style="--aspect: {width} / {height}"><img id="photo" alt="">'
         '<canvas id="map" role="img" aria-label="attention map"></canvas></div>'
-        f'<script type="application/json" id="facts">{text}</script><script>{SCRIPT}</script>'
+        f'<script type="application/json" id="facts">{text}</script>'
     )
-
-
-SCRIPT = """
-const facts = JSON.parse(document.getElementById("facts").textContent);
-const pick = id => document.getElementById(id);
-const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
-const maps = facts.images.map(image => bytes(image.attention));
-const [layers, heads, rows, columns] = facts.shape;
-function draw() {
-  const i = +pick("image").value, layer = +pick("layer").value, head = +pick("head").value;
-  pick("photo").src = facts.images[i].photo;
-  pick("photo").alt = facts.images[i].name;
-  const size = rows * columns, start = (layer * heads + head) * size;
-  const canvas = pick("map"), context = canvas.getContext("2d");
-  canvas.width = columns; canvas.height = rows;
-  const pixels = context.createImageData(columns, rows);
-  for (let p = 0; p < size; p++) {
-    const v = maps[i][start + p] / 255;
-    const blue = 0.25 + 0.5 * Math.abs(v - 0.4);
-    pixels.data.set([255 * Math.min(1, 1.6 * v), 255 * v * v, 255 * blue, 255], 4 * p);
-  }
-  context.putImageData(pixels, 0, 0);
-  pick("said").textContent = `${facts.images[i].name}, layer ${layer}, head ${head}: mean distance `
-    + `${facts.distance[layer][head].toFixed(1)} pixels`;
-}
-for (const id of ["image", "layer", "head"]) pick(id).addEventListener("input", draw);
-draw();
-"""

@@ -17,6 +17,7 @@ from vit_jax import __version__, files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
 from vit_jax.pages import charts
+from vit_jax.pages.document import document
 from vit_jax.runtime.logbook import FILE_NAME, duration, read_metrics
 
 Stage = tuple[str, list[dict[str, Any]]]  # heading, records
@@ -58,12 +59,7 @@ def render(workdir: Path) -> str:
         text = json.dumps(config, indent=2)
         parts.append(_details("Configuration", f"<pre>{escape(text)}</pre>"))
     parts.append(f"<footer>vit_jax {escape(__version__)}, from {FILE_NAME}</footer>")
-    return PAGE.format(
-        title=escape(title),
-        style=STYLE + charts.STYLE,
-        script=charts.SCRIPT,
-        body="\n".join(parts),
-    )
+    return document(title, parts, script="charts.js")
 
 
 # --- what is known of the run ---
@@ -229,70 +225,3 @@ def _evaluation_table(evaluation: Mapping[str, Any]) -> str:
 
 def _details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
-
-
-# --- the page ---
-
-PAGE = """<!doctype html>
-<html lang=en>
-<head>
-<meta charset=utf-8>
-<meta name=viewport content="width=device-width, initial-scale=1">
-<meta name=color-scheme content="light dark">
-<meta http-equiv=Content-Security-Policy
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-STYLE = """
-:root { --paper: #fdfdfb; --ink: #1d1f21; --soft: #5d6268; --line: #e3e3dd;
-  --c0: #1a5fb4; --c1: #b8480b; --c2: #1f7a4d; --c3: #7b3fa0; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181b; --ink: #e9e9e5; --soft: #a3a8ae; --line: #2e3237;
-    --c0: #7fb4ff; --c1: #ffa26b; --c2: #6fd09c; --c3: #d0a0f2; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
-  font-variant-numeric: tabular-nums; }
-main { max-width: 68rem; margin: 0 auto; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2rem); }
-h1, h2, .summary dd { font-family: ui-serif, "Iowan Old Style", Georgia, "Liberation Serif", serif;
-  font-weight: 500; }
-h1 { font-size: clamp(1.9rem, 6vw, 2.9rem); line-height: 1.12; letter-spacing: -.015em;
-  margin: .2rem 0 .7rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.5rem; margin: 3.5rem 0 1rem; letter-spacing: -.01em; }
-p { margin: 0; }
-.eyebrow { color: var(--soft); font-size: .8rem; letter-spacing: .08em; text-transform: uppercase; }
-.facts, .empty, footer { color: var(--soft); }
-.facts { overflow-wrap: anywhere; }
-.facts b { color: var(--ink); font-weight: 500; }
-.summary { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr));
-  gap: 1.4rem 1.5rem; margin: 2rem 0 2.5rem; padding: 1.4rem 0; border: solid var(--line);
-  border-width: 1px 0; }
-h2 + .summary { margin-top: 0; }
-.summary dt, .summary .note { color: var(--soft); font-size: .85rem; }
-.summary dd { margin: 0; font-size: 1.9rem; line-height: 1.25; }
-.summary .note { font-family: inherit; line-height: 1.4; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr));
-  gap: 1.6rem 3rem; }
-details { margin: 2rem 0 0; border-top: 1px solid var(--line); padding-top: 1rem; }
-details + details { margin-top: 1rem; }
-summary { cursor: pointer; font-weight: 500; }
-details .charts { margin-top: 1.5rem; }
-.scroll, pre { overflow-x: auto; }
-pre { font: .85rem/1.5 ui-monospace, "Liberation Mono", monospace; }
-table { border-collapse: collapse; width: 100%; max-width: 36rem; }
-th, td { text-align: left; padding: .45rem 1rem .45rem 0; border-bottom: 1px solid var(--line);
-  font-weight: 400; vertical-align: top; }
-thead th { color: var(--soft); font-size: .85rem; }
-td, thead th:last-child { text-align: right; padding-right: 0; overflow-wrap: anywhere; }
-footer { margin-top: 4rem; font-size: .85rem; }
-"""

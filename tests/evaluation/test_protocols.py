@@ -75,7 +75,7 @@ def test_few_shots_of_separable_features():
 
 def test_neighbours_by_hand():
     bank = np.array([[1, 0], [0, 1], [-1, 0], [1, 1]], np.float32)
-    indices, similarities = knn.nearest(np.array([[2.0, 0.1]]), bank, 3)
+    indices, similarities = knn.nearest_neighbours(np.array([[2.0, 0.1]]), bank, 3)
     assert list(indices[0]) == [0, 3, 1]
     np.testing.assert_allclose(similarities[0, 0], 2 / np.hypot(2, 0.1), rtol=1e-6)
     y = np.array([0, 1, 1, 1])

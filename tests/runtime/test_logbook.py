@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.runtime.logbook import Logbook, duration, read_metrics, summary
+from vit_jax.runtime.logbook import Logbook, duration_text, read_metrics, summary
 
 TRAIN = {"train/loss": 0.41234, "train/learning_rate": 3e-4, "train/images_per_second": 1234.4}
 
@@ -309,8 +309,8 @@ def test_numbers_are_short():
     assert summary({"train/skipped_updates": 0}) == ""
     assert summary({"train/skipped_updates": 2}) == "skipped 2"
     assert summary({"eval/real_accuracy": 0.9}) == "eval real accuracy 90.0%"
-    assert [duration(s) for s in (8, 80, 8000, 800_000)] == ["8s", "1m20s", "2h13m", "9d06h"]
-    assert duration(59.7) == "1m00s"
+    assert [duration_text(s) for s in (8, 80, 8000, 800_000)] == ["8s", "1m20s", "2h13m", "9d06h"]
+    assert duration_text(59.7) == "1m00s"
 
 
 # --- Weights & Biases ---

@@ -1,7 +1,8 @@
 """`vit-jax COMMAND ...`: parses and calls; the work is elsewhere.
 
 Each command is a module of this package with a docstring (its help), `define(flags)` that declares
-its absl flags, and `main(flags, arguments) -> int | None`.
+its absl flags, and `main(flags, arguments) -> int | None`. Only the commands of TAKE_ARGUMENTS take
+words besides flags.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ COMMANDS = {
     "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
+TAKE_ARGUMENTS = ("convert", "flops", "inspect", "predict", "prepare")
 OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 42
 
 
@@ -59,7 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     if "set" in flags:
         rest = options.rewrite_overrides(rest)
     try:
-        return command.main(flags, flags([f"vit-jax {name}", *rest])[1:]) or OK
+        arguments = flags([f"vit-jax {name}", *rest])[1:]
+        if arguments and name not in TAKE_ARGUMENTS:
+            raise UsageError(f"unexpected argument {arguments[0]!r}.")
+        return command.main(flags, arguments) or OK
     except absl_flags.Error as error:
         return usage(first_line(error), f"vit-jax {name} --help")
     except UsageError as error:

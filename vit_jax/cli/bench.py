@@ -52,8 +52,6 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}.")
     for dtype in flags.dtypes:
         if dtype not in ("float32", "bfloat16"):
             raise UsageError(f"--dtypes={dtype} must be float32 or bfloat16.")

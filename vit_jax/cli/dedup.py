@@ -52,8 +52,6 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}.")
     if not flags.out:
         raise UsageError("--out=DIR is needed.")
     out = Path(flags.out)

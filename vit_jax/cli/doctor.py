@@ -14,7 +14,6 @@ from __future__ import annotations
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -26,8 +25,6 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}.")
     config = options.read_config(flags) if flags.config else None
 
     from vit_jax.doctor import checkpoints, data, machine

@@ -62,8 +62,6 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}.")
     if not flags.data and flags.suite != ["vtab"]:
         raise UsageError("--data=SPEC is needed.")
     try:

@@ -36,8 +36,6 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}.")
     if not flags.format or not flags.out:
         raise UsageError("--format=FORMAT and --out=PATH are needed.")
     options.prepare_jax()

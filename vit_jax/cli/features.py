@@ -31,8 +31,6 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}.")
     if not flags.data or not flags.out:
         raise UsageError("--data=SPEC and --out=FILE are needed.")
     options.prepare_jax()

@@ -35,8 +35,6 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}.")
     workdir = options.workdir(flags)
     try:
         rates = [float(rate) for rate in flags.learning_rates]

@@ -15,7 +15,6 @@ from __future__ import annotations
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -28,8 +27,6 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int | None:
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}.")
     workdir = options.workdir(flags)
     config = options.read_config(flags)
     with options.processes(flags):

@@ -9,15 +9,15 @@ import numpy as np
 CHUNK = 1024
 
 
-def normalised(x: np.ndarray) -> np.ndarray:
+def unit_rows(x: np.ndarray) -> np.ndarray:
     """Rows (n, d) of length 1; a row of zeros stays one."""
     x = np.asarray(x, np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def nearest(x: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbours(x: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices and similarities (n, k) of the most similar rows of `bank`, best first."""
-    x, bank = normalised(x), normalised(bank)
+    x, bank = unit_rows(x), unit_rows(bank)
     indices, similarities = [], []
     for start in range(0, len(x), CHUNK):
         similarity = x[start : start + CHUNK] @ bank.T
@@ -40,7 +40,7 @@ def accuracies(
 ) -> dict[int, float]:
     """{k: accuracy in [0, 1]}: a vote of the k nearest, each weighted by its similarity."""
     ks = [k for k in ks if k <= len(x_train)]
-    indices, similarities = nearest(x_test, x_train, max(ks))
+    indices, similarities = nearest_neighbours(x_test, x_train, max(ks))
     found = {}
     for k in ks:
         votes = np.zeros((len(x_test), num_classes))

@@ -175,7 +175,9 @@ def draw_images(config, params, files, pixels, draw, notes) -> dict[str, Any] | 
         _, apply = models.as_functions(config)
         features = jax.jit(lambda p, x: apply(p, x, return_intermediates=True)[1]["pre_logits"])
         found = np.asarray(features(params, scaled))
-        neighbours, similarities = knn.nearest(found, found, min(SIMILAR + 1, len(files)))
+        neighbours, similarities = knn.nearest_neighbours(
+            found, found, min(SIMILAR + 1, len(files))
+        )
         draw(
             "similar",
             "Most similar images",

@@ -18,7 +18,7 @@ from vit_jax.config import flatten
 from vit_jax.errors import UserError
 from vit_jax.pages import charts
 from vit_jax.pages.document import document
-from vit_jax.runtime.logbook import FILE_NAME, duration, read_metrics
+from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
 Stage = tuple[str, list[dict[str, Any]]]  # heading, records
 
@@ -192,7 +192,7 @@ def _summary(records: list[dict[str, Any]], series: Mapping[str, charts.Points])
         median = statistics.median(value for _, value in finite)
         cells.append(("images/s", f"{median:,.{0 if median >= 10 else 1}f}", "median"))
     if seconds := max((record.get("seconds") or 0 for record in records), default=0):
-        cells.append(("time", duration(seconds), ""))
+        cells.append(("time", duration_text(seconds), ""))
     items = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
         + (f"<dd class=note>{escape(note)}</dd>" if note else "")

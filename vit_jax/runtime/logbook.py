@@ -183,9 +183,9 @@ class Logbook:
         width = len(str(self._total_steps))
         parts = [f"{self._prefix}step {step:{width + 2}d}/{self._total_steps}", summary(values)]
         if final:
-            parts.append(f"done in {duration(seconds)}")
+            parts.append(f"done in {duration_text(seconds)}")
         elif self._bar is None and (left := self._seconds_left(step)) is not None:
-            parts.append(f"eta {duration(left)}")
+            parts.append(f"eta {duration_text(left)}")
         self.say("  ".join(part for part in parts if part))
 
     def _seconds_left(self, step: int) -> float | None:
@@ -221,7 +221,7 @@ def summary(metrics: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """8 as "8s", 80 as "1m20s", 8000 as "2h13m", 800000 as "9d06h"."""
     total = round(seconds)
     if total < 60:

@@ -17,7 +17,7 @@ from vit_jax.data.source import Subset, TableSource, Union
 from vit_jax.data.splits import Splits
 from vit_jax.errors import UserError, nearest
 
-TRAIN, VALIDATION, TEST = 800, 200, 1000
+TRAIN, VALIDATION = 800, 200  # examples of a task
 CLEVR_DISTANCES = (8.0, 8.5, 9.0, 9.5, 10.0)
 KITTI_DISTANCES = (8.0, 20.0, 999.0)
 KITTI_VEHICLES = 3  # Car, Van and Truck come first among the types

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax import config as configuration
-from vit_jax import data, models
+from vit_jax import config as configuration, data, models
 from vit_jax.data.kinds import vtab
 from vit_jax.errors import UserError
 from vit_jax.training.setup import abstract_batch, set_up

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import config as configuration
-from vit_jax import models
+from vit_jax import config as configuration, models
 from vit_jax.bench import collectives, scale
 from vit_jax.data import ArraySource
 from vit_jax.runtime import sharding

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from vit_jax.cli import options
-from vit_jax.cli import train as train_command
+from vit_jax.cli import options, train as train_command
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"

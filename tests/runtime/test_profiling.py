@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import config as configuration
-from vit_jax import data
+from vit_jax import config as configuration, data
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.runtime import profiling, sharding

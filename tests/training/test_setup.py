@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from small_run import MESH, ONE, prepared
 
-from vit_jax import config as configuration
-from vit_jax import data
+from vit_jax import config as configuration, data
 from vit_jax.bench import peak_memory
 from vit_jax.errors import UserError
 from vit_jax.runtime import host_memory, sharding

@@ -27,8 +27,7 @@ from vit_jax import models
 from vit_jax.bench import collectives
 from vit_jax.errors import UserError
 from vit_jax.models import cost
-from vit_jax.numerics import gpu as nvidia
-from vit_jax.numerics import one_cpu
+from vit_jax.numerics import gpu as nvidia, one_cpu
 from vit_jax.objectives import losses
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state

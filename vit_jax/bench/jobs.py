@@ -14,18 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import config as configuration
-from vit_jax import data, models
+from vit_jax import config as configuration, data, models
 from vit_jax.data.source import digest
 from vit_jax.data.specs import open_source
 from vit_jax.errors import UserError
 from vit_jax.interop import load
 from vit_jax.models import cost
-from vit_jax.numerics import remat
+from vit_jax.numerics import plain, remat
 from vit_jax.objectives import losses
 from vit_jax.runtime import sharding
-from vit_jax.training import optim
-from vit_jax.training import state as train_state
+from vit_jax.training import optim, state as train_state
+from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.step import make_train_step
 
 #: What every trainer of a comparison does: Adam with decoupled decay, clipped gradients.
@@ -154,8 +153,6 @@ def train(spec: Spec) -> Job:
 
 def attention(spec: Spec) -> Job:
     """Attention alone, forward and backward: softmax(q k^T / sqrt(d)) v of one layer."""
-    from vit_jax.numerics import plain
-
     config = models.get_config(spec.variant, image_size=spec.image_size)
     if not isinstance(config, models.ViTConfig):
         raise UserError(f"{spec.variant} has no attention of its own to measure.")
@@ -177,8 +174,6 @@ def attention(spec: Spec) -> Job:
 
 def checkpoint(spec: Spec) -> Job:
     """How long a training step is held up by a save: an asynchronous save of the whole state."""
-    from vit_jax.training.checkpoint import Checkpoints
-
     _, params = model_of(spec)
     optimizer = optim.adam(weight_decay=WEIGHT_DECAY)
     start, _ = train_state.initialise(dict, params, optimizer, sharding.make_mesh(), polyak=False)

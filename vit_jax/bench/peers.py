@@ -27,6 +27,7 @@ from vit_jax.bench.jobs import (
     random_images,
 )
 from vit_jax.errors import UserError
+from vit_jax.interop import export
 
 
 def torch_job(spec: Spec, model: Any, logits_of: Callable[[Any], Any], *, compiled: bool) -> Job:
@@ -169,8 +170,6 @@ def tf_data(spec: Spec) -> Job:
 
 def exported(spec: Spec, form: str) -> Job:
     """The model as `vit-jax export` writes it, on float images of the host."""
-    from vit_jax.interop import export
-
     run, _ = export.FORMATS[form][1](Path(spec.weights))
     images = random_images(spec).astype(np.float32) / 127.5 - 1.0
     return Job(lambda: run(images), spec.batch, 0.0, run)

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from vit_jax import config as configuration
-from vit_jax import models
+from vit_jax import config as configuration, models
 from vit_jax.bench import collectives
 from vit_jax.models import ViTConfig, cost
 from vit_jax.runtime import sharding

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import data, models
+from vit_jax import data, files, models
 from vit_jax.errors import UserError
 from vit_jax.evaluation import knn
 from vit_jax.evaluation.predict import find_images
@@ -118,8 +118,6 @@ def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray
 
 def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
     """Accuracies that a workdir's `evaluation.json` holds."""
-    from vit_jax import files
-
     found = files.read_json(workdir / "evaluation.json") if workdir.is_dir() else None
     rows = []
     for suite, record in (found or {}).items():

@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models.variants import pair
 
 
 def resize_position_embedding(
@@ -172,8 +173,6 @@ def _differs(config: models.ModelConfig, target: models.ModelConfig, how: str) -
 
 def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
     """`config` with other settings, as `load_model(image_size=..., num_classes=...)` asks for."""
-    from vit_jax.models.variants import pair
-
     changes = {key: value for key, value in changes.items() if value is not None}
     if "image_size" in changes:
         changes["image_size"] = pair(changes["image_size"])

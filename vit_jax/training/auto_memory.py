@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,10 +20,7 @@ from vit_jax.errors import UserError
 from vit_jax.numerics import remat
 from vit_jax.runtime import host_memory
 from vit_jax.training import memory
-from vit_jax.training.setup import compile_train_step
-
-if TYPE_CHECKING:
-    from vit_jax.training.setup import Setup
+from vit_jax.training.setup import Setup, compile_train_step
 
 FILE = "memory.json"
 #: Tokens of a micro batch at which adding its gradient to the others takes as long as computing it:

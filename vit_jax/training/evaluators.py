@@ -12,8 +12,7 @@ from typing import Any
 
 import jax
 
-from vit_jax import config as configuration
-from vit_jax import data
+from vit_jax import config as configuration, data
 from vit_jax.config import ConfigDict
 from vit_jax.data.specs import split_specs
 from vit_jax.errors import UserError

@@ -16,8 +16,7 @@ from vit_jax.runtime.distributed import StopRequest, say
 from vit_jax.runtime.logbook import Logbook
 from vit_jax.runtime.pace import Clock, Pace
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.training import memory
-from vit_jax.training import state as train_state
+from vit_jax.training import memory, state as train_state
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.evaluators import evaluators
 from vit_jax.training.setup import Setup

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,7 @@ from vit_jax.errors import UserError
 from vit_jax.numerics import remat
 from vit_jax.runtime import host_memory, sharding
 from vit_jax.runtime.pace import steps_ahead
-from vit_jax.training.setup import abstract_batch, compile_train_step
-
-if TYPE_CHECKING:
-    from vit_jax.training.setup import Setup
+from vit_jax.training.setup import Setup, abstract_batch, compile_train_step
 
 GIB = 2**30
 #: Batches on the devices that no step has begun with: the next one, and two behind it (`loop` and

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 
 from vit_jax.config import human
 from vit_jax.models import cost
 from vit_jax.training.memory import GIB, rows_per_device, state_bytes
-
-if TYPE_CHECKING:
-    from vit_jax.training.setup import Setup
+from vit_jax.training.setup import Setup
 
 
 def show_plan(setup: Setup) -> None:

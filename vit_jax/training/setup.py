@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import config as configuration
-from vit_jax import data, models
+from vit_jax import config as configuration, data, models
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.evaluation.classification import make_eval_step
@@ -21,8 +20,7 @@ from vit_jax.models import adapt
 from vit_jax.numerics import remat
 from vit_jax.objectives import losses
 from vit_jax.runtime import profiling, sharding
-from vit_jax.training import optim
-from vit_jax.training import state as train_state
+from vit_jax.training import optim, state as train_state
 from vit_jax.training.evaluators import Periods, periods
 from vit_jax.training.step import make_train_step
 

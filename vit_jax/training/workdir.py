@@ -10,8 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vit_jax import config as configuration
-from vit_jax import files, models
+from vit_jax import config as configuration, files, models
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.models import saved

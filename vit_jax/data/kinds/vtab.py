@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.data.decode import decode
 from vit_jax.data.kinds.tfds import TfdsSplits
 from vit_jax.data.source import Subset, TableSource, Union
 from vit_jax.data.splits import Splits
@@ -165,8 +166,6 @@ class ReadExample:
         label = row[task.label] if isinstance(task.label, str) else task.label(row)
         image = row["image"]
         if task.scale != 1:
-            from vit_jax.data.decode import decode
-
             image = decode(image, self.task) * np.uint8(task.scale)
         return image, int(label)
 

@@ -21,38 +21,35 @@ CIFAR-100 B/16 91.67; Pets B/16 94.43; Flowers B/16 99.38.
 
 from vit_jax import config as configuration
 
-#              TFDS name, steps, warm-up, learning rate, share held out to choose it, test split
+#   TFDS name, steps, warm-up, learning rate, the percent held out to choose it, test split
 DATASETS = {
     "imagenet": dict(
         dataset="tfds:imagenet2012", steps=20_000, warmup=500, learning_rate=0.03,
-        train="train", dev="train[:99%]", held_out="train[99%:]", test="validation",
+        train="train", held_out=1, test="validation",
     ),
     "cifar10": dict(
         dataset="tfds:cifar10", steps=10_000, warmup=500, learning_rate=0.01,
-        train="train", dev="train[:98%]", held_out="train[98%:]", test="test",
+        train="train", held_out=2, test="test",
     ),
     "cifar100": dict(
         dataset="tfds:cifar100", steps=10_000, warmup=500, learning_rate=0.01,
-        train="train", dev="train[:98%]", held_out="train[98%:]", test="test",
+        train="train", held_out=2, test="test",
     ),
     "pets": dict(
         dataset="tfds:oxford_iiit_pet", steps=500, warmup=100, learning_rate=0.03,
-        train="train", dev="train[:90%]", held_out="train[90%:]", test="test",
+        train="train", held_out=10, test="test",
     ),
     "flowers": dict(
         dataset="tfds:oxford_flowers102", steps=500, warmup=100, learning_rate=0.03,
-        train="train", dev="train[:90%]", held_out="train[90%:]", test="test",
+        train="train", held_out=10, test="test",
     ),
 }  # fmt: skip
 
-SWEEP = {  # Table 4
-    "imagenet": (0.003, 0.01, 0.03, 0.06),
-    "cifar10": (0.001, 0.003, 0.01, 0.03),
-    "cifar100": (0.001, 0.003, 0.01, 0.03),
-    "pets": (0.001, 0.003, 0.01, 0.03),
-    "flowers": (0.001, 0.003, 0.01, 0.03),
-}
-OWN = dict(steps=500, warmup=100, learning_rate=0.03)  # small sets: the Pets and Flowers row
+RATES = {"imagenet": (0.003, 0.01, 0.03, 0.06)}  # to choose from; all others:
+COMMON_RATES = (0.001, 0.003, 0.01, 0.03)
+OWN = dict(
+    steps=500, warmup=100, learning_rate=0.03, held_out=10
+)  # small sets: the Pets and Flowers row
 POLYAK_SIZES = {512, 518}
 
 
@@ -70,8 +67,9 @@ def get_config(argument=""):
         c.data.dataset = dataset
     else:
         c.data.dataset = row["dataset"]
-        c.data.train_split = row["dev"] if a["dev"] else row["train"]
-        c.data.eval_split = row["held_out"] if a["dev"] else row["test"]
+        kept = 100 - row["held_out"]
+        c.data.train_split = f"{row['train']}[:{kept}%]" if a["dev"] else row["train"]
+        c.data.eval_split = f"{row['train']}[{kept}%:]" if a["dev"] else row["test"]
 
     # "As in BiT": resize to a square, random crop, flip; the test image is only resized.
     resize = round(size * 448 / 384)
@@ -86,6 +84,8 @@ def get_config(argument=""):
     c.schedule.decay = "cosine"
     c.schedule.learning_rate = row["learning_rate"]
     c.schedule.warmup_steps = row["warmup"]
+    c.sweep.learning_rates = RATES.get(dataset, COMMON_RATES)
+    c.sweep.held_out_percent = float(row["held_out"])
     c.gradient_clip_norm = 1.0
     c.loss = configuration.ConfigDict({"name": "softmax_cross_entropy", "label_smoothing": 0.0})
     if dataset == "imagenet" and size in POLYAK_SIZES:

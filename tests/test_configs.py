@@ -145,6 +145,8 @@ def test_table_4(row, variant, setup_of):
     assert c.optimizer.accumulator_dtype == "bfloat16"
     assert (c.schedule.decay, c.gradient_clip_norm) == ("cosine", 1.0)
     assert c.schedule.learning_rate in sweep
+    assert set(c.sweep.learning_rates) == sweep  # F8: what `vit-jax sweep` reads
+    assert c.sweep.held_out_percent == 100 - float(held_out.rstrip("%"))
     assert setup.model.representation_size is None
     assert c.polyak_decay is None
     dev = configuration.load(f"configs/finetune.py:{variant},{dataset},dev=true")

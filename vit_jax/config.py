@@ -22,10 +22,14 @@ from ml_collections.config_dict import placeholder
 
 from vit_jax.errors import UserError, nearest
 
+#: What `config.json` and checkpoints are written in; see training/workdir.py for older ones.
+FORMAT = 2
+
 #: Keys that may differ when a run is resumed: they change neither the data nor the arithmetic.
 FREE_ON_RESUME = (
     "name",
     "mesh",
+    "sweep",
     "wandb",
     "log_every_steps",
     "eval_every_steps",
@@ -46,7 +50,7 @@ FREE_ON_RESUME = (
 #: Protocols that can run while training, with their options; see evaluation/suites.py.
 EVALUATORS: dict[str, dict[str, Any]] = {
     "classification": {},
-    "fewshot": {"shots": (1, 5, 10, 25), "seeds": 3, "l2": "1024"},
+    "fewshot": {"shots": (1, 5, 10, 25), "seeds": 3, "l2": "1024", "preprocessing": "protocol"},
     "knn": {"k": (1, 5, 10, 20)},
     "probe": {},
     "real": {"real_labels": ""},
@@ -54,7 +58,7 @@ EVALUATORS: dict[str, dict[str, Any]] = {
 }
 
 CHECKED_SECTIONS = {
-    *(f"config.{name}" for name in ("model", "data", "mesh", "schedule", "evaluators")),
+    *(f"config.{name}" for name in ("model", "data", "mesh", "schedule", "sweep", "evaluators")),
     *(f"config.evaluators.{name}" for name in EVALUATORS),
 }
 
@@ -80,6 +84,7 @@ def default() -> ConfigDict:
     c.model.position_embedding = placeholder(str)
     c.model.position_embedding_at = placeholder(str)
     c.model.head_bias = placeholder(float)
+    c.model.pool_padding = placeholder(str)  # of a ResNet's root: zeros (as released), or lowest
     c.model.dropout_rate = placeholder(float)
     c.model.stochastic_depth_rate = placeholder(float)
     c.model.remat = placeholder(object)  # "none", "products" or "full", see models/remat.py
@@ -87,6 +92,7 @@ def default() -> ConfigDict:
     c.model.attention = placeholder(str)  # auto, xla, or cudnn
 
     c.init_from = ""  # any checkpoint that load_model reads; "" trains from scratch
+    c.keep_head = False  # init_from's classifier stays; otherwise a zero head, section 3.2
     c.pretrain = placeholder(
         ConfigDict
     )  # a stage to run first, in WORKDIR/pretrain; then init_from
@@ -117,9 +123,13 @@ def default() -> ConfigDict:
     c.schedule.warmup_steps = placeholder(int)
     c.schedule.warmup_epochs = placeholder(float)
     c.schedule.warmup_percent = placeholder(float)
+    c.sweep = ConfigDict()  # what `vit-jax sweep` chooses the learning rate from, and on how much
+    c.sweep.learning_rates = (0.001, 0.003, 0.01, 0.03)
+    c.sweep.held_out_percent = 10.0  # of the training split
     c.gradient_clip_norm = placeholder(float)
     c.mixup_alpha = 0.0  # mixes pairs of images by Beta(alpha, alpha); 0: off
     c.polyak_decay = placeholder(float)
+    c.polyak_ramp = False  # the decay rises as (1 + t)/(10 + t), instead of being bias-corrected
     c.watchdog_seconds = 1800.0  # a run that stands still for so long is ended; 0: never
     c.max_skipped_steps = 20  # abort after so many non-finite gradients in a row
 
@@ -242,9 +252,10 @@ def duration(
     return None
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: ConfigDict, format: int = FORMAT) -> str:
     """The whole configuration as JSON text: what `WORKDIR/config.json` holds."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=str) + "\n"
+    values = ({"format": format} if format > 1 else {}) | config.to_dict()
+    return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -261,7 +272,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 def differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (old, new)} where two configurations differ in a way that changes results."""
     a, b = flatten(old), flatten(new)
-    free = tuple(f"{prefix}{key}" for key in FREE_ON_RESUME for prefix in ("", "pretrain."))
+    free = tuple(f"{p}{key}" for key in ("format", *FREE_ON_RESUME) for p in ("", "pretrain."))
     return {
         key: (a.get(key), b.get(key))
         for key in sorted({*a, *b})

@@ -4,6 +4,7 @@ import importlib
 import io
 import pickle
 import warnings
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -272,11 +273,42 @@ def test_resize_center_crop_by_hand(height, width, size, resize, scaled, corner)
     image = smooth_image(height, width)
     transform = make_transform(name="resize_center_crop", size=size, train=False, resize=resize)
     top, left = corner
-    expected = transforms.bilinear(image, scaled)
+    expected = transforms.by_area(image, scaled)
     assert expected.shape[:2] == scaled
     np.testing.assert_array_equal(
         transform(image), expected[top : top + size[0], left : left + size[1]]
     )
+
+
+def test_resizing_by_area_by_hand():
+    """F6: three rows become two, each the mean of one and a half."""
+    image = np.array([[0, 30], [90, 60], [30, 120]], np.uint8)[..., None].repeat(3, -1)
+    found = transforms.by_area(image, (2, 1))
+    expected = [(0 + 30 + (90 + 60) / 2) / 3, ((90 + 60) / 2 + 30 + 120) / 3]
+    np.testing.assert_array_equal(found[:, 0, 0], np.round(expected))
+    exact = np.tensordot(transforms._shares(61, 32), smooth_image().astype(np.float32), 1)
+    exact = np.tensordot(transforms._shares(83, 44), exact, (1, 1)).transpose(1, 0, 2)
+    assert np.abs(transforms.by_area(smooth_image(), (32, 44)) - exact).max() <= 0.51
+    larger = transforms.by_area(image[:1], (1, 3))  # 2 columns to 3: the middle is half and half
+    np.testing.assert_array_equal(larger[0, :, 0], [0, 15, 30])
+
+
+@pytest.mark.parametrize("old, new", [((61, 83), (32, 44)), ((40, 30), (64, 48)), ((9, 7), (9, 3))])
+def test_resizing_by_area_is_that_of_tensorflow(old, new):
+    """F6: the original's `tf.image.resize(method="area")`, rounded to whole levels."""
+    tf = pytest.importorskip("tensorflow")
+    image = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
+    wanted = tf.image.resize(image, new, method="area").numpy()
+    assert np.abs(transforms.by_area(image, new) - wanted).max() <= 0.51
+
+
+def test_few_shot_images_are_resized_to_a_square_and_cropped():
+    """F7: 256 to 224, whatever the aspect ratio."""
+    image = smooth_image()
+    found = make_transform(name="square_center_crop", size=(224, 224), train=False)(image)
+    np.testing.assert_array_equal(found, transforms.bilinear(image, (256, 256))[16:240, 16:240])
+    small = make_transform(name="square_center_crop", size=(32, 32), train=False)(image)
+    np.testing.assert_array_equal(small, transforms.bilinear(image, (37, 37))[2:34, 2:34])
 
 
 def test_center_crop_pixels_without_any_resizing():
@@ -400,19 +432,35 @@ def test_boxes_lie_in_the_image(height, width):
     assert (top + h <= height).all() and (left + w <= width).all()
 
 
-def test_boxes_have_the_promised_area_and_aspect():
-    top, left, h, w = boxes(1000, 1000)
-    area, aspect = h * w / 1e6, w / h
-    assert 0.049 < area.min() < 0.06 and area.max() > 0.95
-    assert 0.745 < aspect.min() < 0.76 and 1.31 < aspect.max() < 1.34
-    # An area is drawn uniformly and kept if both sides fit: integrate that on a grid.
-    a, r = np.meshgrid(np.linspace(0.05, 1, 2000), np.linspace(3 / 4, 4 / 3, 2000))
-    fits = (a * r <= 1) & (a / r <= 1)
-    assert abs(area.mean() - a[fits].mean()) < 0.015
-    assert abs(aspect.mean() - r[fits].mean()) < 0.012
-    # Places are uniform over what is free.
-    assert abs((top[h < 990] / (1000 - h[h < 990])).mean() - 0.5) < 0.02
-    assert abs((left[w < 990] / (1000 - w[w < 990])).mean() - 0.5) < 0.02
+CROPS = np.load(Path(__file__).parents[1] / "golden" / "crops.npz")
+
+
+@pytest.mark.parametrize("shape", sorted({name.split("/")[0] for name in CROPS}))
+def test_boxes_are_distributed_as_those_of_the_original(shape):
+    """F1: quantiles of 20,000 draws of tf.image.sample_distorted_bounding_box."""
+    height, width = map(int, shape.split("x"))
+    top, left, h, w = boxes(height, width, 20_000)
+    found = {
+        "area": h * w / (height * width),
+        "aspect": w / h,
+        "centre_x": (left + w / 2) / width,
+        "centre_y": (top + h / 2) / height,
+    }
+    for name, values in found.items():
+        quantiles = np.percentile(values, np.arange(101))
+        assert np.abs(quantiles - CROPS[f"{shape}/{name}"]).max() < 0.02, name
+    whole = ((h == height) & (w == width)).mean()
+    assert abs(whole - CROPS[f"{shape}/whole"]) < 0.002
+
+
+def test_an_area_that_is_drawn_uniformly_is_another_distribution():
+    """What the first version did: the comparison above would have seen it."""
+    rng = np.random.default_rng(0)
+    area = rng.uniform(0.05, 1, 40_000)
+    ratio = rng.uniform(3 / 4, 4 / 3, 40_000)
+    fits = (np.sqrt(area / ratio) <= 1) & (np.sqrt(area * ratio) <= 1)
+    quantiles = np.percentile(area[fits], np.arange(101))
+    assert np.abs(quantiles - CROPS["224x224/area"]).max() > 0.05
 
 
 def test_area_and_aspect_can_be_set():
@@ -445,7 +493,7 @@ def test_extreme_shapes_fall_back_to_the_whole_image(height, width):
         (
             dict(name="resize_crop", train=False),
             "config.eval_preprocess.name='resize_crop' does not exist; there are resize, "
-            "resize_center_crop, objectnet.",
+            "resize_center_crop, square_center_crop, objectnet.",
         ),
         (
             dict(name="resize_crop", train=True),

@@ -86,6 +86,38 @@ def test_old_group_norm_shapes(change):
     assert all(np.array_equal(params[path], again[path]) for path in params)
 
 
+def test_names_of_todays_flax(tmp_path):
+    """F9: as the original's own code names its parts on it."""
+    config, weights = official(**SMALL)
+    names = {theirs: today for today, theirs in npz.TODAY.items()}
+    today = {
+        "/".join(names.get(part, part) for part in name.split("/")): array
+        for name, array in weights.items()
+    }
+    assert set(today) != set(weights)
+    found, params = load.read(write(tmp_path / "today.npz", today))
+    assert found.num_layers == config.num_layers
+    for path, array in npz.from_official(weights, config).items():
+        np.testing.assert_array_equal(params[path], array)
+
+
+def test_numbered_convolutions_of_bit(tmp_path):
+    """F9: standardized_conv2d_1, as some BiT files have it."""
+    config, weights = official("R50x1", depths=(1, 1), width_factor=0.5, num_classes=3)
+    numbered = {
+        name.replace("standardized_conv2d/", "standardized_conv2d_1/"): array
+        for name, array in weights.items()
+    }
+    assert set(numbered) != set(weights)
+    found, params = load.read(write(tmp_path / "numbered.npz", numbered))
+    assert found.depths == (1, 1) and found.pool_padding == "zeros"
+    for path, array in npz.from_official(weights, config).items():
+        np.testing.assert_array_equal(params[path], array)
+    name = next(name for name in weights if "standardized_conv2d/" in name)
+    with pytest.raises(UserError, match="under two names"):
+        load.read(write(tmp_path / "twice.npz", {**numbered, name: weights[name]}))
+
+
 def test_names_and_shapes_must_be_those_of_the_model(tmp_path):
     _, weights = official(**SMALL)
     name = "Transformer/encoderblock_1/LayerNorm_0/scale"

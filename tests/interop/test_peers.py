@@ -115,7 +115,7 @@ def test_the_pipeline_agrees_with_predict_on_a_photo(transformers, tmp_path, cap
     PIL.Image.fromarray(small).resize((64, 64), PIL.Image.Resampling.BICUBIC).save(photo)
     source = saved_model(tmp_path, *golden_model())
     convert.convert(str(source), tmp_path / "hf", "huggingface")
-    (ours,) = predict.predict(str(source), [str(photo)], top_k=5)
+    (ours,) = predict.predict(*saved.load(source), [photo], top_k=5)
     pipe = transformers.pipeline("image-classification", model=str(tmp_path / "hf"))
     theirs = pipe(str(photo), top_k=5)
     assert [row["class"] for row in ours["predictions"]] == [row["label"] for row in theirs]

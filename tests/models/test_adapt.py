@@ -109,6 +109,20 @@ def test_head_surgery(pretrained):
         np.testing.assert_array_equal(adapted[path], params[path])
 
 
+def test_fine_tuning_starts_from_a_zero_head_on_the_same_labels_too(pretrained):
+    """F10: section 3.2; `keep_head` is how one asks for the old one."""
+    config, params = pretrained
+    config = dataclasses.replace(config, representation_size=None)
+    params = {path: value for path, value in params.items() if "pre_logits" not in path}
+    params["head/kernel"] = np.ones(models.abstract_params(config)["head/kernel"].shape, np.float32)
+    adapted, notes = adapt.adapt(config, params, config, new_head=True)
+    assert not adapted["head/kernel"].any() and len(notes) == 1
+    kept, notes = adapt.adapt(config, params, config, new_head=False)
+    assert (kept["head/kernel"] == 1).all() and notes == []
+    with pytest.raises(UserError, match="cannot be kept"):
+        adapt.adapt(config, params, dataclasses.replace(config, num_classes=3), new_head=False)
+
+
 def test_a_dropped_hidden_layer_is_a_new_head_for_as_many_classes(pretrained):
     config, params = pretrained
     target = dataclasses.replace(config, representation_size=None, head_bias=-10.0)

@@ -77,10 +77,29 @@ def test_schedule_without_warmup_starts_at_the_base_rate():
     assert float(schedule(0)) == pytest.approx(0.4)
 
 
-def test_polyak_average_rises_to_its_decay():
-    assert float(optim.polyak_decay(0, 0.9999)) == pytest.approx(0.1)
-    assert float(optim.polyak_decay(90, 0.9999)) == pytest.approx(0.91)
-    assert float(optim.polyak_decay(10**7, 0.9999)) == pytest.approx(0.9999)
+def test_polyak_average_with_a_ramp_rises_to_its_decay():
+    assert float(optim.polyak_decay(0, 0.9999, ramp=True)) == pytest.approx(0.1)
+    assert float(optim.polyak_decay(90, 0.9999, ramp=True)) == pytest.approx(0.91)
+    assert float(optim.polyak_decay(10**7, 0.9999, ramp=True)) == pytest.approx(0.9999)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999, 0.99999])
+def test_polyak_average_is_the_weighted_mean_of_the_updates(decay):
+    """F5: weights (1 - d) d^(t - i) / (1 - d^t), which sum to one without the start."""
+    values = np.random.default_rng(0).normal(size=50)
+    average = 1e6  # the initial weights, of which nothing must be left
+    for step, value in enumerate(values):
+        keep = float(optim.polyak_decay(jnp.int32(step), decay))
+        average = keep * average + (1 - keep) * value
+    weights = (1 - decay) * decay ** np.arange(49, -1, -1.0) / (1 - decay**50)
+    assert weights.sum() == pytest.approx(1)
+    assert average == pytest.approx(weights @ values, abs=1e-4)
+
+
+def test_polyak_decays_that_are_asked_for_are_different_ones():
+    late = [float(optim.polyak_decay(jnp.int32(20_000), d)) for d in (0.9999, 0.99999)]
+    assert late[0] == pytest.approx(0.9999 * (1 - 0.9999**20_000) / (1 - 0.9999**20_001), abs=1e-6)
+    assert late[1] - late[0] > 2e-5
 
 
 @pytest.mark.parametrize(
@@ -97,9 +116,11 @@ def test_bad_input(call, message):
 
 
 def test_staircase_divides_by_ten():
+    """F4: after the step of a boundary, not at it, as in BiT."""
     rate = optim.learning_rate_schedule("staircase", 1.0, 500, 100, 0.0, (40, 60, 80))
+    assert float(rate(201)) == pytest.approx(0.1) and float(rate(401)) == pytest.approx(1e-3)
     found = [float(rate(step)) for step in (0, 50, 100, 199, 200, 299, 300, 399, 400, 499)]
-    expected = [0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    expected = [0, 0.5, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

@@ -140,10 +140,14 @@ def test_polyak_average_by_hand(params, batch):
     first, _ = run(params, batch, num_steps=1)
     two, _ = run(params, batch, num_steps=2, polyak_decay=0.9999)
     path = "head/kernel"
-    average = 0.1 * params[path] + 0.9 * first.params[path]  # step 0: weight 1/10
-    average = 2 / 11 * average + 9 / 11 * two.params[path]  # step 1: weight 2/11
+    # Of two updates each has its weight, the start has none.
+    average = (0.9999 * first.params[path] + two.params[path]) / 1.9999
     np.testing.assert_allclose(two.average[path], average, rtol=1e-5, atol=1e-7)
     assert state.evaluated_params(two)[path] is two.average[path]
+    ramp, _ = run(params, batch, num_steps=2, polyak_decay=0.9999, polyak_ramp=True)
+    average = 0.1 * params[path] + 0.9 * first.params[path]  # step 0: weight 1/10
+    average = 2 / 11 * average + 9 / 11 * two.params[path]  # step 1: weight 2/11
+    np.testing.assert_allclose(ramp.average[path], average, rtol=1e-5, atol=1e-7)
 
 
 def test_images_are_normalised_on_the_device():

@@ -46,6 +46,9 @@ def define(flags: absl_flags.FlagValues) -> None:
         "seeds", 3, "Draws of few-shot examples.", lower_bound=1, flag_values=flags
     )
     absl_flags.DEFINE_string("l2", "1024", "Of fewshot: a number, or sweep.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "preprocessing", "protocol", "Of fewshot's images: protocol, or model.", flag_values=flags
+    )
     absl_flags.DEFINE_list("k", ["1", "5", "10", "20"], "Of knn.", flag_values=flags)
     absl_flags.DEFINE_string("real_labels", None, "real.json of ReaL.", flag_values=flags)
     absl_flags.DEFINE_list("tasks", [], "Of vtab; all that are prepared.", flag_values=flags)
@@ -103,6 +106,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             shots=shots,
             seeds=flags.seeds,
             l2=flags.l2,
+            preprocessing=flags.preprocessing,
             k=ks,
             real_labels=flags.real_labels,
             checkpoint=checkpoint,

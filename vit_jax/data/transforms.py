@@ -39,6 +39,30 @@ def bilinear(image: Image, size: Size) -> Image:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
+def by_area(image: Image, size: Size) -> Image:
+    """Resizes to (height, width): each pixel is the mean of the area that it covers.
+
+    OpenCV has another idea of that where it enlarges.
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    if image.shape[0] >= size[0] and image.shape[1] >= size[1]:
+        cv2 = _cv2()
+        return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    rows, columns = (_shares(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+    resized = np.tensordot(rows, np.tensordot(image, columns, (1, 1)), 1)  # (h, c, w)
+    return resized.transpose(0, 2, 1).round().clip(0, 255).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=256)
+def _shares(old: int, new: int) -> np.ndarray:
+    """(new, old) float32: how much of each new pixel each old one covers."""
+    edges = np.linspace(0, old, new + 1)
+    pixels = np.arange(old)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (covered.clip(0) * new / old).astype(np.float32)
+
+
 def _crop(image: Image | Encoded, top: int, left: int, size: Size) -> Image:
     return image[top : top + size[0], left : left + size[1]]
 
@@ -63,17 +87,28 @@ def inception_box(
     area: tuple[float, float] = (0.05, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """A random box (top, left, height, width): area uniform in its range, aspect ratio too.
+    """A random box (top, left, height, width), as TensorFlow's sample_distorted_bounding_box.
 
-    The aspect ratio is width over height. A box that does not fit the image is drawn again; if
-    none of 100 fits, it is the whole image.
+    The aspect ratio, width over height, is uniform in its range. Then the *height* is uniform among
+    the integers for which the box has an area in its range and fits the image (so the area is not
+    uniform: small boxes are likelier), and the corner among the places that are left. Where
+    rounding to pixels leaves the area's range, or no height fits, it is drawn again; after 100
+    times it is the whole image.
     """
+    least, most = (share * height * width for share in area)
     for _ in range(INCEPTION_TRIES):
-        pixels = rng.uniform(*area) * height * width
         ratio = rng.uniform(*aspect)
-        h, w = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
-        if 0 < h <= height and 0 < w <= width:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+        widest = math.ceil((width + 0.5) / ratio) - 1  # the largest height whose width fits
+        high = min(round(math.sqrt(most / ratio)), height, widest)
+        h = int(rng.integers(min(round(math.sqrt(least / ratio)), high), high + 1))
+        if h * round(h * ratio) < least:
+            h += 1
+        elif h * round(h * ratio) > most:
+            h -= 1
+        w = round(h * ratio)
+        if least <= h * w <= most and 0 < h <= height and 0 < w <= width:
+            # TensorFlow's last place is one pixel before the border.
+            top, left = rng.integers(max(height - h, 1)), rng.integers(max(width - w, 1))
             return int(top), int(left), h, w
     return 0, 0, height, width
 
@@ -120,11 +155,23 @@ def resize(image: Image, size: Size) -> Image:
 
 
 def resize_center_crop(image: Image, size: Size, *, resize: int) -> Image:
-    """Evaluation in pre-training: short side to `resize`, central crop (256 -> 224)."""
+    """Evaluation in pre-training: short side to `resize` by area, central crop (256 -> 224)."""
     height, width = image.shape[:2]
     scale = resize / min(height, width)
     scaled = max(round(height * scale), size[0]), max(round(width * scale), size[1])
-    image = bilinear(image, scaled)
+    return _central_crop(by_area(image, scaled), size)
+
+
+def square_center_crop(image: Image, size: Size, *, resize: float = 256 / 224) -> Image:
+    """The few-shot protocol: to a square, whatever the aspect ratio, then the central crop.
+
+    `resize` is the square's side in sides of the crop: 256 pixels for 224.
+    """
+    square = round(size[0] * resize), round(size[1] * resize)
+    return _central_crop(bilinear(image, square), size)
+
+
+def _central_crop(image: Image, size: Size) -> Image:
     top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
     return _crop(image, top, left, size)
 
@@ -147,6 +194,7 @@ CROP_FIRST = {"inception_crop"}
 EVAL: dict[str, Callable[..., Image]] = {
     "resize": resize,
     "resize_center_crop": resize_center_crop,
+    "square_center_crop": square_center_crop,
     "objectnet": objectnet,
 }
 

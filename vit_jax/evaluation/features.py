@@ -27,6 +27,7 @@ def batches_of_features(
     pool: str = "none",
     batch_size: int = 64,
     mesh: jax.sharding.Mesh | None = None,
+    transform: Callable | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(features (b, ...), labels (b,)) for batch after batch of `source`, in its order.
 
@@ -35,13 +36,14 @@ def batches_of_features(
         "logits".
       pool: of token sequences (b, n, d) or feature maps (b, h, w, d), "mean" averages all (patch)
         tokens and "token" takes the class token; "none" keeps everything.
+      transform: how images are prepared; None: as the model says.
 
     Raises:
       UserError: no such layer (the nearest is named), or one that cannot be pooled so.
     """
     mesh = mesh or sharding.make_mesh()
     run = feature_step(config, layer, pool, mesh)
-    transform = data.evaluation_transform(config.image_size, config.preprocessing)
+    transform = transform or data.evaluation_transform(config.image_size, config.preprocessing)
     batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
     on_mesh = sharding.params_to_devices(params, mesh)
     batches = data.eval_batches(

@@ -41,6 +41,7 @@ class Request(NamedTuple):
     shots: tuple[int, ...] = fewshot.SHOTS
     seeds: int = 3
     l2: str = "1024"
+    preprocessing: str = "protocol"  # of few-shot images; or "model", as the model says
     k: tuple[int, ...] = (1, 5, 10, 20)
     real_labels: str | None = None
     # What a protocol that trains needs:
@@ -121,8 +122,10 @@ class Features(NamedTuple):
     num_classes: int
 
 
-def features_of(request: Request, spec: str) -> Features:
-    """Pre-logits of a data set's two default splits."""
+def features_of(
+    request: Request, spec: str, transform: Callable[..., Any] | None = None
+) -> Features:
+    """Pre-logits of a data set's two default splits; images as the model says, or `transform`ed."""
     splits = data.default_splits(spec, data_dir=request.data_dir)
     arrays: list[np.ndarray] = []
     opened = [data.open_source(split, data_dir=request.data_dir) for split in splits]
@@ -135,6 +138,7 @@ def features_of(request: Request, spec: str) -> Features:
                 source,
                 batch_size=request.batch_size,
                 mesh=request.mesh,
+                transform=transform,
             ):
                 parts.append((found, labels))
                 on_batch(sum(len(y) for _, y in parts))
@@ -146,13 +150,21 @@ def features_of(request: Request, spec: str) -> Features:
 def suite_fewshot(request: Request) -> Result:
     """Few-shot linear accuracy (section 4.1) on each data set, from features before any tanh.
 
+    Images are resized to a square and cropped in the middle (256 to 224), as its protocol has it.
     With --l2=sweep, one l2 for each number of shots: that of the best mean rank over the data sets.
     """
+    if request.preprocessing not in ("protocol", "model"):
+        raise UserError(f"--preprocessing={request.preprocessing} must be protocol or model.")
+    transform = None
+    if request.preprocessing == "protocol":
+        transform = data.make_transform(
+            name="square_center_crop", size=request.config.image_size, train=False
+        )
     l2s = fewshot.L2_SWEEP if request.l2 == "sweep" else (_number(request.l2),)
     results = {}
     for spec in request.specs:
         results[spec] = fewshot.accuracies(
-            *features_of(request, spec),
+            *features_of(request, spec, transform),
             shots=request.shots,
             seeds=range(request.seeds),
             l2s=l2s,

@@ -25,6 +25,12 @@ BLOCK_NAMES = {
     "mlp/dense2": "MlpBlock_3/Dense_1",
 }
 ATTENTION = "MultiHeadDotProductAttention_1"
+#: The same parts as today's Flax calls them, when the original's code runs on it.
+TODAY = {
+    "LayerNorm_1": "LayerNorm_2",
+    "MlpBlock_0": "MlpBlock_3",
+    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+}
 NORM, DENSE = ("scale", "bias"), ("kernel", "bias")
 
 
@@ -218,6 +224,27 @@ def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelCo
     return models.replace(config, variant=models.find_variant(config))
 
 
+def as_released(weights: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """The arrays by the names that the released files have, whichever Flax wrote them.
+
+    Raises:
+      UserError: two arrays would have one name.
+    """
+    today = any("/MlpBlock_0/" in name for name in weights)
+
+    def released(name: str) -> str:
+        if name.startswith("resnet/"):  # the first of its kind in its place, numbered or not
+            return re.sub(r"\b(standardized_conv2d|group_norm|conv2d)_\d+/", r"\1/", name)
+        return "/".join(TODAY.get(part, part) if today else part for part in name.split("/"))
+
+    renamed: dict[str, np.ndarray] = {}
+    for name, array in weights.items():
+        if released(name) in renamed:
+            raise UserError(f"{where} holds {name} under two names.")
+        renamed[released(name)] = array
+    return renamed
+
+
 #: An archive may be this much larger unpacked: an all-zero head compresses well, weights do not.
 MAX_UNPACKED = 8 * 2**30
 
@@ -265,7 +292,7 @@ def check_sizes(archive: zipfile.ZipFile, packed: int) -> None:
 
 def load(path: Path, *, variant: str | None = None) -> tuple[models.ModelConfig, dict]:
     """Reads an official checkpoint; which model it is follows from names and shapes."""
-    weights = read_arrays(path)
+    weights = as_released(read_arrays(path), str(path))
     config = find_config(weights, str(path))
     if variant is not None and variant != config.variant:
         raise UserError(f"{path} holds a {config.variant}, not a {variant}.")

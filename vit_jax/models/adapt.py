@@ -105,12 +105,17 @@ def adapt(
     config: models.ModelConfig,
     params: Mapping[str, np.ndarray],
     target: models.ModelConfig,
+    *,
+    new_head: bool | None = None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Parameters of `config` for the model `target`, and what was adapted, one line each.
 
-    Position embeddings are interpolated to the new grid. If the number of classes, the labels or
-    the head differ, the whole old head goes, the pre-logits layer included, and a zero-initialised
-    linear layer takes its place (section 3.2, Appendix D.3).
+    Position embeddings are interpolated to the new grid. With a new head, the whole old one goes,
+    the pre-logits layer included, and a zero-initialised linear layer takes its place (section 3.2,
+    Appendix D.3).
+
+    Args:
+      new_head: None: if the number of classes, the labels or the head differ.
 
     Raises:
       UserError: the rest of the two models differs; the message names the first difference.
@@ -122,9 +127,15 @@ def adapt(
     def same(field: str) -> bool:
         return getattr(config, field, None) == getattr(target, field, None)
 
-    new_head = not (same("num_classes") and same("representation_size")) or (
-        bool(config.labels) and bool(target.labels) and not same("labels")
-    )
+    fits = same("num_classes") and same("representation_size")
+    fits = fits and (same("labels") or not (config.labels and target.labels))
+    if new_head is None:
+        new_head = not fits
+    if not new_head and not fits:
+        raise UserError(
+            f"The head of {config.variant} ({config.num_classes} classes) cannot be kept: the new "
+            f"one has {target.num_classes} classes, other labels or another form."
+        )
     if new_head:
         notes.append(f"head: {config.num_classes} classes -> {target.num_classes}, from zero")
     missing = sorted(set(wanted) - set(params))

@@ -41,7 +41,7 @@ class ResNetConfig:
     group_norm_epsilon: float = 1e-5
     standardisation: str = "var"
     standardisation_epsilon: float = 1e-10
-    pool_padding: str = "lowest"
+    pool_padding: str = "zeros"
     axial_heads: int | None = None
     remat: bool | str = False  # see models/remat.py
     dtype: str = "float32"

@@ -40,7 +40,7 @@ VIT_ROWS: dict[str, tuple[str, int, tuple[int, ...] | None]] = {
     "R50+L/32": ("L", 1, (3, 4, 6, 3)),
     "R50+L/16": ("L", 1, (3, 4, 9)),
     # Hybrids that were released later.
-    "R+Ti/16": ("Ti", 4, ()),
+    "R+Ti/16": ("Ti", 8, ()),  # 8x8 patches behind a stride of 4: 32 in all, in spite of its name
     "R26+S/32": ("S", 1, (2, 2, 2, 2)),
     "R26+B/32": ("B", 1, (2, 2, 2, 2)),
 }

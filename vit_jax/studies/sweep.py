@@ -17,23 +17,21 @@ from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.training.run import train
 
-LEARNING_RATES = (0.001, 0.003, 0.01, 0.03)
-
 
 def sweep(
     config: ConfigDict,
     workdir: str | Path,
     *,
-    learning_rates: Sequence[float] = LEARNING_RATES,
-    held_out: float = 10.0,
+    learning_rates: Sequence[float] = (),
+    held_out: float | None = None,
     seeds: int = 3,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Runs the protocol in `workdir`; each trial is a run of its own there, and resumes.
 
     Args:
-      held_out: percent of the training set that the learning rate is chosen on (Table 4: ImageNet
-        1, CIFAR 2, Pets and Flowers 10).
+      learning_rates, held_out: to choose from, and the percent of the training set that is held
+        out to do so; by default those of `config.sweep` (Table 4's, in configs/finetune.py).
       seeds: runs with the chosen rate on the whole training set.
 
     Returns:
@@ -46,6 +44,8 @@ def sweep(
     """
     workdir = Path(workdir).expanduser().resolve()
     train_split, test_split = splits(config)
+    learning_rates = learning_rates or config.sweep.learning_rates
+    held_out = config.sweep.held_out_percent if held_out is None else held_out
     dev_train, dev_eval = carve(train_split, held_out)
     rows = []
     for rate in learning_rates:

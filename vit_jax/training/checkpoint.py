@@ -26,6 +26,8 @@ from vit_jax.errors import UserError
 
 policies = ocp.checkpoint_managers
 GOLDEN = 2654435761  # Knuth's multiplicative hash constant, odd after `| 1`
+#: The rule of fingerprints that are written now; a checkpoint is checked by the one it names.
+RULE = "sum32"
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -150,6 +152,7 @@ class Checkpoints:
         record = {
             **meta,
             "step": step,
+            "fingerprint": RULE,
             "spec": tree_spec(state),
             "fingerprints": fingerprints(state),
         }
@@ -211,6 +214,11 @@ class Checkpoints:
             found = meta["spec"]
         except Exception as error:
             return f"unreadable ({_first_line(error)})", None
+        if meta.get("fingerprint", RULE) != RULE:
+            raise UserError(
+                f"Checkpoint {step} in {self.directory} has fingerprints by the rule "
+                f"{meta['fingerprint']!r}, which this vit_jax does not know; update it."
+            )
         self._compare(step, found, tree_spec(abstract))
         try:
             restored = self._manager.restore(

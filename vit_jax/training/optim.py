@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def learning_rate_schedule(
 
     With progress p = clip((t - w) / (T - w), 0, 1): linear is end + (base - end)(1 - p), cosine is
     base (1 + cos(pi p)) / 2; both are multiplied by min(1, t / w). A staircase, as in BiT, divides
-    by 10 at each of `boundaries_percent` of the run.
+    by 10 after each of `boundaries_percent` of the run.
 
     Raises:
       UserError: an unknown decay, or a warm-up that is not shorter than the run.
@@ -60,7 +61,7 @@ def learning_rate_schedule(
         elif decay == "cosine":
             rate = learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         elif decay == "staircase":
-            passed = jnp.searchsorted(jnp.asarray(edges, jnp.float32), t, side="right")
+            passed = jnp.searchsorted(jnp.asarray(edges, jnp.float32), t, side="left")
             rate = learning_rate * jnp.power(0.1, passed)
         else:
             rate = jnp.full_like(t, learning_rate)
@@ -115,11 +116,17 @@ def sgd(
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": adam, "sgd": sgd}
 
 
-def polyak_decay(step, decay: float):
-    """The weight of the old average at `step`: rises as (1 + t) / (10 + t), up to `decay`.
+def polyak_decay(step, decay: float, *, ramp: bool = False):
+    """The weight of the old average in the new one, after `step` = 0, 1, ... updates.
 
-    The paper gives only the 0.9999; without the rise, a 20,000-step run would end with 13% of the
-    initial weights still in the average.
+    The paper gives only the 0.9999, not how the average begins. Here it is bias-corrected: after t
+    updates every one of them has its weight (1 - decay) decay^(t - i) / (1 - decay^t), the initial
+    weights none. With `ramp` the weight rises as (1 + t) / (10 + t) up to `decay`, which 0.9999
+    does not reach within 20,000 steps.
     """
-    t = jnp.asarray(step, jnp.float32)
-    return jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    if ramp:
+        t = jnp.asarray(step, jnp.float32)
+        return jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    log = math.log(decay)
+    before, after = (-jnp.expm1(log * jnp.asarray(step + i, jnp.float32)) for i in (0, 1))
+    return decay * before / after

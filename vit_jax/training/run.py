@@ -11,7 +11,13 @@ from vit_jax.runtime.distributed import say
 from vit_jax.training import auto_memory, plan
 from vit_jax.training.loop import loop
 from vit_jax.training.setup import OF_CHECKPOINT, set_up
-from vit_jax.training.workdir import check_workdir, finished_metrics, has_checkpoint, write_config
+from vit_jax.training.workdir import (
+    as_begun,
+    check_workdir,
+    finished_metrics,
+    has_checkpoint,
+    write_config,
+)
 
 
 def train(
@@ -28,6 +34,7 @@ def train(
     """
     workdir = Path(workdir).expanduser().resolve()
     configuration.check_keys(config)
+    config = as_begun(workdir, config)
     check_workdir(workdir, config, allow_config_change)
     whole = config
     if config.pretrain is not None:

@@ -83,6 +83,8 @@ def set_up(
         raise UserError("config.total_steps or config.total_epochs must be set and positive.")
     profiling.check_steps(config.profile_steps, total_steps)
     check_memory(config)
+    if config.polyak_decay is not None and not 0 < config.polyak_decay < 1:
+        raise UserError(f"config.polyak_decay={config.polyak_decay} must lie between 0 and 1.")
     warmup_steps = in_steps(config.schedule, "warmup", total_steps=total_steps) or 0
     schedule = optim.learning_rate_schedule(
         config.schedule.decay,
@@ -111,6 +113,7 @@ def set_up(
         seed=config.seed,
         gradient_clip_norm=config.gradient_clip_norm,
         polyak_decay=config.polyak_decay,
+        polyak_ramp=config.polyak_ramp,
         mixup_alpha=config.mixup_alpha,
     )
     return Setup(
@@ -253,7 +256,7 @@ def initial_params(
     if initial is None:
         return init, jax.random.key(config.seed)
     found, params = initial
-    adapted, changes = adapt.adapt(found, params, model)
+    adapted, changes = adapt.adapt(found, params, model, new_head=not config.keep_head)
     notes.append(f"weights from {config.init_from} ({found.variant})")
     notes.extend(f"adapted {change}" for change in changes)
     return dict, sharding.params_to_devices(adapted, mesh)

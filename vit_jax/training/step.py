@@ -39,6 +39,7 @@ def make_train_step(
     seed: int,
     gradient_clip_norm: float | None = None,
     polyak_decay: float | None = None,
+    polyak_ramp: bool = False,
     mixup_alpha: float = 0.0,
     accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -89,7 +90,8 @@ def make_train_step(
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         average = state.average
         if polyak_decay is not None:
-            decay = optim.polyak_decay(state.step, polyak_decay)
+            updates = state.step - state.skipped
+            decay = optim.polyak_decay(updates, polyak_decay, ramp=polyak_ramp)
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
         # A step whose gradient is not finite changes nothing but the counters.

@@ -14,25 +14,85 @@ from vit_jax import config as configuration, files, models
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.models import saved
+from vit_jax.models.variants import RESNET_ROWS
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import state as train_state
 from vit_jax.training.setup import Setup
 
 
+def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
+    """`config` as the run in `workdir` began, if that was before today's format.
+
+    Format 1 has no word for what was decided anew since; its runs go on with their arithmetic where
+    that still exists.
+
+    Raises:
+      UserError: it does not exist any more, or the workdir is of a later version.
+    """
+    there = read_config(workdir)
+    found = 1 if there is None else there.get("format", 1)
+    if there is None or found == configuration.FORMAT:
+        return config
+    if found not in (1, configuration.FORMAT):
+        raise UserError(
+            f"{workdir} is of format {found}, and this vit_jax knows none above "
+            f"{configuration.FORMAT}; update it."
+        )
+    gone = {
+        "augment.name": ("inception_crop", "its boxes were drawn from another distribution"),
+        "schedule.decay": ("staircase", "its steps came one step earlier"),
+    }
+    flat = configuration.flatten(there)
+    for key, (value, why) in gone.items():
+        if flat.get(key) == value and finished_metrics(workdir) is None:
+            raise UserError(
+                f"{workdir} was begun by the first version with config.{key}={value!r}, which does "
+                f"not exist in that form any more: {why}. Start again with another --workdir; a "
+                "finished model of it can be used as before."
+            )
+    config = config.copy_and_resolve_references()
+    for key, value in first_values(config).items():
+        *sections, name = key.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    return config
+
+
+def first_values(config: ConfigDict) -> dict[str, Any]:
+    """What settings meant in format 1 that did not have them, by their dotted keys."""
+    values: dict[str, Any] = {"polyak_ramp": config.polyak_decay is not None}
+    variant = config.model.variant
+    if variant in RESNET_ROWS or variant == "Axial-R50x1":
+        values["model.pool_padding"] = config.model.pool_padding or "lowest"
+    if variant == "R+Ti/16":
+        values["model.patch_size"] = config.model.patch_size or 4
+    return values
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """What `WORKDIR/config.json` holds; None if there is none."""
+    try:
+        return files.read_json(workdir / "config.json")
+    except UserError as error:
+        raise UserError(f"{error} Use another --workdir.") from error
+
+
 def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
     """Raises UserError if `workdir` holds another run; changes nothing."""
-    file = workdir / "config.json"
-    if not file.exists():
+    there = read_config(workdir)
+    if there is None:
         if any((workdir / name).exists() for name in ("checkpoints", "model")):
             raise UserError(
                 f"{workdir} holds checkpoints but no config.json; use another --workdir."
             )
         return
-    try:
-        there = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); use another --workdir.") from error
-    changed = configuration.differences(there, json.loads(configuration.to_json(config)))
+    here = json.loads(configuration.to_json(config))
+    if "format" not in there:  # a key that it lacks has its value of then, or today's
+        known = configuration.flatten(there)
+        there = {**configuration.flatten(here), **known}
+    changed = configuration.differences(there, here)
     if changed and not allow_change:
         key, (old, new) = next(iter(changed.items()))
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -43,11 +103,16 @@ def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes `WORKDIR/config.json`, when all that can be checked is checked."""
+    """Writes `WORKDIR/config.json`, when all that can be checked is checked.
+
+    A run stays of the format that it was begun in, so that the same command goes on for good.
+    """
     if jax.process_index() == 0:
+        there = read_config(workdir)
+        begun = configuration.FORMAT if there is None else there.get("format", 1)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            files.write_text(workdir / "config.json", configuration.to_json(config))
+            files.write_text(workdir / "config.json", configuration.to_json(config, begun))
         except OSError as error:
             raise UserError(f"Cannot write to {workdir}: {error.strerror}.") from error
 
@@ -68,6 +133,7 @@ def has_checkpoint(workdir: Path) -> bool:
 def run_meta(setup: Setup) -> dict[str, Any]:
     """What must be the same when a run goes on: kept in every checkpoint."""
     return {
+        "format": configuration.FORMAT,
         "train_data": [setup.train_source.spec, setup.train_source.fingerprint],
         "eval_data": [setup.eval_source.spec, setup.eval_source.fingerprint],
         "jax": jax.__version__,

@@ -1,7 +1,9 @@
 """Specs, splits and the four kinds of data sets, on real files; one clear line for bad input."""
 
 import pickle
+import random
 import sys
+import types
 
 import numpy as np
 import PIL.Image
@@ -77,12 +79,58 @@ def test_bad_specs(spec, message):
         ("train[-3:]", [("train", range(7, 10))]),
         ("train[:-3]", [("train", range(7))]),
         ("train[-20%:]", [("train", range(8, 10))]),
-        ("train[:200]", [("train", range(10))]),
+        ("train[:12.5%]", [("train", range(1))]),
+        ("train[2:50%]", [("train", range(5))]),  # 2 is a percent, too
+        ("all", [("train", range(10)), ("test", range(4))]),
         ("train[8:]+test[:1]", [("train", range(8, 10)), ("test", range(1))]),
     ],
 )
 def test_slices_are_those_of_tfds(split, ranges):
     assert slice_split(split, {"train": 10, "test": 4}, "x") == ranges
+
+
+@pytest.mark.parametrize(
+    "split", ["train[:200]", "train[-11:]", "train[:101%]", "train[1.5:]", "train[:]", "train[3]"]
+)
+def test_slices_that_tfds_refuses(split):
+    with pytest.raises(UserError, match="train"):
+        slice_split(split, {"train": 10}, "x")
+
+
+def test_slices_equal_those_of_tfds_itself():
+    """E1: rounding, mixed units and what is out of range, on 100,000 sizes and expressions."""
+    from tensorflow_datasets.core.splits import ReadInstruction
+
+    rng = random.Random(0)
+
+    def bound(size):
+        kind = rng.random()
+        if kind < 0.1:
+            return ""
+        if kind < 0.6:
+            return f"{rng.randint(-101, 101)}%"
+        if kind < 0.7:
+            return f"{rng.uniform(-100, 100):.2f}%"
+        return str(rng.randint(-size - 2, size + 2))
+
+    refused = 0
+    for _ in range(100_000):
+        size = rng.randint(1, rng.choice((10, 100, 5000)))
+        split = f"train[{bound(size)}:{bound(size)}]"
+        try:
+            (wanted,) = ReadInstruction.from_spec(split).to_absolute(
+                {"train": types.SimpleNamespace(num_examples=size)}
+            )
+        except ValueError:
+            refused += 1
+            with pytest.raises(UserError):
+                slice_split(split, {"train": size}, "x")
+            continue
+        low = wanted.from_ or 0
+        high = size if wanted.to is None else wanted.to
+        ((_, found),) = slice_split(split, {"train": size}, "x")
+        assert list(found) == list(range(low, high)), (size, split)
+    assert 1000 < refused < 50_000
 
 
 def test_a_union_has_the_records_of_its_parts_in_order():

@@ -22,35 +22,65 @@ SPLIT_NAMES = {
 }
 
 
-def slice_split(split: str, sizes: dict[str, int], spec: str) -> list[tuple[str, range]]:
-    """ "train[:90%]+test" as [("train", range(...)), ("test", range(...))].
+#: NAME or NAME[a:b]; a bound is a count or, with %, a percent, fractions included.
+BOUND = r"-?[\d_]*\.?[\d_]*%?"
+PART = re.compile(rf"(?P<name>[\w-]+)(?:\[(?P<low>{BOUND}):(?P<high>{BOUND})\])?")
 
-    Bounds are percents or counts and may be negative, as in TFDS; percents are rounded.
+
+def slice_split(split: str, sizes: dict[str, int], spec: str) -> list[tuple[str, range]]:
+    """ "train[:90%]+test" as [("train", range(...)), ("test", range(...))], as TFDS reads it.
+
+    Bounds are counts or percents, and count from the end where they are negative. A percent is
+    rounded to the nearest record, halves to the even one. Where one bound is a percent, so is the
+    other. "all" is every split, one after the other.
 
     Raises:
-      UserError: no such split, or bounds that make no sense.
+      UserError: no such split, or bounds outside of it.
     """
-    parts = []
-    for part in split.split("+"):
-        match = re.fullmatch(r"\s*(\w+)\s*(?:\[(-?\d+%?)?:(-?\d+%?)?\])?\s*", part)
-        if not match:
+    parts: list[tuple[str, range]] = []
+    for part in (text.strip() for text in split.split("+")):
+        match = PART.fullmatch(part)
+        if not match or (match["low"] == match["high"] == ""):
             raise UserError(f"{spec}: the split {part!r} is not NAME or NAME[a:b] (with % or not).")
-        name = match[1] if match[1] in sizes else SPLIT_NAMES.get(match[1], match[1])
+        if part == "all" and part not in sizes:
+            parts += [(name, range(size)) for name, size in sizes.items()]
+            continue
+        name = match["name"]
+        name = name if name in sizes else SPLIT_NAMES.get(name.lower(), name)
         if name not in sizes:
             raise UserError(
-                f"{spec} has no split {match[1]!r}; there are {', '.join(sizes)}."
-                f"{nearest(match[1], sizes)}"
+                f"{spec} has no split {match['name']!r}; there are {', '.join(sizes)}."
+                f"{nearest(match['name'], sizes)}"
             )
         size = sizes[name]
-
-        def bound(text: str | None, default: int, size: int = size) -> int:
-            if text is None:
-                return default
-            value = round(int(text[:-1]) / 100 * size) if text.endswith("%") else int(text)
-            return min(max(value + size if value < 0 else value, 0), size)
-
-        parts.append((name, range(bound(match[2], 0), bound(match[3], size))))
+        texts = match["low"] or "", match["high"] or ""
+        percent = any(text.endswith("%") for text in texts)
+        try:
+            low, high = (
+                default if not text else bound(text, size, percent)
+                for text, default in zip(texts, (0, size), strict=True)
+            )
+        except ValueError:
+            raise UserError(
+                f"{spec}: {part!r} does not fit the {size} records of {name}: bounds are numbers "
+                f"of at most {'100%' if percent else size}, counts are whole."
+            ) from None
+        parts.append((name, range(low, max(low, high))))
     return parts
+
+
+def bound(text: str, size: int, percent: bool) -> int:
+    """The record that a bound of a slice names; ValueError if it lies outside."""
+    if percent:
+        share = float(text.rstrip("%"))
+        if abs(share) > 100:
+            raise ValueError
+        value = round(share * size / 100.0)
+    else:
+        value = int(text)
+    if abs(value) > size:
+        raise ValueError
+    return value + size if value < 0 else value
 
 
 class Splits:

@@ -62,6 +62,11 @@ class TfdsSplits:
                     f"{spec}: there is no split {part.strip()!r}; there are "
                     f"{', '.join(info.splits)}.{nearest(part, info.splits)}"
                 )
+        try:
+            self.instructions(split)
+        except ValueError as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise UserError(f"{spec} is no part of the data set: {reason}.") from error
         encoded = {
             key: self.tfds.decode.SkipDecoding()
             for key, feature in info.features.items()

@@ -31,8 +31,9 @@ def get_config(argument=""):
     if a["examples"]:
         if not c.data.train_split:
             c.data.train_split, c.data.eval_split = "train", "test"
-        whole = c.data.train_split.partition("[")[0]
-        c.data.train_split = f"{whole}[:{a['examples']}]"
+        name, _, bounds = c.data.train_split.partition("[")
+        start = int(bounds.partition(":")[0] or 0)  # behind what is held out for evaluation
+        c.data.train_split = f"{name}[{start or ''}:{start + a['examples']}]"
     c.evaluators.fewshot.data = a["target"]
     c.evaluators.fewshot.shots = (5, 10)
     c.evaluators.fewshot.every_epochs = 0.5

@@ -62,7 +62,7 @@ TABLE_4 = [
 ]
 
 
-class Pretend:
+class Pretend(data.Source):
     """A data set of the right size: real ones of these sizes cannot be had in a test."""
 
     def __init__(self, spec):
@@ -72,6 +72,9 @@ class Pretend:
 
     def __len__(self):
         return self.size
+
+    def origins(self):
+        return []  # of 300 million records
 
 
 @pytest.fixture
@@ -240,6 +243,9 @@ def test_few_shot_trains_on_a_part_and_watches_another_set():
     assert (c.schedule.learning_rate, c.optimizer.weight_decay) == (8e-4, 0.1)
     assert c.evaluators.fewshot.data == "tfds:imagenet2012"
     assert c.evaluators.fewshot.shots == (5, 10)
+    held = configuration.load("configs/few_shot.py:B/32,imagenet21k,9000000")
+    assert held.data.eval_split == "train[:102400]"  # E8: not among what is trained on
+    assert held.data.train_split == "train[102400:9102400]"
     own = configuration.load("configs/few_shot.py:B/32,digits,500,digits")
     assert own.data.train_split == "train[:500]" and own.data.eval_split == "test"
     assert configuration.load("configs/few_shot.py").data.train_split == "train"

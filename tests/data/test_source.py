@@ -11,7 +11,7 @@ import pytest
 import tfds_directory
 
 from vit_jax import data
-from vit_jax.data.source import TableSource, Without
+from vit_jax.data.source import TableSource, Without, shared_records
 from vit_jax.data.specs import parse_spec
 from vit_jax.data.splits import slice_split
 from vit_jax.errors import UserError
@@ -284,6 +284,47 @@ def test_without_is_what_is_left_in_order(removed):
     assert pickle.loads(pickle.dumps(left)).fingerprint == left.fingerprint != source.fingerprint
 
 
+@pytest.mark.parametrize(
+    "train, evaluation, shared",
+    [
+        ("digits[train]", "digits[test]", 0),
+        ("digits[train[:90%]]", "digits[train[90%:]]", 0),
+        ("digits[train[:100]]", "digits[train[90:120]]", 10),
+        ("digits[train+test]", "digits[test[:7]]", 7),
+        ("digits[train[5:]]", "digits[all]", 1432),
+    ],
+)
+def test_records_of_both_parts_are_counted(train, evaluation, shared):
+    """E8: by where they are stored, for slices and unions."""
+    opened = data.open_source(train), data.open_source(evaluation)
+    assert shared_records(*opened) == shared
+
+
+def test_an_image_of_two_tables_is_shared_but_not_one_that_is_excluded(folder, tmp_path):
+    whole = data.open_source(f"folder:{folder}")
+    some = whole.names()[:3]
+    (tmp_path / "ids.txt").write_text("\n".join(some))
+    left = data.open_source(f"folder:{folder}", exclude=str(tmp_path / "ids.txt"))
+    assert shared_records(left, whole) == len(whole) - 3
+    rows = "".join(f"{name},x{i % 2},{split}\n" for i, name in enumerate(some) for split in "ab")
+    (folder / "two.csv").write_text(f"path,label,split\n{rows}")
+    table = f"folder:{folder}/two.csv"
+    assert shared_records(data.open_source(f"{table}[a]"), data.open_source(f"{table}[b]")) == 3
+    assert shared_records(data.open_source(f"{table}[a]"), whole) == 3
+
+
+def test_what_is_left_out_is_counted(folder, tmp_path):
+    """E4: all of it is refused, and names that are not there are said."""
+    source = data.open_source(f"folder:{folder}")
+    file = tmp_path / "ids.txt"
+    file.write_text("\n".join(source.names()))
+    with pytest.raises(UserError, match=f"names all {len(source)} records"):
+        data.open_source(f"folder:{folder}", exclude=str(file))
+    file.write_text("\n".join([*source.names()[:2], "nowhere.png", "cut of"]))
+    left = data.open_source(f"folder:{folder}", exclude=str(file))
+    assert (len(left.removed), left.missing) == (2, 2)
+
+
 # --- TFDS ---------------------------------------------------------------------------------------
 
 
@@ -304,6 +345,8 @@ def test_tfds(tfds_dir):
     labels = [source[i]["label"] for i in range(9)]
     assert [p % 3 for p in pixels] == labels
     assert isinstance(source[0]["image"], bytes)  # decoded in the pipeline, not by TFDS
+    other = data.open_source("tfds:toy[train[40%:80%]]", data_dir=tfds_dir)
+    assert shared_records(source, other) == 1 and shared_records(other, source) == 1
     copy = pickle.loads(pickle.dumps(source))
     assert copy[3]["image"] == source[3]["image"] and copy.fingerprint == source.fingerprint
     assert "tensorflow" not in sys.modules

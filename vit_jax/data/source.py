@@ -40,6 +40,18 @@ class Source(Protocol):
         """Numbers of the records that have one of `names`, in order."""
         return np.array([i for i, name in enumerate(self.names()) if name in names], np.int64)
 
+    def origins(self) -> list[tuple[str, np.ndarray]]:
+        """Where its records are stored: (name of the store, numbers there), in their order."""
+        return [(self.fingerprint, np.arange(len(self)))]
+
+    def holds(self, store: str, numbers: np.ndarray) -> np.ndarray:
+        """Which of these records of a store are among its own, (n,) bool."""
+        found = np.zeros(len(numbers), bool)
+        for name, own in self.origins():
+            if name == store:
+                found |= np.isin(numbers, own)
+        return found
+
     def __repr__(self) -> str:
         return f"{self.spec} ({len(self)} examples, {self.fingerprint})"
 
@@ -112,6 +124,11 @@ class FileSource(Source):
     def names(self) -> list[str]:
         return [str(path) for path in self.paths]
 
+    def origins(self) -> list[tuple[str, np.ndarray]]:
+        paths = (os.path.realpath(os.path.join(self.root, path)) for path in self.paths)
+        hashes = (hashlib.md5(os.fsencode(path)).digest()[:8] for path in paths)
+        return [("files", np.frombuffer(b"".join(hashes), np.int64))]
+
 
 class TableSource(Source):
     """A TFDS or Hugging Face table: rows by number, with functions that find image and label."""
@@ -124,8 +141,10 @@ class TableSource(Source):
         *,
         spec: str,
         version: str,
+        stored: Sequence[tuple[str, range]] = (),
     ):
-        self.rows, self.read = rows, read
+        """stored: the stores that the rows come from, and which of theirs; () is one of its own."""
+        self.rows, self.read, self.stored = rows, read, tuple(stored)
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec = spec
         self.fingerprint = digest(f"{spec} {version} {len(rows)}".encode())
@@ -143,6 +162,19 @@ class TableSource(Source):
         rows = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
         numbers = {int(row) for row in rows if row.isdecimal() and str(int(row)) == row}
         return np.array(sorted(n for n in numbers if n < len(self)), np.int64)
+
+    def origins(self) -> list[tuple[str, np.ndarray]]:
+        if not self.stored:
+            return super().origins()
+        return [(store, np.arange(rows.start, rows.stop)) for store, rows in self.stored]
+
+    def holds(self, store: str, numbers: np.ndarray) -> np.ndarray:
+        mine = self.stored or ((self.fingerprint, range(len(self))),)
+        found = np.zeros(len(numbers), bool)
+        for name, rows in mine:  # no array of all the rows: there may be 300 million
+            if name == store:
+                found |= (numbers >= rows.start) & (numbers < rows.stop)
+        return found
 
 
 class Columns:
@@ -176,14 +208,25 @@ class Subset(Source):
         inner = self.source.names()
         return [inner[i] for i in self.indices]
 
+    def origins(self) -> list[tuple[str, np.ndarray]]:
+        stores, starts = self.source.origins(), 0
+        found = []
+        for store, numbers in stores:
+            mine = self.indices[(self.indices >= starts) & (self.indices < starts + len(numbers))]
+            found.append((store, numbers[mine - starts]))
+            starts += len(numbers)
+        return found
+
 
 class Without(Source):
     """A source without some of its records; it keeps the few that are gone, not the many left.
 
     removed: their numbers in the source, (r,) int64, in order, each once.
+    missing: how many names were to be removed that the source does not have.
     """
 
-    def __init__(self, source: Source, removed: np.ndarray):
+    def __init__(self, source: Source, removed: np.ndarray, missing: int = 0):
+        self.removed, self.missing = removed, missing
         self.source, self.spec = source, source.spec
         self.class_names, self.num_classes = source.class_names, source.num_classes
         # Of the records left, how many come before each gap.
@@ -203,6 +246,14 @@ class Without(Source):
     def names(self) -> list[str]:
         inner = self.source.names()
         return [inner[self.position(i)] for i in range(len(self))]
+
+    def origins(self) -> list[tuple[str, np.ndarray]]:
+        left = np.delete(np.arange(len(self.source)), self.removed)
+        return Subset(self.source, left, self.spec).origins()
+
+    def holds(self, store: str, numbers: np.ndarray) -> np.ndarray:
+        gone = Subset(self.source, self.removed, self.spec).holds(store, numbers)
+        return self.source.holds(store, numbers) & ~gone
 
 
 class Union(Source):
@@ -229,6 +280,17 @@ class Union(Source):
         starts = [0, *self.ends[:-1]]
         parts = zip(starts, self.sources, strict=True)
         return np.concatenate([start + part.find(names) for start, part in parts])
+
+    def origins(self) -> list[tuple[str, np.ndarray]]:
+        return [origin for part in self.sources for origin in part.origins()]
+
+    def holds(self, store: str, numbers: np.ndarray) -> np.ndarray:
+        return np.logical_or.reduce([part.holds(store, numbers) for part in self.sources])
+
+
+def shared_records(train: Source, evaluation: Source) -> int:
+    """How many records of the second are also in the first, by where they are stored."""
+    return sum(int(train.holds(*origin).sum()) for origin in evaluation.origins())
 
 
 def digest(*parts: bytes) -> str:

@@ -102,9 +102,14 @@ def drop_records(source: Source, exclude: str) -> Without:
     except OSError as error:
         raise UserError(f"Cannot read config.data.exclude={exclude} ({error.strerror}).") from error
     removed = source.find(unwanted)
+    if len(removed) == len(source):
+        raise UserError(
+            f"config.data.exclude={exclude} names all {len(source)} records of {source.spec}; "
+            "nothing is left to train on."
+        )
     if unwanted and not len(removed):
         raise UserError(
             f"config.data.exclude={exclude} names no record of {source.spec}; "
             f"records have names like {source[0]['name']!r}."
         )
-    return Without(source, removed)
+    return Without(source, removed, missing=len(unwanted) - len(removed))

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import config as configuration, data, models
 from vit_jax.config import ConfigDict
+from vit_jax.data.source import Without, shared_records
 from vit_jax.errors import UserError
 from vit_jax.evaluation.classification import make_eval_step
 from vit_jax.interop import load
@@ -69,6 +70,7 @@ def set_up(
         mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
     check_batch(config, mesh)
     train_source, eval_source = sources or open_sources(config)
+    notes += data_notes(train_source, eval_source)
     needed = not resuming or config.model.variant == OF_CHECKPOINT
     initial = load.read(config.init_from) if config.init_from and needed else None
     model = model_config(config, train_source, initial)
@@ -194,6 +196,22 @@ def open_sources(config: ConfigDict) -> tuple[Any, Any]:
             f"{eval_source.num_classes}; they must be splits of one data set."
         )
     return train_source, eval_source
+
+
+def data_notes(train_source: Any, eval_source: Any) -> list[str]:
+    """What a person should know of the two parts of the data before the first step."""
+    notes = []
+    if shared := shared_records(train_source, eval_source):
+        notes.append(
+            f"{shared:,} of the {len(eval_source):,} evaluation records are trained on: "
+            f"{eval_source.spec} overlaps {train_source.spec}"
+        )
+    if isinstance(train_source, Without):
+        named = len(train_source.removed) + train_source.missing
+        notes.append(
+            f"data.exclude: {len(train_source.removed):,} of {named:,} names found and left out"
+        )
+    return notes
 
 
 #: What `config.model.variant` says to take the architecture from `config.init_from`.

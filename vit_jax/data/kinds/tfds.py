@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vit_jax.data.source import Columns, TableSource
+from vit_jax.data.splits import slice_split
 from vit_jax.errors import UserError, nearest
 
 
@@ -51,7 +52,13 @@ class TfdsSplits:
             )
         names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
         read = Columns(self.image_key, self.label_key)
-        return TableSource(rows, read, names, spec=spec, version=str(info.version))
+        version = str(info.version)
+        sizes = {name: part.num_examples for name, part in info.splits.items()}
+        stored = [
+            (f"{self.base}/{version}/{name}", part)
+            for name, part in slice_split(split, sizes, self.base)
+        ]
+        return TableSource(rows, read, names, spec=spec, version=version, stored=stored)
 
     def rows(self, split: str) -> Any:
         """The records of a split as they are stored, images still encoded."""

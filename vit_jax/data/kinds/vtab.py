@@ -223,6 +223,7 @@ def open_vtab(name: str, data_dir: str | None) -> Splits:
             f"vtab:{name}: tfds:{task.dataset} {version} has {len(names)} classes and the "
             f"benchmark {task.num_classes}; prepare the version of the benchmark."
         )
+    sizes = {split: info.num_examples for split, info in stored.builder.info.splits.items()}
     read, opened = ReadExample(name), {}
 
     def table(split: str) -> TableSource:
@@ -233,11 +234,11 @@ def open_vtab(name: str, data_dir: str | None) -> Splits:
                 names,
                 spec=f"tfds:{task.dataset}[{split}]",
                 version=version,
+                stored=[(f"tfds:{task.dataset}/{version}/{split}", range(sizes[split]))],
             )
         return opened[split]
 
     splits: dict[str, Any] = {}
-    sizes = {split: info.num_examples for split, info in stored.builder.info.splits.items()}
     for split, parts in ranges(task, sizes).items():
         spec = f"vtab:{name}[{split}]"
         pieces = [

@@ -8,7 +8,10 @@ restoring, and asks after every step whether the save in flight has failed.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -22,17 +25,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from vit_jax import files
 from vit_jax.errors import UserError
 
 policies = ocp.checkpoint_managers
 GOLDEN = 2654435761  # Knuth's multiplicative hash constant, odd after `| 1`
 #: The rule of fingerprints that are written now; a checkpoint is checked by the one it names.
 RULE = "sum32"
+#: Beside the directory: the last step whose checkpoint is known to be on the disk.
+SAVED = "saved.json"
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 class CheckpointError(UserError):
     """A checkpoint that was not written, or cannot be trusted; the message says which and why."""
+
+
+class Unreadable(Exception):
+    """A checkpoint that could not be read, for a reason that does not prove it damaged."""
 
 
 def fingerprint(x: jax.Array) -> jax.Array:
@@ -111,6 +121,8 @@ class Checkpoints:
                 f"{self.directory.parent} is in use by {holder}; "
                 "wait for that job or use another --workdir."
             ) from None
+        self._lock_file.seek(0)
+        self._before = self._lock_file.read()  # put back in the end: a refusal leaves no trace
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock_file.flush()
@@ -140,6 +152,8 @@ class Checkpoints:
                 f"the last good one is {self._manager.latest_step()}. Free space or fix the disk, "
                 "then run the same command again."
             ) from error
+        if jax.process_index() == 0:
+            files.write_json(self.directory.parent / SAVED, {"step": step})
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], *, force: bool = False) -> bool:
         """Saves in the background if `step` is due or `force`; returns whether it did."""
@@ -156,6 +170,7 @@ class Checkpoints:
             "spec": tree_spec(state),
             "fingerprints": fingerprints(state),
         }
+        record["digest"] = digest_of(record)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record)
         )
@@ -180,23 +195,36 @@ class Checkpoints:
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that proves to be what was saved, as (state, meta).
 
-        A damaged one is moved to `damaged/`, never deleted, and the one before it is tried. None
-        only if there never was one.
+        One that is proved to be damaged is moved to `damaged/`, never deleted, and the one before
+        it is tried. One that cannot be read may be whole: nothing is moved then. None only if there
+        is none.
 
         Args:
           abstract: the state as shapes, dtypes and shardings; any device count.
 
         Raises:
           UserError: the checkpoint is of another model or optimizer. Nothing is moved then.
-          CheckpointError: there are checkpoints and all of them are damaged.
+          CheckpointError: one cannot be read (the cause is named), or all of them are damaged.
         """
         reasons = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            reason, result = self._try_restore(step, abstract)
-            good = reason is None
+            unread = None
+            reason, result = None, None
+            try:
+                reason, result = self._try_restore(step, abstract)
+            except Unreadable as error:
+                unread = str(error)
+            verdict = 2 if unread else int(reason is not None)
             if jax.process_count() > 1:
-                good = bool(multihost_utils.process_allgather(np.int32(good)).min())
-            if good:
+                verdict = int(multihost_utils.process_allgather(np.int32(verdict)).max())
+            if verdict == 2:
+                raise CheckpointError(
+                    f"Checkpoint {step} in {self.directory} cannot be read "
+                    f"({unread or 'on another process'}). It may be whole: nothing was moved. Run "
+                    "the same command when the storage answers again, or move "
+                    f"{self.directory / f'{step:09d}'} away to go on from the one before it."
+                )
+            if verdict == 0:
                 return result
             reasons.append(f"step {step}: {reason or 'damaged on another process'}")
             self._set_aside(step)
@@ -211,9 +239,11 @@ class Checkpoints:
     def _try_restore(self, step: int, abstract: Any) -> tuple[str | None, Any]:
         try:
             meta = self._read_meta(step)
-            found = meta["spec"]
         except Exception as error:
-            return f"unreadable ({_first_line(error)})", None
+            return _damage(error), None
+        if meta.get("digest", digest_of(meta)) != digest_of(meta) or "spec" not in meta:
+            return "its record is not what was written", None
+        found = meta["spec"]
         if meta.get("fingerprint", RULE) != RULE:
             raise UserError(
                 f"Checkpoint {step} in {self.directory} has fingerprints by the rule "
@@ -226,7 +256,7 @@ class Checkpoints:
             )
             state = restored["state"]
         except Exception as error:
-            return f"unreadable ({_first_line(error)})", None
+            return _damage(error), None
         now = fingerprints(state)
         damaged = [name for name, value in meta["fingerprints"].items() if now.get(name) != value]
         if damaged:
@@ -261,11 +291,37 @@ class Checkpoints:
         finally:
             self._manager.close()
             if jax.process_index() == 0:
+                self._lock_file.truncate(0)
+                self._lock_file.write(self._before)
                 self._lock_file.close()
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()[:120]}".split("\n")[0]
+def digest_of(record: Mapping[str, Any]) -> str:
+    """A checksum of a checkpoint's record, without the one that it may hold."""
+    values = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+#: What an error says whose bytes were read and are not what was written.
+DAMAGE = re.compile(r"DATA_LOSS|OUT_OF_RANGE|JSONDecodeError|UnicodeDecodeError|checksum|CRC-?32")
+
+
+def _damage(error: BaseException) -> str:
+    """What an error of reading proves to be damaged.
+
+    Raises:
+      Unreadable: it proves nothing.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if DAMAGE.search(f"{type(seen).__name__}: {seen}"):
+            return f"damaged ({_first_line(seen)})"
+        error, seen = seen, seen.__cause__ or seen.__context__
+    raise Unreadable(_first_line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:200]}".split("\n")[0]
 
 
 def _describe(spec: list | None) -> str:

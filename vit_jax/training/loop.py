@@ -25,14 +25,6 @@ from vit_jax.training.workdir import export, run_meta, write_evaluation
 
 def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> train_state.TrainState:
     """The newest checkpoint of this run, or its initial state."""
-    meta = checkpoints.latest_meta()
-    if meta is not None:
-        for key, now in run_meta(setup).items():
-            if key.endswith("_data") and list(meta[key]) != now:
-                raise UserError(
-                    f"The data changed since this run began: {key} is {now[0]} ({now[1]}), it was "
-                    f"{meta[key][0]} ({meta[key][1]}). Restore the data or use another --workdir."
-                )
     restored = checkpoints.restore(setup.abstract_state)
     if restored is None:
         return setup.initialise()
@@ -42,22 +34,24 @@ def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> train_state
 
 
 def loop(
-    setup: Setup, train_step: Callable, workdir: Path, expected_memory: int | None
+    setup: Setup,
+    train_step: Callable,
+    workdir: Path,
+    state: train_state.TrainState,
+    checkpoints: Checkpoints,
+    expected_memory: int | None,
 ) -> dict[str, float]:
-    """Steps, logs, evaluates and saves until the end; then exports the model."""
+    """Steps, logs, evaluates and saves until the end; then exports the model.
+
+    `state` is where the run is; its arrays are given to the first step.
+    """
     config, total = setup.config, setup.total_steps
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        every_steps=config.checkpoint_every_steps,
-        keep=config.keep_checkpoints,
-    )
     meta = run_meta(setup)
     is_main = jax.process_index() == 0
     measures = evaluators(setup)
     profile = profiling.Profile(workdir / "profile", config.profile_steps)
     batches = None
     try:
-        state = restore_or_initialise(setup, checkpoints)
         start = int(state.step)
         with (
             Logbook(
@@ -123,7 +117,6 @@ def loop(
         profile.close()
         if batches is not None:
             batches.close()
-        checkpoints.close()
     if is_main:
         page = report.write_report(workdir)
         say(f"model in {workdir / 'model'}, curves in {page}")

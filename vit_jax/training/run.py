@@ -7,12 +7,17 @@ from pathlib import Path
 
 from vit_jax import config as configuration
 from vit_jax.config import ConfigDict
+from vit_jax.errors import UserError
 from vit_jax.runtime.distributed import say
 from vit_jax.training import auto_memory, plan
-from vit_jax.training.loop import loop
-from vit_jax.training.setup import OF_CHECKPOINT, set_up
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.loop import loop, restore_or_initialise
+from vit_jax.training.setup import OF_CHECKPOINT, Setup, set_up
 from vit_jax.training.workdir import (
     as_begun,
+    changes,
+    check_data,
+    check_history,
     check_workdir,
     finished_metrics,
     has_checkpoint,
@@ -45,13 +50,54 @@ def train(
         train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     finished = finished_metrics(workdir)
-    if finished is not None:
+    if finished is not None and not changes(workdir, whole):
         say(f"{workdir} has finished at step {finished['step']}; nothing to do.")
         return finished
+    check_history(workdir)
     resuming = has_checkpoint(workdir)
     setup = set_up(config, resuming=resuming)
+    if finished is not None and finished["step"] >= setup.total_steps:
+        return still_finished(setup, whole, workdir, finished)
     plan.show_plan(setup)
     setup, compiled, expected = auto_memory.settle(setup, workdir, resuming=resuming)
-    write_config(workdir, whole)
-    auto_memory.write(workdir, setup)
-    return loop(setup, compiled, workdir, expected)
+    checkpoints = hold(setup, workdir)
+    try:
+        check_data(setup, checkpoints, allow_config_change)
+        state = restore_or_initialise(setup, checkpoints)
+        write_config(workdir, whole)  # nothing refuses any more
+        auto_memory.write(workdir, setup)
+        return loop(setup, compiled, workdir, state, checkpoints, expected)
+    finally:
+        checkpoints.close()
+
+
+def hold(setup: Setup, workdir: Path) -> Checkpoints:
+    """The checkpoints of `workdir`, which this job has for itself until they are closed."""
+    return Checkpoints(
+        workdir / "checkpoints",
+        every_steps=setup.config.checkpoint_every_steps,
+        keep=setup.config.keep_checkpoints,
+    )
+
+
+def still_finished(
+    setup: Setup, config: ConfigDict, workdir: Path, finished: dict[str, float]
+) -> dict[str, float]:
+    """The last metrics of a run that has nothing left to do, though its configuration changed.
+
+    Raises:
+      UserError: more than the place of its data changed, or the data did.
+    """
+    if changed := [key for key in changes(workdir, config) if key != "data.dataset"]:
+        raise UserError(
+            f"{workdir} has finished at step {finished['step']}: the change of "
+            f"{changed[0]} would have no effect; "
+            "raise config.total_steps, or use another --workdir."
+        )
+    checkpoints = hold(setup, workdir)
+    try:
+        check_data(setup, checkpoints, allow_change=False)
+    finally:
+        checkpoints.close()
+    say(f"{workdir} has finished at step {finished['step']}; nothing to do.")
+    return finished

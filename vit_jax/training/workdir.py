@@ -15,8 +15,10 @@ from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.models import saved
 from vit_jax.models.variants import RESNET_ROWS
+from vit_jax.runtime.distributed import say
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import state as train_state
+from vit_jax.training.checkpoint import SAVED, Checkpoints
 from vit_jax.training.setup import Setup
 
 
@@ -79,6 +81,17 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         raise UserError(f"{error} Use another --workdir.") from error
 
 
+def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """{dotted key: (there, here)} of what changes results; {} if the workdir is new."""
+    there = read_config(workdir)
+    if there is None:
+        return {}
+    here = json.loads(configuration.to_json(config))
+    if "format" not in there:  # a key that it lacks has its value of then, or today's
+        there = {**configuration.flatten(here), **configuration.flatten(there)}
+    return configuration.differences(there, here)
+
+
 def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
     """Raises UserError if `workdir` holds another run; changes nothing."""
     there = read_config(workdir)
@@ -88,11 +101,8 @@ def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None
                 f"{workdir} holds checkpoints but no config.json; use another --workdir."
             )
         return
-    here = json.loads(configuration.to_json(config))
-    if "format" not in there:  # a key that it lacks has its value of then, or today's
-        known = configuration.flatten(there)
-        there = {**configuration.flatten(here), **known}
-    changed = configuration.differences(there, here)
+    changed = changes(workdir, config)
+    changed.pop("data.dataset", None)  # known by its content, once it is open
     if changed and not allow_change:
         key, (old, new) = next(iter(changed.items()))
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -138,6 +148,43 @@ def run_meta(setup: Setup) -> dict[str, Any]:
         "eval_data": [setup.eval_source.spec, setup.eval_source.fingerprint],
         "jax": jax.__version__,
     }
+
+
+def check_data(setup: Setup, checkpoints: Checkpoints, allow_change: bool) -> None:
+    """Raises UserError if a run would go on with other data; changes nothing.
+
+    The same is known by its content: where it lies may differ.
+    """
+    meta = checkpoints.latest_meta()
+    for key, now in run_meta(setup).items():
+        if meta is None or not key.endswith("_data"):
+            continue
+        (there, old), (here, new) = meta[key], now
+        if old == new:
+            continue
+        what = f"{key} is {here} ({new}), it was {there} ({old})"
+        if not allow_change:
+            raise UserError(
+                f"The data changed since this run began: {what}. Restore the data, use another "
+                "--workdir, or go on with --allow_config_change."
+            )
+        say(f"other data than this run began with: {what}")
+
+
+def check_history(workdir: Path) -> None:
+    """Raises UserError if a run has lost its checkpoints: it never starts again by itself."""
+    if has_checkpoint(workdir):
+        return
+    damaged = workdir / "damaged"
+    saved_step = files.read_json(workdir / SAVED)
+    if saved_step is None and not (damaged.is_dir() and any(damaged.iterdir())):
+        return
+    step = f"step {saved_step['step']}" if saved_step else "a step that is damaged"
+    raise UserError(
+        f"{workdir} has lost its checkpoints: it had saved {step} and there is none in "
+        f"{workdir / 'checkpoints'} (see also {damaged}). Restore them, or start again with "
+        "another --workdir."
+    )
 
 
 def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:

@@ -1,0 +1,180 @@
+"""Whose a working directory is, and what a refused attempt leaves of it: every byte."""
+
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from vit_jax.cli import main
+from vit_jax.models import saved
+
+SETTINGS = [
+    "--config=configs/quickstart.py", "--config.pretrain=None", "--config.total_epochs=None",
+    "--config.total_steps=6", "--config.eval_every_epochs=None", "--config.schedule.warmup_steps=2",
+    "--config.log_every_steps=1", "--config.checkpoint_every_steps=2", "--config.batch_size=8",
+    "--config.model.hidden_size=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
+    "--config.model.num_layers=1", "--config.keep_checkpoints=2",
+]  # fmt: skip
+
+
+def train(workdir, *more):
+    return main(["train", *SETTINGS, f"--workdir={workdir}", *more])
+
+
+def contents(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    assert train(workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """As a run that was stopped at its fourth step."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "model")
+    shutil.rmtree(workdir / "checkpoints" / "000000006")
+    records = (workdir / "metrics.jsonl").read_text().splitlines()
+    (workdir / "metrics.jsonl").write_text("\n".join(records[:4]) + "\n")
+    return workdir
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "test"):
+        for label in range(3):
+            for i in range(8):
+                file = tmp_path / "data" / split / f"c{label}" / f"{split}{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                image = np.full((9, 8, 3), 20 * i, np.uint8)
+                image[..., label] = 250
+                PIL.Image.fromarray(image).save(file)
+    return tmp_path / "data"
+
+
+def refused(workdir, capsys, *more):
+    """The one line of a refusal, after which everything is as it was."""
+    before = contents(workdir)
+    capsys.readouterr()
+    assert train(workdir, *more) == 1
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1, error
+    assert contents(workdir) == before
+    return error
+
+
+def test_an_unfinished_run_ends_as_the_whole_one(finished, unfinished):
+    assert train(unfinished) == 0
+    name = "model/model.safetensors"
+    assert (unfinished / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize("what", ["moved", "gone"])
+def test_a_run_that_lost_its_checkpoints_never_starts_again_by_itself(unfinished, capsys, what):
+    """D1, T1."""
+    if what == "moved":
+        (unfinished / "checkpoints").rename(unfinished / "damaged")
+        (unfinished / "checkpoints").mkdir()
+    else:
+        shutil.rmtree(unfinished / "checkpoints")
+    for _ in range(2):
+        assert "has lost its checkpoints: it had saved step 6" in refused(unfinished, capsys)
+
+
+def test_other_data_is_refused_and_the_first_command_goes_on(unfinished, capsys):
+    """D3: the refused attempt had overwritten config.json."""
+    error = refused(unfinished, capsys, "--config.data.dataset=digits[test]")
+    more = ("--config.data.train_split=train[:90%]", "--config.data.eval_split=test")
+    error = refused(unfinished, capsys, *more)
+    assert "data.eval_split is '' there and 'test' here (and 1 more)" in error
+    assert train(unfinished) == 0
+
+
+def test_evaluation_data_may_change_when_that_is_allowed(unfinished, capsys):
+    """D3."""
+    more = ("--config.data.train_split=train", "--config.data.eval_split=test[:50]")
+    assert train(unfinished, *more, "--allow_config_change") == 0
+    assert "other data than this run began with: eval_data" in capsys.readouterr().out
+    assert (
+        json.loads((unfinished / "evaluation.json").read_text())["classification"]["num_examples"]
+        == 50
+    )
+
+
+def test_a_running_job_keeps_its_config(unfinished, capsys):
+    """T5: the lock comes before anything is written."""
+    from vit_jax.training.checkpoint import Checkpoints
+
+    held = Checkpoints(unfinished / "checkpoints", every_steps=1)
+    try:
+        error = refused(unfinished, capsys, "--config.seed=3", "--allow_config_change")
+    finally:
+        held.close()
+    assert "in use by" in error
+
+
+def test_where_images_lie_is_free(folder, tmp_path, capsys, monkeypatch):
+    """D4: a trailing slash, a relative path, another place."""
+    workdir = tmp_path / "run"
+    some = ("--config.total_steps=3",)
+    assert train(workdir, f"--config.data.dataset=folder:{folder}", *some) == 0
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    for place in (f"{folder}/", "data", "./data", str(tmp_path / "elsewhere")):
+        capsys.readouterr()
+        assert train(workdir, f"--config.data.dataset=folder:{place}", *some) == 0, place
+        assert "nothing to do" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "elsewhere" / "train" / "c2")
+    shutil.rmtree(tmp_path / "elsewhere" / "test" / "c2")
+    error = refused(workdir, capsys, "--config.data.dataset=folder:elsewhere", *some)
+    assert "The data changed" in error
+
+
+def test_a_damaged_image_can_be_left_out_as_the_message_says(folder, tmp_path, capsys):
+    """W14."""
+    workdir = tmp_path / "run"
+    data = f"--config.data.dataset=folder:{folder}"
+    assert train(workdir, data, "--config.total_steps=4") == 0
+    bad = folder / "train" / "c0" / "train0.png"
+    bad.write_bytes(b"no image")
+    (tmp_path / "bad.txt").write_text("train/c0/train0.png\n")
+    more = (data, f"--config.data.exclude={tmp_path / 'bad.txt'}")
+    assert train(workdir, *more, "--allow_config_change") == 0  # 4 steps become 6
+    out = capsys.readouterr().out
+    assert "resumed from step 4" in out and "1 of 1 names found and left out" in out
+
+
+def test_a_finished_run_goes_on_when_more_steps_are_asked_for(finished, tmp_path, capsys):
+    """W15."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    assert "total_steps is 6 there and 9 here" in refused(workdir, capsys, "--config.total_steps=9")
+    _, before = saved.load(workdir / "model")
+    assert train(workdir, "--config.total_steps=9", "--allow_config_change") == 0
+    assert "resumed from step 6" in capsys.readouterr().out
+    _, after = saved.load(workdir / "model")
+    assert any((before[path] != after[path]).any() for path in before)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 9 and records[-1]["final"] is True
+    assert [record["step"] for record in records] == list(range(1, 10))
+
+
+def test_a_finished_run_says_why_it_does_not_go_on(finished, tmp_path, capsys):
+    """W15: it had said that there is nothing to do, even when the model changed."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    error = refused(workdir, capsys, "--config.seed=5", "--allow_config_change")
+    assert "has finished at step 6" in error and "seed" in error
+    wider = ("--config.total_steps=9", "--config.model.mlp_dim=64", "--allow_config_change")
+    assert "another model" in refused(workdir, capsys, *wider)

@@ -7,7 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import vit_jax
 from vit_jax.cli import main
+from vit_jax.errors import UserError
 from vit_jax.models import saved
 
 SETTINGS = [
@@ -178,3 +180,79 @@ def test_a_finished_run_says_why_it_does_not_go_on(finished, tmp_path, capsys):
     assert "has finished at step 6" in error and "seed" in error
     wider = ("--config.total_steps=9", "--config.model.mlp_dim=64", "--allow_config_change")
     assert "another model" in refused(workdir, capsys, *wider)
+
+
+def logits_of(model):
+    images = np.linspace(-1, 1, 2 * 20 * 20 * 3, dtype=np.float32).reshape(2, 20, 20, 3)
+    return np.asarray(model(images))
+
+
+@pytest.mark.parametrize("settings", [[], ["--config.polyak_decay=0.5"]], ids=["plain", "averaged"])
+def test_an_unfinished_run_is_a_model(tmp_path, settings, capsys):
+    """D7: its newest good checkpoint, with the weights that an evaluation sees, and its step."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(whole, *settings) == 0
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "model")
+    want = logits_of(vit_jax.load_model(whole))
+    assert np.ptp(want) > 0
+    capsys.readouterr()
+    before = contents(run)
+    assert np.array_equal(logits_of(vit_jax.load_model(run)), want)
+    said = capsys.readouterr().out
+    assert "step 6 of 6" in said and ("averaged" in said) == bool(settings)
+    for name in ("checkpoints", "checkpoints/000000006", "checkpoints/6"):
+        assert np.array_equal(logits_of(vit_jax.load_model(run / name)), want), name
+    earlier = logits_of(vit_jax.load_model(run / "checkpoints" / "4"))
+    assert "step 4 of 6" in capsys.readouterr().out
+    assert not np.array_equal(earlier, want)
+    file = run / "checkpoints" / "000000006" / "meta" / "metadata"
+    file.write_text(file.read_text().replace('"total_steps": 6', '"total_steps": 7', 1))
+    before = contents(run)
+    assert np.array_equal(logits_of(vit_jax.load_model(run)), earlier)
+    assert "warning" in capsys.readouterr().out
+    assert contents(run) == before
+
+
+def test_a_finished_run_that_goes_on_is_its_newest_checkpoint(finished, tmp_path, capsys):
+    """D7, W15: `model/` is of step 6 until the run has finished again."""
+    run, longer = tmp_path / "run", tmp_path / "longer"
+    for workdir in (run, longer):
+        shutil.copytree(finished, workdir)
+    raised = ["--config.total_steps=8", "--allow_config_change", "--config.keep_checkpoints=9"]
+    assert train(longer, *raised, "--config.checkpoint_every_steps=1") == 0
+    shutil.copytree(longer / "checkpoints" / "000000007", run / "checkpoints" / "000000007")
+    capsys.readouterr()
+    logits = logits_of(vit_jax.load_model(run))
+    assert "step 7 of 8" in capsys.readouterr().out
+    want = logits_of(vit_jax.load_model(longer / "checkpoints" / "7"))
+    assert np.array_equal(logits, want)
+    capsys.readouterr()
+    assert not np.array_equal(logits_of(vit_jax.load_model(longer)), want)
+    assert "unfinished" not in capsys.readouterr().out
+
+
+def test_every_command_reads_an_unfinished_run(unfinished, tmp_path, capsys, folder):
+    """D7."""
+    image = next(folder.rglob("*.png"))
+    given = f"--checkpoint={unfinished}"
+    for command in (
+        ["evaluate", given, "--data=digits", "--suite=classification", f"--out={tmp_path / 'e'}"],
+        ["predict", given, str(image)],
+        ["features", given, "--data=digits", f"--out={tmp_path / 'f.npy'}"],
+        ["inspect", given, f"--images={image.parent}", f"--out={tmp_path / 'i'}"],
+        ["export", given, "--format=stablehlo", f"--out={tmp_path / 's'}"],
+        ["convert", str(unfinished), str(tmp_path / "m.npz"), "--to=npz"],
+    ):
+        capsys.readouterr()
+        assert main(command) == 0, (command, capsys.readouterr())
+        assert "step 4 of 6" in capsys.readouterr().out, command
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path, unfinished):
+    shutil.rmtree(unfinished / "checkpoints")
+    with pytest.raises(UserError, match="has not saved a checkpoint yet"):
+        vit_jax.load_model(unfinished)
+    (tmp_path / "two" / "pretrain").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"two/pretrain"):
+        vit_jax.load_model(tmp_path / "two")

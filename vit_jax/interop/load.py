@@ -10,7 +10,7 @@ from flax import nnx
 
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import fetch, huggingface, npz, published, timm
+from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished
 from vit_jax.models import Params, adapt, saved
 
 
@@ -34,8 +34,9 @@ def load_model(
     num_classes: int | None = None,
     channels: int | None = None,
 ) -> nnx.Module:
-    """Loads a model: a workdir, an exported directory, an official `.npz`, a Hugging Face or timm
-    directory, `hf:ORG/NAME`, `gs://...`, `https://...`, or a published name ("B/16-imagenet21k").
+    """Loads a model: a workdir (also of a run that still trains), one of its `checkpoints/STEP`, an
+    exported directory, an official `.npz`, a Hugging Face or timm directory, `hf:ORG/NAME`,
+    `gs://...`, `https://...`, or a published name ("B/16-imagenet21k").
 
     Args:
       variant: needed only where the weights do not tell; None finds it and says what it found.
@@ -85,7 +86,7 @@ def local_path(source: str) -> Path:
       UserError: it is nowhere; names the nearest published one.
     """
     path = Path(source).expanduser()
-    if path.exists():
+    if path.exists() or unfinished.steps_of(path):
         return path
     if fetch.is_remote(source):
         return fetch.fetch(source)
@@ -115,6 +116,8 @@ def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfi
         raise UserError(
             f"{path} is no checkpoint: files must be an official .npz or a timm .safetensors."
         )
+    if unfinished.is_unfinished(path):
+        return unfinished.load(path)
     for directory in (path, path / "model"):
         if saved.is_native(directory):
             return saved.load(directory)
@@ -122,10 +125,12 @@ def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfi
         return huggingface.load(path)
     if (path / "model.safetensors").exists():
         return timm.load(path, variant=variant)
-    if (path / "checkpoints").is_dir():
+    if (path / "pretrain").is_dir():
+        raise UserError(f"{path} has not begun: only its first stage has, {path / 'pretrain'}.")
+    if (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
         raise UserError(
-            f"{path} is a run that has not finished: it has checkpoints/ and no model/. "
-            "Run its train command again to finish it."
+            f"{path} is a run that has not saved a checkpoint yet; look again later, or run its "
+            "train command again."
         )
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     raise UserError(

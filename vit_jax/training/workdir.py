@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from vit_jax import config as configuration, files, models
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
+from vit_jax.interop import unfinished
 from vit_jax.models import saved
 from vit_jax.models.variants import RESNET_ROWS
 from vit_jax.runtime.distributed import say
@@ -136,17 +137,19 @@ def finished_metrics(workdir: Path) -> dict[str, float] | None:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run can go on in `workdir`: finished checkpoints have a number as their name."""
-    return any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*"))
+    """Whether a run can go on in `workdir`."""
+    return bool(unfinished.steps_of(workdir))
 
 
 def run_meta(setup: Setup) -> dict[str, Any]:
-    """What must be the same when a run goes on: kept in every checkpoint."""
+    """What every checkpoint says of its run: its data, which must stay the same, and its model."""
     return {
         "format": configuration.FORMAT,
         "train_data": [setup.train_source.spec, setup.train_source.fingerprint],
         "eval_data": [setup.eval_source.spec, setup.eval_source.fingerprint],
         "jax": jax.__version__,
+        "total_steps": setup.total_steps,
+        "model": saved.config_to_json(models.at_rest(setup.model)),
     }
 
 

@@ -1,0 +1,121 @@
+"""The newest good checkpoint of a run that still trains, or was stopped, as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.files import read_json
+from vit_jax.models import Params, saved
+from vit_jax.models.fingerprints import RULE, digest_of, fingerprints
+
+
+def steps_of(path: Path) -> list[Path]:
+    """The checkpoints that a path names, newest first: those of a run, or `checkpoints/STEP`.
+
+    [] if it names none.
+    """
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        steps = [entry for entry in numbered(path.parent) if int(entry.name) == int(path.name)]
+    else:
+        steps = numbered(path if path.name == "checkpoints" else path / "checkpoints")
+    return sorted(steps, key=lambda step: -int(step.name))
+
+
+def numbered(directory: Path) -> list[Path]:
+    """The finished checkpoints of a directory: they have a number as their name."""
+    return [entry for entry in directory.glob("*") if entry.name.isdigit()]
+
+
+def is_unfinished(workdir: Path) -> bool:
+    """Whether a run has a checkpoint that is not its last; one without `model/` always has."""
+    steps = steps_of(workdir)
+    if not steps or not saved.is_native(workdir / "model"):
+        return bool(steps)
+    record = read_json(steps[0] / "meta" / "metadata") or {}
+    return record.get("step", 0) < record.get("total_steps", 0)
+
+
+def load(path: Path) -> tuple[models.ModelConfig, Params]:
+    """The model of the newest checkpoint that `steps_of(path)` names and that is not damaged.
+
+    It has the weights that an evaluation would see: their average where there is one. Nothing is
+    moved or written: the run may be going on.
+
+    Raises:
+      UserError: none of them can be read; says why.
+    """
+    problems: list[str] = []
+    tried: set[Path] = set()
+    while left := [step for step in steps_of(path) if step not in tried]:
+        step = left[0]  # looked up each time: a run replaces its oldest by its newest
+        tried.add(step)
+        try:
+            config, params, record = load_step(step)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        except Exception as error:  # Orbax raises whatever its storage raises
+            reason = str(error).strip().split("\n")[0][:200]
+            problems.append(f"{step} cannot be read ({type(error).__name__}: {reason}).")
+            continue
+        for problem in problems:
+            print(f"warning: {problem} The one before it is read.")
+        total = f" of {record['total_steps']}" if record.get("total_steps") else ""
+        averaged = ", averaged weights" if _weights(record) == "average" else ""
+        print(f"{path}: step {record['step']}{total} of an unfinished run{averaged}")
+        return config, params
+    raise UserError(" ".join(problems) or f"{path} holds no checkpoint.")
+
+
+def load_step(step: Path) -> tuple[models.ModelConfig, Params, Mapping[str, Any]]:
+    """The configuration, the parameters and the record of one checkpoint.
+
+    Raises:
+      UserError: it is damaged, or does not say which model it is of.
+    """
+    record = read_json(step / "meta" / "metadata")
+    if record is None:
+        raise UserError(f"{step} has no record; it is no checkpoint of vit_jax, or damaged.")
+    if record.get("digest", digest_of(record)) != digest_of(record):
+        raise UserError(f"The record of {step} is damaged.")
+    if "model" not in record:
+        raise UserError(
+            f"{step} is of an earlier version, which did not write down the model. Run the train "
+            "command of its run again: it goes on, and its next checkpoint can be read."
+        )
+    if record["fingerprint"] != RULE:
+        raise UserError(f"{step} has fingerprints {record['fingerprint']!r}; update vit_jax.")
+    config = saved.config_from_json(record["model"], str(step))
+    prefix = f".{_weights(record)}['"
+    names = [key[len(prefix) : -2] for key in record["spec"] if key.startswith(prefix)]
+    params = read_arrays(step / "state", _weights(record), names)
+    found = fingerprints(params)
+    for name in names:
+        if found[f"['{name}']"] != record["fingerprints"][f"{prefix}{name}']"]:
+            raise UserError(f"{step} is damaged ({name} is not what was written).")
+    saved.check_params(config, params, str(step))
+    return config, params, record
+
+
+def _weights(record: Mapping[str, Any]) -> str:
+    """Which part of the state is evaluated."""
+    return "average" if any(key.startswith(".average[") for key in record["spec"]) else "params"
+
+
+def read_arrays(state: Path, part: str, names: list[str]) -> dict[str, np.ndarray]:
+    """Some arrays of a training state, and none of the others (the optimizer's are twice them)."""
+    import orbax.checkpoint as ocp
+
+    item = {part: dict.fromkeys(names, 0)}
+    options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arguments = ocp.args.PyTreeRestore(item, restore_args=options, partial_restore=True)
+        restored = reader.restore(state.resolve(), args=arguments)
+    return {name: np.asarray(restored[part][name]) for name in names}

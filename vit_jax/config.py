@@ -43,6 +43,7 @@ FREE_ON_RESUME = (
     "profile_steps",
     "memory_limit_gib",
     "data.data_dir",
+    "data.max_bad_images",
     "data.num_threads",
     "data.num_workers",
 )
@@ -103,6 +104,7 @@ def default() -> ConfigDict:
     c.data.eval_split = ""
     c.data.data_dir = placeholder(str)
     c.data.exclude = ""  # a file of record names to leave out of training
+    c.data.max_bad_images = 0  # that cannot be read: more of them end the run
     c.data.num_threads = 4
     c.data.num_workers = 0
 

@@ -4,33 +4,13 @@ import json
 import shutil
 
 import numpy as np
-import PIL.Image
 import pytest
+from tiny_runs import contents, three_classes, train
 
 import vit_jax
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.models import saved
-
-SETTINGS = [
-    "--config=configs/quickstart.py", "--config.pretrain=None", "--config.total_epochs=None",
-    "--config.total_steps=6", "--config.eval_every_epochs=None", "--config.schedule.warmup_steps=2",
-    "--config.log_every_steps=1", "--config.checkpoint_every_steps=2", "--config.batch_size=8",
-    "--config.model.hidden_size=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
-    "--config.model.num_layers=1", "--config.keep_checkpoints=2",
-]  # fmt: skip
-
-
-def train(workdir, *more):
-    return main(["train", *SETTINGS, f"--workdir={workdir}", *more])
-
-
-def contents(directory):
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +34,7 @@ def unfinished(finished, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    for split in ("train", "test"):
-        for label in range(3):
-            for i in range(8):
-                file = tmp_path / "data" / split / f"c{label}" / f"{split}{i}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                image = np.full((9, 8, 3), 20 * i, np.uint8)
-                image[..., label] = 250
-                PIL.Image.fromarray(image).save(file)
-    return tmp_path / "data"
+    return three_classes(tmp_path / "data")
 
 
 def refused(workdir, capsys, *more):

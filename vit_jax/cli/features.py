@@ -7,15 +7,18 @@ example:
 
 --layer is pre_logits (the features of the paper's few-shot evaluation), pooled, encoded, block_0
 ..., stage_1 ... of a ResNet, or logits. The rows are in the order of the data set; .npy files have
-their labels beside them (NAME.labels.npy), .parquet has the columns name, label and features.
+their labels beside them (NAME.labels.npy), .parquet has the columns name, label and features. The
+row of an image that cannot be read is NaN, its label -1; the exit code is 1 then.
 """
 
 from __future__ import annotations
 
+import sys
+
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, UserError
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -40,10 +43,23 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     source = data.open_source(flags.data, data_dir=flags.data_dir)
     config, params = load.read(checkpoint)
+    bad: list[str] = []
     found = features.batches_of_features(
-        config, params, source, layer=flags.layer, pool=flags.pool, batch_size=flags.batch_size
+        config,
+        params,
+        source,
+        layer=flags.layer,
+        pool=flags.pool,
+        batch_size=flags.batch_size,
+        on_bad=bad.append,
     )
     names = source.names()
     with options.progress(len(source), "features") as on_batch:
         shape = features.write(flags.out, found, names, on_batch=on_batch)
     print(f"{flags.out}: {' x '.join(map(str, shape))} {flags.layer}")
+    for problem in bad:
+        print(f"vit-jax: {problem}", file=sys.stderr)
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(source)} images could not be read: their rows are NaN, label -1."
+        )

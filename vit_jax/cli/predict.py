@@ -5,7 +5,8 @@ example:
   find . -name '*.jpg' | vit-jax predict --checkpoint=/runs/pets --json -
 
 Arguments are image files, folders (searched for images), or - for a list of paths on standard
-input, one a line.
+input, one a line. An image that cannot be read is named ({"image", "error"} with --json) and the
+rest is classified; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, UserError
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -31,16 +32,24 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("name images, folders, or - for a list on standard input.")
     paths: list[str] = []
     for word in arguments:
-        paths += sys.stdin.read().splitlines() if word == "-" else [word]
+        paths += filter(str.strip, sys.stdin.read().splitlines()) if word == "-" else [word]
+    if not paths:
+        raise UsageError("the list of images on standard input is empty.")
     options.prepare_jax()
     from vit_jax.evaluation.predict import find_images, predict
     from vit_jax.interop import load
 
     files = find_images(paths)
+    bad = 0
     for result in predict(*load.read(checkpoint), files, top_k=flags.top_k):
+        if "error" in result:
+            bad += 1
+            print(f"vit-jax: {result['error']}", file=sys.stderr)
         if flags.json:
             print(json.dumps(result))
-            continue
-        print(result["image"])
-        for row in result["predictions"]:
-            print(f"  {100 * row['probability']:6.2f}%  {row['class']}")
+        elif "predictions" in result:
+            print(result["image"])
+            for row in result["predictions"]:
+                print(f"  {100 * row['probability']:6.2f}%  {row['class']}")
+    if bad:
+        raise UserError(f"{bad} of {len(files)} images could not be read; they are named above.")

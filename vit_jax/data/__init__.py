@@ -13,6 +13,7 @@ __all__ = [
     "DEFAULT_EVALUATION",
     "IMAGE_SUFFIXES",
     "ArraySource",
+    "BadImages",
     "Source",
     "Subset",
     "batches_ahead",
@@ -28,7 +29,7 @@ __all__ = [
 
 def __getattr__(name: str):
     """Grain takes a second to import; only who makes batches waits for it."""
-    if name in ("batches_ahead", "eval_batches", "train_batches"):
+    if name in ("BadImages", "batches_ahead", "eval_batches", "train_batches"):
         from vit_jax.data import batches
 
         return getattr(batches, name)

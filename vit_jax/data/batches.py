@@ -11,7 +11,7 @@ import ctypes
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -24,25 +24,82 @@ Batch = dict[str, Any]
 TIMEOUT = 300.0
 
 
-class _Example(grain.transforms.RandomMap):
-    """Decodes, augments and checks one training record."""
+def read(
+    source: Any, index: int, transform: Any, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, np.int32]:
+    """A record as the model gets it: image (h, w, 3) uint8 and label.
 
-    def __init__(self, transform: Any, num_classes: int):
-        self.transform, self.num_classes = transform, num_classes
-
-    def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        image = self.transform.read(record["image"], record["name"], rng)
-        return {"image": image, "label": check_label(record, self.num_classes)}
+    Raises:
+      UserError: it cannot be read, decoded, or has no usable label; names the record.
+    """
+    record = source[index]
+    label = check_label(record, source.num_classes)
+    return transform.read(record["image"], record["name"], *([rng] if rng else [])), label
 
 
 def check_label(record: dict[str, Any], num_classes: int) -> np.int32:
     """The record's label, or a UserError that names the record if it is out of range."""
     label = record["label"]
-    if not 0 <= label < num_classes:
+    if label is None or not 0 <= label < num_classes:
         raise UserError(
             f"The record {record['name']} has the label {label}, outside 0..{num_classes - 1}."
         )
     return np.int32(label)
+
+
+class BadImages:
+    """Called with what is wrong with a record that cannot be read: said once, up to a limit.
+
+    Raises:
+      UserError: there are more than `limit` of them.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.messages = limit, set[str]()
+
+    def __call__(self, message: str) -> None:
+        if message in self.messages:
+            return
+        self.messages.add(message)
+        if len(self.messages) > self.limit:
+            raise UserError(
+                f"{message} config.data.max_bad_images={len(self.messages)} would go on without it "
+                f"(it is {self.limit})."
+            )
+        print(f"left out ({len(self.messages)} of at most {self.limit}): {message}", flush=True)
+
+
+#: Records in a row that may be unreadable before it is no matter of single ones.
+IN_A_ROW = 100
+
+
+class _Example(grain.transforms.RandomMap):
+    """Reads, decodes, augments and checks the training record of a number.
+
+    tolerant: a record that cannot be read is replaced by the next that can, and its number is in
+    "unread" (otherwise -1). So a batch stays a function of (seed, step).
+    """
+
+    def __init__(self, source: Any, transform: Any, tolerant: bool):
+        self.source, self.transform, self.tolerant = source, transform, tolerant
+
+    def random_map(self, index: int, rng: np.random.Generator) -> Batch:
+        if not self.tolerant:
+            image, label = read(self.source, index, self.transform, rng)
+            return {"image": image, "label": label}
+        for distance in range(IN_A_ROW):
+            try:
+                other = (index + distance) % len(self.source)
+                image, label = read(self.source, other, self.transform, rng)
+            except UserError as error:
+                problem = error
+                continue
+            return {
+                "image": image,
+                "label": label,
+                "unread": np.int64(index if distance else -1),
+            }
+        raise UserError(f"{IN_A_ROW} records in a row cannot be read; the last: {problem}")
 
 
 class _HostBlock(grain.MapDataset):
@@ -83,6 +140,7 @@ def train_batches(
     process_count: int = 1,
     num_threads: int = 4,
     num_workers: int = 0,
+    on_bad: Callable[[str], None] | None = None,
 ) -> Batches:
     """Endless training batches of this host: "image" (b, h, w, 3) uint8, "label" (b,) int32.
 
@@ -92,6 +150,8 @@ def train_batches(
       start_step: the first batch is that of this step, at no cost.
       num_threads: each works on a batch; up to `batches_ahead` of them are held in memory.
       num_workers: processes besides this one; threads are enough below about eight cores.
+      on_bad: called with what is wrong with a record that cannot be read, which is then replaced
+        by the next one that can; None raises it.
 
     Raises:
       UserError: the batch does not divide by the hosts; or, while iterating, a bad record.
@@ -100,8 +160,8 @@ def train_batches(
         raise UserError(
             f"config.batch_size={batch_size} does not divide by {process_count} processes."
         )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    dataset = dataset.random_map(_Example(transform, source.num_classes))
+    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    dataset = dataset.random_map(_Example(source, transform, on_bad is not None))
     dataset = _HostBlock(dataset, batch_size, process_index, process_count)
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)[start_step:]
     stream = dataset.to_iter_dataset(
@@ -113,7 +173,19 @@ def train_batches(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
             worker_init_fn=_protect_worker,
         )
-    return Batches(stream)
+    if on_bad is None:
+        return Batches(stream)
+
+    def report(batch: Batch) -> None:
+        for index in batch.pop("unread"):
+            if index >= 0:  # read again here: what went wrong stayed in its worker
+                try:
+                    read(source, int(index), transform, np.random.default_rng(0))
+                    on_bad(f"The record {int(index)} of {source.spec} could not be read once.")
+                except UserError as error:
+                    on_bad(str(error))
+
+    return Batches(stream, report)
 
 
 def _mark_flags_as_parsed() -> None:
@@ -139,8 +211,12 @@ class Batches(Iterator[Batch]):
     A feeder thread holds one batch ahead; it also bounds the wait for workers that hang.
     """
 
-    def __init__(self, stream: grain.IterDataset):
+    def __init__(
+        self, stream: grain.IterDataset, report: Callable[[Batch], None] = lambda batch: None
+    ):
+        """report: called with each batch before it is handed out."""
         self._iterator = iter(stream)
+        self._report = report
         self._queue: queue.Queue = queue.Queue(maxsize=1)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._feed, daemon=True)
@@ -178,6 +254,7 @@ class Batches(Iterator[Batch]):
         if isinstance(item, BaseException):
             self._closed.set()
             raise _original(item)
+        self._report(item)
         return item
 
     def close(self) -> None:
@@ -207,21 +284,24 @@ def _original(error: BaseException) -> BaseException:
 class _Padded:
     """A source with `padding` more records that are not real; reading them costs nothing."""
 
-    def __init__(self, source: Any, transform: Any, total: int):
-        self.source, self.transform, self.total = source, transform, total
+    def __init__(
+        self, source: Any, transform: Any, total: int, on_bad: Callable[[str], None] | None
+    ):
+        self.source, self.transform, self.total, self.on_bad = source, transform, total, on_bad
 
     def __len__(self) -> int:
         return self.total
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = int(index)
-        if index >= len(self.source):
-            image = np.zeros((*self.transform.size, 3), np.uint8)
-            return _row(image, 0, False, index)
-        record = self.source[index]
-        label = check_label(record, self.source.num_classes)
-        image = self.transform.read(record["image"], record["name"])
-        return _row(image, label, True, index)
+        if index < len(self.source):
+            try:
+                return _row(*read(self.source, index, self.transform), True, index)
+            except UserError as error:
+                if self.on_bad is None:
+                    raise
+                self.on_bad(str(error))
+        return _row(np.zeros((*self.transform.size, 3), np.uint8), 0, False, index)
 
     def __repr__(self) -> str:
         return f"_Padded({self.source!r}, {self.total})"
@@ -249,16 +329,18 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
+    on_bad: Callable[[str], None] | None = None,
 ) -> Batches:
     """Every example exactly once over all hosts; as `train_batches`, with "mask" and "index".
 
     The last global batch is filled with rows whose mask is False; all hosts take the same number
-    of steps. "index" (b,) int32 is the record's number in the source.
+    of steps. "index" (b,) int32 is the record's number in the source. Those of records that cannot
+    be read are masked as well, if there is an `on_bad` to be called with the reason.
     """
     if batch_size % process_count:
         raise UserError(f"An evaluation batch of {batch_size} does not divide by {process_count}.")
     total = num_eval_steps(len(source), batch_size) * batch_size
-    dataset = grain.MapDataset.source(_Padded(source, transform, total))
+    dataset = grain.MapDataset.source(_Padded(source, transform, total, on_bad))
     dataset = _HostBlock(dataset, batch_size, process_index, process_count)
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
     return Batches(

@@ -18,12 +18,13 @@ from vit_jax.objectives import losses
 
 
 def make_eval_step(
-    apply: Callable[..., Any], *, loss: Callable | None = None, num_classes: int
+    apply: Callable[..., Any], *, num_classes: int, training_loss: Callable | None = None
 ) -> Callable[[dict[str, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]:
     """The function (params, batch) -> per-example results, to be jitted.
 
     batch has "mask" (b,) besides: rows where it is False are padding. Returned are "correct",
-    "top5", "prediction", "confidence" and, with a loss, "loss", each (b,).
+    "top5", "prediction", "confidence" and "loss", each (b,): the plain softmax cross-entropy,
+    whatever a model was trained with. `training_loss` is reported under its own name beside it.
     """
 
     def eval_step(params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -37,8 +38,10 @@ def make_eval_step(
             "prediction": ranked[:, 0],
             "confidence": jax.nn.softmax(logits).max(axis=-1),
         }
-        if loss is not None:
-            results["loss"] = loss(logits, losses.one_hot(labels, num_classes))
+        targets = losses.one_hot(labels, num_classes)
+        results["loss"] = losses.softmax_cross_entropy(logits, targets)
+        if training_loss is not None:
+            results["training_loss"] = training_loss(logits, targets)
         return results
 
     return eval_step
@@ -131,18 +134,19 @@ def classify(
 def eval_step(config: models.ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
     """The jitted evaluation step of a model: compiled once, however often it is evaluated."""
     _, apply = models.as_functions(config)
-    step = make_eval_step(apply, loss=losses.softmax_cross_entropy, num_classes=config.num_classes)
+    step = make_eval_step(apply, num_classes=config.num_classes)
     return run.jit_eval_step(step, mesh)
 
 
 def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """{"accuracy", "top5_accuracy", "loss" if known, "num_examples"}; accuracies in [0, 1]."""
+    """{"accuracy", "top5_accuracy", losses if known, "num_examples"}; accuracies in [0, 1]."""
     summary: dict[str, float] = {
         "accuracy": float(results["correct"].mean()),
         "top5_accuracy": float(results["top5"].mean()),
     }
-    if "loss" in results:
-        summary["loss"] = float(results["loss"].mean())
+    for name in ("loss", "training_loss"):
+        if name in results:
+            summary[name] = float(results[name].mean())
     return summary | {"num_examples": len(results["correct"])}
 
 

@@ -28,6 +28,7 @@ def batches_of_features(
     batch_size: int = 64,
     mesh: jax.sharding.Mesh | None = None,
     transform: Callable | None = None,
+    on_bad: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(features (b, ...), labels (b,)) for batch after batch of `source`, in its order.
 
@@ -37,6 +38,8 @@ def batches_of_features(
       pool: of token sequences (b, n, d) or feature maps (b, h, w, d), "mean" averages all (patch)
         tokens and "token" takes the class token; "none" keeps everything.
       transform: how images are prepared; None: as the model says.
+      on_bad: called for images that cannot be read, which have NaN for features and the label -1;
+        None raises.
 
     Raises:
       UserError: no such layer (the nearest is named), or one that cannot be pooled so.
@@ -52,13 +55,17 @@ def batches_of_features(
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        on_bad=on_bad,
     )
     seen = 0
     for batch in batches:
-        on_device = sharding.to_devices({key: batch[key] for key in ("image", "label")}, mesh)
+        label = np.where(batch["mask"], batch["label"], np.int32(-1))
+        on_device = sharding.to_devices({"image": batch["image"], "label": label}, mesh)
         found, labels = jax.device_get(run(on_mesh, on_device))
         count = min(batch_size, len(source) - seen)
-        yield found[:count].astype(np.float32), labels[:count]
+        found = found[:count].astype(np.float32)
+        found[labels[:count] < 0] = np.nan
+        yield found, labels[:count]
         seen += count
 
 

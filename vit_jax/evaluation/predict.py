@@ -48,10 +48,11 @@ def predict(
 
     Yields:
       {"image": path, "predictions": [{"label", "class", "probability"}, ...]}, best first, in the
-      order of `files`. "class" is the label's name, or its number where names are unknown.
+      order of `files`. "class" is the label's name, or its number where names are unknown. For a
+      file that cannot be read, {"image": path, "error": the reason}.
 
     Raises:
-      UserError: an unreadable image, or a classifier that was never trained.
+      UserError: a classifier that was never trained.
     """
     adapt.check_head(params)
     transform = data.evaluation_transform(config.image_size, config.preprocessing)
@@ -68,10 +69,22 @@ def predict(
     names = config.labels or tuple(map(str, range(config.num_classes)))
     for start in range(0, len(files), size):
         chunk = files[start : start + size]
-        images = np.stack([transform(data.decode(p.read_bytes(), str(p))) for p in chunk])
+        images, problems = np.zeros((len(chunk), *config.image_size, 3), np.uint8), {}
+        for i, file in enumerate(chunk):
+            try:
+                images[i] = transform(data.decode(file.read_bytes(), str(file)))
+            except UserError as error:
+                problems[i] = str(error)
+            except OSError as error:
+                problems[i] = f"The image {file} cannot be read ({error.strerror})."
         padding = [(0, size - len(chunk))] + [(0, 0)] * 3
         probabilities, labels = jax.device_get(top(params, np.pad(images, padding)))
-        for file, values, indices in zip(chunk, probabilities, labels, strict=False):
+        for i, (file, values, indices) in enumerate(
+            zip(chunk, probabilities, labels, strict=False)
+        ):
+            if i in problems:
+                yield {"image": str(file), "error": problems[i]}
+                continue
             yield {
                 "image": str(file),
                 "predictions": [

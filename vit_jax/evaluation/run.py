@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import data, models
+from vit_jax.errors import UserError
 from vit_jax.runtime import sharding
 
 
@@ -36,7 +37,7 @@ def run(
       on_batch: called with the number of examples seen so far.
 
     Returns:
-      {name: (num_examples,)}, "label" included.
+      {name: (n,)}, "label" included; n is num_examples less those whose images cannot be read.
 
     Raises:
       AssertionError: an example was missed or counted twice.
@@ -53,15 +54,16 @@ def run(
         if on_batch:
             on_batch(seen)
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    real = joined.pop("mask")
-    joined = {key: value[real] for key, value in joined.items()}
-    index = joined.pop("index")
-    order = np.argsort(index, kind="stable")
-    assert np.array_equal(index[order], np.arange(num_examples)), (
-        f"evaluation counted {len(index)} examples, {len(np.unique(index))} of them different, "
+    read, index = joined.pop("mask"), joined.pop("index")
+    there = np.sort(index[index < num_examples])  # what is beyond fills the last batch
+    assert np.array_equal(there, np.arange(num_examples)), (
+        f"evaluation counted {len(there)} examples, {len(np.unique(there))} of them different, "
         f"instead of {num_examples}"
     )
-    return {key: value[order] for key, value in joined.items()}
+    if not read.any():
+        raise UserError(f"None of the {num_examples} images of an evaluation can be read.")
+    order = np.argsort(index[read], kind="stable")
+    return {key: value[read][order] for key, value in joined.items()}
 
 
 def run_model(
@@ -76,12 +78,14 @@ def run_model(
     transform: Callable | None = None,
     num_threads: int = 4,
     on_batch: Callable[[int], None] | None = None,
+    on_bad: Callable[[str], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Every example's results of `step` (see `classification.run`), in the order of `source`.
 
     Args:
       mapping: the model's class for each class of the data; None if they are the same.
       transform: how images are prepared; None: as the model says.
+      on_bad: called for images that cannot be read, which are left out; None raises.
     """
     transform = transform or data.evaluation_transform(config.image_size, config.preprocessing)
     batches = data.eval_batches(
@@ -91,6 +95,7 @@ def run_model(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=num_threads,
+        on_bad=on_bad,
     )
     numbered = (
         batch if mapping is None else {**batch, "label": mapping[batch["label"]]}

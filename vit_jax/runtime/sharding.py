@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
@@ -115,3 +116,10 @@ def fit_batch(batch_size: int, mesh: Mesh, *, num_examples: int) -> int:
 def batch_divisor(mesh: Mesh) -> int:
     """What a global batch must divide by."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def gathered(number: int) -> list[int]:
+    """What each process says, on every process."""
+    if jax.process_count() == 1:
+        return [number]
+    return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()

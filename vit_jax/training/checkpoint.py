@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.models.fingerprints import RULE, digest_of, fingerprint, fingerprints, tree_spec
+from vit_jax.runtime import sharding
 
 __all__ = ["CheckpointError", "Checkpoints", "fingerprint"]
 
@@ -176,8 +176,7 @@ class Checkpoints:
             except Unreadable as error:
                 unread = str(error)
             verdict = 2 if unread else int(reason is not None)
-            if jax.process_count() > 1:
-                verdict = int(multihost_utils.process_allgather(np.int32(verdict)).max())
+            verdict = max(sharding.gathered(verdict))
             if verdict == 2:
                 raise CheckpointError(
                     f"Checkpoint {step} in {self.directory} cannot be read "

@@ -47,10 +47,15 @@ def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
     return found
 
 
-def evaluators(setup: Any) -> list[tuple[int | None, Evaluator]]:
-    """(every so many steps or None, evaluator) of a training run's Setup."""
+def evaluators(
+    setup: Any, on_bad: Callable[[str], None] | None = None
+) -> list[tuple[int | None, Evaluator]]:
+    """(every so many steps or None, evaluator) of a training run's Setup.
+
+    on_bad: called for images of the run's own data that cannot be read; None raises.
+    """
     return [
-        (every, accuracy(setup) if name == "eval" else protocol(setup, name))
+        (every, accuracy(setup, on_bad) if name == "eval" else protocol(setup, name))
         for name, every in setup.periods.items()
     ]
 
@@ -60,7 +65,7 @@ def eval_batch_size(config: ConfigDict) -> int:
     return config.eval_batch_size or config.batch_size // config.accumulation_steps
 
 
-def accuracy(setup: Any) -> Evaluator:
+def accuracy(setup: Any, on_bad: Callable[[str], None] | None = None) -> Evaluator:
     """Top-1, top-5 and loss on the evaluation split of the run's own data."""
     step = run.jit_eval_step(setup.eval_step, setup.mesh)
     source = setup.eval_source
@@ -77,6 +82,7 @@ def accuracy(setup: Any) -> Evaluator:
             transform=setup.eval_transform,
             num_threads=setup.config.data.num_threads,
             on_batch=on_batch,
+            on_bad=on_bad,
         )
         summary = classification.summarise(results)
         return {f"eval/{key}": value for key, value in summary.items()}

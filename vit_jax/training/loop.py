@@ -48,7 +48,8 @@ def loop(
     config, total = setup.config, setup.total_steps
     meta = run_meta(setup)
     is_main = jax.process_index() == 0
-    measures = evaluators(setup)
+    on_bad = data.BadImages(config.data.max_bad_images)
+    measures = evaluators(setup, on_bad)
     profile = profiling.Profile(workdir / "profile", config.profile_steps)
     batches = None
     try:
@@ -61,7 +62,7 @@ def loop(
             Watchdog(config.watchdog_seconds) as watchdog,
         ):
             clock = Clock(config.batch_size, start)
-            batches = training_batches(setup, start, clock)
+            batches = training_batches(setup, start, clock, on_bad)
             metrics: dict[str, jax.Array] = {}
             record: dict[str, float] = {}
             pace = Pace(train_step, expected_memory)
@@ -83,6 +84,9 @@ def loop(
                     record |= clock.read(step)
                     record |= memory.measured_memory(expected_memory)
                     abort_if_stuck(record, config.max_skipped_steps)
+                if last:  # before its evaluation, which may fail
+                    checkpoints.save(step, state, meta, force=True)
+                    checkpoints.wait()
                 due = [run for every, run in measures if last or (every and step % every == 0)]
                 for run in due:
                     record |= run(train_state.evaluated_params(state), watchdog.on_batch)
@@ -93,7 +97,7 @@ def loop(
                     log.write(step, record)
                 log.advance(step)
                 saving = checkpoints.saving
-                if checkpoints.save(step, state, meta, force=last):
+                if checkpoints.save(step, state, meta):
                     watchdog.beat(f"a checkpoint of step {step}", progress=True)
                 if checkpoints.saving != saving:
                     pace.interrupted()
@@ -104,7 +108,6 @@ def loop(
                         f"asked to stop: saved step {step} of {total} in {workdir}; "
                         "run the same command to go on."
                     )
-            checkpoints.wait()
             if not record:  # resumed at the very end: the last step was saved, not yet exported
                 for _, run in measures:
                     record |= run(train_state.evaluated_params(state), watchdog.on_batch)
@@ -125,7 +128,7 @@ def loop(
 
 
 def training_batches(
-    setup: Setup, start_step: int, clock: Clock
+    setup: Setup, start_step: int, clock: Clock, on_bad: Callable[[str], None]
 ) -> Generator[dict[str, jax.Array], None, None]:
     """Batches on the devices, two ahead of the step that uses them; `clock` sees who waits."""
     config = setup.config
@@ -139,6 +142,7 @@ def training_batches(
         process_count=jax.process_count(),
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
+        on_bad=on_bad,
     )
     ahead: collections.deque = collections.deque()
     try:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jax
+
 from vit_jax import config as configuration
 from vit_jax.config import ConfigDict
+from vit_jax.data import look
 from vit_jax.errors import UserError
+from vit_jax.runtime import sharding
 from vit_jax.runtime.distributed import say
 from vit_jax.training import auto_memory, plan
 from vit_jax.training.checkpoint import Checkpoints
@@ -59,6 +63,8 @@ def train(
     if finished is not None and finished["step"] >= setup.total_steps:
         return still_finished(setup, whole, workdir, finished)
     plan.show_plan(setup)
+    if not resuming:
+        check_images(setup)
     setup, compiled, expected = auto_memory.settle(setup, workdir, resuming=resuming)
     checkpoints = hold(setup, workdir)
     try:
@@ -77,6 +83,34 @@ def hold(setup: Setup, workdir: Path) -> Checkpoints:
         workdir / "checkpoints",
         every_steps=setup.config.checkpoint_every_steps,
         keep=setup.config.keep_checkpoints,
+    )
+
+
+#: How long the images of each part of the data are looked at before a run begins.
+LOOK_SECONDS = 5.0
+
+
+def check_images(setup: Setup) -> None:
+    """Raises UserError if more images than are allowed are found to be unreadable before step 1."""
+    allowed = setup.config.data.max_bad_images
+    problems: list[str] = []
+    looked = 0
+    if jax.process_index() == 0:
+        for source in (setup.train_source, setup.eval_source):
+            found, count = look.unreadable(
+                source,
+                setup.eval_transform,
+                seconds=LOOK_SECONDS,
+                num_threads=setup.config.data.num_threads,
+            )
+            problems, looked = problems + found, looked + count
+    if max(sharding.gathered(len(problems))) <= allowed:
+        return
+    if not problems:
+        raise UserError("Process 0 has found images that cannot be read.")
+    raise UserError(
+        f"{problems[0]} Of {looked:,} images looked at, {len(problems):,} cannot be read; "
+        f"config.data.max_bad_images={len(problems)} goes on without them."
     )
 
 

@@ -132,7 +132,11 @@ def set_up(
         schedule=schedule,
         make_train_step=train_step_of,
         train_step=train_step_of(apply, accumulation_steps=config.accumulation_steps),
-        eval_step=make_eval_step(apply, loss=loss, num_classes=model.num_classes),
+        eval_step=make_eval_step(
+            apply,
+            num_classes=model.num_classes,
+            training_loss=None if is_plain(config.loss) else loss,
+        ),
         initialise=initialise,
         abstract_state=abstract_state,
         notes=notes,
@@ -149,6 +153,11 @@ def loss_function(config: ConfigDict) -> Callable:
         )
     )
     return functools.partial(losses.LOSSES[options.pop("name")], **options)
+
+
+def is_plain(loss: ConfigDict) -> bool:
+    """Whether a configured loss is what evaluations report anyway."""
+    return loss.name == "softmax_cross_entropy" and not loss.get("label_smoothing", 0)
 
 
 MEMORY_MODES = ("as_configured", "auto")

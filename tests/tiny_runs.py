@@ -1,5 +1,10 @@
 """The smallest runs of the command line, and three classes of images that are told by colour."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import PIL.Image
 
@@ -39,3 +44,37 @@ def three_classes(directory, count=8):
                 image[..., label] = 250
                 PIL.Image.fromarray(image).save(file)
     return directory
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def start(command, processes: int, devices: int, **options) -> list[subprocess.Popen]:
+    """The processes of one job on this machine."""
+    join = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+    join = join if processes > 1 else []
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), **options,
+    }  # fmt: skip
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vit_jax", *command, *join),
+                *([f"--process_id={i}"] if join else []),
+            ],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+
+
+def finish(job, seconds: float = 400) -> list[tuple[int, str, str]]:
+    """(exit code, output, errors) of every process."""
+    found = []
+    for process in job:
+        out, err = process.communicate(timeout=seconds)
+        found.append((process.returncode, out, err))
+    return found

@@ -1,9 +1,7 @@
 """Several processes: preempted together, resumed on others; what is said when one is missing."""
 
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from tiny_runs import finish, start
 
 from vit_jax.cli import main
 from vit_jax.doctor import machine
@@ -25,40 +24,6 @@ SETTINGS = [
     "--config.log_every_steps=1", "--config.checkpoint_every_steps=500", "--config.batch_size=32",
     "--config.model.dropout_rate=0.1",
 ]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
-
-
-def start(command, processes: int, devices: int, **options) -> list[subprocess.Popen]:
-    """The processes of one job on this machine."""
-    join = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
-    join = join if processes > 1 else []
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), **options,
-    }  # fmt: skip
-    return [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "vit_jax", *command, *join),
-                *([f"--process_id={i}"] if join else []),
-            ],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(processes)
-    ]  # fmt: skip
-
-
-def finish(job, seconds: float = 400) -> list[tuple[int, str, str]]:
-    """(exit code, output, errors) of every process."""
-    found = []
-    for process in job:
-        out, err = process.communicate(timeout=seconds)
-        found.append((process.returncode, out, err))
-    return found
 
 
 def wait_for_step(job, workdir: Path, step: int) -> None:

@@ -73,7 +73,7 @@ def measure(data_dir: Path, shards: int = SHARDS) -> Iterator[tuple[str, float, 
             batch_size=BATCH,
             seed=0,
             start_step=step,
-            process_count=HOSTS,
+            rows=np.arange(BATCH // HOSTS),
         )
         try:
             return next(batches)

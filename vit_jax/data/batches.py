@@ -1,7 +1,7 @@
 """From a source to batches, with Grain. The order of operations is what makes resuming exact.
 
 shuffle, repeat and augment come first and depend on the global record number alone; then each host
-takes its block of every global batch. So a batch is a function of (seed, step), whatever the number
+takes its rows of every global batch. So a batch is a function of (seed, step), whatever the number
 of hosts, threads and workers, and any step is reached at once.
 """
 
@@ -102,21 +102,21 @@ class _Example(grain.transforms.RandomMap):
         raise UserError(f"{IN_A_ROW} records in a row cannot be read; the last: {problem}")
 
 
-class _HostBlock(grain.MapDataset):
-    """The rows [h b, (h + 1) b) of every global batch, for host h of several."""
+class _HostRows(grain.MapDataset):
+    """Some rows of every global batch: those that this host feeds to its devices."""
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, host: int, hosts: int):
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
         super().__init__(parent)
-        self.batch_size, self.host, self.rows = batch_size, host, batch_size // hosts
+        self.batch_size, self.rows = batch_size, rows
 
     def __len__(self) -> int:
-        return len(self._parent) // self.batch_size * self.rows
+        return len(self._parent) // self.batch_size * len(self.rows)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        batch, row = divmod(index, self.rows)
-        return self._parent[batch * self.batch_size + self.host * self.rows + row]
+        batch, row = divmod(index, len(self.rows))
+        return self._parent[batch * self.batch_size + int(self.rows[row])]
 
 
 def batches_ahead(num_threads: int) -> int:
@@ -136,8 +136,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     num_threads: int = 4,
     num_workers: int = 0,
     on_bad: Callable[[str], None] | None = None,
@@ -146,7 +145,8 @@ def train_batches(
 
     Args:
       transform: from `make_transform`.
-      batch_size: global; b is its share of this host.
+      batch_size: global.
+      rows: (b,), which rows of each batch this host feeds; None: all of them.
       start_step: the first batch is that of this step, at no cost.
       num_threads: each works on a batch; up to `batches_ahead` of them are held in memory.
       num_workers: processes besides this one; threads are enough below about eight cores.
@@ -154,16 +154,13 @@ def train_batches(
         by the next one that can; None raises it.
 
     Raises:
-      UserError: the batch does not divide by the hosts; or, while iterating, a bad record.
+      UserError: while iterating, a bad record.
     """
-    if batch_size % process_count:
-        raise UserError(
-            f"config.batch_size={batch_size} does not divide by {process_count} processes."
-        )
+    rows = np.arange(batch_size) if rows is None else rows
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
     dataset = dataset.random_map(_Example(source, transform, on_bad is not None))
-    dataset = _HostBlock(dataset, batch_size, process_index, process_count)
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)[start_step:]
+    dataset = _HostRows(dataset, batch_size, rows)
+    dataset = dataset.batch(len(rows), drop_remainder=True)[start_step:]
     stream = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=_buffer(num_threads))
     )
@@ -326,8 +323,7 @@ def eval_batches(
     transform: Any,
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     num_threads: int = 4,
     on_bad: Callable[[str], None] | None = None,
 ) -> Batches:
@@ -337,12 +333,11 @@ def eval_batches(
     of steps. "index" (b,) int32 is the record's number in the source. Those of records that cannot
     be read are masked as well, if there is an `on_bad` to be called with the reason.
     """
-    if batch_size % process_count:
-        raise UserError(f"An evaluation batch of {batch_size} does not divide by {process_count}.")
+    rows = np.arange(batch_size) if rows is None else rows
     total = num_eval_steps(len(source), batch_size) * batch_size
     dataset = grain.MapDataset.source(_Padded(source, transform, total, on_bad))
-    dataset = _HostBlock(dataset, batch_size, process_index, process_count)
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    dataset = _HostRows(dataset, batch_size, rows)
+    dataset = dataset.batch(len(rows), drop_remainder=True)
     return Batches(
         dataset.to_iter_dataset(
             grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))

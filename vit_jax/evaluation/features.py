@@ -53,8 +53,7 @@ def batches_of_features(
         source,
         transform,
         batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.host_rows(mesh, batch_size),
         on_bad=on_bad,
     )
     seen = 0

@@ -88,12 +88,12 @@ def run_model(
       on_bad: called for images that cannot be read, which are left out; None raises.
     """
     transform = transform or data.evaluation_transform(config.image_size, config.preprocessing)
+    batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
     batches = data.eval_batches(
         source,
         transform,
-        batch_size=sharding.fit_batch(batch_size, mesh, num_examples=len(source)),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        batch_size=batch_size,
+        rows=sharding.host_rows(mesh, batch_size),
         num_threads=num_threads,
         on_bad=on_bad,
     )

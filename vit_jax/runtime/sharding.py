@@ -98,13 +98,39 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def host_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
+    """The rows of a global batch that the devices of a process hold, (b,), sorted.
+
+    Processes that share a part of the batch, because its model is split over them, hold the same
+    rows.
+
+    Args:
+      process: None is this one.
+    """
+    process = jax.process_index() if process is None else process
+    parts = mesh.devices.reshape(batch_divisor(mesh), -1)  # data and fsdp, tensor
+    size = batch_size // len(parts)
+    mine = [i for i, part in enumerate(parts) if any(d.process_index == process for d in part)]
+    return np.concatenate([np.arange(i * size, (i + 1) * size) for i in mine])
+
+
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, split over the mesh."""
+    """This process's rows of a batch, see `host_rows`, as global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(value))
-        for key, value in batch.items()
-    }
+    held = host_rows(mesh, batch_divisor(mesh))  # the parts of the batch, as if of one row each
+
+    def put(value: np.ndarray) -> jax.Array:
+        size = len(value) // len(held)
+        shape = (size * batch_divisor(mesh), *value.shape[1:])
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(shape[0])
+            first = int(np.searchsorted(held, start // size)) * size
+            return np.ascontiguousarray(value[first : first + stop - start])
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {key: put(np.asarray(value)) for key, value in batch.items()}
 
 
 def fit_batch(batch_size: int, mesh: Mesh, *, num_examples: int) -> int:

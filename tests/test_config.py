@@ -1,8 +1,11 @@
 """Configurations: typed overrides, arguments, durations, and keys that nobody reads."""
 
+import sys
+
 import pytest
 
 from vit_jax import config
+from vit_jax.cli import main
 from vit_jax.errors import UserError
 
 FILE = """
@@ -112,3 +115,61 @@ def test_differences_ignore_what_changes_no_result():
     a = {"seed": 0, "log_every_steps": 50, "data": {"dataset": "digits", "num_threads": 1}}
     b = {"seed": 1, "log_every_steps": 10, "data": {"dataset": "digits", "num_threads": 4}}
     assert config.differences(a, b) == {"seed": (0, 1)}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def get_config():\n    pass\n", "returns NoneType instead of a ConfigDict"),
+        ("def get_config():\n    return {'batch_size': 8}\n", "returns dict instead"),
+        ("import json\n\n\ndef get_config():\n    return json.loads('{')\n", "line 5: JSONDecode"),
+        ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+        ("import nowhere_at_all\n", "line 1: ModuleNotFoundError: No module named 'nowhere_at"),
+        ("def get_config(:\n", "line 1: invalid syntax"),
+        ("def get_config(a, b):\n    pass\n", "TypeError: get_config.. missing 2 required"),
+        ("x = 1\n", "does not define get_config"),
+    ],
+)
+def test_w11_a_mistake_in_a_config_file_is_one_line_with_its_place(tmp_path, text, message):
+    file = tmp_path / "own.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        config.load(str(file))
+    assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+
+
+def test_w11_a_config_imports_what_lies_beside_it(tmp_path):
+    (tmp_path / "shared_by_my_runs.py").write_text("BATCH = 24\n")
+    (tmp_path / "own.py").write_text(
+        "from vit_jax import config as configuration\nimport shared_by_my_runs\n\n\n"
+        "def get_config():\n    c = configuration.default()\n"
+        "    c.batch_size = shared_by_my_runs.BATCH\n    return c\n"
+    )
+    before = list(sys.path)
+    assert config.load(str(tmp_path / "own.py")).batch_size == 24
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py"])
+def test_w12_a_shipped_config_is_found_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.load(name).pretrain is not None
+    (tmp_path / "quickstart").mkdir()  # a workdir of that name is not the config
+    assert config.load(name).pretrain is not None
+
+
+@pytest.mark.parametrize(
+    "flag, hint",
+    [
+        ("--batch_size=64", "--config.batch_size=VALUE"),
+        ("--learning_rate=0.1", "--config.schedule.learning_rate=VALUE"),
+        ("--config.schedule.lr=0.1", "Did you mean 'schedule.learning_rate'"),
+        ("--config.bs=8", "Did you mean 'batch_size'"),
+        ("--bach_size=8", "Did you mean 'batch_size'"),
+        ("--lr=0.1", "Did you mean 'learning_rate'"),
+    ],
+)
+def test_w12_a_flag_that_is_a_setting_names_it(flag, hint, capsys):
+    code = main(["train", "--config=quickstart", "--workdir=/no/where", flag])
+    error = capsys.readouterr().err
+    assert code in (1, 2) and hint in error and len(error.strip().splitlines()) == 1, error

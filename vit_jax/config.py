@@ -13,13 +13,13 @@ import inspect
 import json
 import math
 import os
-import runpy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax import files
 from vit_jax.errors import UserError, nearest
 
 #: What `config.json` and checkpoints are written in; see training/workdir.py for older ones.
@@ -299,13 +299,12 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     """
     path, colon, argument = source.partition(":")
     path = find_file(path)
-    try:
-        get_config = runpy.run_path(path).get("get_config")
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}.") from error
-    if get_config is None:
-        raise UserError(f"{path} does not define get_config(); see configs/quickstart.py.")
-    config = get_config(argument) if colon else get_config()
+    config = files.call_in(path, "get_config", *([argument] if colon else []))
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{path}: get_config() returns {type(config).__name__} instead of a ConfigDict; "
+            "it begins with c = vit_jax.config.default() and ends with return c."
+        )
     for key, text in (overrides or {}).items():
         override(config, key, text)
     return config
@@ -360,18 +359,19 @@ def literal(text: str) -> Any:
 
 
 def find_file(path: str) -> str:
-    """A config file's path; `configs/X.py` is also found in the installed package.
+    """A config file's path; `configs/X.py`, `X.py` and `X` are also found in the package.
 
     Raises:
       UserError: there is no such file.
     """
-    if os.path.exists(path):
+    if os.path.isfile(path):
         return path
     packaged = os.path.join(os.path.dirname(__file__), "configs")
     if not os.path.isdir(packaged):  # a source checkout
         packaged = os.path.join(os.path.dirname(os.path.dirname(__file__)), "configs")
-    shipped = os.path.join(packaged, os.path.basename(path))
-    if os.path.basename(os.path.dirname(path)) == "configs" and os.path.exists(shipped):
+    name = os.path.basename(path) if path.endswith(".py") else f"{os.path.basename(path)}.py"
+    shipped = os.path.join(packaged, name)
+    if os.path.dirname(path) in ("", "configs") and os.path.exists(shipped):
         return shipped
     names = [f"configs/{name}" for name in sorted(os.listdir(packaged)) if name.endswith(".py")]
     raise UserError(

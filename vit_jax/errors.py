@@ -21,6 +21,11 @@ class Preempted(Exception):
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns `" Did you mean 'x'?"` for the option closest to `name`, or `""` if none is close."""
     options = [str(option) for option in options]
+    for option in options:  # lr for learning_rate, schedule.lr for schedule.learning_rate
+        *section, last = option.split(".")
+        initials = ".".join([*section, "".join(word[:1] for word in last.split("_"))])
+        if "_" in last and initials == name:
+            return f" Did you mean {option!r}?"
     folded = {option.casefold(): option for option in options}
     close = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""

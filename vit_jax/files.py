@@ -1,10 +1,13 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all; JSON in and out; a Python file that is called."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import runpy
+import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,3 +57,30 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}).") from error
+
+
+def call_in(path: str, function: str, *arguments: Any) -> Any:
+    """What a function of a Python file returns; the file imports what lies beside it.
+
+    Raises:
+      UserError: whatever goes wrong in the file, with its line.
+    """
+    beside = os.path.dirname(os.path.abspath(path))
+    sys.path.insert(0, beside)
+    try:
+        called = runpy.run_path(path).get(function)
+        if called is None:
+            raise UserError(f"{path} does not define {function}(); see configs/quickstart.py.")
+        return called(*arguments)
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}.") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        text = str(error).strip().split("\n")[0]
+        raise UserError(f"{where}: {type(error).__name__}: {text}") from error
+    finally:
+        sys.path.remove(beside)

@@ -308,9 +308,25 @@ def test_bad_input_is_one_line(arguments, code, part, capsys, tmp_path):
 
 def test_a_result_is_not_overwritten(found, folders, capsys):
     before = (found / "shard-1-of-1.json").read_bytes()
-    assert main(["dedup", *search_flags(folders), f"--out={found}"]) == 1
-    assert "exists and would be overwritten" in capsys.readouterr().err
+    flags = [*search_flags(folders), f"--out={found}"]
+    assert main(["dedup", *flags, "--threshold=0.5"]) == 1
+    assert "would be overwritten; name another --out" in capsys.readouterr().err
     assert (found / "shard-1-of-1.json").read_bytes() == before
+    assert main(["dedup", *flags]) == 0  # the same search
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", [["shard-1-of-1.json"], ["shard-1-of-1.json", "matches.csv"]])
+def test_e5_the_same_command_goes_on_after_a_kill(found, folders, tmp_path, left, capsys):
+    for name in left:
+        shutil.copy(found / name, tmp_path / name)
+    if "matches.csv" in left:
+        (tmp_path / "matches.csv").write_text("half of")
+        (tmp_path / "index.html").write_text("<html>half of")
+    assert main(["dedup", *search_flags(folders), f"--out={tmp_path}"]) == 0
+    assert "searched already" in capsys.readouterr().out
+    for name in ("ids.txt", "matches.csv", "index.html"):
+        assert (tmp_path / name).read_bytes() == (found / name).read_bytes()
 
 
 def test_shards_of_different_searches_do_not_mix(found, tmp_path):

@@ -1,7 +1,9 @@
 """Several processes: preempted together, resumed on others; what is said when one is missing."""
 
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -201,3 +203,20 @@ def test_the_watchdog_leaves_a_run_alone_that_moves():
             time.sleep(0.06)
     with watchdog.Watchdog(0.0) as dog:
         time.sleep(0.05)
+
+
+def test_w1_a_port_that_is_taken_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "vit_jax", "train", *SETTINGS, f"--workdir={tmp_path}"),
+                *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0"),
+            ],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert f"Port {port} of this machine" in ended.stderr

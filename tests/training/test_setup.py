@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from small_run import MESH, ONE, prepared
 
-from vit_jax import config as configuration, data
+from vit_jax import config as configuration, data, models
 from vit_jax.bench import peak_memory
 from vit_jax.errors import UserError
 from vit_jax.runtime import host_memory, sharding
 from vit_jax.runtime.pace import Clock, steps_ahead
-from vit_jax.training import loop, memory, optim, state
+from vit_jax.training import loop, memory, optim, plan, state
 from vit_jax.training.setup import compile_train_step
 
 
@@ -142,3 +142,69 @@ def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
     now = make()
     assert params["head/kernel"].is_deleted()
     assert (np.asarray(now.params["head/kernel"]) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(accumulation_steps="0"), r"accumulation_steps=0 must be 1 or more"),
+        (dict(batch_size="-8"), r"batch_size=-8 must be 1 or more"),
+        (dict(batch_size="12"), r"does not divide by 8 devices x 1 accumulation steps; 8 would"),
+        (
+            dict(schedule__decay="staircase", schedule__boundaries_percent="(60, 30)"),
+            r"boundaries_percent=\(60, 30\) must rise",
+        ),
+        (
+            dict(schedule__decay="staircase", schedule__boundaries_percent="(30, 30)"),
+            r"boundaries_percent=\(30, 30\) must rise",
+        ),
+        (
+            dict(schedule__decay="staircase", schedule__boundaries_percent="(30, 100)"),
+            r"each between 0 and 100",
+        ),
+    ],
+)
+def test_e6_e10_what_cannot_be_is_refused_with_what_helps(settings, message):
+    with pytest.raises(UserError, match=message):
+        prepared(dict(data=8), **settings)
+
+
+@pytest.mark.parametrize(
+    "axes, message",
+    [
+        (dict(fsdp=3), r"does not cover 8 devices .*choose sizes whose product divides 8"),
+        (dict(data=3), r"set config.mesh.data=-1"),
+        (dict(data=-1, fsdp=-1), r"only one of them can be -1, and data and fsdp are"),
+        (dict(tensor=0), r"config.mesh.tensor=0 must be positive"),
+        (dict(data=-1, tensor=-2), r"config.mesh.tensor=-2 must be positive"),
+    ],
+)
+def test_e6_a_mesh_that_does_not_fit_says_what_would(axes, message):
+    with pytest.raises(UserError, match=message):
+        sharding.make_mesh(**axes)
+    with pytest.raises(UserError, match=r"1 device .*product divides 1"):
+        sharding.make_mesh(fsdp=3, devices=jax.devices()[:1])
+
+
+def test_e10_the_plan_prints_the_rates_of_a_staircase():
+    found = prepared(
+        total_steps="100",
+        schedule__decay="staircase",
+        schedule__boundaries_percent="(30, 60)",
+        schedule__learning_rate="0.5",
+    )
+    rows = dict(plan.plan(found))
+    assert "from 0.5 to 0.05 at step 31, 0.005 at step 61" in rows["schedule"]
+    assert float(found.schedule(30)) == pytest.approx(0.5)
+    assert float(found.schedule(31)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("variant", ["debug-resnet", "debug-hybrid", "debug-axial"])
+def test_e13_small_models_of_every_family(variant):
+    config = models.get_config(variant, num_classes=10)
+    params = models.abstract_params(config)
+    assert config.image_size == (32, 32)
+    assert sum(leaf.size for leaf in params.values()) < 300_000
+    names = " ".join(params)
+    assert ("attention" in names) == (variant != "debug-resnet")
+    assert ("stage" in names or "stem" in names) == (variant != "debug-axial")

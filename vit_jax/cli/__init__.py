@@ -65,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments and name not in TAKE_ARGUMENTS:
             raise UsageError(f"unexpected argument {arguments[0]!r}.")
         return command.main(flags, arguments) or OK
+    except absl_flags.UnrecognizedFlagError as error:
+        hint = options.of_setting(error.flagname) if "set" in flags else ""
+        return usage(f"{first_line(error)}.{hint}", f"vit-jax {name} --help")
     except absl_flags.Error as error:
         return usage(first_line(error), f"vit-jax {name} --help")
     except UsageError as error:

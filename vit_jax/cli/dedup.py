@@ -10,7 +10,8 @@ Finds the same pixels, and crops of 80% and more, mirrored, resized and recompre
 ids.txt (for config.data.exclude), matches.csv and index.html, a page of pairs on which to judge the
 threshold. Name --train as training does, split included: ids are names of its records.
 
-In parts, on as many machines as there are: --shard=1/4 to --shard=4/4 with the same --out, then
+A search that was stopped goes on when the same command is given again. In parts, on as many
+machines as there are: --shard=1/4 to --shard=4/4 with the same --out, then
 `vit-jax dedup --merge --out=repeats`. To choose another threshold, remove the three files and merge
 again with --threshold. --checkpoint compares features of a model instead, by their cosine; what
 cosine makes a duplicate is then the model's affair, so --threshold is needed.
@@ -69,7 +70,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--checkpoint needs a --threshold: the least cosine of a duplicate.")
     search(flags, out, *parse_shard(flags.shard or "1/1"))
     if not flags.shard:
-        finish(out, None)
+        finish(out, None, again=True)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -87,16 +88,29 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
     from vit_jax.dedup import files, search
 
     file = files.shard_file(out, shard, shards)
-    results = [out / name for name in (files.IDS, files.MATCHES, files.PAGE)]
-    files.check_free(file, *results)
     train = data.open_source(flags.train, data_dir=flags.data_dir)
     specs = split_specs(flags.test)
     test, _ = files.open_tests(specs, flags.data_dir)
     if train.fingerprint in files.fingerprints(test):
         raise UserError(f"{train.spec} is a test set and the training set; name different splits.")
-    embed = model_features(flags) if flags.checkpoint else None
     threshold = search.THRESHOLD if flags.threshold is None else flags.threshold
     floor = max(0.0, threshold - (search.THRESHOLD - search.FLOOR))
+    settings = {
+        "train": flags.train,
+        "test": list(specs),
+        "data_dir": flags.data_dir,
+        "train_fingerprint": train.fingerprint,
+        "test_fingerprint": test.fingerprint,
+        "descriptor": flags.checkpoint or "correlation of details after alignment",
+        "threshold": threshold,
+        "floor": floor,
+    }
+    if files.is_searched(file, settings):
+        print(f"{file}: searched already")
+        return
+    if files.is_done(out):
+        raise UserError(f"{out} holds the results of another search; name another --out.")
+    embed = model_features(flags) if flags.checkpoint else None
     total = len(test) + search.shard_size(len(train), shard, shards)
     with options.progress(total, "dedup") as on_images:
         pairs = search.find(
@@ -108,16 +122,6 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
             floor=floor,
             on_images=on_images,
         )
-    settings = {
-        "train": flags.train,
-        "test": list(specs),
-        "data_dir": flags.data_dir,
-        "train_fingerprint": train.fingerprint,
-        "test_fingerprint": test.fingerprint,
-        "descriptor": flags.checkpoint or "correlation of details after alignment",
-        "threshold": threshold,
-        "floor": floor,
-    }
     files.write_shard(file, settings, pairs)
     print(f"{file}: {len(pairs):,} pairs with a score of {floor:g} or more")
 
@@ -137,10 +141,16 @@ def model_features(flags: absl_flags.FlagValues):
     return embed
 
 
-def finish(out: Path, threshold: float | None) -> None:
-    """Writes the ids and the page, and says where they are."""
+def finish(out: Path, threshold: float | None, *, again: bool = False) -> None:
+    """Writes the ids and the page, and says where they are.
+
+    again: where they are already, they are of the same search, and stay.
+    """
     from vit_jax.dedup import files
 
+    if again and files.is_done(out):
+        print(f"{out / files.IDS}: done before; nothing to do.")
+        return
     removed, total = files.write_results(out, threshold=threshold)
     print(f"{out / files.IDS}: {removed:,} of {total:,} training images repeat a test image")
     print(f"page: {out / files.PAGE}")

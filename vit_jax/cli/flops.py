@@ -49,7 +49,7 @@ def print_variants(flags: absl_flags.FlagValues, names: list[str]) -> None:
     from vit_jax.models import cost
 
     rows: list[dict[str, Any]] = []
-    for name in names or [name for name in models.VARIANTS if name != "debug"]:
+    for name in names or [name for name in models.VARIANTS if not name.startswith("debug")]:
         size = flags.image_size
         config = models.get_config(name, image_size=size, num_classes=flags.num_classes)
         rows.append(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from vit_jax.config import ConfigDict, load
-from vit_jax.errors import UsageError
+from vit_jax.config import ConfigDict, default, flatten, load
+from vit_jax.errors import UsageError, nearest
 from vit_jax.runtime import host_memory
 
 
@@ -37,6 +37,16 @@ def define_overrides(flags: absl_flags.FlagValues) -> None:
 def rewrite_overrides(words: list[str]) -> list[str]:
     """`--config.KEY=VALUE` as `--set=KEY=VALUE`, which absl can parse."""
     return [re.sub(r"^--?config\.", "--set=", word) for word in words]
+
+
+def of_setting(name: str) -> str:
+    """A hint for a flag that does not exist: the setting of the configuration that was meant."""
+    settings = flatten(default().to_dict())
+    same = [key for key in settings if key == name or key.endswith(f".{name}")]
+    if same:
+        return f" It is a setting: --config.{same[0]}=VALUE."
+    hint = nearest(name, [key.rpartition(".")[2] for key in settings if "evaluators" not in key])
+    return f" Settings are given as --config.KEY=VALUE.{hint}"
 
 
 def read_config(flags: absl_flags.FlagValues) -> ConfigDict:

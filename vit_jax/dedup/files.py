@@ -15,7 +15,7 @@ from vit_jax.data.source import Union
 from vit_jax.dedup.page import Page
 from vit_jax.dedup.search import Pair
 from vit_jax.errors import UserError
-from vit_jax.files import write_text
+from vit_jax.files import replacing, write_text
 
 IDS, MATCHES, PAGE = "ids.txt", "matches.csv", "index.html"
 
@@ -25,11 +25,27 @@ def shard_file(out: Path, shard: int, shards: int) -> Path:
     return out / f"shard-{shard + 1}-of-{shards}.json"
 
 
-def check_free(*files: Path) -> None:
-    """Raises UserError if one of the files exists."""
-    for file in files:
-        if file.exists():
-            raise UserError(f"{file} exists and would be overwritten; name another --out.")
+def is_done(out: Path) -> bool:
+    """Whether a directory has all results; ids.txt is written last."""
+    return (out / IDS).exists()
+
+
+def is_searched(file: Path, settings: dict[str, Any]) -> bool:
+    """Whether a shard was searched already, with the same settings.
+
+    Raises:
+      UserError: it was with others, and would be overwritten.
+    """
+    if not file.exists():
+        return False
+    there, _ = read_shard(file)
+    for key, value in settings.items():
+        if there.get(key) != value:
+            raise UserError(
+                f"{file} is of a search with {key} {there.get(key)!r} instead of {value!r} and "
+                "would be overwritten; name another --out."
+            )
+    return True
 
 
 def open_tests(specs: Sequence[str], data_dir: str | None) -> tuple[Any, list[tuple[str, str]]]:
@@ -51,6 +67,19 @@ def write_shard(file: Path, settings: dict[str, Any], pairs: Sequence[Pair]) -> 
     file.parent.mkdir(parents=True, exist_ok=True)
     record = {**settings, "pairs": [astuple(pair) for pair in pairs]}
     write_text(file, json.dumps(record) + "\n")
+
+
+def read_shard(file: Path) -> tuple[dict[str, Any], list[Pair]]:
+    """The settings and the pairs of one shard.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return record, [Pair(*pair) for pair in record.pop("pairs")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged; remove it and run its shard again.") from error
 
 
 def read_shards(out: Path) -> tuple[dict[str, Any], list[Pair]]:
@@ -78,11 +107,8 @@ def read_shards(out: Path) -> tuple[dict[str, Any], list[Pair]]:
     settings: dict[str, Any] = {}
     pairs = []
     for _, file in sorted(files.items()):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            pairs += [Pair(*pair) for pair in record.pop("pairs")]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is damaged; remove it and run its shard again.") from error
+        record, found = read_shard(file)
+        pairs += found
         settings = settings or record
         for key in record:
             if record[key] != settings.get(key):
@@ -94,7 +120,9 @@ def read_shards(out: Path) -> tuple[dict[str, Any], list[Pair]]:
 
 
 def write_results(out: Path, *, threshold: float | None = None) -> tuple[int, int]:
-    """Writes ids.txt, matches.csv and index.html from the shards in a directory.
+    """Writes matches.csv, index.html and then ids.txt from the shards in a directory.
+
+    Without ids.txt the others are what an interrupted attempt left, and are replaced.
 
     Args:
       threshold: the least score of a duplicate; by default that of the search.
@@ -105,7 +133,8 @@ def write_results(out: Path, *, threshold: float | None = None) -> tuple[int, in
     Raises:
       UserError: a result exists, the shards do not fit, or the data is no longer the same.
     """
-    check_free(*(out / name for name in (IDS, MATCHES, PAGE)))
+    if is_done(out):
+        raise UserError(f"{out / IDS} exists and would be overwritten; name another --out.")
     settings, pairs = read_shards(out)
     threshold = settings["threshold"] if threshold is None else threshold
     if threshold < settings["floor"]:
@@ -120,7 +149,7 @@ def write_results(out: Path, *, threshold: float | None = None) -> tuple[int, in
             raise UserError(f"{source.spec} is no longer what was searched; search again.")
     train_names = train.names()
     removed = sorted({pair.train for pair in pairs if pair.score >= threshold})
-    with open(out / MATCHES, "w", newline="", encoding="utf-8") as file:
+    with replacing(out / MATCHES) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("train", "test", "test_set", "score", "stage", "removed"))
         for pair in pairs:

@@ -25,6 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
 #        size, patch size, stages of the ResNet stem (None: no stem)
 VIT_ROWS: dict[str, tuple[str, int, tuple[int, ...] | None]] = {
     "debug": ("debug", 8, None),
+    "debug-hybrid": ("debug", 1, (1, 1)),
     "Ti/16": ("Ti", 16, None),
     "S/32": ("S", 32, None),
     "S/16": ("S", 16, None),
@@ -47,6 +48,7 @@ VIT_ROWS: dict[str, tuple[str, int, tuple[int, ...] | None]] = {
 
 #               stages             width factor
 RESNET_ROWS: dict[str, tuple[tuple[int, ...], float]] = {
+    "debug-resnet": ((1, 1), 0.5),
     "R50x1": ((3, 4, 6, 3), 1),
     "R50x2": ((3, 4, 6, 3), 2),
     "R50x3": ((3, 4, 6, 3), 3),
@@ -58,22 +60,26 @@ RESNET_ROWS: dict[str, tuple[tuple[int, ...], float]] = {
     "R200x3": ((3, 24, 36, 3), 3),
 }
 
-#: Appendix D.6: the size and the patch size are in the name.
-AXIAL_ROWS = ("Axial-B/32", "Axial-B/16")
+#: Appendix D.6: size, patch size.
+AXIAL_ROWS = {"Axial-B/32": ("B", 32), "Axial-B/16": ("B", 16), "debug-axial": ("debug", 8)}
 
 ModelConfig = ViTConfig | ResNetConfig
 
 
+#: The debug models are for 32-pixel images, all others for 224.
+DEBUG: dict[str, Any] = dict(image_size=(32, 32))
+
+
 def _vit(name: str) -> ViTConfig:
     size, patch, stem = VIT_ROWS[name]
-    # The debug model is for 32-pixel images, all others for 224.
-    shape: dict[str, Any] = dict(image_size=(32, 32)) if size == "debug" else {}
+    shape = DEBUG | ({"stem_width": 0.5} if stem else {}) if size == "debug" else {}
     return ViTConfig(name, patch_size=(patch, patch), stem_depths=stem, **SIZES[size], **shape)
 
 
 def _axial(name: str) -> ViTConfig:
-    size, patch = name.removeprefix("Axial-").split("/")
-    return AxialConfig(name, patch_size=(int(patch), int(patch)), **SIZES[size])
+    size, patch = AXIAL_ROWS[name]
+    shape = DEBUG if size == "debug" else {}
+    return AxialConfig(name, patch_size=(patch, patch), **SIZES[size], **shape)
 
 
 def _axial_resnet(name: str) -> ResNetConfig:
@@ -83,7 +89,8 @@ def _axial_resnet(name: str) -> ResNetConfig:
 
 def _resnet(name: str) -> ResNetConfig:
     depths, width = RESNET_ROWS[name]
-    return ResNetConfig(name, depths=depths, width_factor=width)
+    shape = DEBUG if name == "debug-resnet" else {}
+    return ResNetConfig(name, depths=depths, width_factor=width, **shape)
 
 
 VARIANTS: dict[str, Callable[[str], ModelConfig]] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,26 @@ Figure = Any
 
 def new_figure(rows: int, columns: int, width: float, height: float):
     """A figure that belongs to no window, and its axes (rows, columns)."""
+    import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
+
+
+def import_matplotlib() -> None:
+    """Imports matplotlib whatever MPLBACKEND says: a notebook's backend may not exist here."""
+    if "matplotlib" in sys.modules:
+        return
+    given = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if given is not None:
+        os.environ["MPLBACKEND"] = given
+        with contextlib.suppress(ValueError):  # what the person chose, for figures of their own
+            matplotlib.rcParams["backend"] = given
 
 
 def bare(axes) -> None:

@@ -44,6 +44,8 @@ def join(
     }
     given = (bool(coordinator), num_processes > 0, process_id >= 0)
     if all(given):
+        if process_id == 0:
+            check_port(coordinator)
         with waiting(patience, coordinator, num_processes, process_id):
             jax.distributed.initialize(
                 coordinator,
@@ -60,6 +62,22 @@ def join(
     elif _several_processes():
         with waiting(patience):
             jax.distributed.initialize(**timeouts)
+
+
+def check_port(coordinator: str) -> None:
+    """Raises UserError if the port that process 0 is to open is taken: JAX would crash on it."""
+    host, _, port = coordinator.rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as opened:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(("", int(port)))
+    except (ValueError, OverflowError):
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT.") from None
+    except OSError as error:
+        raise UserError(
+            f"Port {port} of this machine cannot be opened for the other processes "
+            f"({error.strerror}); give all processes a --coordinator with a free port."
+        ) from error
 
 
 @contextlib.contextmanager

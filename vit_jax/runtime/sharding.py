@@ -44,9 +44,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = devices.size // known
     if min(sizes) < 1 or int(np.prod(sizes)) != devices.size:
+        axes = dict(data=data, fsdp=fsdp, tensor=tensor)
+        for name, size in axes.items():
+            if size < 1 and size != -1:
+                raise UserError(f"config.mesh.{name}={size} must be positive, or -1 for the rest.")
+        free = [name for name, size in axes.items() if size == -1]
+        product = " x ".join(str(size) for size in axes.values() if size != -1)
+        if len(free) == 1:
+            advice = f"choose sizes whose product divides {devices.size}"
+        elif free:
+            advice = f"only one of them can be -1, and {' and '.join(free)} are"
+        else:
+            advice = "set config.mesh.data=-1 to use what the others leave"
+        text = ", ".join(f"{name}={size}" for name, size in axes.items())
         raise UserError(
-            f"config.mesh is data={data}, fsdp={fsdp}, tensor={tensor}, which does not cover "
-            f"{devices.size} devices; set config.mesh.data=-1 to use what the others leave."
+            f"config.mesh is {text}, which does not cover {devices.size} device"
+            f"{'s' * (devices.size > 1)} ({product} of them are asked for); {advice}."
         )
     return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -128,7 +128,7 @@ def loop(
 
 
 def training_batches(
-    setup: Setup, start_step: int, clock: Clock, on_bad: Callable[[str], None]
+    setup: Setup, start_step: int, clock: Clock, on_bad: Callable[[str], None] | None = None
 ) -> Generator[dict[str, jax.Array], None, None]:
     """Batches on the devices, two ahead of the step that uses them; `clock` sees who waits."""
     config = setup.config

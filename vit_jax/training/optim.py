@@ -46,6 +46,13 @@ def learning_rate_schedule(
             "config.schedule.boundaries_percent belongs to decay='staircase', e.g. (40, 60, 80); "
             f"decay is {decay!r} and boundaries_percent {tuple(boundaries_percent)}."
         )
+    if list(boundaries_percent) != sorted(set(boundaries_percent)) or any(
+        not 0 < percent < 100 for percent in boundaries_percent
+    ):
+        raise UserError(
+            f"config.schedule.boundaries_percent={tuple(boundaries_percent)} must rise, each "
+            "between 0 and 100, e.g. (40, 60, 80)."
+        )
     edges = [round(total_steps * percent / 100) for percent in boundaries_percent]
     if not 0 <= warmup_steps < max(total_steps, 1):
         raise UserError(

@@ -49,7 +49,7 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
             f"{setup.total_steps:,} steps"
             f" ({setup.total_steps * config.batch_size / len(setup.train_source):.4g} epochs), "
             f"{setup.warmup_steps:,} warm-up, {config.schedule.decay} from "
-            f"{config.schedule.learning_rate:g} to {final_rate(setup):.3g}",
+            f"{config.schedule.learning_rate:g} {rates_text(setup)}",
         ),
         ("optimiser", optimiser_text(setup)),
         ("compute", f"{human(train_flops)}FLOPs per step"),
@@ -66,9 +66,15 @@ def micro_text(setup: Setup) -> str:
     return f", {rows_per_device(setup) // steps} per forward pass ({steps} accumulated)"
 
 
-def final_rate(setup: Setup) -> float:
-    """The learning rate that the schedule ends at."""
-    return float(setup.schedule(setup.total_steps))
+def rates_text(setup: Setup) -> str:
+    """Where the learning rate goes: to its end, or down the steps of a staircase."""
+    steps = [setup.total_steps]
+    if setup.config.schedule.decay == "staircase":
+        percents = setup.config.schedule.boundaries_percent
+        steps = [round(setup.total_steps * percent / 100) + 1 for percent in percents]
+        rates = (f"{float(setup.schedule(step)):.3g} at step {step:,}" for step in steps)
+        return f"to {', '.join(rates)}"
+    return f"to {float(setup.schedule(setup.total_steps)):.3g}"
 
 
 def optimiser_text(setup: Setup) -> str:

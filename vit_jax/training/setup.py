@@ -177,9 +177,12 @@ def check_memory(config: ConfigDict) -> None:
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """The global batch must divide by devices and accumulation steps."""
+    for key in ("batch_size", "accumulation_steps"):
+        if config[key] < 1:
+            raise UserError(f"config.{key}={config[key]} must be 1 or more.")
     divisor = sharding.batch_divisor(mesh) * config.accumulation_steps
-    if config.accumulation_steps < 1 or config.batch_size < 1 or config.batch_size % divisor:
-        fits = max(divisor, config.batch_size // max(divisor, 1) * divisor)
+    if config.batch_size % divisor:
+        fits = max(divisor, config.batch_size // divisor * divisor)
         raise UserError(
             f"config.batch_size={config.batch_size} does not divide by "
             f"{sharding.batch_divisor(mesh)} devices x {config.accumulation_steps} "

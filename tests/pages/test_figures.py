@@ -1,0 +1,31 @@
+"""Figures need no display, and no backend of whoever started the program."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+DRAW = """
+from vit_jax.pages.figures import new_figure
+figure, axes = new_figure(1, 2, 4, 2)
+axes[0, 0].plot([0, 1])
+figure.savefig("figure.png")
+import os
+print(os.environ.get("MPLBACKEND"))
+"""
+
+
+@pytest.mark.parametrize(
+    "backend", ["module://matplotlib_inline.backend_inline", "nbagg", "no such backend", "", None]
+)
+def test_w2_the_backend_of_a_notebook_does_not_matter(backend, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    if backend is not None:
+        environment["MPLBACKEND"] = backend
+    ended = subprocess.run(
+        [sys.executable, "-c", DRAW], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert ended.stdout.strip() == str(backend).strip()

@@ -220,10 +220,12 @@ def test_csv_with_a_split_column(tmp_path):
 
 def test_csv_per_split_with_numbers(tmp_path):
     save(tmp_path / "0.png")
-    (tmp_path / "train.csv").write_text("file,class\n0.png,07\n")
-    (tmp_path / "test.csv").write_text("file,class\n0.png,2\n")
+    save(tmp_path / "1.png")
+    (tmp_path / "train.csv").write_text("file,class\n0.png,2\n1.png,0\n")
+    (tmp_path / "test.csv").write_text("file,class\n0.png,1\n1.png,2\n")
     source = data.open_source(f"folder:{tmp_path}[test]")
-    assert source.num_classes == 8 and source[0]["label"] == 2
+    assert source.class_names == ("0", "1", "2")
+    assert {source[i]["name"]: source[i]["label"] for i in range(2)} == {"0.png": 1, "1.png": 2}
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,17 @@ def test_a_name_with_a_comma_is_a_name(images, labels):
     }
 
 
+def test_names_that_are_made_of_names(images):
+    """S7: ImageNet has a ski, a mask and a ski mask."""
+    labels = ["ski", "mask", "ski mask", *(f"c{i}" for i in range(40))]
+    (images / "train.csv").write_text("path,label\n")
+    for i, label in enumerate(labels):
+        save(images / "im" / f"{i}.png", size=(2, 2))
+        with open(images / "train.csv", "a") as file:
+            file.write(f"im/{i}.png,{label}\n")
+    assert len(data.open_source(f"folder:{images}").class_names) == 43
+
+
 def test_an_image_with_two_classes_is_refused(images):
     """S7, as rows."""
     (images / "train.csv").write_text("path,label\n0.png,cat\n1.png,dog\n0.png,dog\n")

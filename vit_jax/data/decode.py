@@ -115,8 +115,8 @@ def _decode_any(data: bytes, name: str) -> Image:
                 )
             if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
                 raise UserError(
-                    f"The image {name} has 32 bits per channel, or a sign (mode {image.mode}): what is "
-                    "white is not known; convert it to 8 or 16 bits."
+                    f"The image {name} has 32 bits per channel, or a sign (mode {image.mode}): "
+                    "what is white is not known; convert it to 8 or 16 bits."
                 )
             if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip at 255
                 return _as_rgb(_scaled(image), name)

@@ -74,7 +74,7 @@ def test_depth_and_polarity_of_the_header_count(content):
         encode(PIL.Image.fromarray(np.float32(WIDE)), "TIFF"),
         encode(PIL.Image.fromarray(np.float32(WIDE)), "PPM"),  # portable float map
         encode(PIL.Image.merge("LAB", [PIL.Image.fromarray(GREY)] * 3), "TIFF"),
-        tiff(np.float16(WIDE), 16, BLACK_IS_ZERO, sign=3),
+        tiff(np.float16(WIDE / 65535), 16, BLACK_IS_ZERO, sign=3),
         tiff(np.float64(WIDE), 64, BLACK_IS_ZERO, sign=3),
     ],
 )

@@ -38,7 +38,7 @@ def small_images(source: Any, size: tuple[int, int]) -> list[str]:
         try:
             record = source[int(number)]
             sizes.append(image_size(record["image"], record["name"]))
-        except UserError:  # said where it is read to be trained on
+        except (UserError, TypeError):  # said where it is read to be trained on
             continue
     height, width = np.median(np.array(sizes), axis=0) if sizes else (SMALL, SMALL)
     if height * width >= SMALL:

@@ -19,7 +19,7 @@ from vit_jax.data.kinds.folder import open_folder
 from vit_jax.data.kinds.huggingface import open_hf
 from vit_jax.data.kinds.tfds import TfdsSplits
 from vit_jax.data.kinds.vtab import open_vtab
-from vit_jax.data.labels import withheld
+from vit_jax.data.labels import check_labelled, withheld
 from vit_jax.data.source import Source, Without
 from vit_jax.data.splits import HELD_OUT, KEPT, last_tenth_serves
 from vit_jax.errors import UserError, nearest
@@ -144,13 +144,20 @@ class Numbered:
         return source
 
 
-def open_source(spec: str, *, data_dir: str | None = None, exclude: str | None = None) -> Source:
+def open_source(
+    spec: str,
+    *,
+    data_dir: str | None = None,
+    exclude: str | None = None,
+    labelled: bool = False,
+) -> Source:
     """Opens a data set.
 
     Args:
       spec: see the module; without a split it is the training split.
       data_dir: where TFDS data sets lie (by default where TFDS keeps them).
       exclude: a file with one record name per line; those records are left out.
+      labelled: records without a label are refused.
 
     Raises:
       UserError: it does not exist, is empty or is not usable; says what there is.
@@ -159,7 +166,10 @@ def open_source(spec: str, *, data_dir: str | None = None, exclude: str | None =
     source = splits(split or "train")
     if not len(source):
         raise UserError(f"{spec} has no examples.")
-    return drop_records(source, exclude) if exclude else source
+    source = drop_records(source, exclude) if exclude else source
+    if labelled:
+        check_labelled(source)
+    return source
 
 
 class Choice(NamedTuple):

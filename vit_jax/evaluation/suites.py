@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vit_jax import data, files, models
-from vit_jax.data.labels import check_labelled, one_class
+from vit_jax.data.labels import one_class
 from vit_jax.data.relabel import with_classes
 from vit_jax.errors import UserError
 from vit_jax.evaluation import (
@@ -70,9 +70,7 @@ class Result(NamedTuple):
 def evaluation_source(request: Request, spec: str) -> Any:
     """The source of a spec; without a split, the evaluation split of the data set."""
     spec = data.evaluation_spec(spec, data_dir=request.data_dir)
-    source = data.open_source(spec, data_dir=request.data_dir)
-    check_labelled(source)
-    return source
+    return data.open_source(spec, data_dir=request.data_dir, labelled=True)
 
 
 def suite_classification(request: Request) -> Result:
@@ -132,9 +130,7 @@ def features_of(
     """Pre-logits of a data set's two default splits; images as the model says, or `transform`ed."""
     splits = data.default_splits(spec, data_dir=request.data_dir)
     arrays: list[np.ndarray] = []
-    opened = [data.open_source(split, data_dir=request.data_dir) for split in splits]
-    for source in opened:
-        check_labelled(source)
+    opened = [data.open_source(s, data_dir=request.data_dir, labelled=True) for s in splits]
     if opened[0].num_classes < 2:
         raise one_class(opened[0])
     opened[1] = with_classes(opened[1], opened[0].class_names, opened[0].spec)

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import config as configuration, data, models
 from vit_jax.config import ConfigDict
-from vit_jax.data.labels import check_labelled, one_class
+from vit_jax.data.labels import one_class
 from vit_jax.data.relabel import with_classes
 from vit_jax.data.remarks import small_images, untrained_classes
 from vit_jax.data.source import Without, shared_records
@@ -204,12 +204,11 @@ def open_sources(config: ConfigDict) -> tuple[Any, Any, list[str]]:
             train_spec, notes = f"{spec}[{train_split}]", []
         if eval_split:
             eval_spec, notes = f"{spec}[{eval_split}]", []
-    train_source = data.open_source(train_spec, exclude=config.data.exclude or None, **options)
-    eval_source = data.open_source(eval_spec, **options)
+    exclude = config.data.exclude or None
+    train_source = data.open_source(train_spec, exclude=exclude, labelled=True, **options)
+    eval_source = data.open_source(eval_spec, labelled=True, **options)
     if train_source.num_classes < 2:
         raise one_class(train_source)
-    for source in (train_source, eval_source):
-        check_labelled(source)
     eval_source = with_classes(eval_source, train_source.class_names, train_source.spec)
     return train_source, eval_source, notes
 

@@ -39,6 +39,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from vit_jax.interop import load
 
     source = data.open_source(flags.data, data_dir=flags.data_dir)
+    for note in source.notes:
+        print(note)
     config, params = load.read(checkpoint)
     found = features.batches_of_features(
         config, params, source, layer=flags.layer, pool=flags.pool, batch_size=flags.batch_size

@@ -205,7 +205,7 @@ def choose_splits(spec: str, *, data_dir: str | None = None, watch: bool = False
         order = ("validation",)
     hidden = [name for name in order if name in names and withheld(splits(name))]
     found = [name for name in order if name in names and name not in hidden]
-    notes = [f"{base}[{name}] has no labels (they are withheld): not used" for name in hidden]
+    notes = [f"{shown(base)}[{name}] has no labels (they are withheld): not used" for name in hidden]
     train = next((name for name in TRAIN_NAMES if name in names), None)
     if train is None:
         raise UserError(
@@ -215,7 +215,7 @@ def choose_splits(spec: str, *, data_dir: str | None = None, watch: bool = False
     if watch and len(found) > 1:
         notes.append(
             f"training is watched on validation; test is for the end: vit-jax evaluate "
-            f"--data='{base}[test]'"
+            f"--data='{shown(base)}[test]'"
         )
     if train == "train" and (others := [n for n in names if n not in (*EVAL_ORDER, train)]):
         notes.append(f"splits that are not used: {', '.join(others)}")

@@ -205,7 +205,7 @@ def choose_splits(spec: str, *, data_dir: str | None = None, watch: bool = False
         order = ("validation",)
     hidden = [name for name in order if name in names and withheld(splits(name))]
     found = [name for name in order if name in names and name not in hidden]
-    notes = [f"{shown(base)}[{name}] has no labels (they are withheld): not used" for name in hidden]
+    notes = [f"{shown(base)}[{s}] has no labels (they are withheld): not used" for s in hidden]
     train = next((name for name in TRAIN_NAMES if name in names), None)
     if train is None:
         raise UserError(

@@ -368,6 +368,30 @@ def test_exclude_of_a_table_reads_numbers_instead_of_making_names(tfds_dir, tmp_
         data.open_source(spec, data_dir=tfds_dir, exclude=str(file))
 
 
+def test_tfds_splits_without_labels_are_not_chosen(tmp_path):
+    """D2: -1, as i_naturalist has it."""
+    png = tfds_directory.png(np.zeros((4, 4, 3), np.uint8))
+    splits = {"train": [(png, 0), (png, 1)] * 3, "validation": [(png, 1)], "test": [(png, -1)] * 3}
+    tfds_directory.write(tmp_path, "toy", splits, ["x", "y"])
+    assert data.default_splits("tfds:toy", data_dir=str(tmp_path)) == (
+        "tfds:toy[train]",
+        "tfds:toy[validation]",
+    )
+    with pytest.raises(UserError, match=r"record tfds:toy\[test\]/0 has no label"):
+        data.open_source("tfds:toy[test]", data_dir=str(tmp_path), labelled=True)
+
+
+def test_tfds_columns_are_named(tfds_dir):
+    """E2: as of every kind of data."""
+    named = data.open_source("tfds:toy?image=image&label=label[train]", data_dir=tfds_dir)
+    plain = data.open_source("tfds:toy[train]", data_dir=tfds_dir)
+    assert named.class_names == plain.class_names and shared_records(named, plain) == 10
+    with pytest.raises(UserError, match=r"has no class label 'species'.*tfds:toy\?label=COLUMN"):
+        data.open_source("tfds:toy?label=species", data_dir=tfds_dir)
+    with pytest.raises(UserError, match=r"has no image 'photo'.*tfds:toy\?image=COLUMN"):
+        data.open_source("tfds:toy?image=photo", data_dir=tfds_dir)
+
+
 def test_tfds_default_splits(tfds_dir):
     assert data.default_splits("tfds:toy", data_dir=tfds_dir) == (
         "tfds:toy[train]",

@@ -38,6 +38,7 @@ def test_classes_are_matched_by_name(ours, theirs, numbers, by):
         ("abc", "abcd", "has the class 'd'"),
         ("abc", "03", "has the class '0'"),
         ("01", "abc", "has the class 'a'"),
+        ("abc", ["00", "01"], "has the class '00'"),  # S4: a name
         (["1", "2"], ["a", "b"], "has the class 'a'"),  # numbers that do not count from 0
         (["Cat"], ["cat"], "has the class 'cat'.*Did you mean 'Cat'"),
         (["crane", "b", "crane"], ["b", "crane"], "the model has two classes called 'crane'"),

@@ -104,7 +104,9 @@ def test_without_a_training_split(tmp_path):
         save(tmp_path / f"{i}.png")
     (tmp_path / "t.csv").write_text("path,label,split\n" + rows.replace("x", "test"))
     assert data.evaluation_spec(f"folder:{tmp_path}") == f"folder:{tmp_path}[test]"
-    with pytest.raises(UserError, match="has no split train; it has test: choose with config"):
+    (tmp_path / "t.csv").write_text("path,label,split\n0.png,a,val\n1.png,b,test\n")
+    assert data.evaluation_spec(f"folder:{tmp_path}") == f"folder:{tmp_path}[test]"
+    with pytest.raises(UserError, match="has no split train; it has validation, test: choose"):
         data.default_splits(f"folder:{tmp_path}")
 
 

@@ -241,8 +241,10 @@ def evaluation_spec(spec: str, *, data_dir: str | None = None) -> str:
     if split:
         return spec
     names = splits.names()
-    if len(names) == 1 and names != ["train"]:
-        return f"{base}[{names[0]}]"
+    if not set(names) & set(TRAIN_NAMES):  # to be evaluated on only
+        known = [name for name in EVAL_ORDER if name in names]
+        if known or len(names) == 1:
+            return f"{base}[{(known or names)[0]}]"
     return default_splits(spec, data_dir=data_dir)[1]
 
 

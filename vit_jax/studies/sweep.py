@@ -78,9 +78,11 @@ def sweep(
 
 def splits(config: ConfigDict) -> tuple[str, str]:
     """The training and the test split of the data set, without the data set's name."""
-    specs = data.default_splits(config.data.dataset, data_dir=config.data.data_dir)
-    train, test = (parse_spec(spec)[2] for spec in specs)
-    return config.data.train_split or train, config.data.eval_split or test
+    train, test = config.data.train_split, config.data.eval_split
+    if not (train and test):
+        specs = data.default_splits(config.data.dataset, data_dir=config.data.data_dir)
+        train, test = train or parse_spec(specs[0])[2], test or parse_spec(specs[1])[2]
+    return train, test
 
 
 def carve(split: str, held_out: float) -> tuple[str, str]:

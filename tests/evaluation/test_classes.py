@@ -192,8 +192,8 @@ def test_what_is_used_for_what_is_said(tmp_path):
         setup = prepared(spec, data__eval_split=split)
         assert setup.train_source.spec == f"{spec}[train]"
         assert {n.split("/")[0] for n in setup.eval_source.names()} == {split}
-    setup = prepared(spec, data__train_split="train[:50%]")
-    assert setup.eval_source.spec == f"{spec}[validation]"
+    with pytest.raises(UserError, match="belong together"):
+        prepared(spec, data__train_split="train[:50%]")
 
 
 def test_small_images_are_said(tmp_path):

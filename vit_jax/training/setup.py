@@ -196,12 +196,15 @@ def open_sources(config: ConfigDict) -> tuple[Any, Any, list[str]]:
     spec, options = config.data.dataset, {"data_dir": config.data.data_dir}
     train_split, eval_split = config.data.train_split, config.data.eval_split
     notes: list[str] = []
+    if train_split and not eval_split:
+        raise UserError(
+            "config.data.train_split and .eval_split belong together: with the first alone it is "
+            "not known what is left to evaluate on; set both."
+        )
     if train_split and eval_split:
         train_spec, eval_spec = f"{spec}[{train_split}]", f"{spec}[{eval_split}]"
     else:
         train_spec, eval_spec, notes = data.choose_splits(spec, **options, watch=True)
-        if train_split:
-            train_spec, notes = f"{spec}[{train_split}]", []
         if eval_split:
             eval_spec, notes = f"{spec}[{eval_split}]", []
     exclude = config.data.exclude or None

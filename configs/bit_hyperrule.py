@@ -11,7 +11,7 @@ other is taken as small unless `examples=N` says how many there are.
 SGD with momentum 0.9 at 0.003, batch 512, softmax, no weight decay, no dropout. Images are resized
 to 160 and cropped to 128 where the originals are smaller than 96x96 pixels, otherwise 448 and 384;
 480 is cropped from 512. Of a data set that is not known by name, images are taken to be large:
-give SIZE 128 if they are small.
+give SIZE 128 if they are small. The plan says it where they are.
 
 Cost: 500, 10,000 or 20,000 steps. Expected from JFT with SGD (Table 7): CIFAR-10 R50x1 97.46,
 R152x2 99.07.

@@ -33,9 +33,9 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes UTF-8; the file appears whole or not at all."""
+    """Writes UTF-8; the file appears whole or not at all. Of a path, odd bytes become \\udcff."""
     with replacing(file) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(file: Path, values: Any) -> None:

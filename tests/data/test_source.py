@@ -220,10 +220,12 @@ def test_csv_with_a_split_column(tmp_path):
 
 def test_csv_per_split_with_numbers(tmp_path):
     save(tmp_path / "0.png")
-    (tmp_path / "train.csv").write_text("file,class\n0.png,07\n")
-    (tmp_path / "test.csv").write_text("file,class\n0.png,2\n")
+    save(tmp_path / "1.png")
+    (tmp_path / "train.csv").write_text("file,class\n0.png,2\n1.png,0\n")
+    (tmp_path / "test.csv").write_text("file,class\n0.png,1\n1.png,2\n")
     source = data.open_source(f"folder:{tmp_path}[test]")
-    assert source.num_classes == 8 and source[0]["label"] == 2
+    assert source.class_names == ("0", "1", "2")
+    assert {source[i]["name"]: source[i]["label"] for i in range(2)} == {"0.png": 1, "1.png": 2}
 
 
 @pytest.mark.parametrize(
@@ -364,6 +366,30 @@ def test_exclude_of_a_table_reads_numbers_instead_of_making_names(tfds_dir, tmp_
     file.write_text("tfds:toy[test]/1")
     with pytest.raises(UserError, match="names no record"):
         data.open_source(spec, data_dir=tfds_dir, exclude=str(file))
+
+
+def test_tfds_splits_without_labels_are_not_chosen(tmp_path):
+    """D2: -1, as i_naturalist has it."""
+    png = tfds_directory.png(np.zeros((4, 4, 3), np.uint8))
+    splits = {"train": [(png, 0), (png, 1)] * 3, "validation": [(png, 1)], "test": [(png, -1)] * 3}
+    tfds_directory.write(tmp_path, "toy", splits, ["x", "y"])
+    assert data.default_splits("tfds:toy", data_dir=str(tmp_path)) == (
+        "tfds:toy[train]",
+        "tfds:toy[validation]",
+    )
+    with pytest.raises(UserError, match=r"record tfds:toy\[test\]/0 has no label"):
+        data.open_source("tfds:toy[test]", data_dir=str(tmp_path), labelled=True)
+
+
+def test_tfds_columns_are_named(tfds_dir):
+    """E2: as of every kind of data."""
+    named = data.open_source("tfds:toy?image=image&label=label[train]", data_dir=tfds_dir)
+    plain = data.open_source("tfds:toy[train]", data_dir=tfds_dir)
+    assert named.class_names == plain.class_names and shared_records(named, plain) == 10
+    with pytest.raises(UserError, match=r"has no class label 'species'.*tfds:toy\?label=COLUMN"):
+        data.open_source("tfds:toy?label=species", data_dir=tfds_dir)
+    with pytest.raises(UserError, match=r"has no image 'photo'.*tfds:toy\?image=COLUMN"):
+        data.open_source("tfds:toy?image=photo", data_dir=tfds_dir)
 
 
 def test_tfds_default_splits(tfds_dir):

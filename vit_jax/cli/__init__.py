@@ -39,6 +39,8 @@ OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 42
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):  # paths that are not UTF-8 are printed all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return OK if argv else USAGE

@@ -42,6 +42,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from vit_jax.interop import load
 
     source = data.open_source(flags.data, data_dir=flags.data_dir)
+    for note in source.notes:
+        print(note)
     config, params = load.read(checkpoint)
     bad: list[str] = []
     found = features.batches_of_features(

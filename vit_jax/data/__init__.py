@@ -4,22 +4,22 @@ May touch files and errors.
 """
 
 from vit_jax.data.decode import decode
-from vit_jax.data.kinds.folder import IMAGE_SUFFIXES
 from vit_jax.data.source import ArraySource, Source, Subset
-from vit_jax.data.specs import default_splits, open_source
+from vit_jax.data.specs import choose_splits, default_splits, evaluation_spec, open_source
 from vit_jax.data.transforms import DEFAULT_EVALUATION, evaluation_transform, make_transform
 
 __all__ = [
     "DEFAULT_EVALUATION",
-    "IMAGE_SUFFIXES",
     "ArraySource",
     "BadImages",
     "Source",
     "Subset",
     "batches_ahead",
+    "choose_splits",
     "decode",
     "default_splits",
     "eval_batches",
+    "evaluation_spec",
     "evaluation_transform",
     "make_transform",
     "open_source",

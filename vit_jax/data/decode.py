@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+from typing import Any
 
 import numpy as np
 
 from vit_jax.data import turbojpeg
+from vit_jax.data.image_files import PACKAGES, register_plugins
 from vit_jax.errors import UserError
 
 Image = np.ndarray
@@ -14,21 +17,27 @@ Image = np.ndarray
 
 #: Larger images are refused: a 900-megapixel file would take 2.7 GB.
 MAX_PIXELS = 250_000_000
+#: Formats whose mode "I" is grey of 16 bits; in a TIFF it is of 32, with or without a sign.
+OF_16_BITS = ("PNG", "PPM", "JPEG2000")
+#: Modes that have one meaning in RGB.
+TO_RGB = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags
 
 
 def decode(data: bytes | Image, name: str) -> Image:
     """Any image as uint8 (h, w, 3) RGB.
 
-    JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. 16-bit images are
-    scaled, not clipped; alpha is dropped; of an animation the first frame counts. EXIF rotation is
-    not applied, as in TFDS.
+    JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. Grey of 16 bits (of 12
+    in a TIFF) is scaled, not clipped; alpha is dropped; of an animation the first frame counts.
+    EXIF rotation is not applied, as in TFDS.
 
     Args:
       data: an encoded file, or pixels (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
       name: what to call the record in an error.
 
     Raises:
-      UserError: not an image, damaged, or more than MAX_PIXELS.
+      UserError: not an image, damaged, more than MAX_PIXELS, or values whose range is not known
+        (32 bits per channel, LAB).
     """
     if isinstance(data, np.ndarray):
         return _as_rgb(data, name)
@@ -95,6 +104,7 @@ def open_image(data: bytes | Image, name: str) -> Image | Encoded:
 def _decode_any(data: bytes, name: str) -> Image:
     import PIL.Image
 
+    register_plugins()
     PIL.Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the one limit
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
@@ -103,13 +113,18 @@ def _decode_any(data: bytes, name: str) -> Image:
                     f"The image {name} has {image.width}x{image.height} pixels, more than "
                     f"{MAX_PIXELS:,}; make it smaller or leave it out."
                 )
-            if image.mode == "F":
+            if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
                 raise UserError(
-                    f"The image {name} has 32 bits per channel; convert it to 8 or 16 bits."
+                    f"The image {name} has 32 bits per channel, or a sign (mode {image.mode}): "
+                    "what is white is not known; convert it to 8 or 16 bits."
                 )
             if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip at 255
-                wide = np.asarray(image, np.uint32)
-                return _as_rgb((wide // 257).clip(0, 255).astype(np.uint8), name)
+                return _as_rgb(_scaled(image), name)
+            if image.mode not in TO_RGB:
+                raise UserError(
+                    f"The image {name} is in the mode {image.mode}, which has no one meaning in "
+                    "RGB; convert it to RGB."
+                )
             return np.ascontiguousarray(image.convert("RGB"))
     except UserError:
         raise
@@ -117,9 +132,40 @@ def _decode_any(data: bytes, name: str) -> Image:
         kind = "damaged" if isinstance(error, (OSError, SyntaxError)) else type(error).__name__
         if isinstance(error, PIL.UnidentifiedImageError):
             kind = "no image in a known format"
+            if package := PACKAGES.get(os.path.splitext(name)[1].lower()):
+                kind = f"pip install {package} makes it readable"
         raise UserError(
             f"The image {name} cannot be decoded ({kind}); replace it or leave it out."
         ) from error
+
+
+def _scaled(image: Any) -> Image:
+    """Grey of 16 bits as (h, w) uint8; of a TIFF that says so, of 9 to 15 bits, or white as 0."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    wide = np.asarray(image, np.uint32)
+    if 8 < bits < 16:
+        wide = wide * 65535 // (2**bits - 1)
+    grey = (wide // 257).clip(0, 255).astype(np.uint8)
+    return 255 - grey if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey
+
+
+def image_size(data: bytes | Image, name: str) -> tuple[int, int]:
+    """(height, width) of an encoded image, read from its header.
+
+    Raises:
+      UserError: no image.
+    """
+    if isinstance(data, np.ndarray):
+        return data.shape[0], data.shape[1]
+    import PIL.Image
+
+    register_plugins()
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise UserError(f"The image {name} cannot be decoded; leave it out.") from error
 
 
 def _as_rgb(pixels: Image, name: str) -> Image:

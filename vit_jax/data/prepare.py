@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vit_jax.data.image_files import image_suffixes
 from vit_jax.data.kinds import vtab
-from vit_jax.data.kinds.folder import IMAGE_SUFFIXES
 from vit_jax.data.kinds.tfds import TfdsSplits, check_shards, use_array_record
 from vit_jax.errors import UserError
 from vit_jax.files import replacing, write_json
@@ -271,7 +271,7 @@ def _members(file: Path) -> Iterable[tuple[str, Callable[[], bytes]]]:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 content = archive.extractfile(member)
-                if content and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                if content and Path(member.name).suffix.lower() in image_suffixes():
                     yield member.name, content.read
             if file.stat().st_size < archive.offset + tarfile.BLOCKSIZE:
                 raise tarfile.TarError("it is cut short")

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vit_jax.data.image_files import encoded, shown
+from vit_jax.data.labels import NO_LABEL
 from vit_jax.errors import UserError
 
 
@@ -20,13 +22,18 @@ class Source(Protocol):
     """What batches are made of: picklable records, read in any order and any number of times.
 
     Whoever inherits from it has its names for nothing: by default records are called by their
-    number in the source.
+    number in the source. A label that is withheld is NO_LABEL.
+
+    labels: those of all records, (n,), where they are known without reading any; otherwise None.
+    notes: what a person should know of the data, such as files that are passed over.
     """
 
     spec: str
     num_classes: int
     class_names: tuple[str, ...]
     fingerprint: str
+    labels: Any = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int: ...
 
@@ -35,6 +42,10 @@ class Source(Protocol):
     def names(self) -> list[str]:
         """The names of all records, without reading any image."""
         return [f"{self.spec}/{i}" for i in range(len(self))]
+
+    def name(self, index: int) -> str:
+        """The name of one record."""
+        return self[index]["name"]
 
     def find(self, names: set[str]) -> np.ndarray:
         """Numbers of the records that have one of `names`, in order."""
@@ -101,11 +112,12 @@ class FileSource(Source):
         labels: np.ndarray,
         class_names: Sequence[str],
         spec: str,
+        notes: Sequence[str] = (),
     ):
         self.root, self.paths, self.labels = root, paths, labels
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
-        self.spec = spec
-        self.fingerprint = digest("\n".join(paths).encode(), labels.tobytes())
+        self.spec, self.notes = spec, tuple(notes)
+        self.fingerprint = digest(encoded("\n".join(paths)), labels.tobytes())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,12 +129,16 @@ class FileSource(Source):
                 data = file.read()
         except OSError as error:
             raise UserError(
-                f"The image {os.path.join(self.root, path)} cannot be read ({error.strerror})."
+                f"The image {shown(os.path.join(self.root, path))} cannot be read "
+                f"({error.strerror})."
             ) from error
-        return {"image": data, "label": int(self.labels[index]), "name": path}
+        return {"image": data, "label": int(self.labels[index]), "name": shown(path)}
 
     def names(self) -> list[str]:
-        return [str(path) for path in self.paths]
+        return [shown(str(path)) for path in self.paths]
+
+    def name(self, index: int) -> str:
+        return shown(str(self.paths[index]))
 
     def origins(self) -> list[tuple[str, np.ndarray]]:
         paths = (os.path.realpath(os.path.join(self.root, path)) for path in self.paths)
@@ -142,11 +158,13 @@ class TableSource(Source):
         spec: str,
         version: str,
         stored: Sequence[tuple[str, range]] = (),
+        labels: np.ndarray | None = None,
+        notes: Sequence[str] = (),
     ):
         """stored: the stores that the rows come from, and which of theirs; () is one of its own."""
         self.rows, self.read, self.stored = rows, read, tuple(stored)
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
-        self.spec = spec
+        self.spec, self.labels, self.notes = spec, labels, tuple(notes)
         self.fingerprint = digest(f"{spec} {version} {len(rows)}".encode())
 
     def __len__(self) -> int:
@@ -154,7 +172,10 @@ class TableSource(Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = self.read(self.rows[int(index)])
-        return {"image": image, "label": label, "name": f"{self.spec}/{int(index)}"}
+        return {"image": image, "label": label, "name": self.name(index)}
+
+    def name(self, index: int) -> str:
+        return f"{self.spec}/{int(index)}"
 
     def find(self, names: set[str]) -> np.ndarray:
         # The names are numbers, which are read instead of made: memory for those alone.
@@ -187,7 +208,8 @@ class Columns:
         image = row[self.image]
         if isinstance(image, dict):  # Hugging Face: {"bytes": ..., "path": ...}
             image = image["bytes"] or Path(image["path"]).read_bytes()
-        return image, int(row[self.label])
+        label = row[self.label]
+        return image, NO_LABEL if label is None else int(label)
 
 
 class Subset(Source):
@@ -196,6 +218,7 @@ class Subset(Source):
     def __init__(self, source: Source, indices: np.ndarray, spec: str):
         self.source, self.indices, self.spec = source, np.asarray(indices, np.int64), spec
         self.class_names, self.num_classes = source.class_names, source.num_classes
+        self.notes = source.notes
         self.fingerprint = digest(source.fingerprint.encode(), self.indices.tobytes())
 
     def __len__(self) -> int:
@@ -203,6 +226,13 @@ class Subset(Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[int(self.indices[index])]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return None if self.source.labels is None else self.source.labels[self.indices]
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
 
     def names(self) -> list[str]:
         inner = self.source.names()
@@ -227,7 +257,7 @@ class Without(Source):
 
     def __init__(self, source: Source, removed: np.ndarray, missing: int = 0):
         self.removed, self.missing = removed, missing
-        self.source, self.spec = source, source.spec
+        self.source, self.spec, self.notes = source, source.spec, source.notes
         self.class_names, self.num_classes = source.class_names, source.num_classes
         # Of the records left, how many come before each gap.
         self.left_before = removed - np.arange(len(removed))
@@ -242,6 +272,14 @@ class Without(Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[self.position(index)]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        found = self.source.labels
+        return None if found is None else np.delete(found, self.removed)
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.position(index))
 
     def names(self) -> list[str]:
         inner = self.source.names()
@@ -262,16 +300,30 @@ class Union(Source):
     def __init__(self, sources: Sequence[Source], spec: str):
         self.sources, self.spec = list(sources), spec
         self.class_names, self.num_classes = sources[0].class_names, sources[0].num_classes
+        self.notes = tuple(dict.fromkeys(note for source in sources for note in source.notes))
         self.ends = np.cumsum([len(source) for source in sources])
         self.fingerprint = digest(*(source.fingerprint.encode() for source in sources))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def find_part(self, index: int) -> tuple[Source, int]:
+        """The source that holds a record, and the record's number there."""
         which = int(np.searchsorted(self.ends, index, side="right"))
-        start = int(self.ends[which - 1]) if which else 0
-        return self.sources[which][int(index) - start]
+        return self.sources[which], int(index) - (int(self.ends[which - 1]) if which else 0)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source, number = self.find_part(index)
+        return source[number]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        found = [source.labels for source in self.sources]
+        return None if any(part is None for part in found) else np.concatenate(found)
+
+    def name(self, index: int) -> str:
+        source, number = self.find_part(index)
+        return source.name(number)
 
     def names(self) -> list[str]:
         return [name for part in self.sources for name in part.names()]

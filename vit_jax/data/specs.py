@@ -1,106 +1,260 @@
 """Data specs: `digits[train]`, `folder:PATH[test]`, `tfds:NAME[train[:98%]]`,
-`vtab:TASK[train800val200]`, `hf:ORG/NAME[validation]`. The split is in TFDS syntax.
+`vtab:TASK[train800val200]`, `hf:ORG/NAME?image=img&label=fine_label[validation]`. The split is in
+TFDS syntax; options are written as in a web address.
 """
 
 from __future__ import annotations
 
+import copy
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
+from vit_jax.data.image_files import shown
 from vit_jax.data.kinds.digits import open_digits
 from vit_jax.data.kinds.folder import open_folder
 from vit_jax.data.kinds.huggingface import open_hf
 from vit_jax.data.kinds.tfds import TfdsSplits
 from vit_jax.data.kinds.vtab import open_vtab
+from vit_jax.data.labels import check_labelled, withheld
 from vit_jax.data.source import Source, Without
+from vit_jax.data.splits import HELD_OUT, KEPT, last_tenth_serves
 from vit_jax.errors import UserError, nearest
 
-KINDS: dict[str, Callable[[str, str | None], Any]] = {
+KINDS: dict[str, Callable[[str, str | None, Mapping[str, str]], Any]] = {
     "digits": open_digits,
     "folder": open_folder,
     "tfds": TfdsSplits,
     "vtab": open_vtab,
     "hf": open_hf,
 }
+#: What may follow the name, as ?key=value&key=value: columns of the data, by their names.
+OPTIONS = {
+    "folder": ("image", "label", "split"),
+    "tfds": ("image", "label"),
+    "hf": ("image", "label", "config"),
+}
+MATCH = "match"  # of every kind: match=number says that the names of the classes mean nothing
+PATH_KINDS = ("folder", "hf")
+TRAIN_NAMES = ("train", "train800val200")
 EVAL_ORDER = ("test", "validation")
 
 
 def split_specs(text: str) -> tuple[str, ...]:
-    """Data specs separated by commas, but not by those inside brackets."""
-    return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
+    """Data specs separated by commas; a comma that no KIND: or digits follows is part of a path."""
+    return tuple(
+        part.strip()
+        for part in re.split(r",(?=\s*(?:[a-z]+:|digits\s*(?:[,\[?]|$)))", text)
+        if part.strip()
+    )
 
 
 def parse_spec(spec: str) -> tuple[str, str, str]:
     """ "folder:/a[train[:9%]]" as ("folder", "/a", "train[:9%]"); the split may be "".
 
+    The split is the last bracket, at the end. Of a path that exists as it is written, brackets are
+    a part. Options stay with the name, see `parse_name`.
+
     Raises:
       UserError: an unknown kind, nothing after the colon, or an unfinished bracket.
     """
-    match = re.fullmatch(r"(?P<data>[^\[\]]+)(?:\[(?P<split>.*)\])?", spec.strip())
-    if not match:
+    text = spec.strip()
+    kind, _, path = text.partition(":")
+    if kind in PATH_KINDS and path and os.path.exists(os.path.expanduser(path)):
+        return kind, path, ""
+    text, split = _cut_split(text)
+    match = re.fullmatch(r"(?P<kind>[a-z]\w*)(?P<colon>:?)(?P<name>.*)", text, re.DOTALL)
+    kind, name = (match["kind"], match["name"]) if match else (text, "")
+    if re.search(r"[\[\]]", text) and kind not in PATH_KINDS:
         raise UserError(
             f"The data spec {spec!r} is not KIND:NAME[SPLIT], e.g. folder:/data[train]."
         )
-    kind, _, name = match["data"].partition(":")
-    if kind not in KINDS:
+    if kind not in KINDS or not ((match and match["colon"]) or kind == "digits"):
+        path = f" Did you mean 'folder:{text}'?" if os.path.exists(text) else nearest(kind, KINDS)
         raise UserError(
             f"The data spec {spec!r} has an unknown kind; there are digits, folder:PATH, "
-            f"tfds:NAME, vtab:TASK and hf:ORG/NAME.{nearest(kind, KINDS)}"
+            f"tfds:NAME, vtab:TASK and hf:ORG/NAME.{path}"
         )
     if kind != "digits" and not name:
         raise UserError(f"The data spec {spec!r} names nothing after {kind}:.")
-    return kind, name, match["split"] or ""
+    return kind, name, split
 
 
-def open_source(spec: str, *, data_dir: str | None = None, exclude: str | None = None) -> Source:
+def _cut_split(text: str) -> tuple[str, str]:
+    """ "a[b][train[:9%]]" as ("a[b]", "train[:9%]")."""
+    depth = 0
+    for position in range(len(text) - 1, -1, -1) if text.endswith("]") else ():
+        depth += {"]": 1, "[": -1}.get(text[position], 0)
+        if not depth:
+            return text[:position], text[position + 1 : -1]
+    return text, ""
+
+
+def parse_name(kind: str, name: str) -> tuple[str, dict[str, str]]:
+    """ "NAME?image=img&label=fine" as ("NAME", {"image": "img", "label": "fine"}).
+
+    %26 is an & in a value. A path that exists as it is written has no options.
+
+    Raises:
+      UserError: an option that this kind of data does not take.
+    """
+    if kind in PATH_KINDS and os.path.exists(os.path.expanduser(name)):
+        return name, {}
+    name, mark, query = name.rpartition("?")
+    if not mark or "=" not in query:
+        return f"{name}{mark}{query}", {}
+    options: dict[str, str] = {}
+    known = (*OPTIONS.get(kind, ()), MATCH)
+    for pair in query.split("&"):
+        key, _, value = pair.partition("=")
+        if key not in known or not value or key in options:
+            raise UserError(
+                f"{kind}:{shown(name)}: ?{pair} is none of its options; they are "
+                f"{' and '.join(f'{key}=...' for key in known)}, each once, joined by &."
+                f"{nearest(key, known)}"
+            )
+        options[key] = unquote(value)
+    if options.get(MATCH, "number") != "number":
+        raise UserError(f"{kind}:{shown(name)}: {MATCH}={options[MATCH]} must be {MATCH}=number.")
+    return name, options
+
+
+def open_splits(spec: str, data_dir: str | None = None) -> tuple[str, Any, str]:
+    """What a spec names: (itself without a split, its splits, the split or "")."""
+    kind, name, split = parse_spec(spec)
+    base = f"{kind}{name}" if kind == "digits" else f"{kind}:{name}"
+    name, options = parse_name(kind, name)
+    by_number = options.pop(MATCH, None) is not None
+    splits = KINDS[kind](name, data_dir, options)
+    return base, Numbered(splits) if by_number else splits, split
+
+
+class Numbered:
+    """Splits whose classes are called by their numbers: match=number."""
+
+    def __init__(self, splits: Any):
+        self.splits, self.names = splits, splits.names
+
+    def __call__(self, split: str) -> Source:
+        source = copy.copy(self.splits(split))
+        source.class_names = tuple(map(str, range(source.num_classes)))
+        return source
+
+
+def open_source(
+    spec: str,
+    *,
+    data_dir: str | None = None,
+    exclude: str | None = None,
+    labelled: bool = False,
+) -> Source:
     """Opens a data set.
 
     Args:
       spec: see the module; without a split it is the training split.
       data_dir: where TFDS data sets lie (by default where TFDS keeps them).
       exclude: a file with one record name per line; those records are left out.
+      labelled: records without a label are refused.
 
     Raises:
       UserError: it does not exist, is empty or is not usable; says what there is.
     """
-    kind, name, split = parse_spec(spec)
-    splits = KINDS[kind](name, data_dir)
+    _, splits, split = open_splits(spec, data_dir)
     source = splits(split or "train")
     if not len(source):
         raise UserError(f"{spec} has no examples.")
-    return drop_records(source, exclude) if exclude else source
+    source = drop_records(source, exclude) if exclude else source
+    if labelled:
+        check_labelled(source)
+    return source
 
 
-def default_splits(spec: str, *, data_dir: str | None = None) -> tuple[str, str]:
-    """The training and the evaluation split of a data set, as two specs.
+class Choice(NamedTuple):
+    """Which parts of a data set are used, as specs, and what a person should know of it."""
 
-    Evaluation is on test, or validation if there is no test; with neither, on the last tenth of
-    the training split, which is then left out of training. ImageNet's is its validation split.
+    train: str
+    evaluation: str
+    notes: list[str]
+
+
+def choose_splits(spec: str, *, data_dir: str | None = None, watch: bool = False) -> Choice:
+    """The training and the evaluation split of a data set.
+
+    Evaluation is on test, or validation if there is no test; with neither, on a tenth of the
+    training split, which is then left out of training. ImageNet's is its validation split. Splits
+    whose labels are withheld are not chosen.
+
+    Args:
+      watch: the evaluation is what training is watched on: validation first, test is for the end.
+
+    Raises:
+      UserError: there is no training split.
     """
-    kind, name, split = parse_spec(spec)
-    base = f"{kind}:{name}" if name else kind
+    base, splits, split = open_splits(spec, data_dir)
     if split:
         raise UserError(
             f"{spec}: name the data set without a split, or set both config.data.train_split and "
             "config.data.eval_split."
         )
-    names = KINDS[kind](name, data_dir).names()
-    order = ("validation",) if name.startswith("imagenet2012") else EVAL_ORDER
-    for held_out in order:
-        if held_out in names:
-            train = "train" if "train" in names else names[0]
-            return f"{base}[{train}]", f"{base}[{held_out}]"
-    return f"{base}[train[:90%]]", f"{base}[train[90%:]]"
+    names = splits.names()
+    order: tuple[str, ...] = EVAL_ORDER[::-1] if watch else EVAL_ORDER
+    if base.startswith("tfds:imagenet2012"):
+        order = ("validation",)
+    hidden = [name for name in order if name in names and withheld(splits(name))]
+    found = [name for name in order if name in names and name not in hidden]
+    notes = [f"{shown(base)}[{s}] has no labels (they are withheld): not used" for s in hidden]
+    train = next((name for name in TRAIN_NAMES if name in names), None)
+    if train is None:
+        raise UserError(
+            f"{base} has no split train; it has {', '.join(names)}: choose with "
+            "config.data.train_split and config.data.eval_split."
+        )
+    if watch and len(found) > 1:
+        notes.append(
+            f"training is watched on validation; test is for the end: vit-jax evaluate "
+            f"--data='{shown(base)}[test]'"
+        )
+    if train == "train" and (others := [n for n in names if n not in (*EVAL_ORDER, train)]):
+        notes.append(f"splits that are not used: {', '.join(others)}")
+    if found:
+        return Choice(f"{base}[{train}]", f"{base}[{found[0]}]", notes)
+    labels = splits(train).labels
+    if labels is None or (labels < 0).any() or last_tenth_serves(labels):
+        return Choice(f"{base}[{train}[:90%]]", f"{base}[{train}[90%:]]", notes)
+    return Choice(f"{base}[{KEPT}]", f"{base}[{HELD_OUT}]", notes)
+
+
+def default_splits(spec: str, *, data_dir: str | None = None) -> tuple[str, str]:
+    """The training and the evaluation split of a data set, as two specs; see `choose_splits`."""
+    return choose_splits(spec, data_dir=data_dir)[:2]
+
+
+def evaluation_spec(spec: str, *, data_dir: str | None = None) -> str:
+    """The spec itself if it names a split; otherwise with the split to evaluate on.
+
+    That is the one of `default_splits`, or the only one that there is.
+    """
+    base, splits, split = open_splits(spec, data_dir)
+    if split:
+        return spec
+    names = splits.names()
+    if not set(names) & set(TRAIN_NAMES):  # to be evaluated on only
+        known = [name for name in EVAL_ORDER if name in names]
+        if known or len(names) == 1:
+            return f"{base}[{(known or names)[0]}]"
+    return default_splits(spec, data_dir=data_dir)[1]
 
 
 def drop_records(source: Source, exclude: str) -> Without:
     """`source` without the records that the file `exclude` names, one a line."""
     try:
-        unwanted = {line.strip() for line in Path(exclude).read_text().splitlines() if line.strip()}
+        text = Path(exclude).read_bytes().decode("utf-8", "backslashreplace")
     except OSError as error:
         raise UserError(f"Cannot read config.data.exclude={exclude} ({error.strerror}).") from error
+    unwanted = {shown(line.strip()) for line in text.splitlines() if line.strip()}
     removed = source.find(unwanted)
     if len(removed) == len(source):
         raise UserError(
@@ -110,6 +264,6 @@ def drop_records(source: Source, exclude: str) -> Without:
     if unwanted and not len(removed):
         raise UserError(
             f"config.data.exclude={exclude} names no record of {source.spec}; "
-            f"records have names like {source[0]['name']!r}."
+            f"records have names like {source.name(0)!r}."
         )
     return Without(source, removed, missing=len(unwanted) - len(removed))

@@ -3,28 +3,65 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from vit_jax.data.relabel import with_classes
 from vit_jax.data.source import Subset, Union
 from vit_jax.errors import UserError, nearest
 
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
+    "trainset": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "valset": "validation",
     "dev": "validation",
+    "devset": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
     "testing": "test",
+    "testset": "test",
 }
+#: Words that stand beside those: training_set, test-images, trainLabels, seg_train, val2017.
+BESIDE = {"set", "data", "dataset", "images", "image", "imgs", "img", "labels", "split", "seg"}
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder, a table or a cell is named after: of "Training_Set" it is train."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+", name)
+    left = [word.lower() for word in words if word.lower() not in BESIDE]
+    return SPLIT_NAMES.get(left[0]) if len(left) == 1 else None
+
+
+def one_each(names: Iterable[str], where: str) -> dict[str, str]:
+    """{split: the one of `names` that is named after it}; names that say no split are left out.
+
+    Raises:
+      UserError: two of them are the same split.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if split := split_of(name):
+            other = found.setdefault(split, name)
+            if other != name:
+                raise UserError(
+                    f"{where} has {other} and {name}, and both are the {split} split; put their "
+                    "records together in one, or give one of them another name."
+                )
+    return found
 
 
 #: NAME or NAME[a:b]; a bound is a count or, with %, a percent, fractions included.
 BOUND = r"-?[\d_]*\.?[\d_]*%?"
 PART = re.compile(rf"(?P<name>[\w-]+)(?:\[(?P<low>{BOUND}):(?P<high>{BOUND})\])?")
+#: A tenth of the training split with its share of every class, and the rest of it.
+KEPT, HELD_OUT = "train-kept", "train-held-out"
 
 
 def slice_split(split: str, sizes: dict[str, int], spec: str) -> list[tuple[str, range]]:
@@ -46,7 +83,7 @@ def slice_split(split: str, sizes: dict[str, int], spec: str) -> list[tuple[str,
             parts += [(name, range(size)) for name, size in sizes.items()]
             continue
         name = match["name"]
-        name = name if name in sizes else SPLIT_NAMES.get(name.lower(), name)
+        name = name if name in sizes else split_of(name) or name
         if name not in sizes:
             raise UserError(
                 f"{spec} has no split {match['name']!r}; there are {', '.join(sizes)}."
@@ -83,6 +120,34 @@ def bound(text: str, size: int, percent: bool) -> int:
     return value + size if value < 0 else value
 
 
+def last_tenth_serves(labels: np.ndarray) -> bool:
+    """Whether train[90%:] leaves every class a training image, and has one of every class of ten.
+
+    labels: (n,), in the order of the split. Classes of one image are in one part only in any case.
+    """
+    cut, classes = bound("90%", len(labels), True), int(labels.max(initial=-1)) + 1
+    kept, held = (np.bincount(part, minlength=classes) for part in (labels[:cut], labels[cut:]))
+    size = kept + held
+    return not (((size >= 2) & (kept == 0)) | ((size >= 10) & (held == 0))).any()
+
+
+def stratified_tenth(labels: np.ndarray) -> np.ndarray:
+    """Numbers of the records to hold out, in order: a tenth of all, and of every class its share.
+
+    They are the last of each class, which keeps at least one; what rounding leaves goes to the
+    classes that it took most from, then to those with the lowest number.
+    """
+    count = np.bincount(labels)
+    share = np.where(count > 1, count // 10, 0)
+    rest = np.where(count > 1, count % 10, -1)
+    wanted = max(round(len(labels) / 10) - int(share.sum()), 0)
+    more = [label for label in np.argsort(-rest, kind="stable") if rest[label] > 0][:wanted]
+    share[more] += 1
+    order = np.argsort(labels, kind="stable")
+    place = np.arange(len(labels)) - (np.cumsum(count) - count)[labels[order]]
+    return np.sort(order[place >= (count - share)[labels[order]]])
+
+
 class Splits:
     """The named splits of a data set: call it with a split expression to get a source."""
 
@@ -93,14 +158,21 @@ class Splits:
         return list(self.splits)
 
     def __call__(self, split: str) -> Any:
+        spec = f"{self.base}[{split}]"
+        if split in (KEPT, HELD_OUT) and "train" in self.splits:
+            whole = self.splits["train"]
+            tenth = stratified_tenth(whole.labels)
+            rest = np.delete(np.arange(len(whole)), tenth)
+            return Subset(whole, tenth if split == HELD_OUT else rest, spec)
         sizes = {name: len(source) for name, source in self.splits.items()}
         parts = slice_split(split, sizes, self.base)
         pieces = [
-            Subset(self.splits[name], np.arange(rows.start, rows.stop), f"{self.base}[{split}]")
+            Subset(self.splits[name], np.arange(rows.start, rows.stop), spec)
             for name, rows in parts
         ]
         if len(pieces) == 1:
             name, rows = parts[0]
             whole = self.splits[name]
             return whole if len(rows) == len(whole) else pieces[0]
-        return Union(pieces, f"{self.base}[{split}]")
+        most = max(pieces, key=lambda piece: piece.num_classes)
+        return Union([with_classes(piece, most.class_names, most.spec) for piece in pieces], spec)

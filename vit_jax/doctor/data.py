@@ -12,9 +12,10 @@ from vit_jax.errors import UserError
 def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
     """Whether a data set can be opened, and its first and last record decoded."""
     from vit_jax import data
+    from vit_jax.data.specs import parse_spec
 
     try:
-        specs = (spec,) if spec.endswith("]") else data.default_splits(spec, data_dir=data_dir)
+        specs = (spec,) if parse_spec(spec)[2] else data.default_splits(spec, data_dir=data_dir)
         for split in specs:
             source = data.open_source(split, data_dir=data_dir)
             shapes = []
@@ -29,6 +30,8 @@ def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
                 f"{', '.join(dict.fromkeys(shapes))}",
                 True,
             )
+        for note in source.notes:
+            yield Finding("data", note, True)
     except UserError as error:
         yield Finding("data", str(error), False)
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from vit_jax import data, models
-from vit_jax.errors import UserError, nearest
+from vit_jax.data.labels import match_classes
+from vit_jax.errors import UserError
 from vit_jax.evaluation import calibration, run
 from vit_jax.evaluation.run import run_model
 from vit_jax.models import adapt
@@ -61,9 +62,8 @@ def match_labels(config: models.ModelConfig, source: Any) -> tuple[np.ndarray, s
     Raises:
       UserError: the data has classes that the model does not have.
     """
-    identity = np.arange(source.num_classes, dtype=np.int32)
-    ours, theirs = tuple(config.labels), tuple(source.class_names)
-    if ours == theirs or not ours:
+    theirs = tuple(source.class_names)
+    if not config.labels:
         if source.num_classes != config.num_classes:
             both = {source.num_classes, config.num_classes}
             why = " " + IMAGENET21K if both == {21_841, 21_843} else ""
@@ -71,20 +71,18 @@ def match_labels(config: models.ModelConfig, source: Any) -> tuple[np.ndarray, s
                 f"{source.spec} has {source.num_classes} classes and the model "
                 f"{config.num_classes}; fine-tune the model on this data first.{why}"
             )
-        return identity, ""
-    position = {name: i for i, name in enumerate(ours)}
-    if all(name in position for name in theirs):
-        mapping = np.array([position[name] for name in theirs], np.int32)
-        return mapping, f"classes matched by name ({len(theirs)} of the model's {len(ours)})"
-    if len(ours) == len(theirs):
-        return identity, (
-            f"the class names differ (e.g. {ours[0]!r} and {theirs[0]!r}); matched by number"
-        )
-    unknown = next(name for name in theirs if name not in position)
-    raise UserError(
-        f"{source.spec} has the class {unknown!r}, which the model does not know."
-        f"{nearest(unknown, ours)} Fine-tune the model on this data first."
-    )
+        return np.arange(source.num_classes, dtype=np.int32), ""
+    try:
+        numbers, by = match_classes(config.labels, theirs, there=source.spec)
+    except UserError as error:
+        base = source.spec.partition("[")[0]
+        how = f" They can be matched by number: {base}?match=number"
+        same = len(theirs) == config.num_classes and "match=number" not in str(error)
+        raise UserError(
+            f"{error} Fine-tune the model on this data first.{how if same else ''}"
+        ) from None
+    of = f" ({len(theirs)} of the model's {config.num_classes})"
+    return numbers, "" if by == "same" else f"classes matched by {by}{of}"
 
 
 class Answers(NamedTuple):

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.data.kinds.folder import file_source, images_below
+from vit_jax.data.image_files import images_below
+from vit_jax.data.kinds.folder import file_source
 from vit_jax.data.source import FileSource
 from vit_jax.errors import UserError
 from vit_jax.evaluation import run

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -10,14 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import data, models
+from vit_jax.data.image_files import images_below, passed_over, shown
 from vit_jax.errors import UserError
 from vit_jax.models import adapt
 
 BATCH_SIZE = 32
 
 
-def find_images(paths: Iterable[str]) -> list[Path]:
+def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) -> list[Path]:
     """Files as they are given; folders give the images below them, sorted.
+
+    Args:
+      say: is told what is passed over in folders; by default it goes to standard error.
 
     Raises:
       UserError: a path does not exist, or a folder holds no image.
@@ -26,9 +33,14 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     for name in paths:
         path = Path(name).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in data.IMAGE_SUFFIXES)
+            skipped: Counter = Counter()
+            found = sorted(path / name for name in images_below(str(path), "", skipped))
+            notes = passed_over(skipped)
             if not found:
-                raise UserError(f"The folder {path} holds no images.")
+                why = "".join(f" ({note})" for note in notes)
+                raise UserError(f"The folder {shown(str(path))} holds no images{why}.")
+            for note in notes:
+                (say or functools.partial(print, file=sys.stderr))(f"{shown(str(path))}: {note}")
             files += found
         elif path.exists():
             files.append(path)
@@ -72,21 +84,21 @@ def predict(
         images, problems = np.zeros((len(chunk), *config.image_size, 3), np.uint8), {}
         for i, file in enumerate(chunk):
             try:
-                images[i] = transform(data.decode(file.read_bytes(), str(file)))
+                images[i] = transform(data.decode(file.read_bytes(), shown(str(file))))
             except UserError as error:
                 problems[i] = str(error)
             except OSError as error:
-                problems[i] = f"The image {file} cannot be read ({error.strerror})."
+                problems[i] = f"The image {shown(str(file))} cannot be read ({error.strerror})."
         padding = [(0, size - len(chunk))] + [(0, 0)] * 3
         probabilities, labels = jax.device_get(top(params, np.pad(images, padding)))
         for i, (file, values, indices) in enumerate(
             zip(chunk, probabilities, labels, strict=False)
         ):
             if i in problems:
-                yield {"image": str(file), "error": problems[i]}
+                yield {"image": shown(str(file)), "error": problems[i]}
                 continue
             yield {
-                "image": str(file),
+                "image": shown(str(file)),
                 "predictions": [
                     {"label": int(i), "class": names[i], "probability": float(p)}
                     for p, i in zip(values, indices, strict=True)

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from vit_jax import data, files, models
+from vit_jax.data.labels import one_class
+from vit_jax.data.relabel import with_classes
 from vit_jax.errors import UserError
 from vit_jax.evaluation import (
     calibration,
@@ -67,9 +69,8 @@ class Result(NamedTuple):
 
 def evaluation_source(request: Request, spec: str) -> Any:
     """The source of a spec; without a split, the evaluation split of the data set."""
-    if not spec.endswith("]"):
-        spec = data.default_splits(spec, data_dir=request.data_dir)[1]
-    return data.open_source(spec, data_dir=request.data_dir)
+    spec = data.evaluation_spec(spec, data_dir=request.data_dir)
+    return data.open_source(spec, data_dir=request.data_dir, labelled=True)
 
 
 def suite_classification(request: Request) -> Result:
@@ -87,6 +88,7 @@ def suite_classification(request: Request) -> Result:
     summary, results = answers.summary, answers.results
     remark = f"; {answers.remark}" if answers.remark else ""
     table = [f"{source.spec}: {summary['num_examples']} examples{remark}"]
+    table += [f"  {note}" for note in source.notes]
     for key, text in (("accuracy", "top-1"), ("top5_accuracy", "top-5")):
         table.append(f"  {text}  {100 * summary[key]:.2f}%")
     table.append(f"  loss   {summary['loss']:.4f}")
@@ -128,7 +130,10 @@ def features_of(
     """Pre-logits of a data set's two default splits; images as the model says, or `transform`ed."""
     splits = data.default_splits(spec, data_dir=request.data_dir)
     arrays: list[np.ndarray] = []
-    opened = [data.open_source(split, data_dir=request.data_dir) for split in splits]
+    opened = [data.open_source(s, data_dir=request.data_dir, labelled=True) for s in splits]
+    if opened[0].num_classes < 2:
+        raise one_class(opened[0])
+    opened[1] = with_classes(opened[1], opened[0].class_names, opened[0].spec)
     for source in opened:
         with request.progress(len(source), f"features of {source.spec}") as on_batch:
             parts = []

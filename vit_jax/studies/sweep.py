@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_jax import data, files
 from vit_jax.config import ConfigDict
+from vit_jax.data.specs import parse_spec
 from vit_jax.errors import UserError
 from vit_jax.training.run import train
 
@@ -77,11 +78,11 @@ def sweep(
 
 def splits(config: ConfigDict) -> tuple[str, str]:
     """The training and the test split of the data set, without the data set's name."""
-    if config.data.train_split:
-        return config.data.train_split, config.data.eval_split
-    specs = data.default_splits(config.data.dataset, data_dir=config.data.data_dir)
-    found = [spec[spec.index("[") + 1 : -1] for spec in specs]
-    return found[0], found[1]
+    train, test = config.data.train_split, config.data.eval_split
+    if not (train and test):
+        specs = data.default_splits(config.data.dataset, data_dir=config.data.data_dir)
+        train, test = train or parse_spec(specs[0])[2], test or parse_spec(specs[1])[2]
+    return train, test
 
 
 def carve(split: str, held_out: float) -> tuple[str, str]:

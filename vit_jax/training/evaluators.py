@@ -14,7 +14,7 @@ import jax
 
 from vit_jax import config as configuration, data
 from vit_jax.config import ConfigDict
-from vit_jax.data.specs import split_specs
+from vit_jax.data.specs import parse_spec, split_specs
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification, objectnet, run, suites
 
@@ -39,7 +39,7 @@ def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
         for spec in split_specs(section.data):
             if name == "objectnet":
                 objectnet.class_map(suites.objectnet_root(spec))
-            elif spec.endswith("]"):
+            elif parse_spec(spec)[2]:
                 data.open_source(spec, data_dir=config.data.data_dir)
             else:
                 data.default_splits(spec, data_dir=config.data.data_dir)

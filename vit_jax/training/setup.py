@@ -13,6 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import config as configuration, data, models
 from vit_jax.config import ConfigDict
+from vit_jax.data.labels import one_class
+from vit_jax.data.relabel import with_classes
+from vit_jax.data.remarks import small_images, untrained_classes
 from vit_jax.data.source import Without, shared_records
 from vit_jax.errors import UserError
 from vit_jax.evaluation.classification import make_eval_step
@@ -69,12 +72,16 @@ def set_up(
     if mesh is None:
         mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
     check_batch(config, mesh)
-    train_source, eval_source = sources or open_sources(config)
+    if sources is None:
+        train_source, eval_source, notes = open_sources(config)
+    else:
+        train_source, eval_source = sources
     notes += data_notes(train_source, eval_source)
     needed = not resuming or config.model.variant == OF_CHECKPOINT
     initial = load.read(config.init_from) if config.init_from and needed else None
     model = model_config(config, train_source, initial)
     size = model.image_size
+    notes += [] if sources else small_images(train_source, size)
     train_transform = data.make_transform(size=size, train=True, **config.augment.to_dict())
     eval_transform = data.make_transform(size=size, train=False, **config.eval_preprocess.to_dict())
 
@@ -190,29 +197,40 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def open_sources(config: ConfigDict) -> tuple[Any, Any]:
-    """The training and the evaluation source of `config.data`."""
+def open_sources(config: ConfigDict) -> tuple[Any, Any, list[str]]:
+    """The training and the evaluation source of `config.data`, and what to know of the choice.
+
+    Their classes are those of the training source: matched by name, whatever their order.
+
+    Raises:
+      UserError: nothing can be learnt or measured: one class, other classes, no labels.
+    """
     spec, options = config.data.dataset, {"data_dir": config.data.data_dir}
-    if config.data.train_split or config.data.eval_split:
-        if not (config.data.train_split and config.data.eval_split):
-            raise UserError("config.data.train_split and .eval_split belong together; set both.")
-        train_spec = f"{spec}[{config.data.train_split}]"
-        eval_spec = f"{spec}[{config.data.eval_split}]"
-    else:
-        train_spec, eval_spec = data.default_splits(spec, **options)
-    train_source = data.open_source(train_spec, exclude=config.data.exclude or None, **options)
-    eval_source = data.open_source(eval_spec, **options)
-    if train_source.num_classes != eval_source.num_classes:
+    train_split, eval_split = config.data.train_split, config.data.eval_split
+    notes: list[str] = []
+    if train_split and not eval_split:
         raise UserError(
-            f"{train_spec} has {train_source.num_classes} classes but {eval_spec} has "
-            f"{eval_source.num_classes}; they must be splits of one data set."
+            "config.data.train_split and .eval_split belong together: with the first alone it is "
+            "not known what is left to evaluate on; set both."
         )
-    return train_source, eval_source
+    if train_split and eval_split:
+        train_spec, eval_spec = f"{spec}[{train_split}]", f"{spec}[{eval_split}]"
+    else:
+        train_spec, eval_spec, notes = data.choose_splits(spec, **options, watch=True)
+        if eval_split:
+            eval_spec, notes = f"{spec}[{eval_split}]", []
+    exclude = config.data.exclude or None
+    train_source = data.open_source(train_spec, exclude=exclude, labelled=True, **options)
+    eval_source = data.open_source(eval_spec, labelled=True, **options)
+    if train_source.num_classes < 2:
+        raise one_class(train_source)
+    eval_source = with_classes(eval_source, train_source.class_names, train_source.spec)
+    return train_source, eval_source, notes
 
 
 def data_notes(train_source: Any, eval_source: Any) -> list[str]:
     """What a person should know of the two parts of the data before the first step."""
-    notes = []
+    notes = list(dict.fromkeys((*train_source.notes, *eval_source.notes)))
     if shared := shared_records(train_source, eval_source):
         notes.append(
             f"{shared:,} of the {len(eval_source):,} evaluation records are trained on: "
@@ -223,7 +241,7 @@ def data_notes(train_source: Any, eval_source: Any) -> list[str]:
         notes.append(
             f"data.exclude: {len(train_source.removed):,} of {named:,} names found and left out"
         )
-    return notes
+    return notes + untrained_classes(train_source, eval_source)
 
 
 #: What `config.model.variant` says to take the architecture from `config.init_from`.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from vit_jax.data.source import ArraySource
 from vit_jax.data.splits import Splits
 
 
-def open_digits(name: str, data_dir: str | None) -> Splits:
+def open_digits(name: str, data_dir: str | None, options: Mapping[str, str]) -> Splits:
     """scikit-learn's 1,797 handwritten digits, 8x8: every fifth is a test digit, 360 in all."""
     from sklearn.datasets import load_digits
 

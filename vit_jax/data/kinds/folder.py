@@ -1,170 +1,186 @@
-"""`folder:PATH`: class folders, split folders of class folders, or CSV files."""
+"""`folder:PATH`: class folders, split folders of class folders, or tables that list images."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
-import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from vit_jax.data.image_files import (
+    encoded,
+    image_suffixes,
+    images_below,
+    passed_over,
+    shown,
+    subfolders,
+)
+from vit_jax.data.kinds import table
+from vit_jax.data.labels import check_case
 from vit_jax.data.source import FileSource
-from vit_jax.data.splits import SPLIT_NAMES, Splits
+from vit_jax.data.splits import Splits, one_each, split_of
 from vit_jax.errors import UserError, nearest
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
-)
 
-
-def open_folder(path: str, data_dir: str | None) -> Splits:
-    """Class folders, split folders of class folders, or CSV files; classes are read once for all.
+def open_folder(path: str, data_dir: str | None, options: Mapping[str, str]) -> Splits:
+    """Class folders, split folders of class folders, or tables; classes are read once for all.
 
     Records are ordered by a hash of their path, so a slice is a random sample of every class.
+
+    Args:
+      options: names of the columns "image", "label" and "split" of a table, where they are others.
     """
     root = os.path.abspath(os.path.expanduser(path))
+    query = "&".join(f"{key}={value}" for key, value in options.items())
+    base = shown(f"folder:{path}{'?' if query else ''}{query}")
     if not os.path.exists(root):
         parent, last = os.path.split(root)
         siblings = os.listdir(parent) if os.path.isdir(parent) else []
-        raise UserError(f"There is no folder {root}.{nearest(last, siblings)}")
-    if os.path.isfile(root):
-        return _open_csv(path, os.path.dirname(root), {"train": root})
-    tables = {
-        SPLIT_NAMES.get(stem, stem): os.path.join(root, f"{stem}.csv")
-        for stem in sorted(Path(file).stem for file in os.listdir(root) if file.endswith(".csv"))
+        raise UserError(f"There is no folder {shown(root)}.{nearest(last, map(shown, siblings))}")
+    try:
+        if os.path.isfile(root):
+            return _open_tables(os.path.dirname(root), base, [("train", root)], options, [])
+        tables = table.find_tables(root, options)
+        if tables.files:
+            return _open_tables(root, base, tables.files, options, tables.notes)
+        problem = next((why for why in tables.passed if isinstance(why, UserError)), None)
+        if options:
+            raise problem or UserError(f"{base}: options are of tables, and {root} holds none.")
+        try:
+            return _open_classes(root, base, tables.notes)
+        except UserError as error:
+            raise (problem or error) from None
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from error
+
+
+def _open_tables(
+    root: str,
+    base: str,
+    files: Sequence[tuple[str, str]],
+    options: Mapping[str, str],
+    notes: Sequence[str],
+) -> Splits:
+    listed = table.read_all(files, options, base, notes)
+    return Splits(
+        base,
+        {
+            split: file_source(root, records, listed.class_names, f"{base}[{split}]", listed.notes)
+            for split, records in listed.records.items()
+        },
+    )
+
+
+def _open_classes(root: str, base: str, notes: Sequence[str]) -> Splits:
+    """Class folders, in split folders or not."""
+    skipped: Counter = Counter()
+    folders = subfolders(root, skipped)
+    split_folders = one_each(
+        (name for name in folders if subfolders(os.path.join(root, name))), shown(root)
+    )
+    notes = list(notes)
+    if split_folders:
+        beside = [shown(name) for name in folders if name not in split_folders.values()]
+        if beside:
+            used = ", ".join(map(shown, split_folders.values()))
+            notes.append(f"passed over, beside {used}: {', '.join(beside)} (without class folders)")
+    elif len({split_of(name) for name in folders} - {None}) > 1:
+        flat = [name for name in folders if split_of(name)]
+        raise UserError(
+            f"{shown(root)} has {' and '.join(flat)}, which are splits and no classes, and they "
+            "hold images instead of class folders; make it FOLDER/train/CLASS/image.jpg, or list "
+            "the images in FOLDER/train.csv."
+        )
+    found = {
+        split: _classes_below(root, split, folder, skipped)
+        for split, folder in (split_folders or {"train": ""}).items()
     }
-    if tables:
-        return _open_csv(path, root, tables)
-    folders = _subfolders(root)
-    split_folders = {
-        SPLIT_NAMES[name.lower()]: name
-        for name in folders
-        if name.lower() in SPLIT_NAMES and _subfolders(os.path.join(root, name))
-    }
-    found: dict[str, dict[str, list[str]]] = {}
-    for split, folder in (split_folders or {"train": ""}).items():
-        base = os.path.join(root, folder)
-        found[split] = {
-            name: images_below(root, os.path.join(folder, name)) for name in _subfolders(base)
-        }
     class_names = sorted({name for classes in found.values() for name in classes})
     if not class_names:
         raise UserError(
-            f"{root} has no class folders; it must be FOLDER/CLASS/image.jpg or "
+            f"{shown(root)} has no class folders; it must be FOLDER/CLASS/image.jpg or "
             "FOLDER/train/CLASS/image.jpg, or hold train.csv."
+            + "".join(f" It has {line}." for line in passed_over(skipped))
         )
-    for split, classes in found.items():
-        for name, files in classes.items():
-            if not files:
-                where = os.path.join(root, split_folders.get(split, ""), name)
-                raise UserError(
-                    f"The class folder {where} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}"
-                    "); add some or remove the folder."
-                )
+    first = {name: files[0] for classes in found.values() for name, files in classes.items()}
+    check_case(class_names, lambda name: shown(os.path.join(root, os.path.dirname(first[name]))))
+    notes += passed_over(skipped) + _too_high(base, found)
     position = {name: label for label, name in enumerate(class_names)}
     return Splits(
-        f"folder:{path}",
+        base,
         {
             split: file_source(
                 root,
                 [(file, position[name]) for name, files in classes.items() for file in files],
                 class_names,
-                f"folder:{path}[{split}]",
+                f"{base}[{split}]",
+                notes,
             )
             for split, classes in found.items()
         },
     )
 
 
-def _subfolders(path: str) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+def _classes_below(root: str, split: str, folder: str, skipped: Counter) -> dict[str, list[str]]:
+    """{class: paths of its images relative to `root`} of the class folders in a folder."""
+    names = subfolders(os.path.join(root, folder), skipped if folder else None)
+    if folder and len(names) == 1 and split_of(names[0]) == split:  # test_set/test_set/CLASS
+        return _classes_below(root, split, os.path.join(folder, names[0]), skipped)
+    if folder and names and all(map(split_of, names)):
+        raise UserError(
+            f"{shown(os.path.join(root, folder))} holds {' and '.join(names)} in the place of "
+            "class folders; name one split in one place."
+        )
+    classes: dict[str, list[str]] = {}
+    for name in names:
+        where, passed = os.path.join(root, folder, name), Counter[str]()
+        files = images_below(root, os.path.join(folder, name), passed)
+        if not files:
+            raise UserError(
+                f"The class folder {shown(where)} holds no images"
+                f"{''.join(f' ({line})' for line in passed_over(passed))}; add some or remove the "
+                f"folder. Images are {', '.join(sorted(image_suffixes()))}."
+            )
+        if classes.setdefault(shown(name), files) is not files:
+            raise UserError(
+                f"{shown(where)} exists twice, in two Unicode forms of its name; make it one."
+            )
+        skipped.update(passed)
+    return classes
 
 
-def images_below(root: str, folder: str) -> list[str]:
-    """Relative paths of the images in `folder` and below."""
-    found = []
-    with os.scandir(os.path.join(root, folder)) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = os.path.join(folder, entry.name)
-            if entry.is_dir():
-                found += images_below(root, path)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                found.append(path)
-    return found
+def _too_high(base: str, found: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
+    """A line that says it if no class has images in its own folder: a level was chosen too high."""
+    inner: dict[str, set[str]] = {}
+    for classes in found.values():
+        for name, files in classes.items():
+            for file in files:
+                parts = [shown(part) for part in file.split(os.sep)]
+                below = parts[parts.index(name) + 1 :]
+                if len(below) == 1:
+                    return []
+                inner.setdefault(name, set()).add(below[0])
+    if any(len(folders) < 2 for folders in inner.values()) and len(inner) > 1:
+        return []
+    name = min(inner)
+    few = ", ".join(sorted(inner[name])[:4]) + (", ..." if len(inner[name]) > 4 else "")
+    return [
+        f"the images of the class {name!r} lie in folders of their own ({few}); if those are the "
+        f"classes or the splits, name the folder that holds them: {base}/{name}"
+    ]
 
 
 def file_source(
-    root: str, records: Iterable[tuple[str, int]], class_names: Sequence[str], spec: str
+    root: str,
+    records: Iterable[tuple[str, int]],
+    class_names: Sequence[str],
+    spec: str,
+    notes: Sequence[str] = (),
 ) -> FileSource:
-    ordered = sorted(records, key=lambda record: hashlib.md5(record[0].encode()).digest())
+    """The source of (path below `root`, label), in the order of a hash of the paths."""
+    ordered = sorted(records, key=lambda record: hashlib.md5(encoded(record[0])).digest())
     paths = np.array([path for path, _ in ordered], np.str_)
     labels = np.array([label for _, label in ordered], np.int32)
-    return FileSource(root, paths, labels, class_names, spec)
-
-
-PATH_COLUMNS = ("path", "file", "filename", "image")
-LABEL_COLUMNS = ("label", "class")
-
-
-def _open_csv(path: str, root: str, tables: dict[str, str]) -> Splits:
-    """One CSV per split, or one with a `split` column; paths are relative to the CSV."""
-    rows: dict[str, list[tuple[str, str, str]]] = {}  # split -> (path, label, where)
-    for split, file in tables.items():
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            chosen = []
-            for options in (PATH_COLUMNS, LABEL_COLUMNS):
-                column = next((name for name in options if name in columns), None)
-                if column is None:
-                    raise UserError(
-                        f"{file} needs a column {' or '.join(options)}; "
-                        f"it has {', '.join(columns) or 'none'}."
-                    )
-                chosen.append(column)
-            for row in reader:
-                of = SPLIT_NAMES.get(row.get("split") or "", row.get("split") or split)
-                where = f"{file}, line {reader.line_num}"
-                image, label = ((row[column] or "").strip() for column in chosen)
-                if not image or not label:
-                    raise UserError(f"{where}: an empty path or label.")
-                rows.setdefault(of, []).append((image, label, where))
-    labels = {label for split in rows.values() for _, label, _ in split}
-    if not labels:
-        raise UserError(f"{', '.join(tables.values())} has no rows.")
-    if all(re.fullmatch(r"-?\d+", label) for label in labels):
-        numbers = sorted(map(int, labels))
-        if numbers[0] < 0:
-            where = next(w for s in rows.values() for _, label, w in s if int(label) < 0)
-            raise UserError(f"{where}: the label {numbers[0]} is negative; labels count from 0.")
-        class_names = list(map(str, range(numbers[-1] + 1)))
-    else:
-        class_names = sorted(labels)
-    position = {name: number for number, name in enumerate(class_names)}
-    for records in rows.values():
-        for image, _, where in records:
-            if not os.path.isfile(os.path.join(root, image)):
-                raise UserError(f"{where}: there is no file {os.path.join(root, image)}.")
-    return Splits(
-        f"folder:{path}",
-        {
-            split: file_source(
-                root,
-                [(image, position[_plain(label)]) for image, label, _ in records],
-                class_names,
-                f"folder:{path}[{split}]",
-            )
-            for split, records in rows.items()
-        },
-    )
-
-
-def _plain(label: str) -> str:
-    return str(int(label)) if re.fullmatch(r"\d+", label) else label
+    return FileSource(root, paths, labels, class_names, spec, notes)

@@ -1,47 +1,267 @@
-"""`hf:ORG/NAME`: data sets of the Hugging Face hub, and directories of one."""
+"""`hf:ORG/NAME`: data sets of the Hugging Face hub, and whatever its library keeps on a disk."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from vit_jax.data.kinds.table import ALIASES, COLUMNS
+from vit_jax.data.labels import NO_LABEL, class_names_of, normal
 from vit_jax.data.source import Columns, TableSource
 from vit_jax.data.splits import SPLIT_NAMES, Splits
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, nearest
+
+#: Files that the library reads by themselves.
+FILES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
+#: Types of values that can be labels, by how their names begin.
+LABEL_TYPES = ("int", "uint", "float", "string", "large_string", "bool")
 
 
-def open_hf(name: str, data_dir: str | None) -> Splits:
-    """A data set of the Hugging Face hub (its cache serves offline) or a local directory of one."""
+def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Splits:
+    """A data set of the hub (its cache serves offline), a local directory or file of one.
+
+    Args:
+      options: names of the columns "image" and "label", where there are several; "config" is the
+        hub's name for one of several data sets under one name.
+    """
+    query = "&".join(f"{key}={value}" for key, value in options.items())
+    base = f"hf:{name}{'?' if query else ''}{query}"
+    tables, notes = {}, []
+    for split, table in _load(name, options.get("config")).items():
+        key = SPLIT_NAMES.get(split.lower(), split)
+        if key in tables:
+            raise UserError(f"{base} has two splits that are both {key}; one of them is {split}.")
+        tables[key] = table
+    first = tables.get("train", next(iter(tables.values())))
+    image, label = choose_columns(first.features, options, base)
+    for split, table in list(tables.items()):
+        if missing := [column for column in (image, label) if column not in table.features]:
+            notes.append(f"{base}[{split}] has no column {missing[0]}: passed over")
+            del tables[split]
+    if others := [key for key in first.features if key not in (image, label)]:
+        notes.append(f"{base}: columns that are not used: {', '.join(others)}")
+    values = {
+        split: _read_labels(table, label, f"{base}[{split}]") for split, table in tables.items()
+    }
+    where = {
+        value: f"hf:{name}[{split}], row {row}"
+        for split, (found, names) in values.items()
+        if names is None
+        for row, value in reversed(list(enumerate(found)))
+        if value is not None
+    }
+    common = class_names_of(where, where.__getitem__)
+    if any(value.startswith("-") for value in where) and all(map(_is_number, where)):
+        value = min(where)
+        raise UserError(f"{where[value]}: the label {value} is negative; labels count from 0.")
+    return Splits(
+        base,
+        {
+            split: _source(
+                table, image, values[split], common, f"{base}[{split}]", _root(name), notes
+            )
+            for split, table in tables.items()
+        },
+    )
+
+
+def _load(name: str, config: str | None) -> dict[str, Any]:
+    """{split: table} of anything that `datasets` has saved or can load."""
     try:
         import datasets
     except ImportError:
         raise UserError("hf: data needs the extra packages: pip install 'vit_jax[hf]'.") from None
+    path = os.path.expanduser(name)
+    saved = ("dataset_dict.json", "state.json")
     try:
-        if os.path.isdir(name) and not os.path.exists(os.path.join(name, "dataset_dict.json")):
-            splits = datasets.load_dataset(name)
-        elif os.path.isdir(name):
-            splits = datasets.load_from_disk(name)
+        if os.path.isdir(path) and any(os.path.exists(os.path.join(path, f)) for f in saved):
+            found = datasets.load_from_disk(path)
+        elif os.path.isfile(path):
+            suffix = Path(path).suffix.lower()
+            if suffix not in FILES:
+                raise ValueError(f"a file of {', '.join(FILES)} can be; CSV is folder:{name}")
+            found = datasets.load_dataset(FILES[suffix], data_files=path)
         else:
-            splits = datasets.load_dataset(name)
+            found = datasets.load_dataset(path, config)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"hf:{name} cannot be loaded ({reason}).") from error
-    opened = {}
-    for split, table in splits.items():
-        features = table.features
-        image = next((k for k, f in features.items() if isinstance(f, datasets.Image)), None)
-        label = next((k for k, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
-        if image is None or label is None:
-            raise UserError(
-                f"hf:{name} needs an image column and a class-label column; "
-                f"it has {', '.join(f'{key} ({type(f).__name__})' for key, f in features.items())}."
-            )
-        rows = table.cast_column(image, datasets.Image(decode=False))
-        key = SPLIT_NAMES.get(split, split)
-        opened[key] = TableSource(
-            rows,
-            Columns(image, label),
-            features[label].names,
-            spec=f"hf:{name}[{key}]",
-            version=str(table._fingerprint),
+    if isinstance(found, datasets.Dataset):  # one split, which may remember its name
+        found = {str(found.split or "train"): found}
+    return dict(found)
+
+
+def _root(name: str) -> str:
+    """What paths in a table are relative to."""
+    path = os.path.abspath(os.path.expanduser(name))
+    return path if os.path.isdir(path) else os.path.dirname(path)
+
+
+def choose_columns(
+    features: Mapping[str, Any], options: Mapping[str, str], base: str
+) -> tuple[str, str]:
+    """The columns of the image and of the label: those that are named, or the only ones.
+
+    An image is an Image column, or else bytes; a label is a ClassLabel, or else a number or text
+    that is called a label.
+
+    Raises:
+      UserError: none, or several; lists them.
+    """
+    kinds = {key: _kind(feature) for key, feature in features.items()}
+    named = {what: {*COLUMNS[what], *ALIASES[what], f"{what}s"} for what in COLUMNS}
+    ranked: dict[str, list[Callable[[str], bool]]] = {
+        "image": [lambda key: kinds[key] == "Image", lambda key: kinds[key] == "bytes"],
+        "label": [
+            lambda key: kinds[key] == "ClassLabel",
+            lambda key: key.lower() in named["label"] and kinds[key] == "value",
+        ],
+    }
+    there = ", ".join(f"{key} ({_described(feature)})" for key, feature in features.items())
+    mark = "&" if "?" in base else "?"
+    chosen = []
+    for what, ranks in ranked.items():
+        if asked := options.get(what):
+            if asked not in features:
+                raise UserError(
+                    f"{base} has no column {asked!r}; it has {there}.{nearest(asked, features)}"
+                )
+            chosen.append(asked)
+            continue
+        found = next(
+            (keys for rank in ranks if (keys := [key for key in features if rank(key)])), []
         )
-    return Splits(f"hf:{name}", opened)
+        if len(found) != 1:
+            kind = "an image" if what == "image" else "a class-label"
+            need = f"{base} needs {kind} column"
+            if found:
+                need = f"{base} has several columns that could be the {what}: {', '.join(found)}"
+            elif what == "image":
+                need += " and a class-label column"
+            raise UserError(f"{need}; it has {there}. Name it: {base}{mark}{what}=COLUMN")
+        chosen.append(found[0])
+    return chosen[0], chosen[1]
+
+
+def _kind(feature: Any) -> str:
+    """ "Image", "bytes", "ClassLabel", "value" (number or text), or "" for what is neither."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return "bytes" if "bytes" in feature else ""
+    if isinstance(feature, (datasets.Image, datasets.ClassLabel)):
+        return type(feature).__name__
+    inner = _element(feature)
+    if inner is not None:
+        return "" if _kind(inner) not in ("ClassLabel", "value") else _kind(inner)
+    dtype = str(getattr(feature, "dtype", ""))
+    if dtype in ("binary", "large_binary"):
+        return "bytes"
+    return "value" if dtype.startswith(LABEL_TYPES) else ""
+
+
+def _element(feature: Any) -> Any:
+    """The feature of a list's elements; None if it is no list."""
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+
+
+def _described(feature: Any) -> str:
+    return type(feature).__name__
+
+
+def _is_number(text: str) -> bool:
+    return text.lstrip("-").isdecimal()
+
+
+def _read_labels(table: Any, column: str, spec: str) -> tuple[list[Any], list[str] | None]:
+    """The labels of a table, and the names of its classes if it knows them.
+
+    With names a label is a number, otherwise text; None where it is withheld.
+
+    Raises:
+      UserError: a label that is none, such as 1.5; names the record.
+    """
+    feature = table.features[column]
+    names = getattr(_element(feature) or feature, "names", None)
+    values = table.with_format(None).select_columns([column])[:][column]
+    found: list[int | str | None] = []
+    for row, value in enumerate(values):
+        if isinstance(value, list):
+            if len(value) > 1:
+                raise UserError(
+                    f"{spec}/{row} has {len(value)} labels ({', '.join(map(str, value[:5]))}); "
+                    "a record has one."
+                )
+            value = value[0] if value else None
+        if isinstance(value, float) and not math.isnan(value):
+            if not value.is_integer():
+                raise UserError(f"{spec}/{row}: the label {value} is no class.")
+            value = int(value)
+        if value is None or value == "" or value in (NO_LABEL, "-1") or value != value:
+            found.append(None)
+        elif isinstance(value, (bool, int, str)):
+            found.append(value if names else normal(str(value).strip()))
+        else:
+            raise UserError(f"{spec}/{row}: the label in column {column!r} is no number or text.")
+    return found, [normal(name) for name in names] if names else None
+
+
+class Rows:
+    """{"image", "label"} of the rows of a table: bytes from wherever the table has them."""
+
+    def __init__(self, table: Any, image: str, labels: np.ndarray, root: str, spec: str):
+        self.table, self.image, self.labels = table, image, labels
+        self.root, self.spec = root, spec
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.table[index][self.image]
+        if isinstance(image, dict):
+            image = image.get("bytes") or image.get("path")
+        if isinstance(image, str):
+            try:
+                image = Path(self.root, image).read_bytes()
+            except OSError as error:
+                raise UserError(
+                    f"{self.spec}/{index}: the image {image} cannot be read ({error.strerror})."
+                ) from error
+        if not isinstance(image, bytes):
+            raise UserError(f"{self.spec}/{index} has no image in the column {self.image!r}.")
+        return {"image": image, "label": self.labels[index]}
+
+
+def _source(
+    table: Any,
+    image: str,
+    labels: tuple[list[Any], list[str] | None],
+    common: list[str],
+    spec: str,
+    root: str,
+    notes: list[str],
+) -> TableSource:
+    """The source of a table, with the classes that it names or those of all splits."""
+    import datasets
+
+    found, names = labels
+    number = {name: i for i, name in enumerate(common)}
+    numbers = [NO_LABEL if value is None else value if names else number[value] for value in found]
+    rows = table.with_format(None).select_columns([image])
+    if isinstance(table.features[image], datasets.Image):
+        rows = rows.cast_column(image, datasets.Image(decode=False))
+    array = np.array(numbers, np.int32)
+    return TableSource(
+        Rows(rows, image, array, root, spec),
+        Columns("image", "label"),
+        names or common,
+        spec=spec,
+        version=str(table._fingerprint),
+        labels=array,
+        notes=notes,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_jax.data.source import Columns, TableSource
@@ -15,11 +15,14 @@ from vit_jax.errors import UserError, nearest
 class TfdsSplits:
     """The splits of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
 
-    def __init__(self, name: str, data_dir: str | None):
+    def __init__(self, name: str, data_dir: str | None, options: Mapping[str, str] | None = None):
+        """options: names of the columns "image" and "label", where they are not the usual ones."""
         import tensorflow_datasets as tfds
 
+        options = options or {}
         self.tfds, self.name = tfds, name
-        self.base = f"tfds:{name}"
+        query = "&".join(f"{key}={value}" for key, value in options.items())
+        self.base = f"tfds:{name}{'?' if query else ''}{query}"
         where = os.path.expanduser(
             data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
         )
@@ -37,7 +40,8 @@ class TfdsSplits:
             )
         use_array_record(self.builder.info)
         keys = self.builder.info.supervised_keys or ("image", "label")
-        self.image_key, self.label_key = keys[0], keys[1]
+        self.image_key = options.get("image", keys[0])
+        self.label_key = options.get("label", keys[1])
 
     def names(self) -> list[str]:
         return list(self.builder.info.splits)
@@ -46,16 +50,20 @@ class TfdsSplits:
         spec, info = f"{self.base}[{split}]", self.builder.info
         rows = self.rows(split)
         feature: Any = dict(info.features.items()).get(self.label_key)
-        if not getattr(feature, "num_classes", None):
+        if not getattr(feature, "num_classes", None) or self.image_key not in info.features:
+            labels = [k for k, f in info.features.items() if getattr(f, "num_classes", None)]
+            what = "image" if self.image_key not in info.features else "class label"
             raise UserError(
-                f"{spec} has no class label {self.label_key!r}; it has {', '.join(info.features)}."
+                f"{spec} has no {what} {getattr(self, f'{what.split()[-1]}_key')!r}; it has "
+                f"{', '.join(info.features)}; labels are {', '.join(labels) or 'none of them'}. "
+                f"Name it: tfds:{self.name}?{what.split()[-1]}=COLUMN"
             )
         names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
         read = Columns(self.image_key, self.label_key)
         version = str(info.version)
         sizes = {name: part.num_examples for name, part in info.splits.items()}
         stored = [
-            (f"{self.base}/{version}/{name}", part)
+            (f"tfds:{self.name}/{version}/{name}", part)
             for name, part in slice_split(split, sizes, self.base)
         ]
         return TableSource(rows, read, names, spec=spec, version=version, stored=stored)

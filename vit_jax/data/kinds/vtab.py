@@ -7,7 +7,7 @@ configs/vtab.py; here is only what its examples are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -204,7 +204,7 @@ def size_remarks(task: Task, sizes: dict[str, int]) -> list[str]:
     ]
 
 
-def open_vtab(name: str, data_dir: str | None) -> Splits:
+def open_vtab(name: str, data_dir: str | None, options: Mapping[str, str]) -> Splits:
     """A task of VTAB-1k by its name, from the TFDS data set that it takes its examples of."""
     task = find_task(name)
     stored = TfdsSplits(task.dataset, data_dir)

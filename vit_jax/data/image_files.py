@@ -1,0 +1,156 @@
+"""Which files are images, what they are called, and what is passed over among them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+
+from vit_jax.data.labels import normal
+
+#: What Pillow opens only with help (a printer's interpreter, Windows), or that holds no picture.
+NO_IMAGES = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
+#: Images that need another package, and what it is called.
+PACKAGES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
+    **dict.fromkeys((".avif", ".avifs"), "pillow-avif-plugin"),
+    ".jxl": "pillow-jxl-plugin",
+}
+#: What operating systems leave behind.
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+#: How files begin that are images, for those without a suffix.
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the files that Pillow, with the plugins installed beside it, decodes."""
+    import PIL.features
+    import PIL.Image
+
+    register_plugins()
+    PIL.Image.init()
+    formats = set(PIL.Image.OPEN) - NO_IMAGES
+    if not PIL.features.check("avif") and not _import("pillow_avif"):
+        formats.discard("AVIF")
+    if not PIL.features.check("jpg_2000"):
+        formats.discard("JPEG2000")
+    known = PIL.Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in formats)
+
+
+@functools.cache
+def register_plugins() -> None:
+    """Makes Pillow read HEIC and JPEG XL, where the packages for it are installed."""
+    if _import("pillow_heif"):
+        __import__("pillow_heif").register_heif_opener()
+    _import("pillow_jxl")
+
+
+def _import(name: str) -> bool:
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+def shown(path: str) -> str:
+    """A path as text that can be printed and compared: NFC; bytes that are not UTF-8 as \\xff."""
+    if path.isascii():
+        return path
+    return normal(encoded(path).decode("utf-8", "backslashreplace"))
+
+
+def encoded(path: str) -> bytes:
+    """The bytes of a path, composed (NFC): what its hash is made of."""
+    return normal(path).encode("utf-8", "surrogateescape")
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def subfolders(path: str, skipped: Counter | None = None) -> list[str]:
+    """Names of the folders in a folder, without hidden ones; what else there is, is counted."""
+    found = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir() and not is_hidden(entry.name):
+                found.append(entry.name)
+            elif skipped is not None:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                loose = entry.is_file() and not is_hidden(entry.name) and suffix in image_suffixes()
+                skipped["images outside of the class folders" if loose else _kind(entry)] += 1
+    return sorted(found)
+
+
+def images_below(
+    root: str, folder: str, skipped: Counter | None = None, above: tuple = ()
+) -> list[str]:
+    """Paths relative to `root` of the images in `folder` and below; what else there is, is counted.
+
+    Args:
+      skipped: gets the kinds of what is no image, and how many.
+      above: the folders that led here: a link to one of them is not followed.
+    """
+    skipped = Counter() if skipped is None else skipped
+    found = []
+    where = os.path.join(root, folder)
+    status = os.stat(where)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        skipped["links to a folder above"] += 1
+        return []
+    with os.scandir(where) as entries:
+        for entry in entries:
+            path = os.path.join(folder, entry.name)
+            if is_hidden(entry.name):
+                skipped[_kind(entry)] += 1
+            elif entry.is_dir():
+                found += images_below(root, path, skipped, (*above, here))
+            elif entry.is_file() and _is_image(os.path.join(root, path)):
+                found.append(path)
+            else:
+                skipped[_kind(entry)] += 1
+    return found
+
+
+def _is_image(path: str) -> bool:
+    """By its suffix, or by how it begins where it has none (`photo`, `photo.jpg~`, `photo.1`)."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in image_suffixes():
+        return True
+    if suffix[1:].isalnum() and not suffix[1:].isdecimal():
+        return False
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return start.startswith(SIGNATURES) or start[8:12] == b"WEBP" or start[4:12] == b"ftypavif"
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """What a file is that is passed over: by its suffix, or by its name if the system made it."""
+    if entry.is_dir():
+        return f"{shown(entry.name)}/"
+    if entry.name.startswith("._"):
+        return "._*"
+    if not entry.is_file():
+        return "broken links" if entry.is_symlink() else "special files"
+    if entry.name.startswith("."):
+        return shown(entry.name)
+    return shown(os.path.splitext(entry.name)[1].lower()) or "without a suffix"
+
+
+def passed_over(skipped: Counter) -> list[str]:
+    """Lines that say what was passed over: [] if nothing was."""
+    if not skipped:
+        return []
+    kinds = []
+    for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])):
+        package = PACKAGES.get(kind)
+        hint = f" (pip install {package} makes them readable)" if package else ""
+        kinds.append(f"{count:,} {kind}{hint}")
+    return [f"passed over, as no images that can be read: {', '.join(kinds)}"]

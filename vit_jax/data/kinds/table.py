@@ -1,0 +1,313 @@
+"""Tables that list images and their classes, as people's programs write them: CSV and its kin."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_jax.data.image_files import is_hidden, shown
+from vit_jax.data.labels import NO_LABEL, class_names_of, normal
+from vit_jax.data.splits import one_each, split_of
+from vit_jax.errors import UserError, nearest
+
+SUFFIXES = (".csv", ".tsv")
+COLUMNS = {
+    "image": ("path", "file", "filename", "image"),
+    "label": ("label", "class"),
+    "split": ("split",),
+}
+COLUMNS_NEEDED = ("image", "label")
+#: Other names by which they go, in lower case.
+ALIASES = {
+    "image": ("file_name", "filepath", "file_path", "image_path", "image_name", "img"),
+    "label": ("class_name", "category", "target"),
+    "split": (),
+}
+DELIMITERS = ",;\t|"
+
+
+class Table(NamedTuple):
+    """rows: (line in the file, cells). encoding: by which paths are looked for as well."""
+
+    file: str
+    columns: list[str]
+    rows: list[tuple[int, list[str]]]
+    encoding: str
+    notes: list[str]
+
+
+class Listed(NamedTuple):
+    """What tables say: {split: [(path, class)]}, the classes of all, and what to know of them."""
+
+    records: dict[str, list[tuple[str, int]]]
+    class_names: list[str]
+    notes: list[str]
+
+
+class Found(NamedTuple):
+    """files: (split, file) of the tables of a folder. passed: why each other is passed over."""
+
+    files: list[tuple[str, str]]
+    passed: list[UserError | str]
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"passed over, as no table of this data set: {reason}" for reason in self.passed]
+
+
+def read_text(file: str) -> tuple[str, str, bool]:
+    """The text of a file, its encoding, and whether that is a guess.
+
+    Raises:
+      UserError: it cannot be read, or is no text.
+    """
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{shown(file)} cannot be read ({error.strerror}).") from error
+    marks = (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    )
+    encodings = [name for mark, name in marks if content.startswith(mark)][:1]
+    if not encodings and b"\0" in content:  # every second byte of plain text in UTF-16
+        even, odd = content[::2].count(0), content[1::2].count(0)
+        encodings = ["utf-16-le" if odd > even else "utf-16-be"]
+    for encoding in encodings or ("utf-8", "cp1252"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if not re.search(r"[\0-\x08\x0e-\x1f\ufffe]", text):
+            return text, encoding, encoding == "cp1252"
+    raise UserError(
+        f"{shown(file)} is no text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8."
+    )
+
+
+def read_table(file: str) -> Table:
+    """The columns and rows of a file whose first line names its columns.
+
+    Encoding and delimiter (comma, semicolon, tab or bar) are recognised. Empty rows do not count.
+
+    Raises:
+      UserError: no table; names the file and, where it can, the line.
+    """
+    text, encoding, guessed = read_text(file)
+    name, notes = shown(file), []
+    declared = re.match(r"sep=([,;\t|])\r?\n", text)  # what Excel writes and reads
+    text = text[declared.end() :] if declared else text
+    first = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = declared[1] if declared else max(DELIMITERS, key=_outside_quotes(first).count)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"
+    )
+    rows = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((reader.line_num + bool(declared), [cell.strip() for cell in cells]))
+    except csv.Error as error:
+        raise UserError(f"{name}, line {reader.line_num}: {error}.") from error
+    columns = [normal(cell) for cell in rows[0][1]] if rows else []
+    while columns and not columns[-1]:
+        columns.pop()
+    for line, cells in rows[1:]:
+        if any("\n" in cell for cell in cells):
+            raise UserError(f"{name}, line {line}: a quote is opened and not closed.")
+        if any(cells[len(columns) :]):
+            raise UserError(
+                f"{name}, line {line}: {len(cells)} cells, and the first line names "
+                f"{len(columns)} columns; put quotes around a cell with {delimiter!r} in it."
+            )
+    if guessed:
+        odd = next((cell for _, cells in rows for cell in cells if not cell.isascii()), "")
+        notes.append(f"{name} is not UTF-8: read as Windows-1252 ({odd!r})")
+    return Table(file, columns, rows[1:], encoding, notes)
+
+
+def _outside_quotes(line: str) -> str:
+    return re.sub(r'"[^"]*"', "", line)
+
+
+def column_of(table: Table, what: str, asked: str | None, base: str) -> int | None:
+    """The number of the column of "image", "label" or "split", by its name whatever its case.
+
+    Raises:
+      UserError: the one that is asked for is not there, or several could be it.
+    """
+    folded = [column.lower() for column in table.columns]
+    names = (asked.lower(),) if asked else COLUMNS[what] + ALIASES[what]
+    if asked in table.columns:
+        return table.columns.index(asked)
+    found = [number for number, column in enumerate(folded) if column in names]
+    if len(found) > 1:
+        choices = [table.columns[number] for number in found]
+        query = f"{base}{'&' if '?' in base else '?'}{what}={choices[0]}"
+        raise UserError(
+            f"{shown(table.file)} has several columns that could be the {what}: "
+            f"{', '.join(choices)}; choose one, e.g. {query}"
+        )
+    if found:
+        return found[0]
+    if asked or what != "split":
+        wanted = repr(asked) if asked else " or ".join(COLUMNS[what])
+        raise UserError(
+            f"{shown(table.file)} needs a column {wanted}; it has "
+            f"{', '.join(table.columns) or 'none'}.{nearest(asked or what, table.columns)} "
+            f"Name another with {base}{'&' if '?' in base else '?'}{what}=COLUMN."
+        )
+    return None
+
+
+def find_tables(root: str, options: Mapping[str, str]) -> Found:
+    """The tables of a folder: those named after splits, or else all that list images there.
+
+    Raises:
+      UserError: two are the same split.
+    """
+    passed: list[UserError | str] = []
+    usable = []
+    for name in sorted(os.listdir(root)):
+        if Path(name).suffix.lower() not in SUFFIXES:
+            continue
+        if is_hidden(name) or "submission" in name.lower():
+            passed.append(shown(name))
+            continue
+        try:
+            table = read_table(os.path.join(root, name))
+            image, _ = (column_of(table, what, options.get(what), "") for what in COLUMNS_NEEDED)
+            for line, cells in table.rows[:1]:
+                _find(root, cells[image or 0], table.encoding, f"{shown(table.file)}, line {line}")
+            usable.append(name)
+        except UserError as error:
+            passed.append(error)
+    named = one_each((Path(name).stem for name in usable), shown(root))
+    stems = set(named.values()) or {Path(name).stem for name in usable}
+    passed += [shown(name) for name in usable if Path(name).stem not in stems]
+    files = [(Path(name).stem, name) for name in usable if Path(name).stem in stems]
+    if len(files) == 1 and not named:
+        files = [("train", files[0][1])]
+    return Found(
+        [(split_of(stem) or stem, os.path.join(root, name)) for stem, name in files], passed
+    )
+
+
+def read_all(
+    files: Sequence[tuple[str, str]],
+    options: Mapping[str, str],
+    base: str,
+    notes: Sequence[str] = (),
+) -> Listed:
+    """What tables list: one for each split, or one with a column that names the split.
+
+    Paths are relative to the table. A split of which all labels are empty or -1 has none.
+
+    Raises:
+      UserError: a row that cannot be used; names its line.
+    """
+    notes = list(notes)
+    rows: dict[str, list[tuple[str, str, str]]] = {}  # split -> (path, label, where)
+    for of, file in files:
+        table = read_table(file)
+        notes += table.notes
+        for split, *record in _records(table, of, options, base, notes):
+            rows.setdefault(split, []).append((record[0], record[1], record[2]))
+    labelled = {
+        split: mine
+        for split, mine in rows.items()
+        if any(label not in ("", "-1") for _, label, _ in mine)
+    }
+    if not rows:
+        raise UserError(f"{', '.join(shown(file) for _, file in files)} has no rows.")
+    where: dict[str, str] = {}
+    for mine in (labelled or rows).values():
+        for _, label, line in mine:
+            if not label:
+                raise UserError(f"{line}: an empty path or label.")
+            where.setdefault(label, line)
+    if all(re.fullmatch("-?[0-9]+", label) for label in where):
+        for label, line in where.items():
+            if label.startswith("-"):
+                raise UserError(f"{line}: the label {label} is negative; labels count from 0.")
+    class_names = class_names_of(where, where.__getitem__)
+    number = {name: i for i, name in enumerate(class_names)}
+    for mine in labelled.values():
+        _check_one_class(mine)
+    return Listed(
+        {
+            split: [(path, number.get(label, NO_LABEL)) for path, label, _ in mine]
+            for split, mine in rows.items()
+        },
+        class_names,
+        notes,
+    )
+
+
+def _records(
+    table: Table, of: str, options: Mapping[str, str], base: str, notes: list[str]
+) -> Iterable[tuple[str, str, str, str]]:
+    """(split, path, label, where) of the rows of a table."""
+    image, label, split = (
+        column_of(table, what, options.get(what), base) for what in ("image", "label", "split")
+    )
+    assert image is not None and label is not None
+    used = {image, label, split}
+    others = [(i, name) for i, name in enumerate(table.columns) if i not in used]
+    file, root = shown(table.file), os.path.dirname(table.file)
+    for number, name in others if split is None else ():
+        values = {cells[number] if number < len(cells) else "" for _, cells in table.rows}
+        if len({split_of(value) for value in values}) > 1 and all(map(split_of, values)):
+            raise UserError(
+                f"{file}: the column {name} seems to name the split ({', '.join(sorted(values))}); "
+                f"say so with {base}{'&' if '?' in base else '?'}split={name}"
+            )
+    if others:
+        notes.append(f"{file}: columns that are not used: {', '.join(name for _, name in others)}")
+    for line, cells in table.rows:
+        cells = cells + [""] * (len(table.columns) - len(cells))
+        where = f"{file}, line {line}"
+        if not cells[image]:
+            raise UserError(f"{where}: an empty path or label.")
+        if split is not None and not cells[split]:
+            raise UserError(f"{where}: the split is empty.")
+        named = of if split is None else split_of(cells[split]) or cells[split]
+        yield named, _find(root, cells[image], table.encoding, where), normal(cells[label]), where
+
+
+def _find(root: str, path: str, encoding: str, where: str) -> str:
+    """The path of an image as the file system has it: in another Unicode form, with slashes.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    for spelled in (path, path.replace("\\", "/")):
+        forms = [spelled, *(unicodedata.normalize(form, spelled) for form in ("NFC", "NFD"))]
+        if encoding == "cp1252":
+            forms.append(os.fsdecode(spelled.encode(encoding)))
+        for form in forms:
+            if os.path.isfile(os.path.join(root, form)):
+                return form
+    raise UserError(f"{where}: there is no file {shown(os.path.join(root, path))}.")
+
+
+def _check_one_class(rows: Iterable[tuple[str, str, str]]) -> None:
+    """Raises UserError for an image that a split lists under two classes."""
+    seen: dict[str, tuple[str, str]] = {}
+    for path, label, where in rows:
+        other, there = seen.setdefault(path, (label, where))
+        if other != label:
+            raise UserError(
+                f"{where}: {shown(path)} is a {label!r}, and a {other!r} in {there}; an image has "
+                "one class."
+            )

@@ -1,0 +1,190 @@
+"""Classes are known by their names: what those of some labels are, and whose class is whose."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax.errors import UserError, nearest
+
+#: The label of a record whose label is withheld, as TFDS and Hugging Face have it.
+NO_LABEL = -1
+NUMBER = re.compile("0|[1-9][0-9]*")
+
+
+class Matched(NamedTuple):
+    """numbers: (n,) int32, our class for each of theirs. by: "same", "name" or "number"."""
+
+    numbers: np.ndarray
+    by: str
+
+
+def match_classes(
+    ours: Sequence[str], theirs: Sequence[str], *, here: str = "the model", there: str
+) -> Matched:
+    """Which of our classes each of theirs is: by name, whatever the order; theirs may be fewer.
+
+    Plain numbers are the names of classes whose names are unknown: against names they count from 0.
+
+    Args:
+      here, there: what has our classes and theirs, for the message.
+
+    Raises:
+      UserError: they have a class that we do not; names the first. A name that means two classes.
+    """
+    ours, theirs = tuple(map(normal, ours)), tuple(map(normal, theirs))
+    if ours == theirs:
+        return Matched(np.arange(len(theirs), dtype=np.int32), "same")
+    position = {name: number for number, name in enumerate(ours)}
+    unknown = [name for name in theirs if name not in position]
+    if unknown and unnamed(theirs) and not unnamed(ours) and max(map(int, theirs)) < len(ours):
+        return Matched(np.array(list(map(int, theirs)), np.int32), "number")
+    if unknown and unnamed(ours) and not unnamed(theirs) and len(ours) == len(theirs):
+        numbers = np.array([int(name) for name in ours])
+        if np.array_equal(numbers, np.arange(len(ours))):
+            return Matched(numbers.astype(np.int32), "number")
+    if unknown:
+        raise UserError(
+            f"{there} has the class {unknown[0]!r}, which {here} does not know "
+            f"({len(unknown)} of {len(theirs)} are unknown).{nearest(unknown[0], ours)}"
+        )
+    for which, names in ((here, ours), (there, theirs)):
+        twice = [name for name, count in Counter(names).items() if count > 1 and name in theirs]
+        if twice:
+            raise UserError(
+                f"{which} has two classes called {twice[0]!r}, so that the classes of {there} "
+                f"cannot be matched by name; they can by number: {there.split('[')[0]}?match=number"
+            )
+    return Matched(np.array([position[name] for name in theirs], np.int32), "name")
+
+
+def normal(name: str) -> str:
+    """A name in Unicode's composed form (NFC): the same on every system that a file came from."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def unnamed(class_names: Sequence[str]) -> bool:
+    """Whether classes are called by numbers, for want of names."""
+    return all(map(NUMBER.fullmatch, class_names))
+
+
+def class_names_of(labels: Iterable[str], where: Callable[[str], str]) -> list[str]:
+    """The classes of labels that are text, sorted: numbers if they are 0, 1, ... without a gap.
+
+    Args:
+      labels: any order, any number of times.
+      where: (label) -> where it is first found, for the message.
+
+    Raises:
+      UserError: a label that lists several classes, or two that differ in case only.
+    """
+    distinct = set(labels)
+    if distinct and unnamed(sorted(distinct)):
+        return sorted(distinct, key=int)
+    _check_single(distinct, where)
+    check_case(distinct, where)
+    return sorted(distinct)
+
+
+def check_case(class_names: Iterable[str], where: Callable[[str], str]) -> None:
+    """Raises UserError for two classes that differ in case only, e.g. "Cat" and "cat"."""
+    seen: dict[str, str] = {}
+    for name in sorted(class_names):
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise UserError(
+                f"The classes {other!r} ({where(other)}) and {name!r} ({where(name)}) differ in "
+                "case only; give them one name, or two that differ."
+            )
+
+
+#: Names of things are made of names of things ("ski mask", of ImageNet's "ski" and "mask"): up to
+#: this share of the classes, it is chance. Of WordNet's 21,241 names it is 3.3%.
+BY_CHANCE = 0.04
+
+
+def _check_single(labels: set[str], where: Callable[[str], str]) -> None:
+    """Raises UserError for a label such as "cat,dog" where cat or dog are classes, too.
+
+    A comma and a space, or a space alone, are prose ("tench, Tinca tinca") unless every part is a
+    class, and that is no chance.
+    """
+    for separator in (",", ";", "|"):
+        parts = _parts(labels, re.escape(separator))
+        count = Counter(part for mine in parts.values() for part in set(mine))
+        for label, mine in parts.items():
+            if separator + " " in label:
+                continue
+            if any(part in labels or count[part] > 1 for part in mine):
+                raise _several(label, where)
+    for pattern, shared in ((r"[,;|] ", 1), (r"\s+|[/+&]", len(labels))):
+        parts = _parts(labels, pattern)
+        count = Counter(part for mine in parts.values() for part in set(mine))
+        listed = [
+            label
+            for label, mine in parts.items()
+            if all(part in labels or count[part] > shared for part in mine)
+        ]
+        if len(listed) > BY_CHANCE * len(labels):
+            raise _several(listed[0], where)
+    for label in sorted(labels):
+        if re.fullmatch(r"\[.*\]", label):
+            raise _several(label, where)
+
+
+def _parts(labels: set[str], separator: str) -> dict[str, list[str]]:
+    """{label: its parts} of the labels that have several, between matches of a pattern."""
+    found = {
+        label: [part.strip() for part in re.split(separator, label)] for label in sorted(labels)
+    }
+    return {label: mine for label, mine in found.items() if len(mine) > 1}
+
+
+def _several(label: str, where: Callable[[str], str]) -> UserError:
+    return UserError(
+        f"{where(label)}: the label {label!r} lists several classes; a record has one. Keep one, "
+        "or give the combination a name of its own."
+    )
+
+
+def unlabelled(source: Any) -> int | None:
+    """The number of a record without a label; None if all have one, as far as is known cheaply.
+
+    Where labels are only known record by record, three of them are read.
+    """
+    labels = source.labels
+    if labels is not None:
+        found = np.flatnonzero(labels < 0)
+        return int(found[0]) if len(found) else None
+    few = sorted({0, len(source) // 2, len(source) - 1}) if len(source) else []
+    return next((number for number in few if source[number]["label"] < 0), None)
+
+
+def withheld(source: Any) -> bool:
+    """Whether the labels of a source are not given, as of the test splits of competitions."""
+    if source.labels is not None:
+        return len(source) > 0 and bool((source.labels < 0).all())
+    return unlabelled(source) is not None
+
+
+def check_labelled(source: Any) -> None:
+    """Raises UserError if a record has no label; names it."""
+    if (number := unlabelled(source)) is not None:
+        name = source.name(number)
+        raise UserError(
+            f"{source.spec}: the record {name} has no label ({NO_LABEL} or none); choose another "
+            "split, with config.data.train_split and config.data.eval_split, or leave it out."
+        )
+
+
+def one_class(source: Any) -> UserError:
+    """What to say of data that are to be learnt from and have one class."""
+    return UserError(
+        f"{source.spec} has one class, {', '.join(map(repr, source.class_names))}: there is "
+        f"nothing to tell apart.{''.join(f' Note: {note}.' for note in source.notes)}"
+    )

@@ -17,7 +17,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from typing import Callable, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = "/shared"
@@ -46,8 +47,8 @@ EXCLUSIVE = (("spot", "reserved"), ("spot", "reservation"))
 SOURCE = ("setup.py", "pyproject.toml", "README.md", "vit_jax", "configs", "launch/worker.sh",
           "launch/restart.py", "launch/env/tpu.env", "launch/requirements.txt")  # fmt: skip
 
-FLAT = "2x2 2x4 4x4 4x8 8x8 8x16 16x16".split()
-DEEP = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4".split()
+FLAT = ["2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"]
+DEEP = ["2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"]
 #: Generations of TPU: (GKE's accelerator, machine with four chips, image family, most chips).
 GENERATIONS = {
     "v5e": ("tpu-v5-lite-podslice", "ct5lp-hightpu-4t", "", 256),
@@ -218,7 +219,7 @@ def check_options(launcher: str, action: str, options: dict[str, str]) -> dict[s
     if chosen:
         table["topology"] = lambda value: topology(value, chosen)
     for option, value in options.items():
-        if value and value not in ("yes", "no") or option == "name":
+        if (value and value not in ("yes", "no")) or option == "name":
             if problem := table.get(option, WORD)(value):
                 fail(f"--{option}={value}{problem}")
     for a, b in EXCLUSIVE:
@@ -283,7 +284,9 @@ def check_workdir(way: str, workdir: str) -> None:
         if "://" in workdir:
             fail(f"--workdir={workdir} is not a directory; mount the bucket (docs/launch.md).")
         if re.match(r"/(tmp|var/tmp|dev/shm|run)(/|$)", os.path.normpath(workdir)):
-            note(f"--workdir={workdir} is on one machine; a job that is queued again may not see it")
+            note(
+                f"--workdir={workdir} is on one machine; a job that is queued again may not see it"
+            )
         return
     if not workdir.startswith("/"):
         fail(

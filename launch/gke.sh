@@ -41,8 +41,6 @@ pool() {
 }
 
 job() {
-  # shellcheck disable=SC2016 # as it stands, and not as Kubernetes would expand it
-  train=("${train[@]//'$('/'$$('}")
   render "$root/launch/gke/jobset.yaml" "name=$name" "image=$image" "claim=$claim" \
     "accelerator=$accelerator" "topology=$topology" "slices=$slices" "hosts=$hosts" \
     "env=$(json_env "$root/launch/env/tpu.env")" "train=$(json_list train "${train[@]}")"

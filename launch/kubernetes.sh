@@ -23,8 +23,6 @@ options 'name image claim nodes gpus cpus memory' "$@"
 need kubectl "install it and set it up for your cluster"
 
 job() {
-  # shellcheck disable=SC2016 # as it stands, and not as Kubernetes would expand it
-  train=("${train[@]//'$('/'$$('}")
   # shellcheck disable=SC2016 # Kubernetes fills in the index
   ((nodes == 1)) || train+=("--coordinator=$name-0.$name:8476" "--num_processes=$nodes"
     '--process_id=$(JOB_COMPLETION_INDEX)')

@@ -106,9 +106,13 @@ worker_command() {
   echo "bash vit_jax/launch/worker.sh $(quoted "$@")"
 }
 
-# json_list WORDS...: ["...", ...], which is also YAML. Kubernetes replaces $(NAME), and not $$(NAME).
+# json_list WORDS...: ["...", ...], which is also YAML. Kubernetes replaces $(NAME), but not $$(NAME):
+# what was typed stays as it is, and only the index is replaced.
 json_list() {
-  python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@"
+  # shellcheck disable=SC2016 # Python's
+  python3 -c 'import json, re, sys
+typed = re.compile(r"\$\((?!JOB_COMPLETION_INDEX\))")
+print(json.dumps([typed.sub("$$(", word) for word in sys.argv[1:]]))' "$@"
 }
 
 # json_env FILE: the NAME=VALUE lines of a file as the `env` of a container.

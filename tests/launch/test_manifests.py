@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -160,9 +161,12 @@ def sky_task(kind):
 
 
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])
-def test_skypilot_retries_42_and_no_error(kind):
+def test_skypilot_retries_what_restart_allows_and_no_error(kind):
+    """L1: the same codes as everywhere."""
     recovery = sky_task(kind)["resources"]["job_recovery"]
-    assert recovery == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [42]}
+    codes = list(runpy.run_path(str(LAUNCH / "restart.py"))["AGAIN"])
+    assert recovery == {"max_restarts_on_errors": 0, "recover_on_exit_codes": codes}
+    assert codes == [42, 75, 134, 137]
 
 
 @pytest.mark.parametrize(

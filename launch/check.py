@@ -219,9 +219,10 @@ def check_options(launcher: str, action: str, options: dict[str, str]) -> dict[s
     if chosen:
         table["topology"] = lambda value: topology(value, chosen)
     for option, value in options.items():
-        if (value and value not in ("yes", "no")) or option == "name":
-            if problem := table.get(option, WORD)(value):
-                fail(f"--{option}={value}{problem}")
+        if not value or value in ("yes", "no"):
+            continue
+        if problem := table.get(option, WORD)(value):
+            fail(f"--{option}={value}{problem}")
     for a, b in EXCLUSIVE:
         if options.get(a, "no") != "no" and options.get(b, "") not in ("", "no"):
             fail(f"--{a} and --{b} exclude each other.", 2)

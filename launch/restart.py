@@ -40,10 +40,10 @@ def say(text: str) -> None:
 def workdir_of(words: list[str]) -> str:
     """The directory of `--workdir` in a command line, "" without one."""
     found = ""
-    for word, after in zip(words, [*words[1:], ""]):
+    for position, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag in ("--workdir", "-workdir"):
-            found = value if equals else after
+            found = value if equals else "".join(words[position + 1 : position + 2])
     return os.path.abspath(os.path.expanduser(found)) if found else ""
 
 
@@ -185,10 +185,8 @@ class Supervisor:
 
 def _in_child() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    try:  # a supervisor that is killed leaves no run behind: it saves and ends
+    if sys.platform == "linux":  # a supervisor that is killed leaves no run behind: it saves, ends
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):  # not Linux
-        pass
 
 
 def run(command: list[str], *, again: bool = False, folder: str = "") -> int:

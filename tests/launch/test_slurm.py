@@ -71,7 +71,7 @@ def test_a_dry_run_needs_no_slurm():
     )
     assert "#SBATCH --signal=TERM@300" in done.stdout
     step, last = "srun --kill-on-bad-exit=0 --wait=60 vit-jax train", done.stdout.splitlines()[-1]
-    assert last == f"{step} '--config=c.py' '--workdir=/shared/a b'"
+    assert last == f"{step} '--config=configs/quickstart.py' '--workdir=/shared/a b'"
 
 
 def test_without_sbatch_it_says_what_to_do():

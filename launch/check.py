@@ -104,9 +104,10 @@ def count(least: int, most: int) -> Callable[[str], str]:
 
 
 def shared(value: str) -> str:
-    if re.fullmatch(r"gs://[A-Za-z0-9][\w.-]*/?|[A-Za-z0-9][\w.-]*:/[^\s]*", value, re.ASCII):
+    store, export = r"gs://[A-Za-z0-9][\w.-]*/?", r"[A-Za-z0-9][\w.-]*:/(?!/)[^\s'\"]*"
+    if re.fullmatch(f"{store}|{export}", value, re.ASCII):
         return ""
-    if re.match(r"gs://[^/]+/", value):
+    if re.match(r"gs://[^/]+/.", value):
         return ": a bucket is mounted as a whole; give gs://BUCKET alone."
     return " is neither gs://BUCKET nor HOST:/EXPORT."
 
@@ -332,7 +333,8 @@ def check_place(way: str, path: str) -> None:
     if not inside or not found.startswith(folder + os.sep):
         what = "the image has only configs/" if way == "image" else "only the source tree is sent"
         fail(f"--config={path} is outside of {folder}: {what}. Put it there, or in {SHARED}.")
-    if way == "git" and git("ls-files", "--error-unmatch", "--", found):
+    new = git("ls-files", "--error-unmatch", "--", found) if way == "git" else ""
+    if "did not match" in new:
         fail(f"--config={path} is new to git, and only what git knows is sent: git add it first.")
 
 
@@ -447,11 +449,12 @@ def main(arguments: list[str]) -> None:
                 f"a --workdir in {SHARED}, to keep the run."
             )
         check_workdir(way, workdir)
-        check_config(way, config, overrides)
     elif train:
         fail(f"{action} takes no flags of vit-jax train.", 2)
     if way == "git" and action in ("setup", "babysit"):
         check_source()
+    if action in TRAINS:
+        check_config(way, config, overrides)
     for option, value in {**{k.replace("-", "_"): v for k, v in options.items()}, **more}.items():
         print(f"{option}={shlex.quote(value)}")
     print(f"train=({' '.join(map(shlex.quote, train))})")

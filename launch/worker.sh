@@ -113,9 +113,8 @@ hold() {
 }
 
 stop() {
-  supervised || return 0
   hold
-  kill -TERM "$(<"$state/pid")" 2>/dev/null || true
+  if supervised; then kill -TERM "$(<"$state/pid")" || true; fi
   while supervised; do sleep 0.2; done
   status
 }

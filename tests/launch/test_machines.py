@@ -14,15 +14,15 @@ LAUNCH = ROOT / "launch"
 TRAIN = ("--", "--config=configs/quickstart.py", "--workdir=/shared/a b")
 
 # On each host: ends with what the next line of CLOUD/ends says (0 when there is none), "wait" until
-# asked to stop. Like the real one it ends with 42 after SIGTERM.
+# asked to stop. Like the real one it ends with 42 after SIGTERM, and so do all others of its job.
 VIT_JAX = """#!/bin/bash
-trap 'echo saved; exit 42' TERM
+trap 'touch "$CLOUD/asked"; echo saved; exit 42' TERM
 printf '%s|' "$PWD" "$@" "$LIBTPU_INIT_ARGS" >>"$HOME/runs"
 echo >>"$HOME/runs"
 number=$(wc -l <"$HOME/runs")
 end=$(sed -n "${number}p" "$CLOUD/ends" 2>/dev/null)
 echo "run $number: ${end:=0}"
-if [ "$end" = wait ]; then while true; do sleep 0.05; done; fi
+if [ "$end" = wait ]; then until [ -e "$CLOUD/asked" ]; do sleep 0.05; done; exit 42; fi
 exit "$end"
 """
 
@@ -76,7 +76,9 @@ class Cloud:
         lines = (self.folder / "calls").read_text().splitlines()
         for words in map(shlex.split, lines):
             said = next((word for word in words if word.startswith("--command=")), "")
-            said = next((w for w in ("install", "start", "stop") if f"worker.sh {w}" in said), "")
+            said = next(
+                (w for w in ("install", "start", "hold", "stop") if f"worker.sh {w}" in said), ""
+            )
             yield " ".join([*words[3:5], said]).strip()
 
     def runs(self):
@@ -252,6 +254,34 @@ def test_babysit_ends_when_there_is_nothing_to_wait_for(cloud, states, options, 
     assert message is None or message in done.stderr
 
 
+def test_an_installation_that_fails_is_not_tried_for_ever(cloud):
+    """L12: there is nothing that uv could install."""
+    (cloud.folder / "vit-jax").unlink()
+    done = cloud("babysit", *TRAIN)
+    assert done.returncode == 1
+    assert "the installation failed five times" in done.stderr
+    assert list(cloud.calls()).count("tpu-vm ssh install") == 5
+
+
+def test_babysit_ends_when_a_run_makes_no_progress(cloud):
+    """L2: and says why; the machines that it is started on count, and babysit above them."""
+    cloud.ends(*40 * [134])
+    done = cloud("babysit", *TRAIN, RESTART_DELAY="0")
+    assert done.returncode == 1
+    assert "the run ended with an error" in done.stderr
+    log = (cloud.folder / "hosts/vit-0/vit_jax_run/log").read_text()
+    assert "started 6 times without saving anything beyond its first step" in log
+    assert cloud.runs() == {"vit-0": 6, "vit-1": 6}
+
+
+def test_what_gcloud_says_is_shown_whole(cloud):
+    """L5"""
+    (cloud.folder / "error").write_text("ERROR: (gcloud) PERMISSION_DENIED: no\n- reason: X\n- Y")
+    done = cloud("create")
+    assert done.returncode == 1
+    assert "PERMISSION_DENIED: no" in done.stderr and "reason: X" in done.stderr
+
+
 def test_a_tpu_that_exists_is_not_created_again(cloud):
     assert cloud("create").returncode == 0
     again = cloud("create")
@@ -266,7 +296,45 @@ def test_delete_stops_the_run_first(cloud):
     assert cloud("run", *TRAIN).returncode == 0
     cloud.wait_for_runs(2)
     assert cloud("delete").returncode == 0
-    assert list(cloud.calls())[-2:] == ["tpu-vm ssh stop", "queued-resources delete"]
+    last = ["tpu-vm ssh hold", "tpu-vm ssh stop", "queued-resources delete"]
+    assert list(cloud.calls())[-3:] == last
+
+
+@pytest.mark.parametrize("kind", ["tpu_vm", "compute_engine"])
+def test_stop_tells_all_hosts_before_the_first_ends(cloud, kind):
+    """L9: JAX tells the others when one is asked to stop; none of them may start again then."""
+    size = ("--slices=3",) if kind == "tpu_vm" else ()
+    call = cloud if kind == "tpu_vm" else cloud.engine
+    cloud.ends("wait")
+    for action in ("create", "setup"):
+        assert call(action, *size).returncode == 0
+    assert call("run", *size, *TRAIN).returncode == 0
+    hosts = 6 if size else 2
+    cloud.wait_for_runs(hosts)
+    begin = time.monotonic()
+    done = call("stop", *size)
+    assert time.monotonic() - begin < 20
+    assert done.stdout == "stopped\n" * hosts
+    lines = (cloud.folder / "calls").read_text().splitlines()
+    told = [word for line in lines for word in ("hold", "stop") if f"worker.sh {word}" in line]
+    nodes = 3 if size else 2
+    assert told == ["hold"] * nodes + ["stop"] * nodes
+    assert set(cloud.runs().values()) == {1}
+    assert call("status", *size).stdout == "stopped\n" * hosts
+
+
+def test_stop_reaches_the_hosts_that_it_can(cloud):
+    """L9: one that does not answer is said, the others save."""
+    cloud.ends("wait")
+    for action in ("create", "setup"):
+        assert cloud.engine(action).returncode == 0
+    assert cloud.engine("run", *TRAIN).returncode == 0
+    cloud.wait_for_runs(2)
+    (cloud.folder / "broken").write_text("vit-0")
+    done = cloud.engine("stop")
+    assert done.returncode != 0
+    assert "not all hosts could be told; see status" in done.stderr
+    assert done.stdout == "stopped\n"
 
 
 def test_compute_engine_does_the_same_on_machines_of_a_group(cloud):

@@ -52,6 +52,8 @@ def refused(done, message, code=1):
     assert done.stdout == ""
 
 
+#: One of each way in which the source tree comes to the hosts.
+each_way = pytest.mark.parametrize("command", ["tpu_vm.sh run", "gke.sh run", "skypilot.sh gpu"])
 everywhere = pytest.mark.parametrize("command", COMMANDS)
 
 
@@ -62,7 +64,7 @@ def test_what_is_right_is_taken(command):
     assert "--workdir=/shared/a" in done.stdout
 
 
-@everywhere
+@each_way
 @pytest.mark.parametrize(
     "name",
     ["My Run", "123", "true", "null", "a: {b", "a" * 70, "-a", "a-", "a_b", "ä", "a;id", "$(id)",
@@ -175,7 +177,7 @@ def test_switches():
     assert "--spot" not in create("tpu_vm.sh", "--spot=false", "--reserved").stdout
 
 
-@everywhere
+@each_way
 @pytest.mark.parametrize(
     "workdir",
     ["/tmp/x", "/shared", "/shared/", "/shared/..", "/shared/../tmp/x", "/sharedx/a", "//tmp/a",
@@ -202,7 +204,7 @@ def container_words(done):
     return job["template"]["spec"]["containers"][0]["args"]
 
 
-@everywhere
+@each_way
 @pytest.mark.parametrize(
     "train, message, code",
     [
@@ -230,6 +232,15 @@ def container_words(done):
 def test_flags_and_configs(command, train, message, code):
     """L4, L14: found out here, and not after the image is pulled."""
     refused(launch(command, train=train), message, code)
+
+
+@everywhere
+def test_every_launcher_asks_the_checker(command):
+    """L4, L5, L11, L13, L14: one of each kind."""
+    refused(launch(command, name="--name=My Run"), "--name=My Run: small letters")
+    refused(launch(command, train=[TRAIN[0], "--workdir=/tmp/x"]), "is not inside /shared")
+    refused(launch(command, train=["--config=configs/no.py", TRAIN[1]]), "there is no such file")
+    refused(launch(command, train=["train", *TRAIN]), "unexpected 'train'", 2)
 
 
 @everywhere

@@ -83,7 +83,7 @@ def test_term_ends_other_commands_as_it_does_any_program():
 )  # fmt: skip
 def test_emptied_variables_are_unset(tmp_path, names):
     """W5: the run gets as far as its data, which are not there."""
-    environment = {name: "" for name in names.split()}
+    environment = dict.fromkeys(names.split(), "")
     if "SLURM" in names:
         environment["SLURM_JOB_ID"] = "1"
     words = [*QUICK, "--config.pretrain=None", "--config.data.dataset=folder:/nowhere"]

@@ -178,7 +178,7 @@ def parse(options: dict[str, str], words: list[str]) -> list[str]:
         option = option[2:] if word.startswith("--") else ""
         if option not in options:
             fail(f"there is no option {word}.", 2)
-        if option in given:
+        if option in given and options[option] not in ("yes", "no"):
             fail(f"--{option} is given twice.", 2)
         given.add(option)
         if options[option] in ("yes", "no"):
@@ -436,7 +436,7 @@ def main(arguments: list[str]) -> None:
     options |= dict(default.split("=", 1) for default in rest[:cut])
     way, actions = LAUNCHERS[launcher]
     if action not in actions.split() and (action or actions):
-        fail(f"there is no action {action}. Give {', '.join(actions.split())}.", 2)
+        fail(f"there is no action {action or repr('')}. Give {', '.join(actions.split())}.", 2)
     train = rest[cut + 1 :]
     if launcher != "slurm.sbatch":
         train = parse(options, train)

@@ -60,7 +60,7 @@ everywhere = pytest.mark.parametrize("command", COMMANDS)
 @everywhere
 def test_what_is_right_is_taken(command):
     done = launch(command)
-    assert (done.returncode, done.stderr.replace("+", "")) in ((0, ""), (0, done.stderr))
+    assert done.returncode == 0, done.stderr
     assert "--workdir=/shared/a" in done.stdout
 
 
@@ -342,7 +342,7 @@ def test_a_dry_run_leaves_nothing_behind(command, tree):
         commit(tree)
 
     def there():
-        return sorted(p for p in tree.rglob("*") if "__pycache__" not in str(tree) or True)
+        return sorted(tree.rglob("*"))
 
     before = there()
     done = launch(command, root=tree)

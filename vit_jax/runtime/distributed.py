@@ -79,6 +79,10 @@ def check_place(coordinator: str, num_processes: int, process_id: int) -> None:
         )
 
 
+#: How often a process that waits says so, in seconds.
+SAY_EVERY = 20.0
+
+
 @contextlib.contextmanager
 def waiting(
     patience: int, coordinator: str = "", num_processes: int = 0, process_id: int = -1
@@ -89,7 +93,7 @@ def waiting(
     def watch() -> None:
         begin = time.monotonic()
         seconds = 0.0
-        while not joined.wait(min(20.0, patience - seconds)):
+        while not joined.wait(min(SAY_EVERY, patience - seconds)):
             seconds = time.monotonic() - begin
             over = seconds >= patience
             who = f"process {process_id} of {num_processes}" if num_processes else "this process"

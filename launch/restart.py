@@ -1,12 +1,13 @@
 """Runs a command of a job, and decides whether it may be started again: for all launchers.
 
-    python3 launch/restart.py run [--again] [--folder=DIR] vit-jax train --workdir=DIR ...
+    python3 launch/restart.py run [--again] [--folder=DIR] [--waits=N] vit-jax train --workdir=DIR ...
     python3 launch/restart.py codes
     python3 launch/restart.py saved --workdir=DIR ...
 
 `run` passes TERM on and ends with the code of the command, or with 1 when starting again would be
 in vain: the run was started LIMIT + 1 times and has saved no further step. With --again it starts
-the command again itself, until DIR/stop exists or it gets TERM; DIR/exit has the last code. `codes`
+the command again itself, until DIR/stop exists or it gets TERM; DIR/exit has the last code. --waits is how often the
+others may not come (100: machines that are asked for one by one can take hours). `codes`
 prints those that are started again, `saved` how many steps are. Needs nothing but Python.
 """
 
@@ -28,7 +29,7 @@ AGAIN = {
     137: "killed",
 }
 #: How often a run may be started again that has saved nothing new, and how often it may have waited
-#: for the others in vain: machines that are asked for one by one can take hours.
+#: for the others in vain.
 LIMIT, WAITS = 5, 100
 NO_STATE = {"step": -1, "tries": 0, "waits": 0}
 
@@ -67,8 +68,8 @@ def stage_step(stage: str) -> int:
 class Attempts:
     """Counts the starts of a run that bring nothing new, in a file that outlives the machine."""
 
-    def __init__(self, workdir: str, folder: str = ""):
-        self.workdir = workdir
+    def __init__(self, workdir: str, folder: str = "", most_waits: int = WAITS):
+        self.workdir, self.most_waits = workdir, most_waits
         names = ("MEGASCALE_SLICE_ID", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK")
         process = "-".join(os.environ[name] for name in names if os.environ.get(name)) or "0"
         self.path = os.path.join(folder or os.path.join(workdir, "restarts"), f"{process}.json")
@@ -97,7 +98,7 @@ class Attempts:
         if code == 75:
             self.tries, self.waits = self.tries - 1, self.waits + 1
             self._write()
-        if self.tries > LIMIT or self.waits > WAITS:
+        if self.tries > LIMIT or self.waits > self.most_waits:
             return self._in_vain(f"exit code {code}: {AGAIN[code]}")
         return ""
 
@@ -189,10 +190,10 @@ def _in_child() -> None:
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
-def run(command: list[str], *, again: bool = False, folder: str = "") -> int:
+def run(command: list[str], *, again: bool = False, folder: str = "", waits: int = WAITS) -> int:
     """Runs the command until nothing is to be started any more; returns its last exit code."""
     supervisor = Supervisor(os.path.join(folder, "stop") if folder else "")
-    attempts = Attempts(workdir_of(command), folder)
+    attempts = Attempts(workdir_of(command), folder, waits)
     while True:
         problem = attempts.begin()
         code = 1 if problem else supervisor.run(command)
@@ -226,7 +227,7 @@ def main(words: list[str]) -> int:
     if words[:1] != ["run"]:
         print((__doc__ or "").strip())
         return 0 if words in (["-h"], ["--help"]) else 2
-    again, folder, rest = False, "", words[1:]
+    again, folder, waits, rest = False, "", WAITS, words[1:]
     while rest and rest[0].startswith("--"):
         option, _, value = rest.pop(0).partition("=")
         if option == "--":
@@ -235,13 +236,15 @@ def main(words: list[str]) -> int:
             again = True
         elif option == "--folder":
             folder = value
+        elif option == "--waits":
+            waits = int(value)
         else:
             say(f"error: there is no option {option}.")
             return 2
     if not rest:
         say("error: give the command to run.")
         return 2
-    return run(rest, again=again, folder=folder)
+    return run(rest, again=again, folder=folder, waits=waits)
 
 
 if __name__ == "__main__":

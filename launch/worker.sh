@@ -105,7 +105,8 @@ supervise() {
   done <"$here/env/tpu.env"
   cd "$here/.." # for --config=configs/...
   # A machine that goes down sends TERM to all its processes: the run saves, and this waits for it.
-  exec "$python" "$here/restart.py" run --again --folder="$state" "$vit_jax" train "$@"
+  # All machines are there: one that does not come within half an hour has ended with an error.
+  exec "$python" "$here/restart.py" run --again --folder="$state" --waits=6 "$vit_jax" train "$@"
 }
 
 hold() {

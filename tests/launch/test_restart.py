@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,8 +150,10 @@ def test_a_partner_may_be_late(run):
     run.ends(*5 * LIMIT * [75], 0)
     assert run("--again").returncode == 0
     run.ends(*1000 * [75])
-    done = run("--again")
+    (run.folder / "starts").unlink()
+    done = run("--again", "--waits=8")
     assert done.returncode == 1
+    assert run.starts() == 9
     assert "the other processes did not come" in done.stderr.splitlines()[-1]
 
 
@@ -283,3 +286,49 @@ def test_help_and_wrong_usage(run, worker):
         assert f"launch/{words[0]}" in done.stdout
     assert "worker.sh install" in worker("--help").stdout
     assert run("--agian").returncode == 2
+
+
+@pytest.mark.slow
+def test_two_real_processes_finish_after_kill_9_of_one(tmp_path):
+    """L1 and L8 with vit-jax itself: the one that is left aborts, both start again and go on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    workdir = tmp_path / "run"
+    settings = {"pretrain": None, "total_epochs": None, "total_steps": 40, "batch_size": 32,
+                "eval_every_epochs": None, "log_every_steps": 1, "checkpoint_every_steps": 5,
+                "schedule.warmup_steps": 2}  # fmt: skip
+    train = [sys.executable, "-m", "vit_jax", "train", "--config=configs/quickstart.py",
+             f"--workdir={workdir}", f"--coordinator={address}", "--num_processes=2",
+             *(f"--config.{key}={value}" for key, value in settings.items())]  # fmt: skip
+    folders = [tmp_path / str(index) for index in range(2)]
+    processes = []
+    for index, folder in enumerate(folders):
+        folder.mkdir()
+        words = [sys.executable, LAUNCH / "restart.py", "run", "--again", f"--folder={folder}"]
+        with (folder / "log").open("w") as log:
+            processes.append(
+                subprocess.Popen(
+                    [*words, *train, f"--process_id={index}"],
+                    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "RESTART_DELAY": "1"},
+                    cwd=LAUNCH.parent,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        saved = workdir / "saved.json"
+        deadline = time.monotonic() + 300
+        while not saved.exists():
+            assert time.monotonic() < deadline, (folders[0] / "log").read_text()
+            time.sleep(0.05)
+        subprocess.run(["pkill", "-KILL", "--parent", str(processes[1].pid)], check=True)
+        assert [process.wait(300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.terminate()
+    logs = [(folder / "log").read_text() for folder in folders]
+    assert "exit code 134: another process of the job died; starting again" in logs[0]
+    assert "exit code 137: killed; starting again" in logs[1]
+    assert "resumed from step" in logs[0]
+    assert (workdir / "model" / "model.safetensors").exists()

@@ -63,8 +63,8 @@ machines() {
     return
   fi
   names=$("${list[@]}" | sort) || exit
-  [[ $names ]] || die "$name has no machines in $zone; create it first."
-  mapfile -t all <<<"$names"
+  [[ $names || $action == delete ]] || die "$name has no machines in $zone; create it first."
+  [[ -z $names ]] || mapfile -t all <<<"$names"
 }
 
 # on_hosts COMMAND: on all machines at once; false if it fails on one.

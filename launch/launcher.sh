@@ -38,6 +38,7 @@ options() {
     [[ $option != -h && $option != --help ]] || help
     [[ $option != -- ]] || break
   done
+  command -v python3 >/dev/null || die "there is no python3 here; install it."
   assignments=$(python3 -B "$root/launch/check.py" "${program#launch/}" "${action-}" \
     "${defaults[@]}" -- "$@") || exit
   eval "$assignments"

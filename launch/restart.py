@@ -1,14 +1,14 @@
 """Runs a command of a job, and decides whether it may be started again: for all launchers.
 
-    python3 launch/restart.py run [--again] [--folder=DIR] [--waits=N] vit-jax train --workdir=DIR ...
+    python3 launch/restart.py run [--again] [--folder=DIR] [--waits=N] vit-jax train ...
     python3 launch/restart.py codes
     python3 launch/restart.py saved --workdir=DIR ...
 
 `run` passes TERM on and ends with the code of the command, or with 1 when starting again would be
 in vain: the run was started LIMIT + 1 times and has saved no further step. With --again it starts
-the command again itself, until DIR/stop exists or it gets TERM; DIR/exit has the last code. --waits is how often the
-others may not come (100: machines that are asked for one by one can take hours). `codes`
-prints those that are started again, `saved` how many steps are. Needs nothing but Python.
+the command again itself, until DIR/stop exists or it gets TERM; DIR/exit has the last code. --waits
+is how often the other processes may not come (100: machines that are asked for one by one can take
+hours). `codes` prints those that are started again, `saved` how many steps are. Needs only Python.
 """
 
 from __future__ import annotations

@@ -349,3 +349,14 @@ def test_compute_engine_does_the_same_on_machines_of_a_group(cloud):
     assert cloud.runs() == {"vit-0": 2, "vit-1": 2}
     ends = [path.read_text() for path in cloud.folder.glob("hosts/*/vit_jax_run/exit")]
     assert ends == ["42\n", "42\n"]  # saved before the machines went
+
+
+def test_a_group_without_machines_can_be_deleted_and_nothing_else(cloud):
+    """Google had none to give: what was asked for must go all the same."""
+    done = cloud.engine("delete")
+    assert done.returncode == 0, done.stderr
+    assert "instance-groups managed delete vit" in (cloud.folder / "calls").read_text()
+    for action in ("status", "stop", "setup", "logs"):
+        assert (
+            "vit has no machines in us-central1-c; create it first." in cloud.engine(action).stderr
+        )

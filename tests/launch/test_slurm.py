@@ -70,6 +70,7 @@ def test_a_dry_run_needs_no_slurm():
         env={"PATH": "/usr/bin:/bin"},
     )
     assert "#SBATCH --signal=TERM@300" in done.stdout
+    assert "A node needs 8 GPUs and 64 cores, or the job is pending for good" in done.stdout  # L3
     step, last = "srun --kill-on-bad-exit=0 --wait=60 vit-jax train", done.stdout.splitlines()[-1]
     assert last == f"{step} '--config=configs/quickstart.py' '--workdir=/shared/a b'"
 

@@ -7,12 +7,14 @@
 #   launch/compute_engine.sh run    --name=vit --project=P --zone=us-central1-c -- \
 #       --config=configs/pretrain.py:B/16,imagenet21k --workdir=/shared/b16
 #
-# Then: status, logs, stop, delete. A host starts the run again when it ends with 42.
+# Then: status, logs, stop, delete. Every host starts the run again when it was asked to stop and has
+# saved (42), when another process died (134, 137) or did not come (75): at most five times without a
+# further step saved. Nothing else is started again.
 #
 #   --name=NAME --project=PROJECT --zone=ZONE   needed by all actions
 #   --topology=2x2x4      chips; four to a machine, so this is four machines
-#   --machine=tpu7x-standard-4t   --image-family=ubuntu-accel-2404-amd64-tpu-tpu7x; for v6e
-#                         ct6e-standard-4t and ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e
+#   --machine=tpu7x-standard-4t   ct6e-standard-4t for v6e, with a topology like 4x4;
+#                         --image-family=... if not the machine's own
 #   --spot, --reservation=NAME    how it is paid for; default: on demand
 #   --shared=gs://BUCKET  mounted on /shared of every host; HOST:/EXPORT for NFS
 #   --dry-run             print the commands, run nothing
@@ -22,12 +24,9 @@ action=${1---help}
 shift || true
 [[ $action == -h || $action == --help ]] && help
 name='?' project='?' zone='?' topology=2x2x4 machine=tpu7x-standard-4t spot=no reservation=''
-image_family=ubuntu-accel-2404-amd64-tpu-tpu7x shared=''
+image_family='' shared='' hosts=''
 options 'name project zone topology machine image-family spot reservation shared' "$@"
 need gcloud "install the Google Cloud CLI and run gcloud auth login"
-[[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "--topology=$topology is not like 2x2x4 or 4x4."
-machines=$((${topology//x/*} / 4))
-((machines > 0)) || die "--topology=$topology has fewer than four chips; a machine has four."
 region=${zone%-*}
 in_zone=("--project=$project" "--zone=$zone")
 
@@ -36,14 +35,14 @@ create() {
     --image-project=ubuntu-os-accelerator-images --maintenance-policy=TERMINATE
     --boot-disk-type=hyperdisk-balanced --boot-disk-size=200GB
     --network-interface=nic-type=GVNIC --scopes=cloud-platform)
-  local group=("--size=$machines" "--template=$name")
+  local group=("--size=$hosts" "--template=$name")
   if [[ $reservation ]]; then
     template+=(--provisioning-model=RESERVATION_BOUND --reservation-affinity=specific
       "--reservation=$reservation")
   elif [[ $spot == yes ]]; then
     template+=(--provisioning-model=SPOT --instance-termination-action=STOP)
   fi
-  if ((machines > 1)); then
+  if ((hosts > 1)); then
     run gcloud compute resource-policies create workload-policy "$name" "--project=$project" \
       "--region=$region" --type=HIGH_THROUGHPUT "--accelerator-topology=$topology"
     group+=("--workload-policy=projects/$project/regions/$region/resourcePolicies/$name"
@@ -53,59 +52,67 @@ create() {
   run gcloud alpha compute instance-groups managed create "$name" "${in_zone[@]}" "${group[@]}"
 }
 
-# hosts: the names of the machines, one a line.
-hosts() {
-  local list=(gcloud compute instance-groups managed list-instances "$name" "${in_zone[@]}"
+# machines: sets the array `all` to the names of the machines.
+machines() {
+  local names list=(gcloud compute instance-groups managed list-instances "$name" "${in_zone[@]}"
     '--format=value(instance.basename())')
+  all=()
   if [[ $dry_run == yes ]]; then
     quoted "${list[@]}" >&2
-    for ((i = 0; i < machines; i++)); do echo "$name-$i"; done
-  else
-    "${list[@]}" | sort
+    for ((i = 0; i < hosts; i++)); do all+=("$name-$i"); done
+    return
   fi
+  names=$("${list[@]}" | sort) || exit
+  [[ $names || $action == delete ]] || die "$name has no machines in $zone; create it first."
+  [[ -z $names ]] || mapfile -t all <<<"$names"
 }
 
+# on_hosts COMMAND: on all machines at once; false if it fails on one.
 on_hosts() {
-  local host all
-  all=$(hosts)
-  [[ $all ]] || die "$name has no machines in $zone; create it first."
-  for host in $all; do
-    run gcloud compute ssh "$host" "${in_zone[@]}" "--command=$1"
-  done
+  command=$1
+  on_host() { run gcloud compute ssh "$1" "${in_zone[@]}" "--command=$command"; }
+  together on_host "${all[@]}"
 }
 
 setup() {
-  local archive=vit_jax.tar.gz host all
+  archive=vit_jax.tar.gz
   [[ $dry_run == yes ]] || archive=$(mktemp --suffix=.tar.gz)
   pack "$archive"
-  all=$(hosts)
-  for host in $all; do
-    run gcloud compute scp "$archive" "$host:vit_jax.tar.gz" "${in_zone[@]}"
-  done
+  # shellcheck disable=SC2317 # called by together
+  copy() { run gcloud compute scp "$archive" "$1:vit_jax.tar.gz" "${in_zone[@]}"; }
+  together copy "${all[@]}"
   [[ $dry_run == yes ]] || rm -f "$archive"
   on_hosts "$(install_command "$shared")"
 }
 
+# stop: one that stops tells the others through JAX, so all must know first that they stay stopped.
+stop() {
+  local failed=0
+  on_hosts "$(worker_command hold)" || failed=$?
+  on_hosts "$(worker_command stop)" || failed=$?
+  ((failed == 0)) || echo "$program: error: not all hosts could be told; see status" >&2
+  return "$failed"
+}
+
 delete() {
-  on_hosts "$(worker_command stop)" ||
+  stop ||
     echo "$program: warning: the run could not be asked to save; its last checkpoint counts" >&2
   run gcloud compute instance-groups managed delete "$name" "${in_zone[@]}" --quiet
   run gcloud compute instance-templates delete "$name" "--project=$project" --quiet
-  ((machines == 1)) || run gcloud compute resource-policies delete "$name" \
+  ((hosts == 1)) || run gcloud compute resource-policies delete "$name" \
     "--project=$project" "--region=$region" --quiet
 }
 
 case $action in
-  create | setup | delete) "$action" ;;
+  create) create ;;
   wait) run gcloud compute instance-groups managed wait-until "$name" "${in_zone[@]}" --stable ;;
-  run)
-    check_train
-    on_hosts "$(worker_command start "${train[@]}")"
+  *)
+    machines
+    case $action in
+      setup | stop | delete) "$action" ;;
+      run) on_hosts "$(worker_command start "${train[@]}")" ;;
+      status) on_hosts "$(worker_command status)" ;;
+      logs) all=("${all[0]}") && on_hosts "$(worker_command logs)" ;;
+    esac
     ;;
-  status | stop) on_hosts "$(worker_command "$action")" ;;
-  logs)
-    all=$(hosts)
-    run gcloud compute ssh "${all%%$'\n'*}" "${in_zone[@]}" "--command=$(worker_command logs)"
-    ;;
-  *) usage "there is no action $action." ;;
 esac

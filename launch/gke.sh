@@ -12,31 +12,19 @@
 #   --cluster=CLUSTER --location=REGION --zone=ZONE [--spot]       for pool
 #   --dry-run         print the YAML and the commands, run nothing
 #
-# Exit codes: 1 and 2 end the JobSet; 42, and pods that the cluster takes away, start it again.
+# Needs Kubernetes 1.29 and JobSet 0.6, or later. Exit codes: 1 and 2 end the JobSet; any other, and
+# pods that the cluster takes away, start it again, six times at most without a further step saved.
 
 source "$(dirname "$0")/launcher.sh"
 action=${1---help}
 shift || true
 [[ $action == -h || $action == --help ]] && help
 name=vit image='' claim='' accelerator=tpu-v5-lite-podslice topology=4x4 slices=1
-cluster='' location='' zone='' spot=no
+cluster='' location='' zone='' spot=no hosts='' machine=''
 options 'name image claim accelerator topology slices cluster location zone spot' "$@"
-[[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "--topology=$topology is not like 4x4 or 2x2x4."
-hosts=$((${topology//x/*} / 4))
-((hosts > 0)) || die "--topology=$topology has fewer than four chips; a machine has four."
-
-case $accelerator in
-  tpu-v5-lite-podslice) machine=ct5lp-hightpu-4t ;;
-  tpu-v5p-slice) machine=ct5p-hightpu-4t ;;
-  tpu-v6e-slice) machine=ct6e-standard-4t ;;
-  tpu7x) machine=tpu7x-standard-4t ;;
-  *) die "--accelerator=$accelerator: give tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice or" \
-    "tpu7x." ;;
-esac
 
 pool() {
   need gcloud "install the Google Cloud CLI and run gcloud auth login"
-  [[ $cluster && $location && $zone ]] || usage "--cluster, --location and --zone are needed."
   local slice words=("--cluster=$cluster" "--location=$location" "--node-locations=$zone"
     "--machine-type=$machine" "--num-nodes=$hosts" --scopes=cloud-platform)
   [[ $spot == no ]] || words+=(--spot)
@@ -53,9 +41,6 @@ pool() {
 }
 
 job() {
-  [[ $image ]] || usage "--image=IMAGE is needed."
-  [[ $claim ]] || usage "--claim=NAME of a PersistentVolumeClaim is needed."
-  check_train
   render "$root/launch/gke/jobset.yaml" "name=$name" "image=$image" "claim=$claim" \
     "accelerator=$accelerator" "topology=$topology" "slices=$slices" "hosts=$hosts" \
     "env=$(json_env "$root/launch/env/tpu.env")" "train=$(json_list train "${train[@]}")"
@@ -66,7 +51,6 @@ case $action in
   pool) pool ;;
   run) yaml=$(job) && apply_manifest <<<"$yaml" ;;
   status) run kubectl get pods "--selector=jobset.sigs.k8s.io/jobset-name=$name" --output=wide ;;
-  logs) run kubectl logs --follow "job/$name-slice-0" ;;
+  logs) newest_logs "jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0" ;;
   stop) run kubectl delete jobset "$name" ;;
-  *) usage "there is no action $action." ;;
 esac

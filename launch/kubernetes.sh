@@ -8,36 +8,33 @@
 # Also: status, logs, stop (saves and deletes the Job).
 #
 #   --gpus=8     GPUs per node; one pod takes a node, one process takes its GPUs
+#   --cpus=, --memory=   what a pod asks for; default: 4 cores and 16Gi for a GPU
 #   --dry-run    print the YAML, run nothing
 #
-# Exit codes: 1 and 2 end the Job; 42, and pods that the cluster takes away, are started again.
+# Needs Kubernetes 1.29 or later. Exit codes: 1 and 2 end the Job; any other, and pods that the
+# cluster takes away, are started again, six times at most without a further step saved.
 
 source "$(dirname "$0")/launcher.sh"
 action=${1---help}
 shift || true
 [[ $action == -h || $action == --help ]] && help
-name=vit image='' claim='' nodes=1 gpus=8
-options 'name image claim nodes gpus' "$@"
+name=vit image='' claim='' nodes=1 gpus=8 cpus='' memory=''
+options 'name image claim nodes gpus cpus memory' "$@"
 need kubectl "install it and set it up for your cluster"
 
 job() {
-  [[ $image ]] || usage "--image=IMAGE is needed."
-  [[ $claim ]] || usage "--claim=NAME of a PersistentVolumeClaim is needed."
-  [[ $nodes =~ ^[1-9][0-9]*$ ]] || die "--nodes=$nodes is not a positive number."
-  check_train
   # shellcheck disable=SC2016 # Kubernetes fills in the index
   ((nodes == 1)) || train+=("--coordinator=$name-0.$name:8476" "--num_processes=$nodes"
     '--process_id=$(JOB_COMPLETION_INDEX)')
   render "$root/launch/kubernetes/gpu-job.yaml" "name=$name" "image=$image" "claim=$claim" \
-    "nodes=$nodes" "gpus=$gpus" "env=$(json_env "$root/launch/env/gpu.env")" \
+    "nodes=$nodes" "gpus=$gpus" "cpus=${cpus:-$((4 * gpus))}" "memory=${memory:-$((16 * gpus))Gi}" \
+    "env=$(json_env "$root/launch/env/gpu.env")" \
     "train=$(json_list train "${train[@]}")"
 }
 
 case $action in
   run) yaml=$(job) && apply_manifest <<<"$yaml" ;;
   status) run kubectl get pods "--selector=job-name=$name" --output=wide ;;
-  logs) run kubectl logs --follow \
-    "--selector=job-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+  logs) newest_logs "job-name=$name" ;;
   stop) run kubectl delete "job/$name" "service/$name" ;;
-  *) usage "there is no action $action." ;;
 esac

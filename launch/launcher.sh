@@ -1,10 +1,11 @@
-# Sourced by the launchers: options, dry runs, errors, and the check of what follows `--`.
+# Sourced by the launchers: options, dry runs, errors.
 # shellcheck shell=bash
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=launch/$(basename "$0")
 dry_run=no
+# shellcheck disable=SC2034 # by the launchers
 train=()
 
 die() {
@@ -23,45 +24,24 @@ help() {
   exit 0
 }
 
-# options 'NAME ...' WORDS...: sets the variable of each --NAME=VALUE (--NAME alone means yes), and
-# the array train to what follows `--`. The launcher assigns the defaults; ? must be given.
+# options 'NAME ...' WORDS...: checks what was typed, see check.py; sets the variable of each
+# --NAME=VALUE, and the array train to what follows `--`. The launcher assigns the defaults; ? must be
+# given, and no means that --NAME alone is yes.
 options() {
-  local known=" dry-run $1 " option value
-  shift
-  while (($#)); do
-    [[ $1 != -h && $1 != --help ]] || help
-    if [[ $1 == -- ]]; then
-      train=("${@:2}")
-      break
-    fi
-    option=${1#--}
-    value=yes
-    [[ $option != *=* ]] || value=${option#*=}
-    option=${option%%=*}
-    [[ $1 == --?* && $known == *" $option "* ]] || usage "there is no option $1."
-    printf -v "${option//-/_}" '%s' "$value"
-    shift
-  done
-  for option in $known; do
+  local option value defaults=() assignments
+  for option in $1; do
     value=${option//-/_}
-    [[ ${!value} != '?' ]] || usage "--$option=... is needed."
+    defaults+=("$option=${!value}")
   done
-}
-
-# check_train: what follows `--` is a training command that works on every host; sets workdir.
-check_train() {
-  local word config=''
-  workdir=''
-  for word in "${train[@]}"; do
-    case $word in
-      --config=*) config=${word#*=} ;;
-      --workdir=*) workdir=${word#*=} ;;
-    esac
+  shift
+  for option; do
+    [[ $option != -h && $option != --help ]] || help
+    [[ $option != -- ]] || break
   done
-  [[ $config ]] || usage "-- --config=FILE is needed."
-  [[ $workdir ]] || usage "-- --workdir=DIR is needed."
-  [[ $workdir == /* ]] || die "--workdir=$workdir is not a path that starts with /; every host" \
-    "must see the same directory, so mount the bucket or disk (docs/launch.md)."
+  command -v python3 >/dev/null || die "there is no python3 here; install it."
+  assignments=$(python3 -B "$root/launch/check.py" "${program#launch/}" "${action-}" \
+    "${defaults[@]}" -- "$@") || exit
+  eval "$assignments"
 }
 
 # quoted WORDS...: one line that a shell reads as these words.
@@ -91,11 +71,29 @@ need() {
 
 # pack FILE: the source tree as a .tar.gz: all that git knows of, with changes not yet committed.
 pack() {
-  local tree=''
-  [[ $dry_run == yes ]] || tree=$(git -C "$root" stash create) # a commit outside of all branches
+  local tree='' # a commit outside of all branches
+  [[ $dry_run == yes ]] ||
+    tree=$(git -C "$root" -c user.name=launch -c user.email=launch@localhost stash create)
   [[ -z $(git -C "$root" ls-files --others --exclude-standard) ]] ||
     echo "$program: warning: new files are sent only after git add" >&2
   run git -C "$root" archive --format=tar.gz --output="$1" "${tree:-HEAD}"
+}
+
+# together FUNCTION HOSTS...: FUNCTION HOST for all hosts at once; false if it fails for one of them.
+together() {
+  local what=$1 host failed=0 jobs=()
+  shift
+  for host; do
+    if [[ $dry_run == yes ]]; then "$what" "$host" && continue || return; fi
+    "$what" "$host" &
+    jobs+=($!)
+    if ((${#jobs[@]} >= 32)); then # each is a process of gcloud's
+      wait "${jobs[0]}" || failed=$?
+      jobs=("${jobs[@]:1}")
+    fi
+  done
+  for host in "${jobs[@]}"; do wait "$host" || failed=$?; done
+  return "$failed"
 }
 
 # install_command SHARED: what a host does with the source that `pack` made.
@@ -109,9 +107,13 @@ worker_command() {
   echo "bash vit_jax/launch/worker.sh $(quoted "$@")"
 }
 
-# json_list WORDS...: ["...", ...], which is also YAML.
+# json_list WORDS...: ["...", ...], which is also YAML. Kubernetes replaces $(NAME), but not $$(NAME):
+# what was typed stays as it is, and only the index is replaced.
 json_list() {
-  python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@"
+  # shellcheck disable=SC2016 # Python's
+  python3 -c 'import json, re, sys
+typed = re.compile(r"\$\((?!JOB_COMPLETION_INDEX\))")
+print(json.dumps([typed.sub("$$(", word) for word in sys.argv[1:]]))' "$@"
 }
 
 # json_env FILE: the NAME=VALUE lines of a file as the `env` of a container.
@@ -124,6 +126,22 @@ print(json.dumps([{"name": name, "value": value} for name, value in pairs]))' "$
 # apply_manifest: gives the YAML on standard input to the cluster, or with --dry-run prints it.
 apply_manifest() {
   if [[ $dry_run == yes ]]; then cat; else kubectl create --filename=-; fi
+}
+
+# newest_logs SELECTOR: follows the whole log of the newest pod of rank 0; each try is a pod.
+newest_logs() {
+  local pod list=(kubectl get pods
+    "--selector=$1,batch.kubernetes.io/job-completion-index=0"
+    --sort-by=.metadata.creationTimestamp --output=name)
+  if [[ $dry_run == yes ]]; then
+    quoted "${list[@]}"
+    pod=pod/NEWEST
+  else
+    pod=$("${list[@]}") || exit
+    pod=${pod##*$'\n'}
+    [[ $pod ]] || die "there is no pod of that name; see $program status."
+  fi
+  run kubectl logs --follow "$pod"
 }
 
 # render TEMPLATE NAME=VALUE...: the template with ${NAME} replaced, on standard output.

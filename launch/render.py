@@ -22,6 +22,8 @@ def render(template: str, values: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        sys.exit(print((__doc__ or "").strip()))
     path, *pairs = sys.argv[1:]
     try:
         print(render(Path(path).read_text(), dict(pair.split("=", 1) for pair in pairs)), end="")

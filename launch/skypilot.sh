@@ -9,22 +9,23 @@
 #   --dry-run              print the task and the command, run nothing
 #
 # What is asked for stands in launch/skypilot/gpu.yaml and tpu.yaml. Logs and stop: sky jobs logs,
-# sky jobs cancel. 42, and machines that are taken away, start the task again; 1 does not.
+# sky jobs cancel. Machines that are taken away, and runs that were asked to stop, lost a process or
+# found no partner (42, 134, 137, 75), start the task again, six times at most without a further step
+# saved; an error does not.
 
 source "$(dirname "$0")/launcher.sh"
-kind=${1---help}
+action=${1---help}
 shift || true
-[[ $kind == -h || $kind == --help ]] && help
-[[ $kind == gpu || $kind == tpu ]] || usage "give gpu or tpu, not $kind."
+[[ $action == -h || $action == --help ]] && help
+[[ $action == gpu || $action == tpu ]] || usage "give gpu or tpu, not $action."
 name=vit shared='?' nodes=1
 options 'name shared nodes' "$@"
 need sky "pip install 'skypilot[gcp]'"
-check_train
-[[ $kind == gpu || $nodes == 1 ]] || die "--nodes is for gpu; a larger TPU is another accelerator" \
+[[ $action == gpu || $nodes == 1 ]] || die "--nodes is for gpu; a larger TPU is another accelerator" \
   "in launch/skypilot/tpu.yaml."
 
 words=("--name=$name" "--num-nodes=$nodes" "--env=TRAIN=$(quoted "${train[@]}")"
   "--env=SHARED=$shared" --yes)
-[[ $dry_run == no ]] || cat "$root/launch/skypilot/$kind.yaml"
+[[ $dry_run == no ]] || cat "$root/launch/skypilot/$action.yaml"
 cd "$root"
-run sky jobs launch "launch/skypilot/$kind.yaml" "${words[@]}"
+run sky jobs launch "launch/skypilot/$action.yaml" "${words[@]}"

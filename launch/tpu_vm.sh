@@ -11,22 +11,23 @@
 #   --type=v5litepod-16       accelerator type; --version=... if not the type's own runtime
 #   --slices=1                more than one: a multislice job
 #   --spot, --reserved        how it is paid for; default: on demand
+#   --restarts=10             babysit gives up after so many starts without a further step saved
 #   --shared=gs://BUCKET      mounted on /shared of every host; HOST:/EXPORT for NFS
 #   --project=PROJECT         default: gcloud's own
 #   --dry-run                 print the commands, run nothing
 #
-# Exit codes of a run: 42, preempted after saving, is retried; 1, an error, is not.
+# Every host starts the run again when it was asked to stop and has saved (42), when another process
+# died (134, 137) or did not come (75): at most five times without a further step saved. An error, or
+# anything else, is not started again.
 
 source "$(dirname "$0")/launcher.sh"
 action=${1---help}
 shift || true
 [[ $action == -h || $action == --help ]] && help
 name='?' zone='?' project='' type=v5litepod-16 version='' slices=1 spot=no reserved=no shared=''
-poll=30 restarts=100
+poll=30 restarts=10
 options 'name zone project type version slices spot reserved shared poll restarts' "$@"
 need gcloud "install the Google Cloud CLI and run gcloud auth login"
-[[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices is not a positive number."
-[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || die "--name=$name: small letters, digits and -."
 
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
@@ -43,7 +44,6 @@ runtime() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
     v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
-    *) die "--type=$type: give v2-, v3-, v4-, v5litepod-, v5p- or v6e-N, or --version=RUNTIME." ;;
   esac
 }
 
@@ -56,7 +56,7 @@ request() {
   elif [[ $out == *NOT_FOUND* || $out == *'not found'* ]]; then
     echo NONE
   else
-    die "gcloud: ${out##*$'\n'}"
+    die "gcloud: $out"
   fi
 }
 
@@ -101,12 +101,13 @@ wait_active() {
   done
 }
 
-# on_hosts WORKER COMMAND: runs a command on one host, or all, of every slice.
+# on_hosts WORKER COMMAND: runs a command on one host, or all, of every slice; false if one fails.
 on_hosts() {
-  local node
-  for node in "${nodes[@]}"; do
-    run gcloud compute tpus tpu-vm ssh "$node" "${where[@]}" "--worker=$1" "--command=$2" || return
-  done
+  worker=$1 command=$2
+  on_node() {
+    run gcloud compute tpus tpu-vm ssh "$1" "${where[@]}" "--worker=$worker" "--command=$command"
+  }
+  together on_node "${nodes[@]}"
 }
 
 worker() {
@@ -114,13 +115,13 @@ worker() {
 }
 
 setup() {
-  local archive=vit_jax.tar.gz node
+  archive=vit_jax.tar.gz
   [[ $dry_run == yes ]] || archive=$(mktemp --suffix=.tar.gz)
   pack "$archive" || return
-  for node in "${nodes[@]}"; do
-    run gcloud compute tpus tpu-vm scp "$archive" "$node:vit_jax.tar.gz" "${where[@]}" \
-      --worker=all || return
-  done
+  copy() {
+    run gcloud compute tpus tpu-vm scp "$archive" "$1:vit_jax.tar.gz" "${where[@]}" --worker=all
+  }
+  together copy "${nodes[@]}" || return 255
   [[ $dry_run == yes ]] || rm -f "$archive"
   on_hosts all "$(install_command "$shared")"
 }
@@ -129,19 +130,37 @@ start() {
   worker start "${train[@]}"
 }
 
+# stop: one that stops tells the others through JAX, so all must know first that they stay stopped.
+stop() {
+  local failed=0
+  worker hold || failed=$?
+  worker stop || failed=$?
+  ((failed == 0)) || echo "$program: error: not all hosts could be told; see status" >&2
+  return "$failed"
+}
+
+# saved: how many steps are on the disk, as the first host sees it; nothing if that is not known.
+saved() {
+  local said first=${nodes[0]}
+  local nodes=("$first")
+  said=$(on_hosts 0 "$(worker_command saved "${train[@]}")" 2>/dev/null) || true
+  [[ ! $said =~ ^-?[0-9]+$ ]] || echo "$said"
+}
+
 # job: what all hosts together say, in one word.
 job() {
-  local said
+  local said again
+  again=$(python3 "$root/launch/restart.py" codes)
   said=$(on_hosts all "if [ -e vit_jax/launch/worker.sh ];\
  then bash vit_jax/launch/worker.sh status; else echo none; fi" 2>/dev/null) || true
   says() { grep -qxE "$1" <<<"$said"; }
-  if says 'exit [12]'; then
+  if grep -xE 'exit [0-9]+' <<<"$said" | grep -qvxE "exit (0|${again// /|})"; then
     echo failed
   elif says running; then
     echo running
   elif says stopped; then
     echo stopped
-  elif says 'none|lost|exit [3-9]|exit [0-9]{2,}'; then
+  elif says "none|lost|exit (${again// /|})"; then
     echo idle
   elif says 'exit 0'; then
     echo finished
@@ -155,7 +174,7 @@ delete() {
 }
 
 babysit() {
-  local starts=0 failures=0 now
+  local starts=0 failures=0 installs=0 unreached=0 in_vain=0 step=-1 code now
   while true; do
     now=$(request) || exit 1
     case $now in
@@ -169,12 +188,30 @@ babysit() {
     case $now in
       idle)
         ((starts += 1))
-        ((starts <= restarts)) || die "started $restarts times without an end; see the logs."
         echo "$name: start $starts" >&2
-        { setup && start; } || {
+        code=0
+        setup || code=$?
+        if ((code == 0)); then
+          installs=0
+          now=$(saved)
+          if [[ $now && $now -gt $step ]]; then step=$now in_vain=0; fi
+          ((in_vain < restarts)) || die "started $in_vain times without saving anything beyond step" \
+            "$step; see $program logs. The TPU is paid for until delete."
+          ((in_vain += 1))
+          start || code=$?
+        elif ((code != 255)); then # 255 is ssh's own: a host that cannot be reached
+          ((installs += 1))
+          ((installs < 5)) || die "the installation failed five times, see above; the TPU is paid" \
+            "for until delete."
+        fi
+        ((code == 0)) || {
+          ((unreached += 1))
+          ((unreached < 30)) || die "the hosts could not be started 30 times in a row, see above;" \
+            "the TPU is paid for until delete."
           echo "$program: warning: not all hosts could be started; trying again" >&2
-          worker stop || true
+          stop 2>/dev/null || true
         }
+        ((code != 0)) || unreached=0
         ;;
       finished)
         echo "$name: the run is done" >&2
@@ -194,25 +231,21 @@ babysit() {
 
 case $action in
   create | setup) "$action" ;;
+  stop) stop ;;
   wait) wait_active || die "$name was taken away; delete it and create it again." ;;
-  run) check_train && start ;;
+  run) start ;;
   status) worker status ;;
   logs) nodes=("${nodes[0]}") && on_hosts 0 "$(worker_command logs)" ;;
-  stop) worker stop ;;
   delete)
-    worker stop ||
+    stop ||
       echo "$program: warning: the run could not be asked to save; its last checkpoint counts" >&2
     delete
     ;;
   babysit)
-    check_train
-    [[ $shared && $workdir == /shared/* ]] || die "babysit deletes the TPU and its disks at the" \
-      "end; give --shared=gs://BUCKET and a --workdir in /shared, to keep the run."
     if [[ $dry_run == yes ]]; then
       create && wait_active && setup && start && worker status && delete
     else
       babysit
     fi
     ;;
-  *) usage "there is no action $action." ;;
 esac

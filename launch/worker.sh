@@ -4,16 +4,20 @@
 #   bash worker.sh install [gs://BUCKET | HOST:/EXPORT]   the package into ~/venv; mounts /shared
 #   bash worker.sh start TRAIN-FLAGS...                   trains in the background
 #   bash worker.sh status                                 none, running, stopped, lost or exit CODE
+#   bash worker.sh hold                                   it is not started again when it ends
 #   bash worker.sh stop                                   asks it to save, and waits until it has
 #   bash worker.sh logs                                   follows the log
+#   bash worker.sh saved TRAIN-FLAGS...                   how many steps are saved
 #
-# A run that ends with 42 (preempted after saving) is started again here, any other end is kept.
-# What a run leaves is in ~/vit_jax_run: log, exit.
+# restart.py decides which ends are started again, and how often. With several machines, `hold` comes
+# to all of them before `stop` to the first. What a run leaves is in ~/vit_jax_run: log, exit.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 state=$HOME/vit_jax_run
 vit_jax=$HOME/venv/bin/vit-jax
+python=$HOME/venv/bin/python
+[[ -x $python ]] || python=/usr/bin/python3
 
 die() {
   echo "$(hostname): error: $*" >&2
@@ -21,7 +25,8 @@ die() {
 }
 
 supervised() {
-  [[ -f $state/pid ]] && [[ $(ps -o args= -p "$(<"$state/pid")") == *'worker.sh supervise'* ]]
+  [[ -f $state/pid ]] &&
+    [[ $(ps -o args= -p "$(<"$state/pid")") == *@('worker.sh supervise'|'restart.py run')* ]]
 }
 
 status() {
@@ -30,7 +35,11 @@ status() {
   elif [[ -f $state/exit ]]; then
     local code
     code=$(<"$state/exit")
-    if [[ -f $state/stop && $code == 42 ]]; then echo stopped; else echo "exit $code"; fi
+    if [[ -f $state/stop && " $("$python" "$here/restart.py" codes) " == *" $code "* ]]; then
+      echo stopped
+    else
+      echo "exit $code"
+    fi
   elif [[ -f $state/pid ]]; then
     echo lost # the machine went down before the end could be written
   else
@@ -84,7 +93,7 @@ start() {
   [[ $(status) != running ]] || die "a run is in progress; stop it first."
   [[ -x $vit_jax ]] || die "$vit_jax does not exist; run the launcher's setup first."
   mkdir -p "$state"
-  rm -f "$state/stop" "$state/exit"
+  rm -f "$state/stop" "$state/exit" "$state/"*.json
   setsid nohup bash "$here/worker.sh" supervise "$@" >>"$state/log" 2>&1 </dev/null &
   echo $! >"$state/pid"
 }
@@ -96,30 +105,28 @@ supervise() {
   done <"$here/env/tpu.env"
   cd "$here/.." # for --config=configs/...
   # A machine that goes down sends TERM to all its processes: the run saves, and this waits for it.
-  local going_down=no
-  trap 'going_down=yes' TERM
-  while true; do
-    code=0
-    # shellcheck disable=SC2016
-    bash -c 'echo $$ >"$0"; exec "$@"' "$state/train.pid" "$vit_jax" train "$@" || code=$?
-    [[ $code == 42 && ! -e $state/stop && $going_down == no ]] || break
-    echo "$(date -Is) preempted after saving; starting again"
-    sleep "${RESTART_DELAY:-10}"
-  done
-  echo "$code" >"$state/exit"
+  # All machines are there: one that does not come within half an hour has ended with an error.
+  exec "$python" "$here/restart.py" run --again --folder="$state" --waits=6 "$vit_jax" train "$@"
+}
+
+hold() {
+  ! supervised || touch "$state/stop"
 }
 
 stop() {
-  supervised || return 0
-  touch "$state/stop"
-  kill -TERM "$(<"$state/train.pid")" 2>/dev/null || true
-  while supervised; do sleep 1; done
+  hold
+  if supervised; then kill -TERM "$(<"$state/pid")" || true; fi
+  while supervised; do sleep 0.2; done
   status
 }
 
-case ${1-} in
-  install | start | supervise | stop) "$@" ;;
-  status) status ;;
+saved() {
+  "$python" "$here/restart.py" saved "$@"
+}
+
+case ${1---help} in
+  install | start | supervise | status | hold | stop | saved) "$@" ;;
   logs) tail -n 100 -F "$state/log" ;;
-  *) die "worker.sh install, start, status, stop or logs, not ${1-nothing}." ;;
+  -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" ;;
+  *) die "worker.sh install, start, status, hold, stop, saved or logs, not $1." ;;
 esac

@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Exit codes. Launchers start a run again after PREEMPTED and ALONE, and after 134 and 137, which
+#: are signals (launch/restart.py).
+OK, FAILED, USAGE, PREEMPTED, ALONE = 0, 1, 2, 42, 75
+
 
 class UserError(ValueError):
     """Bad input. The message is one line that says what is wrong, where, and what to do."""

@@ -2,7 +2,8 @@
 
 CLOUD/calls has every command line. CLOUD/requests/NAME has the states that `describe` shows, one a
 line, the last one for good. CLOUD/hosts/NAME-I is the home of host I of node NAME: `ssh` runs its
-command there, and `scp` copies there. CLOUD/broken may name a host that ssh does not reach.
+command there, and `scp` copies there. CLOUD/broken may name a host that ssh does not reach, and
+CLOUD/error holds what `describe` fails with.
 """
 
 import os
@@ -62,6 +63,8 @@ def main(words):
                 boot(CLOUD / "hosts" / f"{node}-{host}")
     elif words[:4] == ["compute", "tpus", "queued-resources", "describe"]:
         request = CLOUD / "requests" / words[4]
+        if (CLOUD / "error").exists():
+            sys.exit((CLOUD / "error").read_text())
         if not request.exists():
             sys.exit("ERROR: (gcloud) NOT_FOUND: Resource was not found")
         state, *rest = request.read_text().split("\n")

@@ -14,15 +14,15 @@ LAUNCH = ROOT / "launch"
 TRAIN = ("--", "--config=configs/quickstart.py", "--workdir=/shared/a b")
 
 # On each host: ends with what the next line of CLOUD/ends says (0 when there is none), "wait" until
-# asked to stop. Like the real one it ends with 42 after SIGTERM.
+# asked to stop. Like the real one it ends with 42 after SIGTERM, and so do all others of its job.
 VIT_JAX = """#!/bin/bash
-trap 'echo saved; exit 42' TERM
+trap 'touch "$CLOUD/asked"; echo saved; exit 42' TERM
 printf '%s|' "$PWD" "$@" "$LIBTPU_INIT_ARGS" >>"$HOME/runs"
 echo >>"$HOME/runs"
 number=$(wc -l <"$HOME/runs")
 end=$(sed -n "${number}p" "$CLOUD/ends" 2>/dev/null)
 echo "run $number: ${end:=0}"
-if [ "$end" = wait ]; then while true; do sleep 0.05; done; fi
+if [ "$end" = wait ]; then until [ -e "$CLOUD/asked" ]; do sleep 0.05; done; exit 42; fi
 exit "$end"
 """
 
@@ -76,7 +76,9 @@ class Cloud:
         lines = (self.folder / "calls").read_text().splitlines()
         for words in map(shlex.split, lines):
             said = next((word for word in words if word.startswith("--command=")), "")
-            said = next((w for w in ("install", "start", "stop") if f"worker.sh {w}" in said), "")
+            said = next(
+                (w for w in ("install", "start", "hold", "stop") if f"worker.sh {w}" in said), ""
+            )
             yield " ".join([*words[3:5], said]).strip()
 
     def runs(self):
@@ -202,12 +204,15 @@ def test_babysit_starts_over_when_a_spot_tpu_is_taken_away(cloud):
     assert "start 2" in said
 
 
-def test_babysit_starts_again_what_lost_its_peers(cloud):
-    cloud.ends(134, 0)  # JAX aborts when another process is gone
-    done = cloud("babysit", *TRAIN)
-    assert done.returncode == 0, done.stderr
-    assert "start 2" in done.stderr
-    assert list(cloud.calls()).count("queued-resources create") == 1
+@pytest.mark.parametrize("code", [134, 137, 75])
+def test_a_host_starts_again_what_lost_its_peers(cloud, code):
+    """L1: what docs promise, on the host: JAX aborts with 134 when another process is gone."""
+    cloud.ends(code, 0)
+    for action in ("create", "setup"):
+        assert cloud(action).returncode == 0
+    assert cloud("run", *TRAIN).returncode == 0
+    assert cloud.wait_for_the_end() == "exit 0\nexit 0\n"
+    assert cloud.runs() == {"vit-0": 2, "vit-1": 2}
 
 
 def test_babysit_tries_again_when_a_host_cannot_be_reached(cloud):
@@ -238,14 +243,43 @@ def test_babysit_gives_up_at_an_error_and_keeps_the_tpu(cloud):
     "states, options, message",
     [
         ("FAILED", TRAIN, "the request for vit failed"),
-        ("ACTIVE", (*TRAIN, "--restarts=0"), None),
+        ("ACTIVE", ("--restarts=0", *TRAIN), "started 0 times without saving anything"),
+        ("ACTIVE", TRAIN, None),
     ],
-    ids=["no capacity", "flags after -- are the trainer's"],
+    ids=["no capacity", "no starts left", "done"],
 )
 def test_babysit_ends_when_there_is_nothing_to_wait_for(cloud, states, options, message):
     done = cloud("babysit", *options, STATES=states)
     assert done.returncode == (1 if message else 0)
     assert message is None or message in done.stderr
+
+
+def test_an_installation_that_fails_is_not_tried_for_ever(cloud):
+    """L12: there is nothing that uv could install."""
+    (cloud.folder / "vit-jax").unlink()
+    done = cloud("babysit", *TRAIN)
+    assert done.returncode == 1
+    assert "the installation failed five times" in done.stderr
+    assert list(cloud.calls()).count("tpu-vm ssh install") == 5
+
+
+def test_babysit_ends_when_a_run_makes_no_progress(cloud):
+    """L2: and says why; the machines that it is started on count, and babysit above them."""
+    cloud.ends(*40 * [134])
+    done = cloud("babysit", *TRAIN, RESTART_DELAY="0")
+    assert done.returncode == 1
+    assert "the run ended with an error" in done.stderr
+    log = (cloud.folder / "hosts/vit-0/vit_jax_run/log").read_text()
+    assert "started 6 times without saving anything beyond its first step" in log
+    assert cloud.runs() == {"vit-0": 6, "vit-1": 6}
+
+
+def test_what_gcloud_says_is_shown_whole(cloud):
+    """L5"""
+    (cloud.folder / "error").write_text("ERROR: (gcloud) PERMISSION_DENIED: no\n- reason: X\n- Y")
+    done = cloud("create")
+    assert done.returncode == 1
+    assert "PERMISSION_DENIED: no" in done.stderr and "reason: X" in done.stderr
 
 
 def test_a_tpu_that_exists_is_not_created_again(cloud):
@@ -262,7 +296,45 @@ def test_delete_stops_the_run_first(cloud):
     assert cloud("run", *TRAIN).returncode == 0
     cloud.wait_for_runs(2)
     assert cloud("delete").returncode == 0
-    assert list(cloud.calls())[-2:] == ["tpu-vm ssh stop", "queued-resources delete"]
+    last = ["tpu-vm ssh hold", "tpu-vm ssh stop", "queued-resources delete"]
+    assert list(cloud.calls())[-3:] == last
+
+
+@pytest.mark.parametrize("kind", ["tpu_vm", "compute_engine"])
+def test_stop_tells_all_hosts_before_the_first_ends(cloud, kind):
+    """L9: JAX tells the others when one is asked to stop; none of them may start again then."""
+    size = ("--slices=3",) if kind == "tpu_vm" else ()
+    call = cloud if kind == "tpu_vm" else cloud.engine
+    cloud.ends("wait")
+    for action in ("create", "setup"):
+        assert call(action, *size).returncode == 0
+    assert call("run", *size, *TRAIN).returncode == 0
+    hosts = 6 if size else 2
+    cloud.wait_for_runs(hosts)
+    begin = time.monotonic()
+    done = call("stop", *size)
+    assert time.monotonic() - begin < 20
+    assert done.stdout == "stopped\n" * hosts
+    lines = (cloud.folder / "calls").read_text().splitlines()
+    told = [word for line in lines for word in ("hold", "stop") if f"worker.sh {word}" in line]
+    nodes = 3 if size else 2
+    assert told == ["hold"] * nodes + ["stop"] * nodes
+    assert set(cloud.runs().values()) == {1}
+    assert call("status", *size).stdout == "stopped\n" * hosts
+
+
+def test_stop_reaches_the_hosts_that_it_can(cloud):
+    """L9: one that does not answer is said, the others save."""
+    cloud.ends("wait")
+    for action in ("create", "setup"):
+        assert cloud.engine(action).returncode == 0
+    assert cloud.engine("run", *TRAIN).returncode == 0
+    cloud.wait_for_runs(2)
+    (cloud.folder / "broken").write_text("vit-0")
+    done = cloud.engine("stop")
+    assert done.returncode != 0
+    assert "not all hosts could be told; see status" in done.stderr
+    assert done.stdout == "stopped\n"
 
 
 def test_compute_engine_does_the_same_on_machines_of_a_group(cloud):
@@ -277,3 +349,14 @@ def test_compute_engine_does_the_same_on_machines_of_a_group(cloud):
     assert cloud.runs() == {"vit-0": 2, "vit-1": 2}
     ends = [path.read_text() for path in cloud.folder.glob("hosts/*/vit_jax_run/exit")]
     assert ends == ["42\n", "42\n"]  # saved before the machines went
+
+
+def test_a_group_without_machines_can_be_deleted_and_nothing_else(cloud):
+    """Google had none to give: what was asked for must go all the same."""
+    done = cloud.engine("delete")
+    assert done.returncode == 0, done.stderr
+    assert "instance-groups managed delete vit" in (cloud.folder / "calls").read_text()
+    for action in ("status", "stop", "setup", "logs"):
+        assert (
+            "vit has no machines in us-central1-c; create it first." in cloud.engine(action).stderr
+        )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -131,8 +132,67 @@ def test_kubernetes_takes_the_manifests():
         {"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": job["template"]["spec"]}
         for job in jobset["spec"]["replicatedJobs"]
     ]
+    least = re.findall(r"Kubernetes (1\.\d+)", (ROOT / "docs" / "launch.md").read_text())
+    assert set(least) == {"1.29"}
+    for script in ("gke.sh", "kubernetes.sh"):
+        assert "Needs Kubernetes 1.29" in (LAUNCH / script).read_text()
     for document in [*jobs, *manifests("kubernetes.sh"), *manifests("kubernetes.sh", "--nodes=2")]:
-        validate(document, "1.34", strict=True)
+        for version in (*least, "1.34"):
+            validate(document, version, strict=True)
+
+
+def test_a_pod_asks_for_cores_and_memory():
+    """L15: otherwise it is the first to go when a node runs short."""
+    (jobset,) = manifests("gke.sh")
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert container(job)["resources"]["requests"] == {"cpu": 32, "memory": "96Gi"}
+    for options, requests in [
+        ((), {"cpu": 32, "memory": "128Gi"}),
+        (("--gpus=1",), {"cpu": 4, "memory": "16Gi"}),
+        (("--cpus=7", "--memory=9Gi"), {"cpu": 7, "memory": "9Gi"}),
+    ]:
+        _, job = manifests("kubernetes.sh", *options)
+        assert container(job["spec"])["resources"]["requests"] == requests
+
+
+@pytest.mark.parametrize("script", ["gke.sh", "kubernetes.sh"])
+def test_a_pod_counts_its_starts(script):
+    """L1, L2, L8: what ends for good ends with 1; 75, 134 and 137 are started again."""
+    *_, job = manifests(script)
+    if script == "gke.sh":
+        job = job["spec"]["replicatedJobs"][0]["template"]
+    command = ["python", "/vit_jax/launch/restart.py", "run", "vit-jax"]
+    assert container(job["spec"])["command"] == command
+    assert {end_of(job["spec"], code) for code in (75, 134, 137)} <= {"retry", "Job fails"}
+    assert "launch/restart.py" in (LAUNCH / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize(
+    "script, selector",
+    [
+        ("kubernetes.sh", "job-name=vit"),
+        ("gke.sh", "jobset.sigs.k8s.io/jobset-name=vit,jobset.sigs.k8s.io/job-index=0"),
+    ],
+)
+def test_logs_are_those_of_the_newest_pod_of_rank_0(script, selector, tmp_path):
+    """L7: whole, and of one pod."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\n'
+        '[ "$1" = logs ] || printf "pod/old\\npod/new\\n"\n'
+    )
+    kubectl.chmod(0o755)
+    subprocess.run(
+        ["bash", LAUNCH / script, "logs", "--name=vit"],
+        check=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    asked, shown = (tmp_path / "calls").read_text().splitlines()
+    assert asked == (
+        f"get pods --selector={selector},batch.kubernetes.io/job-completion-index=0 "
+        "--sort-by=.metadata.creationTimestamp --output=name"
+    )
+    assert shown == "logs --follow pod/new"
 
 
 @pytest.mark.slow
@@ -160,9 +220,12 @@ def sky_task(kind):
 
 
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])
-def test_skypilot_retries_42_and_no_error(kind):
+def test_skypilot_retries_what_restart_allows_and_no_error(kind):
+    """L1: the same codes as everywhere."""
     recovery = sky_task(kind)["resources"]["job_recovery"]
-    assert recovery == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [42]}
+    codes = list(runpy.run_path(str(LAUNCH / "restart.py"))["AGAIN"])
+    assert recovery == {"max_restarts_on_errors": 0, "recover_on_exit_codes": codes}
+    assert codes == [42, 75, 134, 137]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ SBATCH = ROOT / "launch" / "slurm.sbatch"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 SBIN = "/usr/sbin"
 STEPS = 40
+ENDED = ("COMPLETED", "FAILED")
 TRAIN = [
     "--config=configs/quickstart.py",
     "--config.pretrain=None",
@@ -61,15 +63,16 @@ PartitionName=test Nodes=ALL Default=YES State=UP OverSubscribe=NO
 
 def test_a_dry_run_needs_no_slurm():
     done = subprocess.run(
-        ["bash", SBATCH, "--dry-run", "--config=c.py", "--workdir=/shared/a b"],
+        ["bash", SBATCH, "--dry-run", "--config=configs/quickstart.py", "--workdir=/shared/a b"],
         capture_output=True,
         text=True,
         check=True,
         env={"PATH": "/usr/bin:/bin"},
     )
     assert "#SBATCH --signal=TERM@300" in done.stdout
+    assert "A node needs 8 GPUs and 64 cores, or the job is pending for good" in done.stdout  # L3
     step, last = "srun --kill-on-bad-exit=0 --wait=60 vit-jax train", done.stdout.splitlines()[-1]
-    assert last == f"{step} '--config=c.py' '--workdir=/shared/a b'"
+    assert last == f"{step} '--config=configs/quickstart.py' '--workdir=/shared/a b'"
 
 
 def test_without_sbatch_it_says_what_to_do():
@@ -145,11 +148,15 @@ def slurm(environment, *words, check=True):
     return done.stdout
 
 
-def submit(environment, folder, *train):
+def submit(environment, folder, *words):
     """Submits two tasks for two of the pretended GPUs; returns the job and its output."""
     size = ("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=10")
+    cut = words.index(TRAIN[0])
     out = folder / "job.out"
-    job = slurm(environment, "sbatch", "--parsable", *size, f"--output={out}", SBATCH, *train)
+    job = slurm(
+        environment, "sbatch", "--parsable", *size, *words[:cut], f"--output={out}", SBATCH,
+        *words[cut:],
+    )  # fmt: skip
     return job.strip(), out
 
 
@@ -181,9 +188,8 @@ def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
 
     wait_for(lambda: len(steps(workdir)) >= 3, text)
     slurm(cluster, "scancel", "--signal=TERM", job)  # to the tasks, as --signal=TERM@300 does
-    ended = ("COMPLETED", "FAILED")
     wait_for(
-        lambda: field(cluster, job, "Restarts") == "1" or field(cluster, job, "JobState") in ended,
+        lambda: field(cluster, job, "Restarts") == "1" or field(cluster, job, "JobState") in ENDED,
         text,
     )
     assert field(cluster, job, "Restarts") == "1", text()
@@ -194,7 +200,7 @@ def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
     # SLURM waits two minutes, because the old credential is revoked for the second of the requeue
     time.sleep(3)
     slurm(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
-    wait_for(lambda: field(cluster, job, "JobState") in ended, text)
+    wait_for(lambda: field(cluster, job, "JobState") in ENDED, text)
     assert field(cluster, job, "JobState") == "COMPLETED", text()
     assert f"resumed from step {saved}" in text()
     assert (workdir / "model" / "model.safetensors").exists()
@@ -202,11 +208,52 @@ def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_lost_process_is_started_again(cluster, tmp_path):
+    """L1: kill -9 of one of two tasks: the job is queued again, and finishes."""
+    workdir = tmp_path / "run"
+    job, out = submit(
+        cluster, tmp_path, *TRAIN, "--config.checkpoint_every_steps=5", f"--workdir={workdir}"
+    )
+    wait_for(lambda: len(steps(workdir)) >= 7, out.read_text)
+    tasks = subprocess.run(
+        ["pgrep", "--full", f"^{sys.executable} -m vit_jax train .*{workdir}"],
+        capture_output=True,
+        text=True,
+    )
+    os.kill(int(tasks.stdout.split()[-1]), signal.SIGKILL)
+    wait_for(
+        lambda: field(cluster, job, "Restarts") == "1" or field(cluster, job, "JobState") in ENDED,
+        out.read_text,
+    )
+    assert "queued again" in out.read_text()
+    time.sleep(3)
+    slurm(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(lambda: field(cluster, job, "JobState") in ENDED, out.read_text)
+    assert field(cluster, job, "JobState") == "COMPLETED", out.read_text()
+    assert "resumed from step" in out.read_text()
+    assert not (workdir / "restarts").exists()
+
+
+@pytest.mark.slow
+def test_a_time_limit_below_the_margin_is_said(cluster, tmp_path):
+    """L2: TERM@300 in a job of two minutes comes at once."""
+    workdir = tmp_path / "run"
+    job, out = submit(
+        cluster, tmp_path, "--time=2", *TRAIN, f"--workdir={workdir}", "--config.total_steps=100000"
+    )
+    wait_for(lambda: field(cluster, job, "JobState") in ENDED, out.read_text)
+    assert field(cluster, job, "JobState") == "FAILED", out.read_text()
+    assert field(cluster, job, "Restarts") == "0"
+    said = "the time limit of 120 s is no longer than the 300 s before its end"
+    assert f"warning: {said}" in out.read_text()
+    assert f"error: not queued again: {said}" in out.read_text()
+
+
+@pytest.mark.slow
 def test_an_error_is_not_retried(cluster, tmp_path):
     job, out = submit(cluster, tmp_path, *TRAIN, "--config.seed=x", f"--workdir={tmp_path / 'run'}")
-    ended = ("COMPLETED", "FAILED")
     wait_for(
-        lambda: field(cluster, job, "Restarts") != "0" or field(cluster, job, "JobState") in ended,
+        lambda: field(cluster, job, "Restarts") != "0" or field(cluster, job, "JobState") in ENDED,
         out.read_text,
     )
     assert field(cluster, job, "JobState") == "FAILED"

@@ -1,13 +1,16 @@
 """Who is asked whether this is one process of several."""
 
 import http.server
+import os
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
 import jax
 import pytest
 
-from vit_jax.errors import UserError
+from vit_jax.errors import ALONE, UserError
 from vit_jax.runtime import distributed
 
 LAUNCHERS = ("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "GCE_", "JAX_PLATFORMS")
@@ -123,3 +126,100 @@ def test_the_flags_belong_together(joined):
     assert joined[0][0] == ("host:1", 2, 1)
     with pytest.raises(UserError, match="give all three or none"):
         distributed.join("host:1")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "", "SLURM_PROCID": "0"},
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": ""},
+        {"OMPI_COMM_WORLD_SIZE": ""},
+        {"TPU_WORKER_HOSTNAMES": ""},
+        {"MEGASCALE_COORDINATOR_ADDRESS": ""},
+        {"SLURM_NTASKS": " ", "SLURM_PROCID": "0", "SLURM_STEP_ID": ""},
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_a_variable_that_was_emptied_is_unset(joined, monkeypatch, environment):
+    """W5"""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    distributed.join()
+    assert joined == []
+
+
+@pytest.mark.parametrize("step", [None, "", "4294967291"])
+def test_a_batch_script_without_srun_is_alone_and_says_so(joined, monkeypatch, capsys, step):
+    """W5: SLURM sets SLURM_NTASKS and SLURM_PROCID in a batch script too; its step is none."""
+    for name, value in {"JOB_ID": "7", "NTASKS": "2", "PROCID": "0", "STEP_ID": step}.items():
+        if value is not None:
+            monkeypatch.setenv(f"SLURM_{name}", value)
+    distributed.join()
+    assert joined == []
+    assert "SLURM_NTASKS=2, but srun has not started this process" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    distributed.join()
+    assert len(joined) == 1
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_count_that_is_no_number_is_named(joined, monkeypatch, name):
+    """W5"""
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv(name, "2(x4)")
+    with pytest.raises(UserError, match=rf"{name}=2\(x4\) is not a number of processes"):
+        distributed.join()
+
+
+def test_one_process_is_alone(joined, monkeypatch):
+    """W5: whatever a launcher says."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    distributed.join(num_processes=1)
+    distributed.join(num_processes=1, process_id=0)
+    assert joined == []
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("host:1", 2, 2), "--process_id=2 is none of --num_processes=2: give 0 to 1."),
+        (("host:1", 2, -2), "--process_id=-2 is none"),
+        (("host:1", -1, 0), "--num_processes=-1 is not a positive number."),
+        (("host", 2, 1), "--coordinator=host is not HOST:PORT"),
+        ((":1", 2, 1), "--coordinator=:1 is not HOST:PORT"),
+        (("host:", 2, 1), "--coordinator=host: is not HOST:PORT"),
+        (("host:99999", 2, 1), "--coordinator=host:99999 is not HOST:PORT"),
+        (("host:a", 2, 1), "--coordinator=host:a is not HOST:PORT"),
+        (("", 2, 1), "give all three or none"),
+        (("", 0, 3), "give all three or none"),
+    ],
+)
+def test_flags_that_cannot_be_are_named(joined, arguments, message):
+    """L16: our sentence, and not JAX's."""
+    with pytest.raises(UserError) as raised:
+        distributed.join(*arguments)
+    assert message in str(raised.value)
+    assert joined == []
+
+
+@pytest.mark.parametrize("environment", [{}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}])
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience_is_kept_and_a_partner_that_does_not_come_is_75(patience, environment):
+    """L16: 25 s became 40, looked at every 20 (here: every 2). L8: what launchers start again."""
+    program = (
+        "import sys, time; from vit_jax.runtime import distributed\n"
+        "start = time.monotonic()\n"
+        "distributed.SAY_EVERY = 2.0\n"
+        "distributed.os._exit = lambda code: (print(code, time.monotonic() - start), sys.exit())\n"
+        f"with distributed.waiting({patience}): time.sleep({patience + 2})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    code, seconds = done.stdout.split()
+    assert int(code) == ALONE
+    assert patience <= float(seconds) < patience + 1
+    assert ("SLURM_NTASKS=2: did srun" in done.stderr) == bool(environment)  # W5

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 
 from absl import flags as absl_flags
 
-from vit_jax.errors import Preempted, UsageError, UserError, nearest
+from vit_jax.errors import FAILED, OK, PREEMPTED, USAGE, Preempted, UsageError, UserError, nearest
 
 COMMANDS = {
     "train": "pretrain or fine-tune; run it again to resume",
@@ -33,12 +35,17 @@ COMMANDS = {
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
 TAKE_ARGUMENTS = ("convert", "flops", "inspect", "predict", "prepare")
-OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 42
+RESUMES = ("train", "sweep")
+#: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.
+SCHEDULERS = ("JAX_", "SLURM_", "OMPI_", "PMIX_", "TPU_", "MEGASCALE_", "COORDINATOR_")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command line and returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Runs one command line and returns its exit code; without `argv`, the one of this process."""
+    if argv is None:
+        argv = sys.argv[1:]
+        prepare_process(argv)
+    argv = list(argv)
     if hasattr(sys.stdout, "reconfigure"):  # paths that are not UTF-8 are printed all the same
         sys.stdout.reconfigure(errors="backslashreplace")
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -89,6 +96,46 @@ def main(argv: list[str] | None = None) -> int:
         if flags.debug:
             raise
         return fail(error, False)
+
+
+def prepare_process(argv: list[str]) -> None:
+    """What must be so before anything slow: TERM ends the process, emptied variables are unset.
+
+    TERM while a run starts ends it at once, with the code that starts it again: nothing is lost. As
+    the first process of a container it would be ignored otherwise. The signal is taken by a thread,
+    because the main one may wait in JAX for the others; the training loop puts its own in its
+    place.
+    """
+    for name in [name for name, value in os.environ.items() if not value]:
+        if name.startswith(SCHEDULERS):
+            del os.environ[name]
+    code = PREEMPTED if argv[:1] and argv[0] in RESUMES else 128 + signal.SIGTERM
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+
+    def starting(number, frame) -> None:
+        """Nothing to do: the thread has been told."""
+
+    def watch() -> None:
+        while data := os.read(reads, 1):
+            if data[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is starting:
+                print(
+                    "vit-jax: asked to stop outside of the training loop: nothing is left to save",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(code)
+
+    def in_worker() -> None:
+        """A forked process is ended by its own TERM, and this one hears nothing of it."""
+        signal.set_wakeup_fd(-1)
+        if signal.getsignal(signal.SIGTERM) is starting:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, starting)
+    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=in_worker)
+    threading.Thread(target=watch, daemon=True, name="TERM").start()
 
 
 def overview() -> str:

@@ -20,7 +20,7 @@ import jax
 import psutil
 from jax.experimental import multihost_utils
 
-from vit_jax.errors import UserError
+from vit_jax.errors import ALONE, UserError
 
 
 def join(
@@ -28,22 +28,25 @@ def join(
 ) -> None:
     """Joins the other processes of the job, if there are any. Call before anything uses a device.
 
-    With no arguments, JAX finds out from SLURM, GKE, Cloud TPU or Open MPI; without a launcher it
-    stays alone.
+    With no arguments, JAX finds out from SLURM, GKE, Cloud TPU or Open MPI; without a launcher, and
+    with `num_processes=1` alone, it stays alone.
 
     Args:
-      patience: seconds to wait for the others.
+      patience: seconds to wait for the others; then the process ends with ALONE.
 
     Raises:
-      UserError: only some of the three arguments are given, or not all processes came.
+      UserError: only some of the three arguments are given, or they cannot be.
     """
+    if num_processes == 1 and not coordinator and process_id in (-1, 0):
+        return
     timeouts: dict[str, Any] = {
         "heartbeat_timeout_seconds": 30,
         "shutdown_timeout_seconds": 30,
         "initialization_timeout": patience + 60,  # JAX would abort without a word of ours
     }
-    given = (bool(coordinator), num_processes > 0, process_id >= 0)
+    given = (bool(coordinator), num_processes != 0, process_id != -1)
     if all(given):
+        check_place(coordinator, num_processes, process_id)
         if process_id == 0:
             check_port(coordinator)
         with waiting(patience, coordinator, num_processes, process_id):
@@ -71,13 +74,29 @@ def check_port(coordinator: str) -> None:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as opened:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             opened.bind(("", int(port)))
-    except (ValueError, OverflowError):
-        raise UserError(f"--coordinator={coordinator} is not HOST:PORT.") from None
     except OSError as error:
         raise UserError(
             f"Port {port} of this machine cannot be opened for the other processes "
             f"({error.strerror}); give all processes a --coordinator with a free port."
         ) from error
+
+
+def check_place(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Raises UserError if there is no such process or no such address; the flag is named."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as 10.0.0.1:8476.")
+    if num_processes < 1:
+        raise UserError(f"--num_processes={num_processes} is not a positive number.")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} is none of --num_processes={num_processes}: give 0 to "
+            f"{num_processes - 1}."
+        )
+
+
+#: How often a process that waits says so, in seconds.
+SAY_EVERY = 20.0
 
 
 @contextlib.contextmanager
@@ -89,9 +108,10 @@ def waiting(
 
     def watch() -> None:
         begin = time.monotonic()
-        while not joined.wait(min(20.0, patience)):
+        seconds = 0.0
+        while not joined.wait(min(SAY_EVERY, patience - seconds)):
             seconds = time.monotonic() - begin
-            over = seconds >= patience - 1
+            over = seconds >= patience
             who = f"process {process_id} of {num_processes}" if num_processes else "this process"
             print(
                 f"{'vit-jax: error: ' if over else ''}{who} has waited {seconds:.0f} s for the "
@@ -100,7 +120,7 @@ def waiting(
                 flush=True,
             )
             if over:
-                os._exit(1)
+                os._exit(ALONE)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -114,6 +134,9 @@ def waiting(
 def _roll_call(coordinator: str, num_processes: int, process_id: int) -> str:
     """What this process can see of the others: who is connected, or that process 0 is not there."""
     if not coordinator:
+        tasks = _count("SLURM_NTASKS")
+        if tasks > 1:
+            return f"; SLURM_NTASKS={tasks}: did srun start every task, and do they still run?"
         return "; is every process of the job running?"
     host, _, port = coordinator.rpartition(":")
     if process_id != 0:
@@ -136,13 +159,38 @@ def _roll_call(coordinator: str, num_processes: int, process_id: int) -> str:
 
 def _several_processes() -> bool:
     """Whether a launcher's environment says that this job has more than one process."""
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        return True
-    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    if (tasks := _count("SLURM_NTASKS")) > 1 and os.environ.get("SLURM_PROCID"):
+        if not _in_batch_script():
+            return True
+        print(
+            f"SLURM_NTASKS={tasks}, but srun has not started this process: it runs alone. For a "
+            "process per task: srun vit-jax train ...",
+            file=sys.stderr,
+            flush=True,
+        )
+    if _count("OMPI_COMM_WORLD_SIZE") > 1:
         return True
     if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         return True
-    return "MEGASCALE_COORDINATOR_ADDRESS" in os.environ or _on_cloud_tpu_slice()
+    return bool(os.environ.get("MEGASCALE_COORDINATOR_ADDRESS")) or _on_cloud_tpu_slice()
+
+
+def _in_batch_script() -> bool:
+    """Whether SLURM runs this process, but not as a task of a step: in a batch script itself."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return bool(os.environ.get("SLURM_JOB_ID")) and not (step.isdigit() and int(step) < 2**32 - 16)
+
+
+def _count(variable: str) -> int:
+    """A number of the environment; one that is not set, or empty, is 1.
+
+    Raises:
+      UserError: it is no number.
+    """
+    text = os.environ.get(variable, "").strip() or "1"
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"{variable}={text} is not a number of processes; unset it, or correct it.")
+    return int(text)
 
 
 def _on_cloud_tpu_slice() -> bool:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-AGAIN, FAILED = 42, 1
+from vit_jax.errors import FAILED, PREEMPTED
 
 
 class Watchdog:
@@ -61,4 +61,4 @@ class Watchdog:
                 flush=True,
             )
             faulthandler.dump_traceback(all_threads=True)
-            os._exit(AGAIN if self.beats else FAILED)
+            os._exit(PREEMPTED if self.beats else FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import shlex
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -123,7 +124,8 @@ def loop(
     if is_main:
         page = report.write_report(workdir)
         say(f"model in {workdir / 'model'}, curves in {page}")
-        say(f"look inside: vit-jax inspect --checkpoint={workdir} --images=FOLDER --out=DIR")
+        checkpoint = shlex.quote(f"--checkpoint={workdir}")
+        say(f"look inside: vit-jax inspect {checkpoint} --images=FOLDER --out=DIR")
     return {"step": total, **record}
 
 

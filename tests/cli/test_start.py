@@ -1,0 +1,93 @@
+"""The first moments of a command: TERM is heard, emptied variables are unset. Real processes."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--config=configs/quickstart.py"]
+
+
+def command(*words, **extra):
+    return subprocess.Popen(
+        [*extra.pop("before", ()), sys.executable, "-m", "vit_jax", *words],
+        env={**os.environ, **extra},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def term_after(process, seconds, pid=None):
+    """Sends TERM; returns the exit code, which must come at once."""
+    time.sleep(seconds)
+    os.kill(pid() if pid else process.pid, signal.SIGTERM)
+    try:
+        return process.wait(10)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.5, 3.0])
+def test_term_ends_a_run_that_starts(tmp_path, seconds):
+    """L10: nothing is lost, so the code is the one that is started again."""
+    with command("train", *QUICK, f"--workdir={tmp_path}") as process:
+        assert term_after(process, seconds) == 42
+        assert "asked to stop" in process.stderr.read()
+
+
+def test_term_is_heard_while_the_others_are_waited_for(tmp_path):
+    """L10: the main thread is in JAX then, and would not see a signal for five minutes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    place = [f"--coordinator={address}", "--num_processes=2", "--process_id=0"]
+    with command("train", *QUICK, f"--workdir={tmp_path}", *place) as process:
+        assert term_after(process, 5) == 42
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.5])
+def test_term_ends_the_first_process_of_a_container(tmp_path, seconds):
+    """L10: the kernel throws away what such a process has no handler for."""
+    unshare = [shutil.which("unshare") or "unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs unshare, and the right to use it")
+    with command("train", *QUICK, f"--workdir={tmp_path}", before=unshare) as process:
+
+        def first():
+            path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            return int(path.read_text().split()[0])
+
+        assert term_after(process, seconds, first) == 42
+
+
+def test_term_ends_other_commands_as_it_does_any_program():
+    with command("doctor") as process:
+        assert term_after(process, 0.5) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["JAX_NUM_CPU_DEVICES JAX_ENABLE_X64 JAX_COORDINATOR_ADDRESS JAX_COMPILATION_CACHE_DIR",
+     "SLURM_NTASKS SLURM_PROCID SLURM_STEP_ID SLURM_LOCALID SLURM_STEP_NODELIST",
+     "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_LOCAL_RANK OMPI_MCA_orte_hnp_uri",
+     "TPU_WORKER_HOSTNAMES TPU_WORKER_ID TPU_SKIP_MDS_QUERY MEGASCALE_COORDINATOR_ADDRESS"],
+)  # fmt: skip
+def test_emptied_variables_are_unset(tmp_path, names):
+    """W5: the run gets as far as its data, which are not there."""
+    environment = dict.fromkeys(names.split(), "")
+    if "SLURM" in names:
+        environment["SLURM_JOB_ID"] = "1"
+    words = [*QUICK, "--config.pretrain=None", "--config.data.dataset=folder:/nowhere"]
+    with command("train", *words, f"--workdir={tmp_path / 'run'}", **environment) as process:
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "/nowhere" in said.splitlines()[-1]

@@ -7,10 +7,16 @@ from vit_jax.data.decode import decode
 from vit_jax.data.kinds.folder import IMAGE_SUFFIXES
 from vit_jax.data.source import ArraySource, Source, Subset
 from vit_jax.data.specs import default_splits, open_source
-from vit_jax.data.transforms import DEFAULT_EVALUATION, evaluation_transform, make_transform
+from vit_jax.data.transforms import (
+    DEFAULT_EVALUATION,
+    FOREIGN_EVALUATION,
+    evaluation_transform,
+    make_transform,
+)
 
 __all__ = [
     "DEFAULT_EVALUATION",
+    "FOREIGN_EVALUATION",
     "IMAGE_SUFFIXES",
     "ArraySource",
     "Source",

@@ -31,8 +31,14 @@ class _Example(grain.transforms.RandomMap):
         self.transform, self.num_classes = transform, num_classes
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        image = self.transform.read(record["image"], record["name"], rng)
+        image = read(self.transform, record, rng)
         return {"image": image, "label": check_label(record, self.num_classes)}
+
+
+def read(transform: Any, record: dict[str, Any], rng: Any = None) -> np.ndarray:
+    """A record's image, decoded and transformed; turned upright where both of them say so."""
+    exif = record.get("exif", True)
+    return transform.read(record["image"], record["name"], rng, exif=exif)
 
 
 def check_label(record: dict[str, Any], num_classes: int) -> np.int32:
@@ -220,7 +226,7 @@ class _Padded:
             return _row(image, 0, False, index)
         record = self.source[index]
         label = check_label(record, self.source.num_classes)
-        image = self.transform.read(record["image"], record["name"])
+        image = read(self.transform, record)
         return _row(image, label, True, index)
 
     def __repr__(self) -> str:

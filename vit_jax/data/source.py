@@ -142,9 +142,13 @@ class TableSource(Source):
         spec: str,
         version: str,
         stored: Sequence[tuple[str, range]] = (),
+        exif: bool = False,
     ):
-        """stored: the stores that the rows come from, and which of theirs; () is one of its own."""
-        self.rows, self.read, self.stored = rows, read, tuple(stored)
+        """stored: the stores that the rows come from, and which of theirs; () is one of its own.
+
+        exif: whether images are turned upright by EXIF, as `datasets` does; TFDS does not.
+        """
+        self.rows, self.read, self.stored, self.exif = rows, read, tuple(stored), exif
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec = spec
         self.fingerprint = digest(f"{spec} {version} {len(rows)}".encode())
@@ -154,7 +158,8 @@ class TableSource(Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = self.read(self.rows[int(index)])
-        return {"image": image, "label": label, "name": f"{self.spec}/{int(index)}"}
+        name = f"{self.spec}/{int(index)}"
+        return {"image": image, "label": label, "name": name, "exif": self.exif}
 
     def find(self, names: set[str]) -> np.ndarray:
         # The names are numbers, which are read instead of made: memory for those alone.

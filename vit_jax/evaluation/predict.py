@@ -68,7 +68,7 @@ def predict(
     names = config.labels or tuple(map(str, range(config.num_classes)))
     for start in range(0, len(files), size):
         chunk = files[start : start + size]
-        images = np.stack([transform(data.decode(p.read_bytes(), str(p))) for p in chunk])
+        images = np.stack([transform.read(p.read_bytes(), str(p)) for p in chunk])
         padding = [(0, size - len(chunk))] + [(0, 0)] * 3
         probabilities, labels = jax.device_get(top(params, np.pad(images, padding)))
         for file, values, indices in zip(chunk, probabilities, labels, strict=False):

@@ -190,7 +190,7 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
     """
     directory = Path(directory)
     values = files.read_json(directory / "config.json") or {}
-    weights = saved.read_safetensors(directory / "model.safetensors")
+    weights = saved.read_weights(directory)
     where = str(directory)
     classifier = "classifier.weight" in weights
     prefix = "vit." if any(name.startswith("vit.") for name in weights) else ""

@@ -225,11 +225,11 @@ def load(
     """
     path = Path(path)
     values: dict[str, Any] = {}
-    file = path
     if path.is_dir():
         values = files.read_json(path / "config.json") or {}
-        file = path / "model.safetensors"
-    weights = saved.read_safetensors(file)
+        weights = saved.read_weights(path)
+    else:
+        weights = saved.read_safetensors(path)
     if not is_timm(weights):
         some = ", ".join(sorted(weights)[:4])
         raise UserError(f"{path} is no timm ViT, hybrid or BiT: it has {some}, ...")

@@ -43,5 +43,6 @@ def open_hf(name: str, data_dir: str | None) -> Splits:
             features[label].names,
             spec=f"hf:{name}[{key}]",
             version=str(table._fingerprint),
+            exif=True,
         )
     return Splits(f"hf:{name}", opened)

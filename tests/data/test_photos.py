@@ -29,7 +29,10 @@ def encoded(turn, kind="JPEG", mode="RGB", **options):
 
 def by_pillow(data):
     """What Pillow makes of it: the stored pixels as our decoder has them, turned by Pillow."""
-    exif = PIL.Image.open(io.BytesIO(data)).getexif()
+    opened = PIL.Image.open(io.BytesIO(data))
+    if opened.format != "JPEG":
+        return np.asarray(PIL.ImageOps.exif_transpose(opened))
+    exif = opened.getexif()
     image = PIL.Image.fromarray(decode(data, "x"))
     image.getexif()[0x0112] = exif.get(0x0112, 1)
     return np.asarray(PIL.ImageOps.exif_transpose(image))
@@ -44,8 +47,9 @@ def test_all_orientations_as_pillow_has_them(turn, kind, options):
     np.testing.assert_array_equal(found, by_pillow(data_))
     assert found.shape == ((61, 43, 3) if turn in (5, 6, 7, 8) else (43, 61, 3))
     assert found.flags["C_CONTIGUOUS"]
-    np.testing.assert_array_equal(decode(data_, "x").shape, (43, 61, 3))  # TFDS' way
-    assert (turn in (2, 3, 4, 5, 6, 7, 8)) == (orientation(data_) != 1)
+    if kind != "TIFF":  # which Pillow turns by itself
+        assert decode(data_, "x").shape == (43, 61, 3)  # TFDS' way
+        assert (2 <= turn <= 8) == (orientation(data_) != 1)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
@@ -81,13 +85,13 @@ def test_a_training_crop_of_a_turned_photo_is_that_of_the_upright_one():
 def test_damaged_exif_leaves_the_image_as_it_is():
     data_ = bytearray(encoded(6))
     at = data_.index(b"Exif\0\0")
-    for start, length in ((at + 6, 8), (at + 10, 30)):
+    for start, length in ((at + 6, 8), (at + 10, 8)):
         bad = bytes(data_[:start]) + b"\xfe" * length + bytes(data_[start + length :])
         assert decode(bad, "x", orient=True).shape == (43, 61, 3)
 
 
 def test_which_data_are_turned(tmp_path):
-    """S13: folders and Hugging Face are, as `datasets` does; TFDS is not, whatever the model says."""
+    """S13: folders and Hugging Face are, as `datasets` does; TFDS never is."""
     record = {"image": encoded(6), "label": 0}
     resize = data.make_transform(name="resize", size=(8, 12), train=False, orient=True)
     lying, upright = decode(record["image"], "x"), decode(record["image"], "x", orient=True)
@@ -127,7 +131,9 @@ def test_preprocess_takes_files_pil_images_and_arrays(tmp_path):
     (tmp_path / "a.png").write_bytes(photo)
     upright = decode(photo, "x", orient=True)
     pil = PIL.Image.open(tmp_path / "a.png")
-    images = vit_jax.preprocess(model, [tmp_path / "a.png", str(tmp_path / "a.png"), photo, pil, upright])
+    images = vit_jax.preprocess(
+        model, [tmp_path / "a.png", str(tmp_path / "a.png"), photo, pil, upright]
+    )
     assert images.shape == (5, 32, 32, 3) and images.dtype == np.float32
     assert all((image == images[0]).all() for image in images)
     resize = data.make_transform(name="resize", size=(32, 32), train=False)

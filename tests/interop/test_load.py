@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import vit_jax
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.interop import huggingface, load, timm
+from vit_jax.models.saved import read_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,8 @@ def test_what_is_no_checkpoint(saved, tmp_path):
 def sharded(directory, arrays, shards=2):
     """Writes arrays as `save_pretrained` does when they are large."""
     names = sorted(arrays)
-    table = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)}
+    files = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+    table = {name: files[i % shards] for i, name in enumerate(names)}
     for shard in set(table.values()):
         save_file({n: arrays[n] for n in names if table[n] == shard}, directory / shard)
     index = {"metadata": {"total_size": 0}, "weight_map": table}
@@ -143,7 +147,7 @@ def test_shards_are_read_by_their_index(tmp_path, form):
     params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
     form.save(tmp_path, config, params)
     whole = tmp_path / "model.safetensors"
-    arrays = saved.read_safetensors(whole)
+    arrays = read_safetensors(whole)
     whole.unlink()
     with pytest.raises(UserError, match=r"no model.safetensors and no index of shards"):
         load.read(tmp_path)
@@ -175,7 +179,9 @@ def test_a_pickle_says_how_to_convert_it(tmp_path, form, name):
     params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
     form.save(tmp_path, config, params)
     (tmp_path / "model.safetensors").rename(tmp_path / name)
-    with pytest.raises(UserError, match=r"has its weights in .*not read; convert them with torch") as e:
+    with pytest.raises(
+        UserError, match=r"has its weights in .*not read; convert them with torch"
+    ) as e:
         load.read(tmp_path)
     assert "\n" not in str(e.value)
 
@@ -183,7 +189,9 @@ def test_a_pickle_says_how_to_convert_it(tmp_path, form, name):
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "F8_E8M0"])
 def test_float8_weights_are_named(tmp_path, dtype):
     """S3: its wrong reason was that the file is damaged."""
-    header = json.dumps({"a.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}).encode()
+    header = json.dumps(
+        {"a.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}
+    ).encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
     with pytest.raises(UserError, match=f"a.weight is of type {dtype}, which is not read"):

@@ -54,6 +54,8 @@ def orientation(data: bytes) -> int:
     """The EXIF orientation of an encoded image, 1 to 8, as Pillow finds it; 1 without one."""
     import PIL.Image
 
+    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF: Pillow turns it when it decodes
+        return 1
     if data[:2] == b"\xff\xd8" and not any(_metadata(data)):
         return 1
     try:

@@ -156,7 +156,7 @@ def read_weights(directory: Path) -> dict[str, np.ndarray]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory looks like a foreign model's, so that what is wrong with it can be said."""
+    """Whether a directory looks like a foreign model's, perhaps one that cannot be read."""
     names = ("model.safetensors*", "config.json", *UNREAD)
     return any(next(directory.glob(name), None) is not None for name in names)
 

@@ -19,6 +19,7 @@ from vit_jax.interop.settings import (
     WORDS,
     Nothing,
     Only,
+    Table,
     check,
     count,
     flag,
@@ -27,13 +28,14 @@ from vit_jax.interop.settings import (
 )
 
 Preprocessing = tuple[tuple[str, Any], ...]
+Scale = dict[str, Any]  # "rescale" of pixels 0..255, and "mean" and "std" by channel
 #: Under this key our own preprocessing stands in their files, whole: they ignore it.
 OURS = "vit_jax_preprocessing"
 
 PROCESSORS = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil",
               "ViTFeatureExtractor")  # fmt: skip
 #: transformers' ViTImageProcessor: every key of its ImagesKwargs, and what its files hold besides.
-PROCESSOR = {
+PROCESSOR: Table = {
     "image_processor_type": Only((*PROCESSORS, None)),
     "feature_extractor_type": Only((*PROCESSORS, None)),
     "processor_class": WORDS,
@@ -66,13 +68,10 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 def fold(
     config: models.ModelConfig,
     params: dict[str, np.ndarray],
-    scale: Mapping[str, np.ndarray],
+    scale: Scale,
     where: str,
 ) -> dict[str, np.ndarray]:
     """Parameters that take [-1, 1] where theirs took (pixels * rescale - mean) / std.
-
-    Args:
-      scale: "rescale" of pixels 0..255, and "mean" and "std" by channel.
 
     Raises:
       UserError: the pixels enter through a convolution that cannot take this over.
@@ -118,7 +117,7 @@ def nonzero(values: Any, number: int) -> np.ndarray:
 
 def from_processor(
     values: Mapping[str, Any], config: models.ModelConfig, where: str
-) -> tuple[Preprocessing, dict[str, np.ndarray]]:
+) -> tuple[Preprocessing, Scale]:
     """Our preprocessing and the scale of pixels that `preprocessor_config.json` describes.
 
     Raises:
@@ -260,7 +259,7 @@ def _frozen(value: Any) -> Any:
 # --- timm ---------------------------------------------------------------------------------------
 
 #: timm's PretrainedCfg.
-PRETRAINED = {
+PRETRAINED: Table = {
     **dict.fromkeys(
         ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"),
         Nothing("the weights beside the configuration are read"),
@@ -293,7 +292,7 @@ CROP_MODES = ("center", "squash", "border")
 
 def from_pretrained_cfg(
     facts: Mapping[str, Any], config: models.ModelConfig, where: str, ours: Any = None
-) -> tuple[Preprocessing, dict[str, np.ndarray]]:
+) -> tuple[Preprocessing, Scale]:
     """Our preprocessing and the scale of pixels that a `pretrained_cfg` describes.
 
     What is missing means timm's defaults: bicubic, a centre crop of 87.5%, ImageNet's mean and std.

@@ -285,9 +285,7 @@ def load(
     config, weights = find_config(weights, values, facts, str(path), variant)
     params = from_foreign(layout(config), weights, config, str(path))
     if not values:
-        print(
-            f"{path}: nothing says how pixels are scaled and what is cut: [-1, 1], the whole image"
-        )
+        print(f"{path}: nothing says how images are scaled and cut: [-1, 1], whole images")
         return models.replace(config, preprocessing=data.FOREIGN_EVALUATION), params
     preprocessing, scale = pixels.from_pretrained_cfg(facts, config, where, values.get(pixels.OURS))
     return models.replace(config, preprocessing=preprocessing), pixels.fold(
@@ -314,7 +312,7 @@ def find_config(
     where: str,
     variant: str | None,
 ) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
-    """The configuration that timm's arrays and settings describe, and the arrays as it needs them."""
+    """The configuration that arrays and settings describe, and the arrays as it needs them."""
     arguments = {k: v for k, v in (values.get("model_args") or {}).items() if v is not None}
     labels = tuple(
         values.get("label_names") or facts.get("label_names") or facts.get("labels") or ()
@@ -324,7 +322,7 @@ def find_config(
     implied = _implied(values, is_bit, where)
     settings.check(arguments, BIT_ARGUMENTS if is_bit else ARGUMENTS, where)
     if is_bit:
-        config = _find_resnet(weights, models.pair(_plain(size)), labels)
+        config: models.ModelConfig = _find_resnet(weights, models.pair(_plain(size)), labels)
         weights = dict(weights)
         pool = "avg"
     else:
@@ -357,12 +355,8 @@ def _implied(values: Mapping[str, Any], is_bit: bool, where: str) -> dict[str, A
         if found := re.fullmatch(pattern, str(name).split(".")[0]):
             heads = HEADS.get(found.groupdict().get("size") or "")
             return ({"num_heads": heads} if heads else {}) | arguments
-    settings.refuse(
-        where,
-        "architecture",
-        name,
-        "its blocks may not be those of the paper; it is not known here",
-    )
+    why = "it is not known here; its blocks may not be those of the paper"
+    settings.refuse(where, "architecture", name, why)
     raise AssertionError
 
 

@@ -98,8 +98,8 @@ def read(
                 weights.setdefault(f"{name}.bias", np.zeros(len(kernel), np.float32))
     first, second = (weights.get(f"blocks.0.mlp.fc{n}.weight") for n in (1, 2))
     if first is None or second is None or len(first) != second.shape[1]:
-        settings.refuse(where, "mlp_layer", arguments.get("mlp_layer"),
-                        "its MLP is gated (SwiGLU) or another; only two dense layers are read")  # fmt: skip
+        why = "its MLP is gated (SwiGLU) or another; only two dense layers are read"
+        settings.refuse(where, "mlp_layer", arguments.get("mlp_layer"), why)
     assert first is not None
     if "mlp_ratio" in arguments and int(hidden * argument("mlp_ratio", 4.0, float)) != len(first):
         settings.refuse(
@@ -166,8 +166,10 @@ def fold_scales(weights: Arrays, blocks: list[int]) -> None:
     """Layer scale (`init_values`): gamma times a branch is the branch's last layer times gamma."""
     for i in blocks:
         for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
-            gamma = weights.pop(f"blocks.{i}.{scale}.gamma", None)
-            for part in ("weight", "bias") if gamma is not None else ():
+            if f"blocks.{i}.{scale}.gamma" not in weights:
+                continue
+            gamma = weights.pop(f"blocks.{i}.{scale}.gamma")
+            for part in ("weight", "bias"):
                 name = f"blocks.{i}.{layer}.{part}"
                 if name in weights:
                     value = weights[name].astype(np.float32)

@@ -112,7 +112,7 @@ def convert(
 
 
 def head_for_proof(config: models.ModelConfig, params: Mapping[str, Any]) -> dict[str, Array]:
-    """{} for a trained classifier; a random one for one that is all zeros, whose logits say nothing."""
+    """{} for a trained classifier; for one that is all zeros, a random one in its place."""
     if not adapt.is_zero_head(params):
         return {}
     return peers.random_head(config, params["head/kernel"].shape[0])
@@ -144,7 +144,7 @@ def compare(wanted: Outputs, found: Outputs, runtime: str, random_head: bool = F
     """How far two runs on the same photographs are apart.
 
     Raises:
-      UserError: their shapes differ, or every photograph gets the same answer, which proves nothing.
+      UserError: their shapes differ, or every photograph gets the same answer: no proof.
     """
     shares = []
     for name, a, b in zip(Outputs._fields, wanted, found, strict=True):

@@ -32,7 +32,8 @@ STRANGERS = {
     r"attn_pool\.": ("global_pool", "attention pooling"),
     r"dist_token": ("architecture", "a distillation token"),
     r"blocks\.0\.attn\.q_norm\.": ("qk_norm", "norms of queries and keys"),
-    r"blocks\.0\.(attn|mlp)\.norm\.": ("scale_attn_norm", "norms inside of the block"),
+    r"blocks\.0\.attn\.norm\.": ("scale_attn_norm", "a norm inside of the attention"),
+    r"blocks\.0\.mlp\.norm\.": ("scale_mlp_norm", "a norm inside of the MLP"),
     r"blocks\.0\.mlp\.(fc1_g|w1|w12|w3)\.": ("mlp_layer", "a gated MLP (SwiGLU)"),
     r"patch_embed\.norm\.": ("embed_norm_layer", "a norm of the patches"),
 }

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 import vit_jax
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import huggingface, load, timm
+from vit_jax.interop import convert, export, huggingface, load, timm
+from vit_jax.models import saved as native
 from vit_jax.models.saved import read_safetensors
 
 
@@ -196,3 +197,78 @@ def test_float8_weights_are_named(tmp_path, dtype):
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
     with pytest.raises(UserError, match=f"a.weight is of type {dtype}, which is not read"):
         load.read(file)
+
+
+TRAVELLING = [
+    (("name", "resize"), ("orient", True)),
+    (("name", "resize"), ("orient", False)),
+    (("name", "resize_center_crop"), ("orient", True), ("resize", 40)),
+    (("name", "square_center_crop"), ("orient", True)),
+    (("interpolation", "bicubic"), ("name", "pillow"), ("orient", True), ("resize", (36, 36))),
+]
+
+
+@pytest.mark.parametrize("preprocessing", TRAVELLING)
+@pytest.mark.parametrize("form", [huggingface, timm])
+def test_preprocessing_travels_with_the_model(tmp_path, form, preprocessing):
+    """S13: whole; but what is edited there afterwards counts."""
+    config = models.get_config("debug", patch_size=16, num_classes=3, preprocessing=preprocessing)
+    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    form.save(tmp_path, config, params)
+    assert load.read(tmp_path)[0].preprocessing == preprocessing
+    file = tmp_path / ("config.json" if form is timm else "preprocessor_config.json")
+    values = json.loads(file.read_text())
+    if form is timm:
+        values["pretrained_cfg"]["interpolation"] = "lanczos"
+    else:
+        values["resample"] = 1
+    file.write_text(json.dumps(values))
+    found = dict(load.read(tmp_path)[0].preprocessing)
+    assert (found["name"], found["interpolation"]) == ("pillow", "lanczos")
+
+
+@pytest.fixture
+def zero_head(tmp_path):
+    """A fresh model, whose classifier is all zeros."""
+    config = models.get_config("debug", num_classes=3)
+    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    assert not params["head/kernel"].any()
+    native.save(tmp_path / "fresh", config, params)
+    return tmp_path / "fresh", config, params
+
+
+def test_a_proof_fails_where_only_the_classifier_is_equal(zero_head, tmp_path, monkeypatch):
+    """S14: a zero classifier's equal zeros hid anything before it."""
+    source, _, _ = zero_head
+    proof = convert.convert(str(source), tmp_path / "good", "native")
+    assert proof.random_head and proof.scale > 0.1 and proof.same_top1 == 1 and proof.images == 8
+
+    def broken(directory, config, params):
+        wrong = {"blocks/1/mlp/dense2/kernel": -params["blocks/1/mlp/dense2/kernel"]}
+        native.save(directory, config, dict(params) | wrong)
+
+    form = convert.FORMATS["native"]._replace(save=broken)
+    monkeypatch.setitem(convert.FORMATS, "native", form)
+    with pytest.raises(UserError, match="refused: logits differ"):
+        convert.convert(str(source), tmp_path / "bad", "native")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_constant_output_is_never_called_equal(zero_head, tmp_path):
+    """S14: weights that give every photograph the same answer prove nothing."""
+    _, config, params = zero_head
+    zeros = {path: np.zeros_like(value) for path, value in params.items()}
+    zeros["head/bias"] = np.arange(3, dtype=np.float32)
+    native.save(tmp_path / "dead", config, zeros)
+    with pytest.raises(UserError, match="Every photograph gets the same logits"):
+        convert.convert(str(tmp_path / "dead"), tmp_path / "out", "native")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_a_fresh_model_is_proved_by_a_random_classifier(zero_head, tmp_path):
+    """S14, S13: and what is written is the model's own, with its preprocessing."""
+    source, _, _ = zero_head
+    proof = export.export(str(source), tmp_path / "out", "stablehlo", batch_size=3)
+    assert proof.random_head and proof.scale > 0.1 and proof.difference < 1e-5 * proof.scale
+    weights = read_safetensors(tmp_path / "out" / "weights.safetensors")
+    assert not weights["head/kernel"].any()

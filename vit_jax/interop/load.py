@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from vit_jax import data, models
+from vit_jax import models
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import fetch, huggingface, npz, published, timm
 from vit_jax.models import Params, adapt, saved
@@ -23,8 +23,6 @@ def create_model(
       UserError: no such variant or setting.
     """
     config = models.get_config(variant, num_classes=num_classes, **overrides)
-    if not config.preprocessing:
-        config = models.replace(config, preprocessing=data.FOREIGN_EVALUATION)
     return models.build(config, seed=seed)
 
 

@@ -13,7 +13,7 @@ import vit_jax
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.interop import convert, export, huggingface, load, timm
-from vit_jax.models import saved as native
+from vit_jax.models import adapt, saved as native
 from vit_jax.models.saved import read_safetensors
 
 
@@ -272,3 +272,12 @@ def test_an_export_of_a_fresh_model_is_proved_by_a_random_classifier(zero_head, 
     assert proof.random_head and proof.scale > 0.1 and proof.difference < 1e-5 * proof.scale
     weights = read_safetensors(tmp_path / "out" / "weights.safetensors")
     assert not weights["head/kernel"].any()
+
+
+def test_another_image_size_is_cropped_in_proportion():
+    """S2: what is resized before the crop follows the size, instead of being padded."""
+    preprocessing = (("name", "pillow"), ("resize", (36, 40)))
+    config = models.get_config("debug", preprocessing=preprocessing)
+    found = adapt.retarget(config, image_size=(64, 48))
+    assert found.preprocessing == (("name", "pillow"), ("resize", (72, 60)))
+    assert adapt.retarget(config, num_classes=2).preprocessing == preprocessing

@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "load_model", "resize_position_embedding", "save_model"]
+__all__ = ["create_model", "load_model", "preprocess", "resize_position_embedding", "save_model"]
 
 _HOMES = {
     "create_model": "vit_jax.interop.load",
     "load_model": "vit_jax.interop.load",
+    "preprocess": "vit_jax.data.photos",
     "save_model": "vit_jax.interop.load",
     "resize_position_embedding": "vit_jax.models.adapt",
 }

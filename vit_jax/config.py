@@ -103,6 +103,7 @@ def default() -> ConfigDict:
     c.data.train_split = ""  # "" is the data set's own; otherwise e.g. "train[:98%]"
     c.data.eval_split = ""
     c.data.data_dir = placeholder(str)
+    c.data.orient = True  # photos upright by EXIF, as in folder: and hf: data; TFDS has none
     c.data.exclude = ""  # a file of record names to leave out of training
     c.data.max_bad_images = 0  # that cannot be read: more of them end the run
     c.data.num_threads = 4

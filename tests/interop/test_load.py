@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import vit_jax
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.interop import convert, export, huggingface, load, timm
+from vit_jax.models import adapt, saved as native
+from vit_jax.models.saved import read_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +127,157 @@ def test_what_is_no_checkpoint(saved, tmp_path):
         vit_jax.load_model(tmp_path / "w.pt")
     with pytest.raises(UserError, match="holds a debug, not a B/16"):
         vit_jax.load_model(saved, variant="B/16")
+
+
+def sharded(directory, arrays, shards=2):
+    """Writes arrays as `save_pretrained` does when they are large."""
+    names = sorted(arrays)
+    files = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+    table = {name: files[i % shards] for i, name in enumerate(names)}
+    for shard in set(table.values()):
+        save_file({n: arrays[n] for n in names if table[n] == shard}, directory / shard)
+    index = {"metadata": {"total_size": 0}, "weight_map": table}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return table
+
+
+@pytest.mark.parametrize("form", [huggingface, timm])
+def test_shards_are_read_by_their_index(tmp_path, form):
+    """W6: and what is missing of them is named."""
+    config = models.get_config("debug", patch_size=16, image_size=32, num_classes=3)
+    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    form.save(tmp_path, config, params)
+    whole = tmp_path / "model.safetensors"
+    arrays = read_safetensors(whole)
+    whole.unlink()
+    with pytest.raises(UserError, match=r"no model.safetensors and no index of shards"):
+        load.read(tmp_path)
+    table = sharded(tmp_path, arrays)
+    _, found = load.read(tmp_path)
+    assert all(np.array_equal(found[name], params[name]) for name in params)
+    index = tmp_path / "model.safetensors.index.json"
+    text = index.read_text()
+    first = next(iter(table))
+    for other, message in (
+        (text.replace(table[first], "../x.safetensors"), "is no file beside it"),
+        (text.replace(first, "absent"), "lacks absent, which"),
+        ('{"metadata": {}}', "no weight_map"),
+    ):
+        index.write_text(other)
+        with pytest.raises(UserError, match=message):
+            load.read(tmp_path)
+    index.write_text(text)
+    (tmp_path / table[first]).unlink()
+    with pytest.raises(UserError, match=f"{table[first]} is missing, and"):
+        load.read(tmp_path)
+
+
+@pytest.mark.parametrize("form", [huggingface, timm])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_a_pickle_says_how_to_convert_it(tmp_path, form, name):
+    """W6"""
+    config = models.get_config("debug", patch_size=16, image_size=32, num_classes=3)
+    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    form.save(tmp_path, config, params)
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(
+        UserError, match=r"has its weights in .*not read; convert them with torch"
+    ) as e:
+        load.read(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "F8_E8M0"])
+def test_float8_weights_are_named(tmp_path, dtype):
+    """S3: its wrong reason was that the file is damaged."""
+    header = json.dumps(
+        {"a.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}
+    ).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(UserError, match=f"a.weight is of type {dtype}, which is not read"):
+        load.read(file)
+
+
+TRAVELLING = [
+    (("name", "resize"), ("orient", True)),
+    (("name", "resize"), ("orient", False)),
+    (("name", "resize_center_crop"), ("orient", True), ("resize", 40)),
+    (("name", "square_center_crop"), ("orient", True)),
+    (("interpolation", "bicubic"), ("name", "pillow"), ("orient", True), ("resize", (36, 36))),
+]
+
+
+@pytest.mark.parametrize("preprocessing", TRAVELLING)
+@pytest.mark.parametrize("form", [huggingface, timm])
+def test_preprocessing_travels_with_the_model(tmp_path, form, preprocessing):
+    """S13: whole; but what is edited there afterwards counts."""
+    config = models.get_config("debug", patch_size=16, num_classes=3, preprocessing=preprocessing)
+    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    form.save(tmp_path, config, params)
+    assert load.read(tmp_path)[0].preprocessing == preprocessing
+    file = tmp_path / ("config.json" if form is timm else "preprocessor_config.json")
+    values = json.loads(file.read_text())
+    if form is timm:
+        values["pretrained_cfg"]["interpolation"] = "lanczos"
+    else:
+        values["resample"] = 1
+    file.write_text(json.dumps(values))
+    found = dict(load.read(tmp_path)[0].preprocessing)
+    assert (found["name"], found["interpolation"]) == ("pillow", "lanczos")
+
+
+@pytest.fixture
+def zero_head(tmp_path):
+    """A fresh model, whose classifier is all zeros."""
+    config = models.get_config("debug", num_classes=3)
+    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    assert not params["head/kernel"].any()
+    native.save(tmp_path / "fresh", config, params)
+    return tmp_path / "fresh", config, params
+
+
+def test_a_proof_fails_where_only_the_classifier_is_equal(zero_head, tmp_path, monkeypatch):
+    """S14: a zero classifier's equal zeros hid anything before it."""
+    source, _, _ = zero_head
+    proof = convert.convert(str(source), tmp_path / "good", "native")
+    assert proof.random_head and proof.scale > 0.1 and proof.same_top1 == 1 and proof.images == 8
+
+    def broken(directory, config, params):
+        wrong = {"blocks/1/mlp/dense2/kernel": -params["blocks/1/mlp/dense2/kernel"]}
+        native.save(directory, config, dict(params) | wrong)
+
+    form = convert.FORMATS["native"]._replace(save=broken)
+    monkeypatch.setitem(convert.FORMATS, "native", form)
+    with pytest.raises(UserError, match="refused: logits differ"):
+        convert.convert(str(source), tmp_path / "bad", "native")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_constant_output_is_never_called_equal(zero_head, tmp_path):
+    """S14: weights that give every photograph the same answer prove nothing."""
+    _, config, params = zero_head
+    zeros = {path: np.zeros_like(value) for path, value in params.items()}
+    zeros["head/bias"] = np.arange(3, dtype=np.float32)
+    native.save(tmp_path / "dead", config, zeros)
+    with pytest.raises(UserError, match="Every photograph gets the same logits"):
+        convert.convert(str(tmp_path / "dead"), tmp_path / "out", "native")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_a_fresh_model_is_proved_by_a_random_classifier(zero_head, tmp_path):
+    """S14, S13: and what is written is the model's own, with its preprocessing."""
+    source, _, _ = zero_head
+    proof = export.export(str(source), tmp_path / "out", "stablehlo", batch_size=3)
+    assert proof.random_head and proof.scale > 0.1 and proof.difference < 1e-5 * proof.scale
+    weights = read_safetensors(tmp_path / "out" / "weights.safetensors")
+    assert not weights["head/kernel"].any()
+
+
+def test_another_image_size_is_cropped_in_proportion():
+    """S2: what is resized before the crop follows the size, instead of being padded."""
+    preprocessing = (("name", "pillow"), ("resize", (36, 40)))
+    config = models.get_config("debug", preprocessing=preprocessing)
+    found = adapt.retarget(config, image_size=(64, 48))
+    assert found.preprocessing == (("name", "pillow"), ("resize", (72, 60)))
+    assert adapt.retarget(config, num_classes=2).preprocessing == preprocessing

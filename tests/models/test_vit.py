@@ -9,6 +9,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models import layers
 
 KEY = jax.random.key(7)
 
@@ -281,3 +282,31 @@ def test_the_public_model():
     assert logits.shape == (2, 3) and not logits.any()  # a zero head
     _, out = jax.jit(lambda x: model(x, return_intermediates=True))(jnp.zeros((1, 16, 24, 3)))
     assert out["encoded"].shape == (1, 7, 64)
+
+
+@pytest.mark.parametrize("variant", ["debug", "R50x1"])
+def test_what_is_no_batch_of_images_in_range_is_refused(variant):
+    """S12: one line that names floats in [-1, 1] and vit_jax.preprocess, before any arithmetic."""
+    config = models.get_config(variant, num_classes=3, image_size=32)
+    if variant == "R50x1":
+        config = models.replace(config, depths=(1,))
+    else:
+        config = models.replace(config, hidden_size=32, num_layers=1, mlp_dim=32, num_heads=2)
+    model = models.abstract(config)  # what is wrong is said before any arithmetic
+    images = np.zeros((2, 32, 32, 3), np.float32)
+    layers.check_images(images, config)
+    wrong = [
+        images.astype(np.uint8), images.astype(np.int32), images > 0, images[0], images + 255,
+        jnp.asarray(images).at[0, 0, 0, 0].set(-200), images.tolist(), images[..., :1],
+    ]  # fmt: skip
+    for given in wrong:
+        with pytest.raises(UserError) as caught:
+            model(given)
+        text = str(caught.value)
+        assert "\n" not in text
+        if np.shape(given)[-1] == 3:
+            assert "floats in [-1, 1]" in text and "vit_jax.preprocess" in text
+    with pytest.raises(UserError, match="uint8"):
+        jax.jit(lambda x: model(x))(wrong[0])
+    noise = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
+    layers.check_images(noise, config)  # scaled in another way, as people may want it

@@ -45,6 +45,7 @@ def test_a_run_of_the_first_version_goes_on_with_its_own_average(old, capsys):
     assert "resumed from step 6" in capsys.readouterr().out
     config = json.loads((old / "run" / "config.json").read_text())
     assert "format" not in config and config["polyak_ramp"] is True
+    assert config["data"]["orient"] is False  # S13: photos stay as they were trained on
     _, wanted = saved.load(old / "whole" / "model")
     _, found = saved.load(old / "run" / "model")
     for path, value in wanted.items():  # bytes depend on the processor
@@ -60,6 +61,7 @@ def test_another_average_would_have_been_another_model(old, tmp_path):
     assert main(["train", *SETTINGS, f"--workdir={new}"]) == 0
     config = json.loads((new / "config.json").read_text())
     assert config["format"] == 2 and config["polyak_ramp"] is False
+    assert config["data"]["orient"] is True
     _, wanted = saved.load(old / "whole" / "model")
     _, found = saved.load(new / "model")
     assert max(np.abs(found[path] - wanted[path]).max() for path in wanted) > 1e-3

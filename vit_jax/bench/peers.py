@@ -28,6 +28,7 @@ from vit_jax.bench.jobs import (
 )
 from vit_jax.errors import UserError
 from vit_jax.interop import export
+from vit_jax.interop.peers import declare_torchvision
 
 
 def torch_job(spec: Spec, model: Any, logits_of: Callable[[Any], Any], *, compiled: bool) -> Job:
@@ -115,20 +116,6 @@ def transformers(spec: Spec) -> Job:
 
     model = library.ViTForImageClassification.from_pretrained(spec.weights)
     return torch_job(spec, model, lambda found: found.logits, compiled=False)
-
-
-def declare_torchvision() -> None:
-    """PyPI's torchvision is for CUDA; with a CPU torch its operators must be declared first."""
-    import sys
-
-    import torch
-
-    if "torchvision" in sys.modules or torch.version.cuda or hasattr(declare_torchvision, "kept"):
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    declare_torchvision.kept = library  # type: ignore[attr-defined]  # it lives with the process
 
 
 def tf_data(spec: Spec) -> Job:

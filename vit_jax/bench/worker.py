@@ -44,7 +44,6 @@ def write_weights(out: str, variant: str, size: int, classes: int, formats: list
     import numpy as np
 
     from vit_jax import models
-    from vit_jax.bench import peers
     from vit_jax.interop import convert, export
     from vit_jax.models import saved
 
@@ -52,8 +51,6 @@ def write_weights(out: str, variant: str, size: int, classes: int, formats: list
     params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
     kernel = np.random.default_rng(0).normal(0, 0.02, params["head/kernel"].shape)
     saved.save(f"{out}/native", config, params | {"head/kernel": kernel.astype(np.float32)})
-    if {"timm", "huggingface"} & {form for form, _ in formats}:
-        peers.declare_torchvision()
     for form, name in formats:
         make = export.export if form in export.FORMATS else convert.convert
         make(f"{out}/native", f"{out}/{name}", form)

@@ -21,6 +21,9 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "to", None, "Format: native, npz, huggingface or timm.", flag_values=flags
     )
+    absl_flags.DEFINE_string(
+        "data", "", "A data set to compare on, instead of two photographs.", flag_values=flags
+    )
     options.define_tolerance(flags)
 
 
@@ -33,5 +36,5 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     options.prepare_jax()
     from vit_jax.interop import convert
 
-    proof = convert.convert(source, target, flags.to, tolerance=flags.tolerance)
+    proof = convert.convert(source, target, flags.to, tolerance=flags.tolerance, photos=flags.data)
     print(options.proof_text(target, proof))

@@ -48,6 +48,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         batch_size=flags.batch_size,
         int8=flags.int8,
         tolerance=flags.tolerance,
+        photos=flags.data or "",
     )
     print(options.proof_text(flags.out, proof))
     if flags.data:

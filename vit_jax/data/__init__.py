@@ -6,10 +6,16 @@ May touch files and errors.
 from vit_jax.data.decode import decode
 from vit_jax.data.source import ArraySource, Source, Subset
 from vit_jax.data.specs import choose_splits, default_splits, evaluation_spec, open_source
-from vit_jax.data.transforms import DEFAULT_EVALUATION, evaluation_transform, make_transform
+from vit_jax.data.transforms import (
+    DEFAULT_EVALUATION,
+    FOREIGN_EVALUATION,
+    evaluation_transform,
+    make_transform,
+)
 
 __all__ = [
     "DEFAULT_EVALUATION",
+    "FOREIGN_EVALUATION",
     "ArraySource",
     "BadImages",
     "Source",

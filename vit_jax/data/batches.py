@@ -34,7 +34,8 @@ def read(
     """
     record = source[index]
     label = check_label(record, source.num_classes)
-    return transform.read(record["image"], record["name"], *([rng] if rng else [])), label
+    exif = record.get("exif", True)  # whether images of this source are turned by it
+    return transform.read(record["image"], record["name"], rng, exif=exif), label
 
 
 def check_label(record: dict[str, Any], num_classes: int) -> np.int32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,16 @@ TO_RGB = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK"
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags
 
 
-def decode(data: bytes | Image, name: str) -> Image:
+def decode(data: bytes | Image, name: str, *, orient: bool = False) -> Image:
     """Any image as uint8 (h, w, 3) RGB.
 
     JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. Grey of 16 bits (of 12
     in a TIFF) is scaled, not clipped; alpha is dropped; of an animation the first frame counts.
-    EXIF rotation is not applied, as in TFDS.
 
     Args:
       data: an encoded file, or pixels (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
       name: what to call the record in an error.
+      orient: the image is turned upright, as its EXIF orientation says; TFDS leaves it lying.
 
     Raises:
       UserError: not an image, damaged, more than MAX_PIXELS, or values whose range is not known
@@ -43,11 +44,54 @@ def decode(data: bytes | Image, name: str) -> Image:
         return _as_rgb(data, name)
     if not data:
         raise UserError(f"The image {name} is empty (0 bytes); replace it or leave it out.")
-    if data[:2] == b"\xff\xd8":
-        image = _decode_jpeg(data)
-        if image is not None:
-            return image
-    return _decode_any(data, name)
+    image = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    if image is None:
+        image = _decode_any(data, name)
+    turn = orientation(data) if orient else 1
+    return np.ascontiguousarray(upright(image, turn)) if turn != 1 else image
+
+
+#: EXIF's orientations but 1, which is upright: whether rows and columns change places, and then the
+#: steps of rows and columns.
+ORIENTATIONS = {
+    2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
+    5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1),
+}  # fmt: skip
+
+
+def orientation(data: bytes) -> int:
+    """The EXIF orientation of an encoded image, 1 to 8, as Pillow finds it; 1 without one."""
+    import PIL.Image
+
+    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF: Pillow turns it when it decodes
+        return 1
+    if data[:2] == b"\xff\xd8" and not any(_metadata(data)):
+        return 1
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            found = image.getexif().get(0x0112, 1)
+    except Exception:  # of damaged EXIF; the pixels have been decoded
+        return 1
+    return found if found in ORIENTATIONS else 1
+
+
+def _metadata(data: bytes) -> Iterator[bool]:
+    """Of each segment before a JPEG's pixels, whether it is EXIF or XMP: no Pillow for the rest."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
+        yield data[at + 1] == 0xE1
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+
+
+def upright(image: Image, turn: int) -> Image:
+    """A view of an image (h, w, 3), turned as its EXIF orientation says; perhaps (w, h, 3)."""
+    if turn not in ORIENTATIONS:
+        return image
+    swap, rows, columns = ORIENTATIONS[turn]
+    return (image.swapaxes(0, 1) if swap else image)[::rows, ::columns]
 
 
 def _decode_jpeg(data: bytes) -> Image | None:
@@ -64,41 +108,55 @@ def _decode_jpeg(data: bytes) -> Image | None:
 
 
 class Encoded:
-    """A JPEG that is decoded when a box of it is cut out: `image[a:b, c:d]`, that box alone."""
+    """A JPEG that is decoded when a box of it is cut out: `image[a:b, c:d]`, that box alone.
 
-    def __init__(self, data: bytes, name: str, shape: tuple[int, int, int], subsampling: str):
-        self.data, self.name, self.shape, self.subsampling = data, name, shape, subsampling
+    shape: as it is stored; the attribute is that of the image turned upright, and so are boxes.
+    """
+
+    def __init__(
+        self, data: bytes, name: str, shape: tuple[int, int, int], subsampling: str, turn: int = 1
+    ):
+        self.data, self.name, self.subsampling, self.turn = data, name, subsampling, turn
+        self.width = shape[1]  # as stored
+        swap, *_ = ORIENTATIONS.get(turn, (False,))
+        self.shape = (shape[1], shape[0], 3) if swap else shape
 
     def __getitem__(self, box: tuple[slice, slice]) -> Image:
-        (top, bottom, _), (left, right, _) = (
-            part.indices(size) for part, size in zip(box, self.shape[:2], strict=True)
-        )
+        edges = [part.indices(size)[:2] for part, size in zip(box, self.shape[:2], strict=True)]
+        swap, *steps = ORIENTATIONS.get(self.turn, (False, 1, 1))
+        for axis, step in enumerate(steps):  # from the image looked at to the one that is stored
+            if step < 0:
+                first, end = edges[axis]
+                edges[axis] = self.shape[axis] - end, self.shape[axis] - first
+        (top, bottom), (left, right) = edges[::-1] if swap else edges
         try:
-            return turbojpeg.decode_box(
-                self.data, self.subsampling, self.shape[1], (top, left, bottom - top, right - left)
+            stored = turbojpeg.decode_box(
+                self.data, self.subsampling, self.width, (top, left, bottom - top, right - left)
             )
         except ValueError:  # damaged: PIL may know better, or says what is wrong
-            return decode(self.data, self.name)[box]
+            return upright(decode(self.data, self.name), self.turn)[box]
+        return upright(stored, self.turn)
 
 
-def open_image(data: bytes | Image, name: str) -> Image | Encoded:
+def open_image(data: bytes | Image, name: str, *, orient: bool = False) -> Image | Encoded:
     """As `decode`, for a transform that begins with a crop: where only a box can be decoded, later.
 
     The pixels are the same either way. A file that is cut short is read whole, so that it is named.
     """
     if not isinstance(data, bytes) or turbojpeg.library() is None:
-        return decode(data, name)
+        return decode(data, name, orient=orient)
     if (data[:2], data[-2:]) == (b"\xff\xd8", b"\xff\xd9"):
         import simplejpeg
 
         try:
             height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
         except ValueError:
-            return decode(data, name)
+            return decode(data, name, orient=orient)
         plain = colorspace in ("YCbCr", "Gray") and height * width <= MAX_PIXELS
         if plain and subsampling in turbojpeg.BLOCK_WIDTH:
-            return Encoded(data, name, (height, width, 3), subsampling)
-    return decode(data, name)
+            turn = orientation(data) if orient else 1
+            return Encoded(data, name, (height, width, 3), subsampling, turn)
+    return decode(data, name, orient=orient)
 
 
 def _decode_any(data: bytes, name: str) -> Image:

@@ -160,9 +160,13 @@ class TableSource(Source):
         stored: Sequence[tuple[str, range]] = (),
         labels: np.ndarray | None = None,
         notes: Sequence[str] = (),
+        exif: bool = False,
     ):
-        """stored: the stores that the rows come from, and which of theirs; () is one of its own."""
-        self.rows, self.read, self.stored = rows, read, tuple(stored)
+        """stored: the stores that the rows come from, and which of theirs; () is one of its own.
+
+        exif: whether images are turned upright by EXIF, as `datasets` does; TFDS does not.
+        """
+        self.rows, self.read, self.stored, self.exif = rows, read, tuple(stored), exif
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec, self.labels, self.notes = spec, labels, tuple(notes)
         self.fingerprint = digest(f"{spec} {version} {len(rows)}".encode())
@@ -172,7 +176,7 @@ class TableSource(Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = self.read(self.rows[int(index)])
-        return {"image": image, "label": label, "name": self.name(index)}
+        return {"image": image, "label": label, "name": self.name(index), "exif": self.exif}
 
     def name(self, index: int) -> str:
         return f"{self.spec}/{int(index)}"

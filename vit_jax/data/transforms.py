@@ -183,6 +183,60 @@ def objectnet(image: Image, size: Size) -> Image:
     return resize_center_crop(inside, size, resize=round(max(size) * 512 / 480))
 
 
+FITS = ("squash", "cover", "contain")
+
+
+def pillow(
+    image: Image,
+    size: Size,
+    *,
+    interpolation: str = "bilinear",
+    resize: Size | None = None,
+    fit: str = "squash",
+    whole: str = "down",
+    centre: str = "down",
+    fill: tuple[int, ...] = (0, 0, 0),
+) -> Image:
+    """Evaluation as timm and transformers have it: resized by Pillow, antialiased, and centred.
+
+    Args:
+      interpolation: nearest, box, bilinear, hamming, bicubic or lanczos.
+      resize: (height, width) before the central crop; None is `size`.
+      fit: "squash" to it, "cover" it with the aspect ratio kept, or stay inside ("contain").
+      whole, centre: whether the resized sides, and the crop's corner, are rounded "down" or to the
+        "nearest".
+      fill: the colour where the crop is larger than the image.
+    """
+    import PIL.Image
+
+    wanted, (height, width) = resize or size, image.shape[:2]
+    if fit != "squash":
+        scale = (max if fit == "cover" else min)(wanted[0] / height, wanted[1] / width)
+        # One side is met exactly; the other is computed from whole numbers, as both of them do.
+        tall = (wanted[0] / height == scale, wanted[0], wanted[1] * height / width)
+        wide = (wanted[1] / width == scale, wanted[1], wanted[0] * width / height)
+        wanted = tuple(
+            met if exact else int(other) if whole == "down" else round(other)
+            for exact, met, other in (tall, wide)
+        )  # type: ignore[assignment]
+    if (height, width) != tuple(wanted):
+        filter_ = PIL.Image.Resampling[interpolation.upper()]
+        resized = PIL.Image.fromarray(image).resize((wanted[1], wanted[0]), filter_)
+        image = np.asarray(resized)
+    missing = [max(full - side, 0) for full, side in zip(size, image.shape, strict=False)]
+    if any(missing):
+        padded = np.empty(
+            [s + m for s, m in zip(image.shape, missing, strict=False)] + [3], np.uint8
+        )
+        padded[:] = fill
+        top, left = (pixels // 2 for pixels in missing)
+        padded[top : top + image.shape[0], left : left + image.shape[1]] = image
+        image = padded
+    corner = ((side - full) / 2 for full, side in zip(size, image.shape, strict=False))
+    top, left = (int(place) if centre == "down" else round(place) for place in corner)
+    return _crop(image, top, left, size)
+
+
 TRAIN: dict[str, Callable[..., Image]] = {
     "inception_crop": inception_crop,
     "resize_crop": resize_crop,
@@ -196,11 +250,23 @@ EVAL: dict[str, Callable[..., Image]] = {
     "resize_center_crop": resize_center_crop,
     "square_center_crop": square_center_crop,
     "objectnet": objectnet,
+    "pillow": pillow,
+}
+#: Settings of `pillow` that are one of several words.
+WORDS = {
+    "interpolation": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
+    "fit": FITS,
+    "whole": ("down", "nearest"),
+    "centre": ("down", "nearest"),
 }
 
 
-def make_transform(*, name: str, size: Size, train: bool, **options) -> Callable[..., Image]:
+def make_transform(
+    *, name: str, size: Size, train: bool, orient: bool = False, **options
+) -> _Transform:
     """A picklable transform: (image, rng) -> image in training, (image) -> image in evaluation.
+
+    orient: encoded images are turned upright by their EXIF orientation when they are read.
 
     Raises:
       UserError: no such transform, an option that it does not take, or one that does not fit.
@@ -221,8 +287,13 @@ def make_transform(*, name: str, size: Size, train: bool, **options) -> Callable
     for key in taken:
         if parameters[key].default is inspect.Parameter.empty and key not in options:
             raise UserError(f"config.{where}.{key} must be set for {name}.")
+    for key, words in WORDS.items():
+        if key in taken and options.get(key, words[0]) not in words:
+            raise UserError(
+                f"config.{where}.{key}={options[key]!r} must be one of {', '.join(words)}."
+            )
     larger = options.get("resize")
-    if larger is not None:
+    if larger is not None and name != "pillow":  # which fills what is missing
         # An integer is both sides in training, and the short side in evaluation.
         sides = tuple(larger) if isinstance(larger, (tuple, list)) else (larger, larger)
         needed = size if train else (min(size),) * 2
@@ -231,33 +302,50 @@ def make_transform(*, name: str, size: Size, train: bool, **options) -> Callable
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    return _Transform(name, table[name], (size[0], size[1]), options, train)
+    return _Transform(name, table[name], (size[0], size[1]), options, train, orient)
 
 
 #: How a model whose evaluation transform is not known is evaluated, as after fine-tuning.
 DEFAULT_EVALUATION = {"name": "resize"}
+#: The same for weights in a foreign format that does not say; photos are turned upright.
+FOREIGN_EVALUATION = (("name", "resize"), ("orient", True))
 
 
-def evaluation_transform(size: Size, preprocessing: Iterable[tuple[str, Any]]) -> Callable:
-    """The transform that a model's configuration carries as `preprocessing`."""
+def evaluation_transform(size: Size, preprocessing: Iterable[tuple[str, Any]]) -> _Transform:
+    """The transform that a model's configuration carries as `preprocessing`.
+
+    Models of the first version do not speak of `orient`: theirs leaves images as they are stored.
+    """
     return make_transform(size=size, train=False, **(dict(preprocessing) or DEFAULT_EVALUATION))
 
 
 class _Transform:
     """A transform with its options; a class only so that it pickles and prints well."""
 
-    def __init__(self, name: str, function: Callable, size: Size, options: dict, train: bool):
+    def __init__(
+        self, name: str, function: Callable, size: Size, options: dict, train: bool, orient: bool
+    ):
         self.name, self.function, self.size = name, function, size
-        self.options, self.train = options, train
+        self.options, self.train, self.orient = options, train, orient
 
     def __call__(self, image: Image | Encoded, rng: np.random.Generator | None = None) -> Image:
         arguments = (image, rng, self.size) if self.train else (image, self.size)
         return np.ascontiguousarray(self.function(*arguments, **self.options))
 
-    def read(self, data: bytes | Image, name: str, rng: np.random.Generator | None = None) -> Image:
-        """Decodes a record's image, as much of it as is needed, and transforms it."""
-        image = open_image(data, name) if self.name in CROP_FIRST else decode(data, name)
-        return self(image, rng)
+    def read(
+        self,
+        data: bytes | Image,
+        name: str,
+        rng: np.random.Generator | None = None,
+        *,
+        exif: bool = True,
+    ) -> Image:
+        """Decodes a record's image, as much of it as is needed, and transforms it.
+
+        exif: False where the data set says that orientation does not count, as TFDS does.
+        """
+        open_ = open_image if self.name in CROP_FIRST else decode
+        return self(open_(data, name, orient=self.orient and exif), rng)
 
     def __repr__(self) -> str:
         options = "".join(f", {key}={value}" for key, value in sorted(self.options.items()))

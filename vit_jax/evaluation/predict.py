@@ -84,7 +84,7 @@ def predict(
         images, problems = np.zeros((len(chunk), *config.image_size, 3), np.uint8), {}
         for i, file in enumerate(chunk):
             try:
-                images[i] = transform(data.decode(file.read_bytes(), shown(str(file))))
+                images[i] = transform.read(file.read_bytes(), shown(str(file)))
             except UserError as error:
                 problems[i] = str(error)
             except OSError as error:

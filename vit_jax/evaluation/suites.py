@@ -163,7 +163,10 @@ def suite_fewshot(request: Request) -> Result:
     transform = None
     if request.preprocessing == "protocol":
         transform = data.make_transform(
-            name="square_center_crop", size=request.config.image_size, train=False
+            name="square_center_crop",
+            size=request.config.image_size,
+            train=False,
+            orient=bool(dict(request.config.preprocessing).get("orient")),
         )
     l2s = fewshot.L2_SWEEP if request.l2 == "sweep" else (_number(request.l2),)
     results = {}

@@ -112,7 +112,7 @@ def inspect(
 def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray:
     """Images as the model sees them, (b, h, w, 3) uint8."""
     transform = data.evaluation_transform(config.image_size, config.preprocessing)
-    decoded = [transform(data.decode(file.read_bytes(), str(file))) for file in files]
+    decoded = [transform.read(file.read_bytes(), str(file)) for file in files]
     return np.stack(decoded) if decoded else np.zeros((0, *config.image_size, 3), np.uint8)
 
 

@@ -8,113 +8,80 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import huggingface, load, npz, timm
-from vit_jax.models import saved
+from vit_jax.interop import huggingface, load, npz, peers, pixels, timm
+from vit_jax.interop.peers import Outputs, run_ours
+from vit_jax.models import adapt, saved
 
 Array = np.ndarray
-PROBES = 2  # images that the two sides are compared on
+__all__ = ["FORMATS", "Proof", "convert", "run_ours"]
 
 
 class Proof(NamedTuple):
-    """difference: the largest over all logits; scale: the largest logit; runtime: who ran it."""
+    """How far two runs on the same photographs are apart.
+
+    difference: the largest of a logit; scale: the largest logit. Of a classifier that is all
+    zeros, logits are those of a random one. features: the largest difference of a pre-logit or a
+    token, as a share of the largest; same_top1: the share of equal best classes of the `images`.
+    """
 
     difference: float
     scale: float
     runtime: str
-
-
-def probe_images(config: models.ModelConfig) -> Array:
-    """Random images (2, h, w, c) in [-1, 1], the same every time."""
-    rng = np.random.default_rng(0)
-    shape = (PROBES, *config.image_size, config.channels)
-    return rng.uniform(-1, 1, shape).astype(np.float32)
-
-
-def run_ours(config: models.ModelConfig, params: Mapping[str, Any], images: Array) -> Array:
-    """Logits (b, num_classes) in float32; of a model with a hidden layer and a zero head, that
-    layer's outputs after the tanh, which say more."""
-    config = models.replace(config, dtype="float32")
-    _, apply = models.as_functions(config)
-    with jax.default_matmul_precision("highest"):
-        logits, out = jax.jit(lambda p, x: apply(p, x, return_intermediates=True))(params, images)
-    if getattr(config, "representation_size", None) is not None and not np.any(logits):
-        return np.tanh(np.asarray(out["pre_logits"]))
-    return np.asarray(logits)
-
-
-def run_native(directory: Path, config: models.ModelConfig, images: Array) -> tuple[Array, str]:
-    """What is in the file, read again and run by this package."""
-    return run_ours(*load.read_path(directory), images), "vit_jax, read again"
-
-
-def run_transformers(
-    directory: Path, config: models.ModelConfig, images: Array
-) -> tuple[Array, str]:
-    """Logits by transformers; of a `ViTModel`, its pooler's outputs."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        return _no_peer("transformers", directory, config, images)
-    pooled = getattr(config, "representation_size", None) is not None
-    kind = transformers.ViTModel if pooled else transformers.ViTForImageClassification
-    model = kind.from_pretrained(directory).eval()
-    with torch.no_grad():
-        result = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    found = result.pooler_output if pooled else result.logits
-    return found.numpy(), f"transformers {transformers.__version__}"
-
-
-def run_timm(directory: Path, config: models.ModelConfig, images: Array) -> tuple[Array, str]:
-    """Logits by timm."""
-    try:
-        import timm as peer
-        import torch
-    except ImportError:
-        return _no_peer("timm", directory, config, images)
-    model = peer.create_model(f"local-dir:{directory}", pretrained=True).eval()
-    with torch.no_grad():
-        found = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    return found.numpy(), f"timm {peer.__version__}"
-
-
-def _no_peer(
-    name: str, directory: Path, config: models.ModelConfig, images: Array
-) -> tuple[Array, str]:
-    found, _ = run_native(directory, config, images)
-    return found, (
-        f"vit_jax, read again; NOT by {name}, which is not installed (pip install 'vit_jax[peers]')"
-    )
+    same_top1: float = 0.0
+    images: int = 0
+    features: float = 0.0
+    random_head: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Format(NamedTuple):
-    """A way to write weights, and who runs them. suffix: of a file; "" for a directory."""
+    """A way to write weights, and who runs them. suffix: of a file; "" for a directory.
+
+    notes: what the other side's preprocessing does otherwise.
+    """
 
     save: Callable[..., None]
-    run: Callable[[Path, models.ModelConfig, Array], tuple[Array, str]]
+    peer: str = ""
     suffix: str = ""
+    notes: Callable[[models.ModelConfig], list[str]] = lambda config: []
+
+
+def _npz_notes(config: models.ModelConfig) -> list[str]:
+    held = [name for name in ("labels", "preprocessing") if getattr(config, name)]
+    return [f"an .npz has no place for {' and '.join(held)}"] if held else []
 
 
 FORMATS: dict[str, Format] = {
-    "native": Format(saved.save, run_native),
-    "npz": Format(npz.save, run_native, ".npz"),
-    "huggingface": Format(huggingface.save, run_transformers),
-    "timm": Format(timm.save, run_timm),
+    "native": Format(saved.save),
+    "npz": Format(npz.save, "", ".npz", _npz_notes),
+    "huggingface": Format(
+        huggingface.save,
+        "transformers",
+        notes=lambda config: pixels.to_processor(config.preprocessing, config)[1],
+    ),
+    "timm": Format(
+        timm.save,
+        "timm",
+        notes=lambda config: pixels.to_pretrained_cfg(config.preprocessing, config)[1],
+    ),
 }
+PEERS = {"transformers": peers.run_transformers, "timm": peers.run_timm}
 
 
-def convert(source: str, target: str | Path, to: str, *, tolerance: float = 1e-4) -> Proof:
+def convert(
+    source: str, target: str | Path, to: str, *, tolerance: float = 1e-4, photos: str = ""
+) -> Proof:
     """Writes the weights at `source` to `target` in the format `to`.
 
     The result is made beside `target`, run, compared, and only then moved there.
 
     Args:
       tolerance: the largest difference of a logit, as a share of the largest logit.
+      photos: a data set whose images are compared on; "" takes scikit-learn's photographs.
 
     Raises:
       UserError: an unknown format, no place in it for this model, `target` exists, or the answers
@@ -134,13 +101,35 @@ def convert(source: str, target: str | Path, to: str, *, tolerance: float = 1e-4
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
         made = Path(scratch) / target.name
         form.save(made, config, params)
-        images = probe_images(config)
-        wanted = run_ours(config, params, images)
-        found, runtime = form.run(made, config, images)
-        proof = compare(wanted, found, runtime)
+        images = peers.photographs(config, photos)
+        head = head_for_proof(config, params)
+        wanted = peers.outputs(config, params | head, images)
+        found, runtime = run(form, made, config, images, head)
+        proof = compare(wanted, found, runtime, bool(head))
         check(proof, tolerance, str(source), f"--to={to}")
         shutil.move(made, target)
-    return proof
+    return proof._replace(notes=tuple(form.notes(config)))
+
+
+def head_for_proof(config: models.ModelConfig, params: Mapping[str, Any]) -> dict[str, Array]:
+    """{} for a trained classifier; for one that is all zeros, a random one in its place."""
+    if not adapt.is_zero_head(params):
+        return {}
+    return peers.random_head(config, params["head/kernel"].shape[0])
+
+
+def run(
+    form: Format, made: Path, config: models.ModelConfig, images: Array, head: dict[str, Array]
+) -> tuple[Outputs, str]:
+    """What is in the file, run by the other side, and its name; by us where there is none."""
+    version = peers.available(form.peer) if form.peer else ""
+    if version:
+        return PEERS[form.peer](made, config, images, head), f"{form.peer} {version}"
+    again, params = load.read_path(made)
+    runtime = "vit_jax, read again"
+    if form.peer:
+        runtime += f"; NOT by {form.peer}, which is not installed (pip install 'vit_jax[peers]')"
+    return peers.outputs(again, params | head, images), runtime
 
 
 def check_free(target: Path) -> None:
@@ -151,21 +140,50 @@ def check_free(target: Path) -> None:
         target.rmdir()
 
 
-def compare(wanted: Array, found: Array, runtime: str) -> Proof:
-    """The largest difference between two sets of logits (b, k)."""
-    if wanted.shape != found.shape:
-        raise UserError(f"{runtime} gives outputs of {found.shape} instead of {wanted.shape}.")
-    difference = float(np.abs(wanted - found).max())
+def compare(wanted: Outputs, found: Outputs, runtime: str, random_head: bool = False) -> Proof:
+    """How far two runs on the same photographs are apart.
+
+    Raises:
+      UserError: their shapes differ, or every photograph gets the same answer: no proof.
+    """
+    shares = []
+    for name, a, b in zip(Outputs._fields, wanted, found, strict=True):
+        if a is None or b is None:
+            continue
+        if a.shape != b.shape:
+            raise UserError(f"{runtime} gives {name} of {b.shape} instead of {a.shape}.")
+        if name == "logits" and len(a) > 1 and not np.ptp(a, axis=0).max() > 1e-6 * np.abs(a).max():
+            raise UserError(
+                "Every photograph gets the same logits, so that equal ones would prove nothing: "
+                "are these weights trained, or at least random? Nothing was written."
+            )
+        difference = np.abs(a - b).max()
+        shares.append(float(difference / max(np.abs(a).max(), 1e-30)))
+    difference = float(np.abs(wanted.logits - found.logits).max())
+    same = wanted.logits.argmax(-1) == found.logits.argmax(-1)
     return Proof(
-        difference if np.isfinite(difference) else np.inf, float(np.abs(wanted).max()), runtime
+        difference if np.isfinite(difference) else np.inf,
+        float(np.abs(wanted.logits).max()),
+        runtime,
+        float(same.mean()),
+        len(same),
+        max(np.nan_to_num(shares[1:], nan=np.inf), default=0.0),
+        random_head,
     )
 
 
 def check(proof: Proof, tolerance: float, source: str, what: str) -> None:
     """Raises UserError if a proof fails."""
-    if proof.difference > tolerance * max(proof.scale, 1e-6):
+    if proof.difference > tolerance * proof.scale:
         raise UserError(
             f"{what} of {source} refused: logits differ by {proof.difference:.2g} (largest "
             f"{proof.scale:.3g}) when run by {proof.runtime}, and --tolerance={tolerance:g} of the "
-            "largest is allowed. Nothing was written."
+            f"largest is allowed; top-1 is equal on {proof.same_top1:.0%} of {proof.images} "
+            "photographs. Nothing was written."
+        )
+    if proof.features > 10 * tolerance:  # before the classifier, which averages over them
+        raise UserError(
+            f"{what} of {source} refused: pre-logits or tokens differ by {proof.features:.2g} of "
+            f"the largest when run by {proof.runtime}, and 10 times --tolerance={tolerance:g} is "
+            "allowed. Nothing was written."
         )

@@ -6,6 +6,7 @@ pre-training head (its pooler) and no classifier.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from vit_jax import files, models
 from vit_jax.errors import UserError
+from vit_jax.interop import pixels, settings
 from vit_jax.interop.layout import (
     Entry,
     Layout,
@@ -24,10 +26,41 @@ from vit_jax.interop.layout import (
     to_foreign,
     transposed,
 )
+from vit_jax.interop.settings import OFF, READ, TRAINING, WORDS, Nothing, Only
 from vit_jax.models import ViTConfig, saved
 
-ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu"}
-BILINEAR = 2  # PIL's number
+ACTIVATIONS = {
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh", "gelu": "gelu", "gelu_python": "gelu", "relu": "relu",
+    "silu": "silu", "swish": "silu", "quick_gelu": "quick_gelu",
+}  # fmt: skip
+NAMES = {"gelu_tanh": "gelu_pytorch_tanh"}
+#: transformers' ViTConfig, what it inherits, and what older versions wrote into their files.
+SETTINGS: settings.Table = {
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads",
+                     "intermediate_size", "hidden_act", "hidden_dropout_prob", "layer_norm_eps",
+                     "image_size", "patch_size", "num_channels", "qkv_bias", "pooler_output_size",
+                     "id2label", "model_type", "problem_type", "head_dim", "num_labels"), READ),
+    "pooler_act": READ,  # where there is a pooler
+    "attention_probs_dropout_prob": TRAINING,
+    "initializer_range": TRAINING,
+    "label2id": Nothing("id2label says the same"),
+    "encoder_stride": Nothing("of the decoder of masked images, which is not read"),
+    "quantization_config": Only((None,)),
+    "is_encoder_decoder": OFF,
+    "add_cross_attention": OFF,
+    "is_decoder": OFF,
+    "pruned_heads": Only((None, {})),
+    "chunk_size_feed_forward": Nothing("the same in pieces"),
+    **dict.fromkeys(("architectures", "transformers_version", "_name_or_path", "finetuning_task",
+                     "task_specific_params", "auto_map", "_commit_hash"), WORDS),
+    **dict.fromkeys(("dtype", "torch_dtype", "_attn_implementation_autoset",
+                     "attn_implementation", "_attn_implementation", "torchscript", "use_bfloat16",
+                     "tie_word_embeddings", "gradient_checkpointing"),
+                    Nothing("how it is computed, not what")),
+    **dict.fromkeys(("output_hidden_states", "output_attentions", "return_dict", "use_cache"),
+                    Nothing("what is returned besides")),
+}  # fmt: skip
 
 
 def layout(config: ViTConfig, prefix: str = "vit.") -> Layout:
@@ -121,7 +154,7 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.mlp_dim,
-        "hidden_act": "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else "gelu",
+        "hidden_act": NAMES.get(config.activation, config.activation),
         "layer_norm_eps": config.layer_norm_epsilon,
         "image_size": config.image_size[0],
         "patch_size": config.patch_size[0],
@@ -137,28 +170,10 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
     }
     saved.write_safetensors(directory / "model.safetensors", weights, {"format": "pt"})
     files.write_json(directory / "config.json", values)
-    files.write_json(directory / "preprocessor_config.json", preprocessor(config))
+    files.write_json(
+        directory / "preprocessor_config.json", pixels.to_processor(config.preprocessing, config)[0]
+    )
     (directory / "README.md").write_text(model_card(config))
-
-
-def preprocessor(config: ViTConfig) -> dict[str, Any]:
-    """`preprocessor_config.json`: resize to the size, bilinear, to [-1, 1].
-
-    A centre crop is what transformers' ViT processor cannot do, so models that were evaluated with
-    one are resized straight to their size; accuracy differs by a few tenths.
-    """
-    height, width = config.image_size
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": BILINEAR,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5] * config.channels,
-        "image_std": [0.5] * config.channels,
-    }
 
 
 def model_card(config: ViTConfig) -> str:
@@ -175,9 +190,9 @@ def model_card(config: ViTConfig) -> str:
 
 
 def is_huggingface(directory: str | Path) -> bool:
-    """Whether a directory holds a Hugging Face ViT."""
+    """Whether a directory holds a model of transformers, a ViT or another."""
     values = files.read_json(Path(directory) / "config.json")
-    return isinstance(values, dict) and values.get("model_type") == "vit"
+    return isinstance(values, dict) and "model_type" in values
 
 
 def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
@@ -189,54 +204,103 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
       UserError: a file is missing or damaged, or holds another architecture.
     """
     directory = Path(directory)
-    values = files.read_json(directory / "config.json") or {}
-    weights = saved.read_safetensors(directory / "model.safetensors")
-    where = str(directory)
-    classifier = "classifier.weight" in weights
-    prefix = "vit." if any(name.startswith("vit.") for name in weights) else ""
-    pooled = f"{prefix}pooler.dense.weight" in weights
-    if values.get("hidden_act", "gelu") not in ACTIVATIONS:
-        raise UserError(f"{where}: hidden_act={values['hidden_act']!r} is no GELU.")
-    labels = labels_of(values)
-    try:
-        config = ViTConfig(
-            variant="custom",
-            patch_size=_pair(values.get("patch_size", 16)),
-            hidden_size=values["hidden_size"],
-            num_layers=values["num_hidden_layers"],
-            mlp_dim=values["intermediate_size"],
-            num_heads=values["num_attention_heads"],
-            image_size=_pair(values.get("image_size", 224)),
-            channels=values.get("num_channels", 3),
-            num_classes=len(weights["classifier.bias"]) if classifier else max(len(labels), 1),
-            representation_size=values["hidden_size"] if pooled and not classifier else None,
-            activation=ACTIVATIONS[values.get("hidden_act", "gelu")],
-            layer_norm_epsilon=values.get("layer_norm_eps", 1e-12),
-            dropout_rate=values.get("hidden_dropout_prob", 0.0),
-            preprocessing=preprocessing_of(directory),
+    where, values = f"{directory}/config.json", files.read_json(directory / "config.json")
+    if values.get("model_type") != "vit":
+        raise UserError(
+            f"{where} is of transformers' {values.get('model_type')!r}; only 'vit' is read."
         )
-    except KeyError as error:
-        raise UserError(f"{where}/config.json has no {error}, so it is no ViT's.") from None
-    if len(labels) == config.num_classes:
-        config = models.replace(config, labels=labels)
-    config = models.replace(config, variant=models.find_variant(config))
-    if classifier and pooled:  # a pooler that nothing reads
-        weights = {k: v for k, v in weights.items() if not k.startswith(f"{prefix}pooler.")}
-    entries = layout(config, prefix)
-    if not classifier:
-        head = models.abstract_params(config)
-        weights |= {
-            "classifier.weight": np.zeros(head["head/kernel"].shape[::-1], np.float32),
-            "classifier.bias": np.zeros(head["head/bias"].shape, np.float32),
-        }
+    settings.check(values, SETTINGS, where, strict=False)
+    weights = saved.read_weights(directory)
+    config, weights = find_config(values, weights, where)
+    entries = layout(config, "vit." if any(name.startswith("vit.") for name in weights) else "")
     if config.representation_size is not None:
         entries["head/kernel"] = transposed("classifier.weight", 1, 0)
         entries["head/bias"] = reshaped("classifier.bias")
-    return config, from_foreign(entries, weights, config, where)
+    params = from_foreign(entries, weights, config, str(directory))
+    where = f"{directory}/preprocessor_config.json"
+    processor = files.read_json(directory / "preprocessor_config.json") or {}
+    preprocessing, scale = pixels.from_processor(processor, config, where)
+    config = models.replace(config, preprocessing=preprocessing)
+    return config, pixels.fold(config, params, scale, where)
+
+
+def find_config(
+    values: Mapping[str, Any], weights: dict[str, np.ndarray], where: str
+) -> tuple[ViTConfig, dict[str, np.ndarray]]:
+    """The configuration that `config.json` describes, and the arrays that are read of `weights`.
+
+    Raises:
+      UserError: a setting is missing, is no value of it, or has no place in our models.
+    """
+    prefix = "vit." if any(name.startswith("vit.") for name in weights) else ""
+    classifier = "classifier.weight" in weights
+    pooler = weights.get(f"{prefix}pooler.dense.bias")
+
+    def setting(key: str, default: Any, parse: Any = settings.count) -> Any:
+        if default is ... and values.get(key) is None:
+            raise UserError(f"{where} has no {key!r}, so it is no ViT's.")
+        return settings.get(values, key, default, where, parse)
+
+    hidden, layers = setting("hidden_size", ...), setting("num_hidden_layers", ...)
+    heads = setting("num_attention_heads", ...)
+    block = re.compile(rf"{prefix}encoder\.layer\.(\d+)\.")
+    there = {int(m[1]) for name in weights if (m := block.match(name))}
+    if layers != len(there):
+        settings.refuse(where, "num_hidden_layers", layers, f"the weights have {len(there)}")
+    if setting("head_dim", hidden // heads) * heads != hidden:
+        settings.refuse(where, "head_dim", values["head_dim"])
+    activation = values.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        settings.refuse(
+            where, "hidden_act", activation, f"there are {', '.join(sorted(ACTIVATIONS))}"
+        )
+    if pooler is not None and not classifier:
+        if values.get("pooler_act", "tanh") != "tanh":
+            settings.refuse(where, "pooler_act", values["pooler_act"], "only 'tanh' can")
+        if setting("pooler_output_size", hidden) != len(pooler):
+            settings.refuse(where, "pooler_output_size", values["pooler_output_size"],
+                            f"the weights have {len(pooler)}")  # fmt: skip
+    labels = labels_of(values)
+    problem = values.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        print(f"{where}: problem_type={problem!r}; probabilities here are those of a softmax")
+    classes = len(weights["classifier.bias"]) if classifier else max(len(labels), 1)
+    config = ViTConfig(
+        variant="custom",
+        patch_size=setting("patch_size", (16, 16), _pair),
+        hidden_size=hidden,
+        num_layers=layers,
+        mlp_dim=setting("intermediate_size", ...),
+        num_heads=heads,
+        image_size=setting("image_size", (224, 224), _pair),
+        channels=setting("num_channels", 3),
+        num_classes=classes,
+        representation_size=len(pooler) if pooler is not None and not classifier else None,
+        activation=ACTIVATIONS[activation],
+        layer_norm_epsilon=setting("layer_norm_eps", 1e-12, float),
+        dropout_rate=setting("hidden_dropout_prob", 0.0, float),
+        labels=labels if len(labels) == classes else (),
+    )
+    config = models.replace(config, variant=models.find_variant(config))
+    unread = [f"{prefix}embeddings.mask_token"]  # of masked images
+    if classifier:
+        unread += [f"{prefix}pooler.dense.{part}" for part in ("weight", "bias")]
+    weights = {name: array for name, array in weights.items() if name not in unread}
+    if not setting("qkv_bias", True, settings.flag):  # transformers leaves out even those there
+        for i in range(layers):
+            for part in ("query", "key", "value"):
+                name = f"{prefix}encoder.layer.{i}.attention.attention.{part}.bias"
+                weights[name] = np.zeros(hidden, np.float32)
+    if not classifier:
+        width = config.representation_size or hidden
+        weights["classifier.weight"] = np.zeros((classes, width), np.float32)
+        weights["classifier.bias"] = np.zeros(classes, np.float32)
+    return config, weights
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    height, width = (value, value) if isinstance(value, int) else value
+    return settings.count(height), settings.count(width)
 
 
 def labels_of(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -247,19 +311,3 @@ def labels_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     except KeyError:
         return ()
     return () if all(name == f"LABEL_{i}" for i, name in enumerate(labels)) else labels
-
-
-def preprocessing_of(directory: Path) -> tuple[tuple[str, Any], ...]:
-    """The evaluation transform that `preprocessor_config.json` describes.
-
-    Raises:
-      UserError: pixels are scaled to another range than [-1, 1].
-    """
-    values = files.read_json(directory / "preprocessor_config.json") or {}
-    mean, std = values.get("image_mean", [0.5] * 3), values.get("image_std", [0.5] * 3)
-    if values.get("do_normalize", True) and not np.allclose([*mean, *std], 0.5):
-        raise UserError(
-            f"{directory}/preprocessor_config.json scales pixels by mean {mean} and std {std}; "
-            "only 0.5, that is [-1, 1], is supported."
-        )
-    return (("name", "resize"),)

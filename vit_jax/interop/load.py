@@ -123,7 +123,7 @@ def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfi
             return saved.load(directory)
     if huggingface.is_huggingface(path):
         return huggingface.load(path)
-    if (path / "model.safetensors").exists():
+    if saved.has_weights(path):
         return timm.load(path, variant=variant)
     if (path / "pretrain").is_dir():
         raise UserError(f"{path} has not begun: only its first stage has, {path / 'pretrain'}.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax import files, models
+from vit_jax import data, files, models
 from vit_jax.errors import UserError
 from vit_jax.interop.layout import Layout, from_foreign, reshaped, stacked, to_foreign
 from vit_jax.models.resnet import ResNetConfig
@@ -294,6 +294,7 @@ def load(path: Path, *, variant: str | None = None) -> tuple[models.ModelConfig,
     """Reads an official checkpoint; which model it is follows from names and shapes."""
     weights = as_released(read_arrays(path), str(path))
     config = find_config(weights, str(path))
+    config = models.replace(config, preprocessing=data.FOREIGN_EVALUATION)
     if variant is not None and variant != config.variant:
         raise UserError(f"{path} holds a {config.variant}, not a {variant}.")
     return config, from_official(weights, config, str(path))

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import files, models
+from vit_jax import data, files, models
 from vit_jax.errors import UserError
+from vit_jax.interop import pixels, settings, timm_vit
 from vit_jax.interop.layout import Layout, flattened, from_foreign, reshaped, to_foreign, transposed
+from vit_jax.interop.settings import OFF, READ, TRAINING, WORDS, Nothing, Only
+from vit_jax.interop.timm_vit import _plain
 from vit_jax.models import ResNetConfig, ViTConfig, saved
-from vit_jax.models.vit_config import stem_stride
 
 #: Our variants under timm's names; "@" is the image size.
 ARCHITECTURES = {
@@ -31,11 +33,59 @@ ARCHITECTURES = {
     "R50x1": "resnetv2_50x1_bit", "R50x3": "resnetv2_50x3_bit", "R101x1": "resnetv2_101x1_bit",
     "R101x3": "resnetv2_101x3_bit", "R152x2": "resnetv2_152x2_bit", "R152x4": "resnetv2_152x4_bit",
 }  # fmt: skip
-STEM_NUMERICS: dict[str, Any] = {
-    "stem_group_norm_epsilon": 1e-5,
-    "stem_standardisation": "var",
-    "stem_standardisation_epsilon": 1e-8,
-}
+#: What a name means besides the sizes that the arrays tell: timm's own functions of that name.
+VIT: dict[str, dict[str, Any]] = {
+    r"vit_(?P<size>tiny|small|base|large|huge)_patch\d+_\d+(_in21k)?": {},
+    r"deit_(?P<size>tiny|small|base)_patch16_\d+": {},
+    r"vit_(?P<size>base|huge)_patch\d+_gap_\d+": {
+        "class_token": False, "global_pool": "avg", "fc_norm": False,
+    },
+    r"vit_(?P<size>base)_patch16_224_miil(_in21k)?": {"qkv_bias": False},
+    r"vit_(?P<size>small|base|large)_patch14_dinov2": {"img_size": 518},
+    r"vit_(?P<size>tiny|small|base|large)_(r|r26|r50)_s(16|32)(_p8)?_\d+(_in21k)?": {},
+}  # fmt: skip
+BIT: dict[str, dict[str, Any]] = {r"resnetv2_(50|101|152)x[1234]_bit": {}}
+HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
+#: timm's VisionTransformer.__init__; what is read is read in timm_vit.py.
+ARGUMENTS: settings.Table = {
+    **dict.fromkeys(("img_size", "patch_size", "in_chans", "num_classes", "global_pool",
+                     "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "proj_bias",
+                     "init_values", "class_token", "pos_embed", "no_embed_class", "fc_norm",
+                     "act_layer"), READ),
+    **dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm", "reg_tokens", "pre_norm",
+                     "pool_include_prefix"), OFF),
+    "final_norm": Only((True, None)),
+    **dict.fromkeys(("embed_layer", "embed_norm_layer", "norm_layer", "block_fn", "mlp_layer",
+                     "attn_layer"), Only((None,))),
+    **dict.fromkeys(("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
+                     "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init"), TRAINING),
+    **dict.fromkeys(("dynamic_img_size", "dynamic_img_pad"),
+                    Nothing("images of the model's own size are the same either way")),
+    **dict.fromkeys(("device", "dtype"), Nothing("where and how it is computed")),
+}  # fmt: skip
+#: timm's ResNetV2.__init__.
+BIT_ARGUMENTS: settings.Table = {
+    **dict.fromkeys(("layers", "num_classes", "in_chans", "width_factor"), READ),
+    "channels": Only((None, [256, 512, 1024, 2048])),
+    "global_pool": Only((None, "avg")),
+    "output_stride": Only((None, 32)),
+    "stem_chs": Only((None, 64)),
+    "stem_type": Only((None, "fixed")),
+    **dict.fromkeys(("avg_down", "basic"), OFF),
+    "preact": Only((None, True)),
+    "bottle_ratio": Only((None, 0.25)),
+    "act_layer": Only((None, "relu")),
+    **dict.fromkeys(("norm_layer", "conv_layer"), Only((None,))),
+    **dict.fromkeys(("drop_rate", "drop_path_rate", "zero_init_last"), TRAINING),
+    **dict.fromkeys(("device", "dtype"), Nothing("where and how it is computed")),
+}  # fmt: skip
+#: The top of config.json.
+TOP: settings.Table = {
+    **dict.fromkeys(("architecture", "num_classes", "global_pool", "model_args", "pretrained_cfg",
+                     "label_names", pixels.OURS), READ),
+    "label_descriptions": WORDS,
+    "num_features": Nothing("the weights tell"),
+}  # fmt: skip
 
 
 def vit_layout(config: ViTConfig) -> Layout:
@@ -55,7 +105,6 @@ def vit_layout(config: ViTConfig) -> Layout:
             entries[f"{ours}/kernel"] = transposed(f"{theirs}.weight", 1, 0)
         entries[f"{ours}/bias"] = reshaped(f"{theirs}.bias")
 
-    # With average pooling timm normalises after it, under another name; see check_supported.
     add("encoder_norm", "norm", norm=True)
     add("head", "head")
     for i in range(config.num_layers):
@@ -130,7 +179,7 @@ def layout(config: models.ModelConfig) -> Layout:
         return resnet_layout(config)
     if (
         type(config) is ViTConfig
-        and config.classifier == "token"
+        and config.classifier in ("token", "gap")
         and config.position_embedding == "1d"
         and config.position_embedding_at == "stem"
         and config.representation_size is None
@@ -142,7 +191,7 @@ def layout(config: models.ModelConfig) -> Layout:
         + (
             " with the hidden layer of the pre-training head; use --to=huggingface, npz or native."
             if hidden
-            else " (only class-token ViTs with 1-D position embeddings, their hybrids, and BiT); "
+            else " (only ViTs with 1-D position embeddings, their hybrids, and BiT); "
             "use --to=native."
         )
     )
@@ -166,13 +215,14 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
 def timm_config(config: models.ModelConfig) -> dict[str, Any]:
     """`config.json`: the architecture, the arguments that make it ours, and the preprocessing."""
     height, width = config.image_size
-    preprocessing = dict(config.preprocessing)
-    crop = height / preprocessing["resize"] if "resize" in preprocessing else 1.0
+    facts, _ = pixels.to_pretrained_cfg(config.preprocessing, config)
     arguments: dict[str, Any] = {}
     variant = models.find_variant(config)
     if isinstance(config, ViTConfig):
         name = ARCHITECTURES.get(variant, "vit_base_patch16_@").replace("@", "224")
-        arguments = {"act_layer": "gelu_tanh" if config.activation == "gelu_tanh" else "gelu"}
+        arguments = {"act_layer": config.activation}
+        if config.classifier == "gap":
+            arguments |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
         arguments["img_size"] = [height, width]
         if variant not in ARCHITECTURES:
             arguments |= {
@@ -191,20 +241,17 @@ def timm_config(config: models.ModelConfig) -> dict[str, Any]:
     values = {
         "architecture": name,
         "num_classes": config.num_classes,
-        "global_pool": "token" if isinstance(config, ViTConfig) else "avg",
+        "global_pool": "token" if getattr(config, "classifier", "") == "token" else "avg",
         "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [config.channels, height, width],
-            "mean": [0.5] * config.channels,
-            "std": [0.5] * config.channels,
-            "interpolation": "bilinear",
-            "crop_pct": crop,
-            "crop_mode": "center" if "resize" in preprocessing else "squash",
+            **facts,
             "num_classes": config.num_classes,
             "first_conv": "patch_embed.proj" if isinstance(config, ViTConfig) else "stem.conv",
             "classifier": "head" if isinstance(config, ViTConfig) else "head.fc",
         },
     }
+    values[pixels.OURS] = [list(pair) for pair in config.preprocessing]
     if config.labels:
         values["label_names"] = list(config.labels)
     return values
@@ -225,100 +272,92 @@ def load(
     """
     path = Path(path)
     values: dict[str, Any] = {}
-    file = path
     if path.is_dir():
         values = files.read_json(path / "config.json") or {}
-        file = path / "model.safetensors"
-    weights = saved.read_safetensors(file)
+        weights = saved.read_weights(path)
+    else:
+        weights = saved.read_safetensors(path)
     if not is_timm(weights):
         some = ", ".join(sorted(weights)[:4])
         raise UserError(f"{path} is no timm ViT, hybrid or BiT: it has {some}, ...")
-    config = find_config(weights, values, str(path), variant)
-    return config, from_foreign(layout(config), weights, config, str(path))
+    where = f"{path}/config.json"
+    values, facts = as_written(values, where)
+    config, weights = find_config(weights, values, facts, str(path), variant)
+    params = from_foreign(layout(config), weights, config, str(path))
+    if not values:
+        print(f"{path}: nothing says how images are scaled and cut: [-1, 1], whole images")
+        return models.replace(config, preprocessing=data.FOREIGN_EVALUATION), params
+    preprocessing, scale = pixels.from_pretrained_cfg(facts, config, where, values.get(pixels.OURS))
+    return models.replace(config, preprocessing=preprocessing), pixels.fold(
+        config, params, scale, where
+    )
+
+
+def as_written(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`config.json` and its `pretrained_cfg`, which older versions wrote as one."""
+    values = dict(values)
+    if values and "pretrained_cfg" not in values:
+        facts = {k: v for k, v in values.items() if k in pixels.PRETRAINED or k not in TOP}
+        values = {key: values[key] for key in values if key in TOP and key not in ("num_classes",)}
+    else:
+        facts = dict(values.get("pretrained_cfg") or {})
+    settings.check(values, TOP, where, strict=False)
+    return values, facts
 
 
 def find_config(
-    weights: Mapping[str, Any], values: Mapping[str, Any], where: str, variant: str | None
-) -> models.ModelConfig:
-    """The configuration that timm's arrays and `config.json` describe."""
-    arguments = values.get("model_args") or {}
-    facts = values.get("pretrained_cfg") or {}
+    weights: dict[str, np.ndarray],
+    values: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    where: str,
+    variant: str | None,
+) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
+    """The configuration that arrays and settings describe, and the arrays as it needs them."""
+    arguments = {k: v for k, v in (values.get("model_args") or {}).items() if v is not None}
+    labels = tuple(
+        values.get("label_names") or facts.get("label_names") or facts.get("labels") or ()
+    )
     size = arguments.get("img_size") or (facts.get("input_size") or [3, 224, 224])[1:]
-    labels = tuple(values.get("label_names") or facts.get("label_names") or ())
-    if "stem.conv.weight" in weights:
-        return _find_resnet(weights, models.pair(_plain(size)), labels)
-    blocks = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))}
-    hidden, channels, ph, pw = weights["patch_embed.proj.weight"].shape
-    stem = None
-    unit = re.compile(r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.conv1")
-    units = [(int(m[1]), int(m[2])) for name in weights if (m := unit.match(name))]
-    root = next(
-        (n for n in weights if re.fullmatch(r"patch_embed\.backbone(\.stem)?\.conv\.weight", n)), ""
-    )
-    if root:
-        stem = tuple(
-            max(u for s, u in units if s == stage) + 1 for stage in sorted({s for s, _ in units})
-        )
-        channels = weights[root].shape[1]
-    if "pos_embed" not in weights or "head.weight" not in weights:
-        missing = "pos_embed" if "pos_embed" not in weights else "head.weight"
-        raise UserError(
-            f"{where}: it has no {missing}; only ViTs with a class token, learned position "
-            "embeddings and a classifier can be read from timm."
-        )
-    grid = _grid(weights["pos_embed"].shape[1] - 1, size, (ph, pw), stem)
-    stride = 1 if stem is None else stem_stride(stem)
-    mlp = weights["blocks.0.mlp.fc1.weight"].shape[0]
-    config = ViTConfig(
-        variant="custom",
-        patch_size=(ph, pw),
-        hidden_size=hidden,
-        num_layers=len(blocks),
-        mlp_dim=mlp,
-        num_heads=_heads(arguments, variant, hidden, len(blocks), mlp),
-        image_size=(grid[0] * ph * stride, grid[1] * pw * stride),
-        channels=channels,
-        num_classes=weights["head.weight"].shape[0],
-        stem_depths=stem,
-        stem_width=weights[root].shape[0] / 64 if root else 1.0,
-        activation="gelu_tanh" if "tanh" in str(arguments.get("act_layer", "")) else "gelu",
-        labels=labels if len(labels) == weights["head.weight"].shape[0] else (),
-        preprocessing=_preprocessing(facts, grid[0] * ph * stride),
-        **(STEM_NUMERICS if stem is not None else {}),
-    )
-    return models.replace(config, variant=models.find_variant(config))
+    is_bit = "stem.conv.weight" in weights
+    implied = _implied(values, is_bit, where)
+    settings.check(arguments, BIT_ARGUMENTS if is_bit else ARGUMENTS, where)
+    if is_bit:
+        config: models.ModelConfig = _find_resnet(weights, models.pair(_plain(size)), labels)
+        weights = dict(weights)
+        pool = "avg"
+    else:
+        weights, config, pool = timm_vit.read(
+            weights, implied | arguments, size, "img_size" in arguments, labels, where,
+            variant, bool(values),
+        )  # fmt: skip
+    stated = values.get("global_pool")
+    if stated is not None and stated != pool:
+        settings.refuse(where, "global_pool", stated, f"its model_args say {pool!r}")
+    classes = config.num_classes
+    for of, key in ((arguments, "num_classes"), (values, "num_classes"), (facts, "num_classes")):
+        if of.get(key) not in (None, 0, classes):
+            settings.refuse(where, key, of[key], f"the weights have {classes}")
+    if arguments.get("in_chans", config.channels) != config.channels:
+        settings.refuse(where, "in_chans", arguments["in_chans"], "the weights have others")
+    return config, weights
 
 
-def _plain(size: Any) -> Any:
-    return int(size) if isinstance(size, int) else tuple(size)
+def _implied(values: Mapping[str, Any], is_bit: bool, where: str) -> dict[str, Any]:
+    """What the name of an architecture stands for, besides what its arrays tell.
 
-
-def _grid(tokens: int, size: Any, patch: tuple[int, int], stem: Any) -> tuple[int, int]:
-    """Rows and columns of the position embeddings: as the image size says, otherwise square."""
-    stride = 1 if stem is None else stem_stride(stem)
-    height, width = models.pair(_plain(size))
-    grid = height // (patch[0] * stride), width // (patch[1] * stride)
-    if grid[0] * grid[1] == tokens:
-        return grid
-    side = round(tokens**0.5)
-    if side * side != tokens:
-        raise UserError(f"Position embeddings of {tokens} patches are not square.")
-    return side, side
-
-
-def _heads(
-    arguments: Mapping[str, Any], variant: str | None, hidden: int, layers: int, mlp: int
-) -> int:
-    """Heads are not in the arrays: from the config, the variant, the table, or 64 wide each."""
-    if "num_heads" in arguments:
-        return int(arguments["num_heads"])
-    names = [variant] if variant else list(models.VARIANTS)
-    for name in names:
-        row = models.get_config(name)
-        shape = [getattr(row, f, None) for f in ("hidden_size", "num_layers", "mlp_dim")]
-        if shape == [hidden, layers, mlp]:
-            return row.num_heads  # type: ignore[union-attr]
-    return max(hidden // 64, 1)
+    Raises:
+      UserError: an architecture that is not known, or of which something has no place here.
+    """
+    name = values.get("architecture")
+    if name is None:
+        return {}
+    for pattern, arguments in (BIT if is_bit else VIT).items():
+        if found := re.fullmatch(pattern, str(name).split(".")[0]):
+            heads = HEADS.get(found.groupdict().get("size") or "")
+            return ({"num_heads": heads} if heads else {}) | arguments
+    why = "it is not known here; its blocks may not be those of the paper"
+    settings.refuse(where, "architecture", name, why)
+    raise AssertionError
 
 
 def _find_resnet(
@@ -342,10 +381,3 @@ def _find_resnet(
         labels=labels if len(labels) == classes else (),
     )
     return models.replace(config, variant=models.find_variant(config))
-
-
-def _preprocessing(facts: Mapping[str, Any], size: int) -> tuple[tuple[str, Any], ...]:
-    crop = facts.get("crop_pct", 1.0)
-    if crop < 1.0 and facts.get("crop_mode", "center") == "center":
-        return (("name", "resize_center_crop"), ("resize", round(size / crop)))
-    return (("name", "resize"),)

@@ -186,7 +186,14 @@ def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
     """`config` with other settings, as `load_model(image_size=..., num_classes=...)` asks for."""
     changes = {key: value for key, value in changes.items() if value is not None}
     if "image_size" in changes:
-        changes["image_size"] = pair(changes["image_size"])
+        new = changes["image_size"] = pair(changes["image_size"])
+        grown = [n / o for n, o in zip(new, config.image_size, strict=True)]
+        changes["preprocessing"] = tuple(  # (height, width) before the crop: in proportion
+            (key, tuple(round(v * g) for v, g in zip(value, grown, strict=True)))
+            if key == "resize" and isinstance(value, tuple)
+            else (key, value)
+            for key, value in config.preprocessing
+        )
     if changes.get("num_classes", config.num_classes) != config.num_classes:
         changes.setdefault("labels", ())
         if getattr(config, "representation_size", None) is not None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vit_jax.errors import UserError
 from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import one_cpu, plain, remat
 from vit_jax.numerics.dense import affine
@@ -142,6 +143,30 @@ class Model(nnx.Module):
     @property
     def num_params(self) -> int:
         return sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+
+#: Floats beyond it are no images in [-1, 1]; noise, and pixels scaled in another way, are within.
+LARGEST_PIXEL = 10.0
+
+
+def check_images(images: Any, config: Any) -> None:
+    """Raises UserError for what is no batch of images (b, h, w, c) in [-1, 1]; shapes are apart.
+
+    Values are looked at where they are there: under jit nothing is added to the program.
+    """
+    wrong = ""
+    if not hasattr(images, "shape") or not hasattr(images, "dtype"):
+        wrong = f"a {type(images).__name__}"
+    elif len(images.shape) != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        wrong = f"{images.dtype} {tuple(images.shape)}"
+    elif not isinstance(images, jax.core.Tracer) and getattr(images, "is_fully_addressable", True):
+        largest = float(abs(images).max()) if images.size else 0.0
+        wrong = f"values up to {largest:.4g}" if largest > LARGEST_PIXEL else ""
+    if wrong:
+        raise UserError(
+            f"{config.variant} takes images (b, h, w, {config.channels}) as floats in [-1, 1] and "
+            f"got {wrong}; vit_jax.preprocess(model, images) makes them of files and of pixels."
+        )
 
 
 def dropout(x: Array, rate: float, key: Array | None, *, shape: Sequence[int] | None = None):

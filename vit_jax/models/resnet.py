@@ -14,7 +14,7 @@ from flax import nnx
 
 from vit_jax.errors import UserError
 from vit_jax.models.axial import AxialConv
-from vit_jax.models.layers import Array, Dense, Keys, Model, constant, zeros
+from vit_jax.models.layers import Array, Dense, Keys, Model, check_images, constant, zeros
 from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
 from vit_jax.numerics import remat
 
@@ -180,6 +180,12 @@ class ResNet(Model):
           "stage_1" ... (b, h', w', c') and "pre_logits" (b, d).
         """
         del key
+        check_images(images, self.config)
+        if images.shape[-1] != self.config.channels:
+            raise UserError(
+                f"{self.config.variant} was built for {self.config.channels} channels but got "
+                f"images of {tuple(images.shape[1:])}."
+            )
         out: dict[str, Any] = {}
         x = self.conv_root(images)
         out["stem"] = x = max_pool(x, padding=self.config.pool_padding)

@@ -18,6 +18,7 @@ from vit_jax.models.layers import (
     Keys,
     LayerNorm,
     Model,
+    check_images,
     constant,
     dropout,
     fold,
@@ -233,6 +234,7 @@ class VisionTransformer(Model):
           UserError: the images have another shape than the position embeddings were made for.
         """
         config = self.config
+        check_images(images, config)
         if images.shape[1:] != (*config.image_size, config.channels):
             raise UserError(
                 f"{config.variant} was built for images of {(*config.image_size, config.channels)} "

@@ -82,8 +82,11 @@ def set_up(
     model = model_config(config, train_source, initial)
     size = model.image_size
     notes += [] if sources else small_images(train_source, size)
-    train_transform = data.make_transform(size=size, train=True, **config.augment.to_dict())
-    eval_transform = data.make_transform(size=size, train=False, **config.eval_preprocess.to_dict())
+    orient = {"orient": config.data.orient}
+    train_transform = data.make_transform(
+        size=size, train=True, **orient | config.augment.to_dict()
+    )
+    eval_transform = data.evaluation_transform(size, model.preprocessing)
 
     epoch = len(train_source) / config.batch_size  # in steps, not rounded
     in_steps = functools.partial(configuration.duration, steps_per_epoch=epoch)
@@ -266,7 +269,9 @@ def model_config(config: ConfigDict, source: Any, initial: Checkpoint | None) ->
     labels = tuple(source.class_names) if classes == source.num_classes else ()
     overrides |= {
         "labels": labels,
-        "preprocessing": tuple(sorted(config.eval_preprocess.to_dict().items())),
+        "preprocessing": tuple(
+            sorted(({"orient": config.data.orient} | config.eval_preprocess.to_dict()).items())
+        ),
         "dtype": compute_dtype(config.compute_dtype),
     }
     if overrides["variant"] != OF_CHECKPOINT:

@@ -65,7 +65,10 @@ def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
 
 def first_values(config: ConfigDict) -> dict[str, Any]:
     """What settings meant in format 1 that did not have them, by their dotted keys."""
-    values: dict[str, Any] = {"polyak_ramp": config.polyak_decay is not None}
+    values: dict[str, Any] = {
+        "polyak_ramp": config.polyak_decay is not None,
+        "data.orient": False,
+    }
     variant = config.model.variant
     if variant in RESNET_ROWS or variant == "Axial-R50x1":
         values["model.pool_padding"] = config.model.pool_padding or "lowest"

@@ -264,4 +264,5 @@ def _source(
         version=str(table._fingerprint),
         labels=array,
         notes=notes,
+        exif=True,
     )

@@ -1,0 +1,63 @@
+"""`vit_jax.preprocess`: images of any kind as a model takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.transforms import evaluation_transform
+from vit_jax.errors import UserError
+
+Array = np.ndarray
+
+
+def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
+    """What evaluation does to images, as `model.preprocessing` says.
+
+    Args:
+      model: from `load_model`, or its configuration.
+      images: paths, encoded bytes, PIL images, or uint8 arrays (h, w), (h, w, 1, 3 or 4); also one
+        array (b, h, w, c). Files and PIL images are turned upright by their EXIF orientation, if
+        the model's preprocessing says so.
+
+    Returns:
+      (b, h, w, 3) float32 in [-1, 1].
+
+    Raises:
+      UserError: no image, a file that cannot be read, or a model of other channels than RGB.
+    """
+    config = getattr(model, "config", model)
+    if config.channels != 3:
+        raise UserError(
+            f"Images are read as RGB, and this {config.variant} takes {config.channels} channels."
+        )
+    if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
+        images = [images]
+    transform = evaluation_transform(config.image_size, config.preprocessing)
+    return scaled(
+        [_read(transform, image, f"number {i}") for i, image in enumerate(images)], config
+    )
+
+
+def scaled(pixels: Sequence[Array], config: Any) -> Array:
+    """uint8 images (h, w, 3) as one batch of floats in [-1, 1]."""
+    shape = (0, *config.image_size, 3)
+    return (np.stack(pixels) if pixels else np.zeros(shape)).astype(np.float32) / 127.5 - 1
+
+
+def _read(transform: Any, image: Any, name: str) -> Array:
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            return transform.read(Path(image).expanduser().read_bytes(), str(image))
+        except OSError as error:
+            raise UserError(f"The image {image} cannot be read ({error.strerror}).") from error
+    if hasattr(image, "getexif"):
+        import PIL.ImageOps
+
+        image = PIL.ImageOps.exif_transpose(image) if transform.orient else image
+        image = np.asarray(image.convert("RGB"))
+    return transform.read(image if isinstance(image, bytes) else np.asarray(image), name)

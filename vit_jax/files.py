@@ -20,6 +20,9 @@ def replacing(file: Path) -> Iterator[Path]:
     """A path to write to, beside `file`; it takes its place, on the disk, when all went well.
 
     Otherwise what was there before stays, and the half-written file goes.
+
+    Raises:
+      UserError: the disk is full, or it cannot be written there for another reason.
     """
     partial = file.with_name(file.name + ".partial")
     try:
@@ -27,8 +30,11 @@ def replacing(file: Path) -> Iterator[Path]:
         with open(partial, "rb") as written:
             os.fsync(written.fileno())
         os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            raise UserError(f"{file} cannot be written ({error.strerror}).") from error
         raise
 
 

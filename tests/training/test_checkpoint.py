@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
@@ -274,3 +275,28 @@ def test_record_is_plain_json(tmp_path):
     text = next((tmp_path / "c" / "000000001" / "meta").iterdir()).read_text()
     record = json.loads(text)
     assert record["spec"]["['params']['head/bias']"] == [[3], "bfloat16"]
+
+
+@pytest.mark.slow
+def test_d5_a_full_disk_is_one_line(tmp_path):
+    """On a file system that is too small for the second checkpoint."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "vit_jax", "train", *tiny_runs.SETTINGS),
+                *("--config.model.hidden_size=64", "--config.checkpoint_every_steps=1"),
+                f"--workdir={small / 'run'}",
+            ],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+        )  # fmt: skip
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert ended.returncode == 1
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert str(small) in ended.stderr
+    assert "No space" in ended.stderr or "RESOURCE_EXHAUSTED" in ended.stderr

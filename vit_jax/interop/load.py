@@ -121,10 +121,21 @@ def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfi
     for directory in (path, path / "model"):
         if saved.is_native(directory):
             return saved.load(directory)
+    if not saved.has_weights(path):
+        say_what_has_begun(path)
     if huggingface.is_huggingface(path):
         return huggingface.load(path)
     if saved.has_weights(path):
         return timm.load(path, variant=variant)
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    raise UserError(
+        f"{path} is no checkpoint: no workdir (it has no model/), no exported, Hugging Face or "
+        f"timm directory (no config.json with model.safetensors); it holds {held}."
+    )
+
+
+def say_what_has_begun(path: Path) -> None:
+    """Raises UserError if `path` is the workdir of a run that has nothing to read yet."""
     if (path / "pretrain").is_dir():
         raise UserError(f"{path} has not begun: only its first stage has, {path / 'pretrain'}.")
     if (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
@@ -132,8 +143,3 @@ def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfi
             f"{path} is a run that has not saved a checkpoint yet; look again later, or run its "
             "train command again."
         )
-    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-    raise UserError(
-        f"{path} is no checkpoint: no workdir (it has no model/), no exported, Hugging Face or "
-        f"timm directory (no config.json with model.safetensors); it holds {held}."
-    )

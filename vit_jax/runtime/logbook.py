@@ -123,8 +123,11 @@ class Logbook:
         if self._already_final:  # a finished run was started again, and reports its end again
             self._already_final = False
             self._replace_final()
-        self._file.write(_dump(record))
-        self._file.flush()
+        try:
+            self._file.write(_dump(record))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written ({error.strerror}).") from error
 
         for key, value in values.items():
             self._tensorboard.add_scalar(key, value, record["step"])

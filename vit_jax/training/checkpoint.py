@@ -8,10 +8,12 @@ restoring, and asks after every step whether the save in flight has failed.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +35,25 @@ policies = ocp.checkpoint_managers
 SAVED = "saved.json"
 
 
+def raised_not_printed() -> None:
+    """Orbax and TensorStore print each error of a save up to a hundred times; `check` raises it."""
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") == "without_closed_loops":
+        return
+
+    def without_closed_loops(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = without_closed_loops  # TensorStore's threads call it
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+    )
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
+
+
 class CheckpointError(UserError):
     """A checkpoint that was not written, or cannot be trusted; the message says which and why."""
 
@@ -51,6 +72,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, every_steps: int, keep: int = 2):
         self.directory = Path(directory).resolve()
         self._pending: int | None = None
+        raised_not_printed()
         if jax.process_index() == 0:
             self._lock()
         if jax.process_count() > 1:

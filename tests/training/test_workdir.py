@@ -221,6 +221,14 @@ def test_every_command_reads_an_unfinished_run(unfinished, tmp_path, capsys, fol
         assert "step 4 of 6" in capsys.readouterr().out, command
 
 
+def test_nothing_is_written_among_the_checkpoints(unfinished, capsys):
+    before = contents(unfinished)
+    for name in ("checkpoints", "checkpoints/4", "checkpoints/000000004"):
+        assert main(["evaluate", f"--checkpoint={unfinished / name}", "--data=digits"]) == 2
+        assert "--out=DIR is needed" in capsys.readouterr().err
+    assert contents(unfinished) == before
+
+
 def test_a_run_without_a_checkpoint_says_so(tmp_path, unfinished):
     shutil.rmtree(unfinished / "checkpoints")
     with pytest.raises(UserError, match="has not saved a checkpoint yet"):

@@ -75,6 +75,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             "--shots, --k and --learning_rates are numbers, separated by commas."
         ) from None
     where = Path(checkpoint)
+    if flags.out is None and "checkpoints" in (where.name, where.parent.name):
+        raise UsageError("--out=DIR is needed: nothing is written among the checkpoints of a run.")
     if flags.out is None and not where.exists():
         raise UsageError("--out=DIR is needed for a checkpoint that is not on disk.")
     out = Path(flags.out) if flags.out else (where if where.is_dir() else where.parent)

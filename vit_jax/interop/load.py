@@ -121,7 +121,7 @@ def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfi
     for directory in (path, path / "model"):
         if saved.is_native(directory):
             return saved.load(directory)
-    if not saved.has_weights(path):
+    if not any(path.glob("model.safetensors*")):
         say_what_has_begun(path)
     if huggingface.is_huggingface(path):
         return huggingface.load(path)

@@ -14,6 +14,18 @@ class UserError(ValueError):
     """Bad input. The message is one line that says what is wrong, where, and what to do."""
 
 
+class Diverged(UserError):
+    """A run whose gradients are not finite any more."""
+
+
+def one_line(error: BaseException) -> str:
+    """What is printed of an error that ends a command."""
+    if isinstance(error, UserError):
+        return f"vit-jax: error: {error}"
+    text = str(error).strip().split("\n")[0]
+    return f"vit-jax: error: {type(error).__name__}: {text} (--debug shows where it was raised)"
+
+
 class UsageError(Exception):
     """A command line that makes no sense; the command exits with code 2."""
 

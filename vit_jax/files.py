@@ -80,6 +80,10 @@ def call_in(path: str, function: str, *arguments: Any) -> Any:
         return called(*arguments)
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(
+            f"{path} ends the program (exit {error.code}) instead of a config."
+        ) from error
     except SyntaxError as error:
         raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}.") from error
     except Exception as error:

@@ -493,7 +493,7 @@ def test_extreme_shapes_fall_back_to_the_whole_image(height, width):
         (
             dict(name="resize_crop", train=False),
             "config.eval_preprocess.name='resize_crop' does not exist; there are resize, "
-            "resize_center_crop, square_center_crop, objectnet.",
+            "resize_center_crop, square_center_crop, objectnet, pillow.",
         ),
         (
             dict(name="resize_crop", train=True),

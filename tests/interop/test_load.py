@@ -116,7 +116,7 @@ def test_what_is_no_checkpoint(saved, tmp_path):
     with pytest.raises(UserError, match="There is no checkpoint at"):
         vit_jax.load_model(tmp_path / "nothing")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="a run that has not finished"):
+    with pytest.raises(UserError, match="has not saved a checkpoint yet"):
         vit_jax.load_model(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "photo.jpg").write_text("")

@@ -18,7 +18,7 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.numerics import gpu, one_cpu, plain
 from vit_jax.numerics.dense import affine, aligned, rounded_product
-from vit_jax.objectives import losses
+from vit_jax.objectives.classification import classification
 from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
 
@@ -100,7 +100,7 @@ def lowered_step(config, batch=4):
     init, apply = models.as_functions(config)
     optimizer = optim.adam(weight_decay=0.1)
     step = make_train_step(
-        apply, optimizer, loss=losses.softmax_cross_entropy, num_classes=config.num_classes,
+        classification(apply, config.num_classes), optimizer,
         schedule=lambda step: jnp.float32(1e-3), seed=0,
     )  # fmt: skip
     shapes = jax.eval_shape(

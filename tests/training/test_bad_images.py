@@ -205,3 +205,17 @@ def test_e3_the_loss_of_the_log_is_that_of_evaluate(tmp_path, capsys):
     found = json.loads((out / "evaluation.json").read_text())["classification"]
     assert last["eval/loss"] == pytest.approx(found["loss"], rel=1e-5)
     assert abs(last["eval/training_loss"] - last["eval/loss"]) > 1e-4
+
+
+def test_an_image_of_an_evaluator_is_named_before_the_first_step(tmp_path, folder, capsys):
+    other = three_classes(tmp_path / "other")
+    spoil(other / "test/c0/test2.png")
+    given = [
+        f"--config.data.dataset=folder:{folder}",
+        f"--config.evaluators.knn.data=folder:{other}",
+        "--config.data.max_bad_images=9",
+    ]
+    assert train(tmp_path / "run", *given) == 1
+    error = capsys.readouterr().err
+    assert "c0/test2.png" in error and "config.evaluators" in error
+    assert not (tmp_path / "run").exists()

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.evaluation.classification import make_eval_step
-from vit_jax.objectives import losses
+from vit_jax.objectives.classification import classification, measures, mixup
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
-from vit_jax.training.step import make_train_step, mixup
+from vit_jax.training.step import make_train_step
 
 CONFIG = models.get_config("debug", num_classes=5, head_bias=0.1, image_size=16)
 RATE = 0.1
@@ -49,10 +48,8 @@ def run(
         polyak=kwargs.get("polyak_decay") is not None,
     )
     step = make_train_step(
-        apply,
+        classification(apply, 5, mixup_alpha=kwargs.pop("mixup_alpha", 0.0)),
         optimizer,
-        loss=losses.softmax_cross_entropy,
-        num_classes=5,
         schedule=lambda step: jnp.float32(RATE),
         seed=0,
         **kwargs,
@@ -158,7 +155,7 @@ def test_images_are_normalised_on_the_device():
 
 def test_evaluation_step_ranks():
     logits = jnp.asarray([[0.0, 3.0, 2.0, 1.0, -1.0, -2.0], [5.0, 1.0, 2.0, 3.0, 4.0, -9.0]])
-    step = make_eval_step(lambda params, images: logits, num_classes=6)
+    step = measures(lambda params, images: logits, 6)
     batch = {"image": jnp.zeros((2, 1, 1, 3), jnp.uint8), "label": jnp.asarray([1, 5])}
     results = step({}, batch)
     np.testing.assert_array_equal(results["correct"], [True, False])

@@ -13,7 +13,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.interop import npz
-from vit_jax.objectives import losses
+from vit_jax.objectives.classification import classification
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
@@ -63,10 +63,8 @@ def train(params, accumulator_dtype, learning_rate=0.03):
     make, _ = state.initialise(dict, placed, optimizer, mesh, polyak=False)
     step = jax.jit(
         make_train_step(
-            apply,
+            classification(apply, CLASSES),
             optimizer,
-            loss=losses.softmax_cross_entropy,
-            num_classes=CLASSES,
             schedule=optim.learning_rate_schedule("cosine", learning_rate, STEPS, 5),
             seed=0,
             gradient_clip_norm=1.0,

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_runs import contents, three_classes, train
+from tiny_runs import SETTINGS, contents, three_classes, train
 
 import vit_jax
 from vit_jax.cli import main
@@ -112,7 +112,7 @@ def test_where_images_lie_is_free(folder, tmp_path, capsys, monkeypatch):
     shutil.rmtree(tmp_path / "elsewhere" / "train" / "c2")
     shutil.rmtree(tmp_path / "elsewhere" / "test" / "c2")
     error = refused(workdir, capsys, "--config.data.dataset=folder:elsewhere", *some)
-    assert "The data changed" in error
+    assert "other data would have no effect" in error
 
 
 def test_a_damaged_image_can_be_left_out_as_the_message_says(folder, tmp_path, capsys):
@@ -236,3 +236,69 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path, unfinished):
     (tmp_path / "two" / "pretrain").mkdir(parents=True)
     with pytest.raises(UserError, match=r"two/pretrain"):
         vit_jax.load_model(tmp_path / "two")
+
+
+def test_a_run_that_was_stopped_before_its_first_step_begins_again(finished, tmp_path):
+    """W14: the lock is all that it left."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / ".lock").write_text("process 1 on nowhere")
+    assert train(run) == 0
+    name = "model/model.safetensors"
+    assert (run / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_fewer_steps_than_are_saved_are_refused(unfinished, capsys):
+    error = refused(unfinished, capsys, "--config.total_steps=3", "--allow_config_change")
+    assert "step 4, beyond config.total_steps=3" in error
+
+
+def test_other_data_of_a_finished_run(finished, tmp_path, folder, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    other = f"--config.data.dataset=folder:{folder}"
+    error = refused(run, capsys, other, "--allow_config_change")
+    assert "finished" in error and "allow_config_change" not in error
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [("config.json", "[]"), ("config.json", "{"), ("saved.json", "{")],
+)
+def test_files_of_a_run_that_are_something_else(unfinished, name, text, capsys):
+    if name == "saved.json":
+        shutil.rmtree(unfinished / "checkpoints")
+    (unfinished / name).write_text(text)
+    assert name in refused(unfinished, capsys)
+
+
+def test_a_record_that_was_exchanged_is_damage(finished, tmp_path, capsys):
+    """T10: whatever it holds, the checkpoint before it is used."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "model")
+    (run / "checkpoints/000000006/meta/metadata").write_text('{"a": 1}')
+    assert train(run) == 0
+    out = capsys.readouterr().out
+    assert "set aside" in out and "resumed from step 4" in out
+    name = "model/model.safetensors"
+    assert (run / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_stage_that_has_begun_does_not_train_the_one_before(tmp_path, capsys):
+    stages = [
+        setting.replace("--config.", "--config.pretrain.")
+        for setting in SETTINGS
+        if "pretrain" not in setting and "--config=" not in setting
+    ]
+    both = [s for s in SETTINGS if "pretrain" not in s]
+    run = tmp_path / "run"
+    assert main(["train", *both, *stages, f"--workdir={run}"]) == 0
+    shutil.rmtree(run / "pretrain")
+    capsys.readouterr()
+    assert main(["train", *both, *stages, f"--workdir={run}"]) == 0
+    assert "nothing to do" in capsys.readouterr().out and not (run / "pretrain").exists()
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints" / "000000006")
+    assert main(["train", *both, *stages, f"--workdir={run}"]) == 0
+    assert "resumed from step 4" in capsys.readouterr().out and not (run / "pretrain").exists()

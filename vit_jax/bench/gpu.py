@@ -28,7 +28,7 @@ from vit_jax.bench import collectives
 from vit_jax.errors import UserError
 from vit_jax.models import cost
 from vit_jax.numerics import gpu as nvidia, one_cpu
-from vit_jax.objectives import losses
+from vit_jax.objectives.classification import classification
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
@@ -120,10 +120,8 @@ def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True)
         shapes: Any
         if train:
             run = make_train_step(
-                apply,
+                classification(apply, config.num_classes),
                 optimizer,
-                loss=losses.softmax_cross_entropy,
-                num_classes=config.num_classes,
                 schedule=lambda step: jnp.float32(1e-3),
                 seed=0,
                 gradient_clip_norm=1.0,

@@ -21,7 +21,7 @@ from vit_jax.errors import UserError
 from vit_jax.interop import load
 from vit_jax.models import cost
 from vit_jax.numerics import plain, remat
-from vit_jax.objectives import losses
+from vit_jax.objectives.classification import classification
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state as train_state
 from vit_jax.training.checkpoint import Checkpoints
@@ -119,10 +119,8 @@ def train(spec: Spec) -> Job:
     start, _ = train_state.initialise(dict, params, optimizer, mesh, polyak=False)
     step = jax.jit(
         make_train_step(
-            apply,
+            classification(apply, config.num_classes),
             optimizer,
-            loss=losses.softmax_cross_entropy,
-            num_classes=config.num_classes,
             schedule=lambda step: jnp.float32(LEARNING_RATE),
             seed=0,
             gradient_clip_norm=CLIP,

@@ -17,7 +17,17 @@ import traceback
 
 from absl import flags as absl_flags
 
-from vit_jax.errors import FAILED, OK, PREEMPTED, USAGE, Preempted, UsageError, UserError, nearest
+from vit_jax.errors import (
+    FAILED,
+    OK,
+    PREEMPTED,
+    USAGE,
+    Preempted,
+    UsageError,
+    UserError,
+    nearest,
+    one_line,
+)
 
 COMMANDS = {
     "train": "pretrain or fine-tune; run it again to resume",
@@ -170,14 +180,8 @@ def usage(problem: str, where: str) -> int:
 def fail(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    if isinstance(error, UserError):
-        print(f"vit-jax: error: {error}", file=sys.stderr)
-    else:
-        print(
-            f"vit-jax: error: {type(error).__name__}: {first_line(error)} "
-            "(--debug shows where it was raised)",
-            file=sys.stderr,
-        )
+    if not getattr(error, "said", False):
+        print(one_line(error), file=sys.stderr)
     return FAILED
 
 

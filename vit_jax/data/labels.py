@@ -29,7 +29,8 @@ def match_classes(
 ) -> Matched:
     """Which of our classes each of theirs is: by name, whatever the order; theirs may be fewer.
 
-    Plain numbers are the names of classes whose names are unknown: against names they count from 0.
+    Plain numbers are the names of classes whose names are unknown: against names they count from 0,
+    where there is a 0 among them.
 
     Args:
       here, there: what has our classes and theirs, for the message.
@@ -42,7 +43,8 @@ def match_classes(
         return Matched(np.arange(len(theirs), dtype=np.int32), "same")
     position = {name: number for number, name in enumerate(ours)}
     unknown = [name for name in theirs if name not in position]
-    if unknown and unnamed(theirs) and not unnamed(ours) and max(map(int, theirs)) < len(ours):
+    counted = "0" in theirs and unnamed(theirs)  # from 1, they would all be the next class
+    if unknown and counted and not unnamed(ours) and max(map(int, theirs)) < len(ours):
         return Matched(np.array(list(map(int, theirs)), np.int32), "number")
     if unknown and unnamed(ours) and not unnamed(theirs) and len(ours) == len(theirs):
         numbers = np.array([int(name) for name in ours])

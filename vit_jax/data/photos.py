@@ -21,7 +21,7 @@ def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
     Args:
       model: from `load_model`, or its configuration.
       images: paths, encoded bytes, PIL images, or uint8 arrays (h, w), (h, w, 1, 3 or 4); also one
-        array (b, h, w, c). Files and PIL images are turned upright by their EXIF orientation, if
+        of them, or one array (b, h, w, c). Files and PIL images are turned upright by their EXIF orientation, if
         the model's preprocessing says so.
 
     Returns:
@@ -37,6 +37,10 @@ def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
         )
     if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
         images = [images]
+    if isinstance(images, np.ndarray) and images.ndim in (2, 3):
+        images = images[None]  # one image
+    if not hasattr(images, "__iter__"):
+        raise UserError(f"A {type(images).__name__} is no image and no list of images.")
     transform = evaluation_transform(config.image_size, config.preprocessing)
     return scaled(
         [_read(transform, image, f"number {i}") for i, image in enumerate(images)], config

@@ -15,38 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation import calibration, run
 from vit_jax.evaluation.run import run_model
 from vit_jax.models import adapt
-from vit_jax.objectives import losses
-
-
-def make_eval_step(
-    apply: Callable[..., Any], *, num_classes: int, training_loss: Callable | None = None
-) -> Callable[[dict[str, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]:
-    """The function (params, batch) -> per-example results, to be jitted.
-
-    batch has "mask" (b,) besides: rows where it is False are padding. Returned are "correct",
-    "top5", "prediction", "confidence" and "loss", each (b,): the plain softmax cross-entropy,
-    whatever a model was trained with. `training_loss` is reported under its own name beside it.
-    """
-
-    def eval_step(params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        logits = apply(params, models.normalise(batch["image"]))
-        labels = batch["label"]
-        _, ranked = jax.lax.top_k(logits, min(5, num_classes))
-        hits = ranked == labels[:, None]
-        results = {
-            "correct": hits[:, 0],
-            "top5": hits.any(axis=1),
-            "prediction": ranked[:, 0],
-            "confidence": jax.nn.softmax(logits).max(axis=-1),
-        }
-        targets = losses.one_hot(labels, num_classes)
-        results["loss"] = losses.softmax_cross_entropy(logits, targets)
-        if training_loss is not None:
-            results["training_loss"] = training_loss(logits, targets)
-        return results
-
-    return eval_step
-
+from vit_jax.objectives.classification import measures
 
 IMAGENET21K = (
     "Published ImageNet-21k weights have 21,843 outputs, two of them for classes without images; "
@@ -132,8 +101,7 @@ def classify(
 def eval_step(config: models.ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
     """The jitted evaluation step of a model: compiled once, however often it is evaluated."""
     _, apply = models.as_functions(config)
-    step = make_eval_step(apply, num_classes=config.num_classes)
-    return run.jit_eval_step(step, mesh)
+    return run.jit_eval_step(measures(apply, config.num_classes), mesh)
 
 
 def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:

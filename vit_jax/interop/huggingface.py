@@ -217,11 +217,29 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
         entries["head/kernel"] = transposed("classifier.weight", 1, 0)
         entries["head/bias"] = reshaped("classifier.bias")
     params = from_foreign(entries, weights, config, str(directory))
-    where = f"{directory}/preprocessor_config.json"
-    processor = files.read_json(directory / "preprocessor_config.json") or {}
+    processor, where = read_processor(directory)
     preprocessing, scale = pixels.from_processor(processor, config, where)
     config = models.replace(config, preprocessing=preprocessing)
     return config, pixels.fold(config, params, scale, where)
+
+
+def read_processor(directory: Path) -> tuple[dict[str, Any], str]:
+    """What a directory says of its images, and where: transformers has written two files for it."""
+    for name, key in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "image_processor"),
+    ):
+        file = directory / name
+        found = files.read_json(file)
+        if found is not None and key is not None:
+            found = found.get(key) if isinstance(found, dict) else found
+        if found is None:
+            continue
+        if not isinstance(found, dict):
+            raise UserError(f"{file} holds no settings of images.")
+        return found, str(file)
+    print(f"{directory} does not say how images are prepared: as transformers does by default")
+    return {}, f"{directory}/preprocessor_config.json"
 
 
 def find_config(
@@ -248,9 +266,11 @@ def find_config(
     if layers != len(there):
         settings.refuse(where, "num_hidden_layers", layers, f"the weights have {len(there)}")
     if setting("head_dim", hidden // heads) * heads != hidden:
+        if values.get("head_dim") is None:
+            settings.refuse(where, "num_attention_heads", heads, f"hidden_size is {hidden}")
         settings.refuse(where, "head_dim", values["head_dim"])
     activation = values.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         settings.refuse(
             where, "hidden_act", activation, f"there are {', '.join(sorted(ACTIVATIONS))}"
         )
@@ -306,6 +326,8 @@ def _pair(value: Any) -> tuple[int, int]:
 def labels_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Class names in order; () where they are only LABEL_0, LABEL_1, ..."""
     table = values.get("id2label") or {}
+    if isinstance(table, list):
+        table = {str(i): name for i, name in enumerate(table)}
     try:
         labels = tuple(table[str(i)] for i in range(len(table)))
     except KeyError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,20 @@ def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfi
             return saved.load(directory)
     if not any(path.glob("model.safetensors*")):
         say_what_has_begun(path)
-    if huggingface.is_huggingface(path):
-        return huggingface.load(path)
-    if saved.has_weights(path):
-        return timm.load(path, variant=variant)
+    for is_one, read_one in (
+        (huggingface.is_huggingface, huggingface.load),
+        (saved.has_weights, functools.partial(timm.load, variant=variant)),
+    ):
+        if is_one(path):
+            try:
+                return read_one(path)
+            except UserError:
+                raise
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path} cannot be read: a value of its configuration is of another kind than "
+                    f"expected ({type(error).__name__}: {str(error).splitlines()[0]})."
+                ) from error
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     raise UserError(
         f"{path} is no checkpoint: no workdir (it has no model/), no exported, Hugging Face or "

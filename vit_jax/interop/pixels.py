@@ -311,7 +311,7 @@ def from_pretrained_cfg(
         "mean": setting("mean", IMAGENET["mean"], lambda v: channels(v, number)),
         "std": setting("std", IMAGENET["std"], lambda v: nonzero(v, number)),
     }
-    if number not in (1, 3) and "mean" not in facts:
+    if number != 3 and facts.get("mean") is None:
         refuse(where, "mean", None, f"there is none for {number} channels")
     words = {}
     choices = (("interpolation", "bicubic", INTERPOLATIONS), ("crop_mode", "center", CROP_MODES))

@@ -95,6 +95,7 @@ def load_step(step: Path) -> tuple[models.ModelConfig, Params, Mapping[str, Any]
     config = saved.config_from_json(record["model"], str(step))
     prefix = f".{_weights(record)}['"
     names = [key[len(prefix) : -2] for key in record["spec"] if key.startswith(prefix)]
+    names = [name for name in names if not name.startswith("objective/")]
     params = read_arrays(step / "state", _weights(record), names)
     found = fingerprints(params)
     for name in names:

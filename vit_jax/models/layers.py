@@ -160,8 +160,13 @@ def check_images(images: Any, config: Any) -> None:
     elif len(images.shape) != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         wrong = f"{images.dtype} {tuple(images.shape)}"
     elif not isinstance(images, jax.core.Tracer) and getattr(images, "is_fully_addressable", True):
-        largest = float(abs(images).max()) if images.size else 0.0
-        wrong = f"values up to {largest:.4g}" if largest > LARGEST_PIXEL else ""
+        with jax.ensure_compile_time_eval():  # a constant of a function that is being traced
+            largest = float(abs(images).max()) if images.size else 0.0
+        wrong = "" if largest <= LARGEST_PIXEL else f"values up to {largest:.4g}"
+    if not wrong and images.shape[-1] != config.channels:
+        wrong = f"{tuple(images.shape)}, whose last axis is no {config.channels} channels"
+    if not wrong and not images.shape[0]:
+        wrong = "an empty batch"
     if wrong:
         raise UserError(
             f"{config.variant} takes images (b, h, w, {config.channels}) as floats in [-1, 1] and "

@@ -271,6 +271,8 @@ def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[dict[str, 
     """
     if not path.exists():
         return []
+    if not path.is_file():
+        raise UserError(f"{path} is no file; move it away, or use another --workdir.")
     records, _, _ = _parse(path)
     records = [record for record in records if record["step"] <= start_step]
     if going_on:

@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax import data, files
 from vit_jax.config import ConfigDict
 from vit_jax.data.specs import parse_spec
-from vit_jax.errors import UserError
+from vit_jax.errors import Diverged, UserError
 from vit_jax.training.run import train
 
 
@@ -52,9 +52,19 @@ def sweep(
     for rate in learning_rates:
         trial = on_splits(config, dev_train, dev_eval)
         trial.schedule.learning_rate = float(rate)
-        found = train(trial, workdir / f"dev_{rate:g}")
+        try:
+            found = train(trial, workdir / f"dev_{rate:g}")
+        except Diverged as error:
+            rows.append({"learning_rate": float(rate), "accuracy": 0.0, "diverged": True})
+            say(f"learning rate {rate:g}: diverged, which counts as 0% ({error})")
+            continue
         rows.append({"learning_rate": float(rate), "accuracy": found["eval/accuracy"]})
         say(f"learning rate {rate:g}: {100 * found['eval/accuracy']:.2f}% of {dev_eval}")
+    if all("diverged" in row for row in rows):
+        raise UserError(
+            "All learning rates diverged; name lower ones with --learning_rates, or set "
+            "config.gradient_clip_norm."
+        )
     best = max(rows, key=lambda row: row["accuracy"])["learning_rate"]
     accuracies = []
     for seed in range(seeds):

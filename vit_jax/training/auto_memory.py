@@ -145,7 +145,8 @@ def with_choice(setup: Setup, choice: Choice) -> Setup:
     config.accumulation_steps = choice.accumulation_steps
     model = models.replace(setup.model, remat=choice.remat)
     _, apply = models.as_functions(model)
-    step = setup.make_train_step(apply, accumulation_steps=choice.accumulation_steps)
+    objective = setup.make_objective(apply)
+    step = setup.make_train_step(objective, accumulation_steps=choice.accumulation_steps)
     return setup._replace(config=config, model=model, train_step=step)
 
 

@@ -166,9 +166,11 @@ class Checkpoints:
         """The newest readable record of a checkpoint, without reading its arrays."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._read_meta(step)
+                meta = self._read_meta(step)
             except Exception:  # damaged: `restore` will say so
                 continue
+            if meta.get("digest", digest_of(meta)) == digest_of(meta) and "spec" in meta:
+                return meta
         return None
 
     def _read_meta(self, step: int) -> dict[str, Any]:

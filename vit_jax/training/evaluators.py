@@ -7,7 +7,7 @@ training run, and counts every example once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -45,6 +45,16 @@ def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
                 data.default_splits(spec, data_dir=config.data.data_dir)
         found[name] = configuration.duration(section, "every", steps_per_epoch=steps_per_epoch)
     return found
+
+
+def sources(config: ConfigDict) -> Iterator[Any]:
+    """The data sets of a configuration's evaluators, all parts that they read; not ObjectNet's."""
+    for name, section in config.evaluators.items():
+        if section.data and name != "objectnet":
+            for spec in split_specs(section.data):
+                parts = [spec] if parse_spec(spec)[2] else data.default_splits(spec)
+                for part in dict.fromkeys(parts):
+                    yield data.open_source(part, data_dir=config.data.data_dir)
 
 
 def evaluators(

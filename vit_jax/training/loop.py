@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from vit_jax import data
-from vit_jax.errors import Preempted, UserError
+from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.pages import report
 from vit_jax.runtime import profiling, sharding
 from vit_jax.runtime.distributed import StopRequest, say
@@ -30,6 +30,12 @@ def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> train_state
     if restored is None:
         return setup.initialise()
     state, meta = restored
+    if int(meta["step"]) > setup.total_steps:
+        raise UserError(
+            f"The run in {checkpoints.directory.parent} has a checkpoint of step "
+            f"{int(meta['step'])}, beyond config.total_steps={setup.total_steps}; raise it, or use "
+            "another --workdir."
+        )
     say(f"resumed from step {int(meta['step'])}")
     return state
 
@@ -112,6 +118,11 @@ def loop(
             if not record:  # resumed at the very end: the last step was saved, not yet exported
                 for _, run in measures:
                     record |= run(train_state.evaluated_params(state), watchdog.on_batch)
+            if (skipped := int(state.skipped)) >= total:
+                raise Diverged(
+                    f"None of the {skipped} gradients was finite: no step was taken, and no "
+                    "model is exported. Lower config.schedule.learning_rate, and start again."
+                )
             record |= memory.measured_memory(expected_memory)
             export(setup, state, workdir)
             if is_main:
@@ -162,7 +173,7 @@ def abort_if_stuck(record: dict[str, float], limit: int) -> None:
     """Stops a run whose gradients are not finite any more; its checkpoints are all finite."""
     bad = int(record["train/skipped_in_a_row"])
     if bad >= limit:
-        raise UserError(
+        raise Diverged(
             f"The last {bad} gradients were not finite and their updates were skipped; lower "
             "config.schedule.learning_rate, or set config.gradient_clip_norm, and start again."
         )

@@ -13,7 +13,7 @@ from vit_jax.data import look
 from vit_jax.errors import UserError
 from vit_jax.runtime import sharding
 from vit_jax.runtime.distributed import say
-from vit_jax.training import auto_memory, plan
+from vit_jax.training import auto_memory, evaluators, plan
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.loop import loop, restore_or_initialise
 from vit_jax.training.setup import OF_CHECKPOINT, Setup, set_up
@@ -46,19 +46,21 @@ def train(
     config = as_begun(workdir, config)
     check_workdir(workdir, config, allow_config_change)
     whole = config
-    if config.pretrain is not None:
-        config = config.copy_and_resolve_references()
-        config.pretrain = None
-        if config.model.variant != OF_CHECKPOINT:
-            set_up(config)  # a mistake in this stage is said before the first one runs
-        train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
-        config.init_from = str(workdir / "pretrain")
     finished = finished_metrics(workdir)
     if finished is not None and not changes(workdir, whole):
         say(f"{workdir} has finished at step {finished['step']}; nothing to do.")
         return finished
     check_history(workdir)
     resuming = has_checkpoint(workdir)
+    if config.pretrain is not None:
+        config = config.copy_and_resolve_references()
+        config.pretrain = None
+        of_checkpoint = config.model.variant == OF_CHECKPOINT
+        if not resuming and not of_checkpoint:
+            set_up(config)  # a mistake in this stage is said before the first one runs
+        if not resuming or of_checkpoint:  # a stage that has begun does not read the first one
+            train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
+        config.init_from = str(workdir / "pretrain")
     setup = set_up(config, resuming=resuming)
     if finished is not None and finished["step"] >= setup.total_steps:
         return still_finished(setup, whole, workdir, finished)
@@ -91,26 +93,33 @@ LOOK_SECONDS = 5.0
 
 
 def check_images(setup: Setup) -> None:
-    """Raises UserError if more images than are allowed are found to be unreadable before step 1."""
+    """Raises UserError if more images than are allowed are found to be unreadable before step 1.
+
+    Evaluators need all of theirs: a protocol on part of a data set is another one.
+    """
     allowed = setup.config.data.max_bad_images
-    problems: list[str] = []
+    own: list[str] = []
+    others: list[str] = []
     looked = 0
     if jax.process_index() == 0:
-        for source in (setup.train_source, setup.eval_source):
+        seconds, threads = LOOK_SECONDS, setup.config.data.num_threads
+        parts = [(source, own) for source in (setup.train_source, setup.eval_source)]
+        parts += [(source, others) for source in evaluators.sources(setup.config)]
+        for source, problems in parts:
             found, count = look.unreadable(
-                source,
-                setup.eval_transform,
-                seconds=LOOK_SECONDS,
-                num_threads=setup.config.data.num_threads,
+                source, setup.eval_transform, seconds=seconds, num_threads=threads
             )
-            problems, looked = problems + found, looked + count
-    if max(sharding.gathered(len(problems))) <= allowed:
+            problems += found
+            looked += count
+    if max(sharding.gathered(int(len(own) > allowed or len(others) > 0))) == 0:
         return
-    if not problems:
+    if others:
+        raise UserError(f"{others[0]} An evaluator of config.evaluators needs all of its images.")
+    if not own:
         raise UserError("Process 0 has found images that cannot be read.")
     raise UserError(
-        f"{problems[0]} Of {looked:,} images looked at, {len(problems):,} cannot be read; "
-        f"config.data.max_bad_images={len(problems)} goes on without them."
+        f"{own[0]} Of {looked:,} images looked at, {len(own):,} cannot be read; "
+        f"config.data.max_bad_images={len(own)} goes on without them."
     )
 
 
@@ -130,7 +139,7 @@ def still_finished(
         )
     checkpoints = hold(setup, workdir)
     try:
-        check_data(setup, checkpoints, allow_change=False)
+        check_data(setup, checkpoints, allow_change=False, finished=True)
     finally:
         checkpoints.close()
     say(f"{workdir} has finished at step {finished['step']}; nothing to do.")

@@ -18,11 +18,12 @@ from vit_jax.data.relabel import with_classes
 from vit_jax.data.remarks import small_images, untrained_classes
 from vit_jax.data.source import Without, shared_records
 from vit_jax.errors import UserError
-from vit_jax.evaluation.classification import make_eval_step
 from vit_jax.interop import load
 from vit_jax.models import adapt
 from vit_jax.numerics import remat
 from vit_jax.objectives import losses
+from vit_jax.objectives.classification import classification
+from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
 from vit_jax.training import optim, state as train_state
 from vit_jax.training.evaluators import Periods, periods
@@ -43,7 +44,8 @@ class Setup(NamedTuple):
     warmup_steps: int
     periods: Periods
     schedule: Callable
-    make_train_step: Callable  # (apply, accumulation_steps=...) -> train_step
+    make_objective: Callable[[Callable], Objective]  # of a model's apply function
+    make_train_step: Callable  # (objective, accumulation_steps=...) -> train_step
     train_step: Callable  # (state, batch) -> (state, metrics), not yet jitted
     eval_step: Callable  # (params, batch) -> per-example results, not yet jitted
     initialise: Callable  # () -> TrainState on the mesh
@@ -109,24 +111,31 @@ def set_up(
     optimizer = configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
     loss = loss_function(config)
     init, apply = models.as_functions(model)
-    initialise, abstract_state = train_state.initialise(
-        *initial_params(config, model, initial, init, mesh, notes),
-        optimizer,
-        mesh,
-        polyak=config.polyak_decay is not None,
-        consume=initial is not None,
+    make_objective = functools.partial(
+        classification,
+        num_classes=model.num_classes,
+        loss=loss,
+        mixup_alpha=config.mixup_alpha,
+        training_loss=None if is_plain(config.loss) else loss,
     )
     train_step_of = functools.partial(
         make_train_step,
         optimizer=optimizer,
-        loss=loss,
-        num_classes=model.num_classes,
         schedule=schedule,
         seed=config.seed,
         gradient_clip_norm=config.gradient_clip_norm,
         polyak_decay=config.polyak_decay,
         polyak_ramp=config.polyak_ramp,
-        mixup_alpha=config.mixup_alpha,
+    )
+    objective = make_objective(apply)
+    make_params, argument = initial_params(config, model, initial, init, mesh, notes)
+    initialise, abstract_state = train_state.initialise(
+        lambda argument: make_params(argument) | objective.init(jax.random.key(config.seed)),
+        argument,
+        optimizer,
+        mesh,
+        polyak=config.polyak_decay is not None,
+        consume=initial is not None,
     )
     return Setup(
         config=config,
@@ -140,13 +149,10 @@ def set_up(
         warmup_steps=warmup_steps,
         periods=periods(config, epoch),
         schedule=schedule,
+        make_objective=make_objective,
         make_train_step=train_step_of,
-        train_step=train_step_of(apply, accumulation_steps=config.accumulation_steps),
-        eval_step=make_eval_step(
-            apply,
-            num_classes=model.num_classes,
-            training_loss=None if is_plain(config.loss) else loss,
-        ),
+        train_step=train_step_of(objective, accumulation_steps=config.accumulation_steps),
+        eval_step=objective.measure,
         initialise=initialise,
         abstract_state=abstract_state,
         notes=notes,
@@ -187,6 +193,9 @@ def check_memory(config: ConfigDict) -> None:
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """The global batch must divide by devices and accumulation steps."""
+    if config.seed < 0 or config.data.max_bad_images < 0:
+        key = "seed" if config.seed < 0 else "data.max_bad_images"
+        raise UserError(f"config.{key} must be 0 or more.")
     for key in ("batch_size", "accumulation_steps"):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be 1 or more.")

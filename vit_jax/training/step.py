@@ -1,4 +1,4 @@
-"""One training step and one evaluation step: pure functions, jitted once, on any mesh."""
+"""One training step, whatever the objective: a pure function, jitted once, on any mesh."""
 
 from __future__ import annotations
 
@@ -9,54 +9,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import models
-from vit_jax.objectives import losses
+from vit_jax.objectives.objective import Batch, Objective
 from vit_jax.training import optim
 from vit_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
-
-
-def mixup(images: jax.Array, targets: jax.Array, alpha: float, key: jax.Array):
-    """Mixes every example with its mirror place in the batch (arXiv 1710.09412), as BiT fine-tunes.
-
-    One share, drawn from Beta(alpha, alpha), for the whole batch; shapes stay as they are.
-    """
-    share = jax.random.beta(key, alpha, alpha)
-    return (
-        share * images + (1 - share) * images[::-1],
-        share * targets + (1 - share) * targets[::-1],
-    )
-
 
 def make_train_step(
-    apply: Callable[..., Any],
+    objective: Objective,
     optimizer: optax.GradientTransformation,
-    *,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    num_classes: int,
     schedule: Callable[[Any], jax.Array],
+    *,
     seed: int,
     gradient_clip_norm: float | None = None,
     polyak_decay: float | None = None,
     polyak_ramp: bool = False,
-    mixup_alpha: float = 0.0,
     accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    batch: "image" (b, h, w, c) uint8, "label" (b,) int32 or (b, k) float. The mean loss is over the
-    global batch, whatever the number of devices, processes and accumulation steps. Randomness
-    follows from the seed and the step alone.
+    The mean loss is over the global batch, whatever the number of devices, processes and
+    accumulation steps. Randomness follows from the seed and the step alone.
     """
 
     def batch_loss(params, batch: Batch, key: jax.Array) -> jax.Array:
-        images = models.normalise(batch["image"])
-        targets = losses.one_hot(batch["label"], num_classes)
-        if mixup_alpha:
-            key, mix_key = jax.random.split(key)
-            images, targets = mixup(images, targets, mixup_alpha, mix_key)
-        return loss(apply(params, images, key=key), targets).mean()
+        return objective.loss(params, batch, key).mean()
 
     value_and_grad = jax.value_and_grad(batch_loss)
 

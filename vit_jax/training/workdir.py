@@ -79,10 +79,14 @@ def first_values(config: ConfigDict) -> dict[str, Any]:
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
     """What `WORKDIR/config.json` holds; None if there is none."""
+    file = workdir / "config.json"
     try:
-        return files.read_json(workdir / "config.json")
+        found = files.read_json(file)
     except UserError as error:
         raise UserError(f"{error} Use another --workdir.") from error
+    if found is not None and not isinstance(found, dict):
+        raise UserError(f"{file} is no configuration. Use another --workdir.")
+    return found
 
 
 def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -100,7 +104,7 @@ def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None
     """Raises UserError if `workdir` holds another run; changes nothing."""
     there = read_config(workdir)
     if there is None:
-        if any((workdir / name).exists() for name in ("checkpoints", "model")):
+        if has_checkpoint(workdir) or (workdir / "model").exists():
             raise UserError(
                 f"{workdir} holds checkpoints but no config.json; use another --workdir."
             )
@@ -156,7 +160,9 @@ def run_meta(setup: Setup) -> dict[str, Any]:
     }
 
 
-def check_data(setup: Setup, checkpoints: Checkpoints, allow_change: bool) -> None:
+def check_data(
+    setup: Setup, checkpoints: Checkpoints, allow_change: bool, *, finished: bool = False
+) -> None:
     """Raises UserError if a run would go on with other data; changes nothing.
 
     The same is known by its content: where it lies may differ.
@@ -169,6 +175,11 @@ def check_data(setup: Setup, checkpoints: Checkpoints, allow_change: bool) -> No
         if old == new:
             continue
         what = f"{key} is {here} ({new}), it was {there} ({old})"
+        if finished:
+            raise UserError(
+                f"The run has finished, and other data would have no effect: {what}. Raise "
+                "config.total_steps, or use another --workdir."
+            )
         if not allow_change:
             raise UserError(
                 f"The data changed since this run began: {what}. Restore the data, use another "
@@ -195,7 +206,11 @@ def check_history(workdir: Path) -> None:
 
 def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
     """Writes the final weights to `WORKDIR/model`, from whatever sharding they have."""
-    params: models.Params = dict(train_state.evaluated_params(state))
+    params: models.Params = {
+        path: value
+        for path, value in train_state.evaluated_params(state).items()
+        if not path.startswith("objective/")
+    }
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}

@@ -97,6 +97,13 @@ def _open_classes(root: str, base: str, notes: Sequence[str]) -> Splits:
         split: _classes_below(root, split, folder, skipped)
         for split, folder in (split_folders or {"train": ""}).items()
     }
+    for split in [split for split in found if split != "train" and found.get("train")]:
+        if found[split] and not set(found[split]) & set(found["train"]):
+            notes.append(
+                f"passed over, the split {split}: its folders ({', '.join(sorted(found[split]))}) "
+                "are no classes of train"
+            )
+            del found[split]
     class_names = sorted({name for classes in found.values() for name in classes})
     if not class_names:
         raise UserError(

@@ -26,7 +26,7 @@ COLUMNS = {
 COLUMNS_NEEDED = ("image", "label")
 #: Other names by which they go, in lower case.
 ALIASES = {
-    "image": ("file_name", "filepath", "file_path", "image_path", "image_name", "img"),
+    "image": ("file_name", "filepath", "file_path", "image_path", "image_name", "img", "image_id"),
     "label": ("class_name", "category", "target"),
     "split": (),
 }
@@ -267,6 +267,12 @@ def _records(
     file, root = shown(table.file), os.path.dirname(table.file)
     for number, name in others if split is None else ():
         values = {cells[number] if number < len(cells) else "" for _, cells in table.rows}
+        of_one = name.lower().startswith("is_") and split_of(name[3:]) and len(values) > 1
+        if of_one:
+            raise UserError(
+                f"{file}: the column {name} seems to name the split; make it a column split of "
+                "train, validation and test."
+            )
         if len({split_of(value) for value in values}) > 1 and all(map(split_of, values)):
             raise UserError(
                 f"{file}: the column {name} seems to name the split ({', '.join(sorted(values))}); "
@@ -305,7 +311,7 @@ def _check_one_class(rows: Iterable[tuple[str, str, str]]) -> None:
     """Raises UserError for an image that a split lists under two classes."""
     seen: dict[str, tuple[str, str]] = {}
     for path, label, where in rows:
-        other, there = seen.setdefault(path, (label, where))
+        other, there = seen.setdefault(os.path.normpath(path), (label, where))
         if other != label:
             raise UserError(
                 f"{where}: {shown(path)} is a {label!r}, and a {other!r} in {there}; an image has "

@@ -1,0 +1,30 @@
+"""What a model is trained for: the one thing that the step knows of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Batch = dict[str, jax.Array]
+
+
+def nothing_of_its_own(key: jax.Array) -> dict[str, jax.Array]:
+    """The parameters of an objective that has none."""
+    del key
+    return {}
+
+
+class Objective(NamedTuple):
+    """An objective over batches with "image" (b, h, w, c) uint8 and whatever else it reads.
+
+    loss: (params, batch, key) -> (b,) float32, the loss of each example; the step takes their mean.
+    measure: (params, batch) -> {name: (b,)}, what an evaluation reports of each example.
+    init: key -> parameters of its own; their paths begin with "objective/", and neither an export
+      nor fine-tuning has them.
+    """
+
+    loss: Callable[[dict[str, jax.Array], Batch, jax.Array], jax.Array]
+    measure: Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]
+    init: Callable[[jax.Array], dict[str, Any]] = nothing_of_its_own

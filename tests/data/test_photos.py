@@ -149,3 +149,17 @@ def test_preprocess_takes_files_pil_images_and_arrays(tmp_path):
             vit_jax.preprocess(model, wrong)
     with pytest.raises(UserError, match="takes 1 channels"):
         photos.preprocess(models.get_config("debug", channels=1), [photo])
+
+
+def test_one_image_is_a_batch_of_one():
+    config = models.get_config("debug", num_classes=3)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 30, 3), np.uint8)
+    one = photos.preprocess(config, image)
+    assert one.shape == (1, 32, 32, 3)
+    np.testing.assert_array_equal(one, photos.preprocess(config, [image]))
+    np.testing.assert_array_equal(one, photos.preprocess(config, image[None]))
+    assert photos.preprocess(config, image[..., 0]).shape == (1, 32, 32, 3)
+    for odd in (None, 3, 2.5):
+        with pytest.raises(UserError, match="no image and no list of images"):
+            photos.preprocess(config, odd)

@@ -164,7 +164,28 @@ ODD = [
     ("config.json", "qkv_bias", "no"),
     ("config.json", "layer_norm_eps", [1]),
     ("config.json", "model_type", "dinov2"),
+    ("config.json", "num_attention_heads", 5),
+    ("config.json", "hidden_act", ["gelu"]),
+    ("config.json", "layer_norm_eps", -1.0),
+    ("config.json", "hidden_dropout_prob", 7),
+    ("preprocessor_config.json", "resample", [3]),
 ]
+
+
+def test_s2_the_other_file_of_a_processor_is_read(transformers, torch, crops, tmp_path):
+    made = hf_directory(transformers, torch, tmp_path, MODELS[0])
+    old = tmp_path / "preprocessor_config.json"
+    facts = json.loads(old.read_text()) | {"do_normalize": False}
+    old.unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": facts}))
+    theirs = (
+        transformers.ViTImageProcessorPil(**facts)
+        if hasattr(transformers, "ViTImageProcessorPil")
+        else transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    )
+    with torch.no_grad():
+        wanted = made(**theirs(crops, return_tensors="pt")).logits.numpy()
+    agree(ours(tmp_path, crops), wanted)
 
 
 @pytest.mark.parametrize("file, key, value", ODD)

@@ -310,3 +310,39 @@ def test_what_is_no_batch_of_images_in_range_is_refused(variant):
         jax.jit(lambda x: model(x))(wrong[0])
     noise = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
     layers.check_images(noise, config)  # scaled in another way, as people may want it
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((2, 3, 32, 32), np.float32), "last axis is no 3 channels"),
+        (np.zeros((2, 32, 32, 4), np.float32), "last axis is no 3 channels"),
+        (np.zeros((0, 32, 32, 3), np.float32), "an empty batch"),
+        (np.full((1, 32, 32, 3), np.nan, np.float32), "values up to nan"),
+        (np.full((1, 32, 32, 3), np.inf, np.float32), "values up to inf"),
+    ],
+)
+def test_s12_images_that_are_none(images, message):
+    model = models.build(models.get_config("debug", num_classes=3))
+    with pytest.raises(UserError, match=message):
+        model(images)
+
+
+def test_a_constant_of_a_traced_function_is_looked_at():
+    model = models.build(models.get_config("debug", num_classes=3))
+    images = jnp.zeros((1, 32, 32, 3))
+    assert jax.jit(lambda: model(images))().shape == (1, 3)
+    with pytest.raises(UserError, match="values up to 99"):
+        jax.jit(lambda: model(images + 99))()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(dropout_rate=1.0), dict(dropout_rate=float("nan")), dict(stochastic_depth_rate=-0.1),
+        dict(layer_norm_epsilon=-1.0), dict(layer_norm_epsilon=float("nan")),
+    ],
+)  # fmt: skip
+def test_rates_have_a_range(settings):
+    with pytest.raises(UserError, match=f"model.{next(iter(settings))}="):
+        models.get_config("debug", **settings)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_runs import finish, start
+from tiny_runs import finish, free_port, start
 
 from vit_jax.cli import main
 from vit_jax.doctor import machine
@@ -220,3 +220,30 @@ def test_w1_a_port_that_is_taken_is_one_line(tmp_path):
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert f"Port {port} of this machine" in ended.stderr
+
+
+def test_an_error_of_one_process_keeps_its_sentence_and_its_code(tmp_path):
+    """W1's kind: a launcher would start 134 again, and nobody would see the reason."""
+    train = ["train", *SETTINGS, "--config.total_steps=4", f"--workdir={tmp_path}"]
+    port = free_port()
+    begin = time.monotonic()
+    job = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vit_jax", *train, f"--coordinator=127.0.0.1:{port}"),
+                *("--num_processes=2", f"--process_id={i}", f"--config.model.num_heads={4 - i}"),
+            ],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        _, err = job[1].communicate(timeout=300)
+        assert job[1].returncode == 1, err
+        [line] = [line for line in err.splitlines() if "vit-jax: error" in line]
+        assert "does not divide into 3 heads" in line
+    finally:
+        job[0].kill()
+        job[0].communicate()
+    assert time.monotonic() - begin < 300

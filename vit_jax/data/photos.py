@@ -21,8 +21,8 @@ def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
     Args:
       model: from `load_model`, or its configuration.
       images: paths, encoded bytes, PIL images, or uint8 arrays (h, w), (h, w, 1, 3 or 4); also one
-        of them, or one array (b, h, w, c). Files and PIL images are turned upright by their EXIF orientation, if
-        the model's preprocessing says so.
+        of them, or one array (b, h, w, c). Files and PIL images are turned upright by their EXIF
+        orientation, if the model's preprocessing says so.
 
     Returns:
       (b, h, w, 3) float32 in [-1, 1].

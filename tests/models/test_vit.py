@@ -332,8 +332,9 @@ def test_a_constant_of_a_traced_function_is_looked_at():
     model = models.build(models.get_config("debug", num_classes=3))
     images = jnp.zeros((1, 32, 32, 3))
     assert jax.jit(lambda: model(images))().shape == (1, 3)
+    loud = images + 99
     with pytest.raises(UserError, match="values up to 99"):
-        jax.jit(lambda: model(images + 99))()
+        jax.jit(lambda: model(loud))()
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,9 @@ def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
         )
     if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
         images = [images]
-    if isinstance(images, np.ndarray) and images.ndim in (2, 3):
-        images = images[None]  # one image
+    shape = getattr(images, "shape", ())
+    if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
+        images = [images]  # one image, and no batch of grey ones
     if not hasattr(images, "__iter__"):
         raise UserError(f"A {type(images).__name__} is no image and no list of images.")
     transform = evaluation_transform(config.image_size, config.preprocessing)

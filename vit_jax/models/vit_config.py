@@ -78,9 +78,12 @@ class ViTConfig:
                     f"model.{key}={getattr(self, key)!r} does not exist; "
                     f"choose one of {', '.join(options)}."
                 )
-        for key in ("dropout_rate", "stochastic_depth_rate"):
-            if not 0 <= getattr(self, key) < 1:  # NaN is not, either
-                raise UserError(f"model.{key}={getattr(self, key)} must lie in [0, 1).")
+        if not 0 <= self.dropout_rate < 1:  # NaN is not, either
+            raise UserError(f"model.dropout_rate={self.dropout_rate} must lie in [0, 1).")
+        if not 0 <= self.stochastic_depth_rate <= 1:  # of the last layer
+            raise UserError(
+                f"model.stochastic_depth_rate={self.stochastic_depth_rate} must lie in [0, 1]."
+            )
         if not 0 < self.layer_norm_epsilon < 1:
             raise UserError(f"model.layer_norm_epsilon={self.layer_norm_epsilon} is not in (0, 1).")
         if self.hidden_size % self.num_heads:

@@ -37,7 +37,7 @@ def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
         )
     if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
         images = [images]
-    shape = getattr(images, "shape", ())
+    shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
         images = [images]  # one image, and no batch of grey ones
     if not hasattr(images, "__iter__"):

@@ -211,7 +211,10 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
         )
     settings.check(values, SETTINGS, where, strict=False)
     weights = saved.read_weights(directory)
-    config, weights = find_config(values, weights, where)
+    try:
+        config, weights = find_config(values, weights, where)
+    except UserError as error:
+        raise UserError(str(error) if where in str(error) else f"{where}: {error}") from error
     entries = layout(config, "vit." if any(name.startswith("vit.") for name in weights) else "")
     if config.representation_size is not None:
         entries["head/kernel"] = transposed("classifier.weight", 1, 0)

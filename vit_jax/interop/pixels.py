@@ -139,7 +139,7 @@ def from_processor(
         refuse(where, "rescale_factor", values["rescale_factor"])
     number_ = values.get("resample")
     resample = 2 if number_ is None else number_
-    if isinstance(resample, bool) or resample not in RESAMPLE:
+    if not isinstance(resample, int) or isinstance(resample, bool) or resample not in RESAMPLE:
         refuse(where, "resample", resample, "only 1 (lanczos), 2 (bilinear) and 3 (bicubic) can")
     square = setting("default_to_square", True, flag)
     size, fit = _size(values.get("size"), square, config.image_size if not values else None, where)

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
+import tfds_directory
 
 from vit_jax import config as configuration
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.evaluation import suites
+from vit_jax.training import evaluators
 from vit_jax.training.evaluators import periods
 
 SETTINGS = [
@@ -72,3 +75,16 @@ def test_every_evaluator_is_a_suite_and_takes_its_options():
     config.evaluators.knn.dat = "digits"
     with pytest.raises(UserError, match=r"evaluators\.knn\.dat "):
         configuration.check_keys(config)
+
+
+def test_data_sets_of_evaluators_are_looked_for_where_those_of_the_run_are(tmp_path):
+    rng = np.random.default_rng(0)
+    records = [
+        (tfds_directory.png(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)), i % 2)
+        for i in range(6)
+    ]
+    tfds_directory.write(tmp_path, "toy", {"train": records, "test": records[:4]}, ["a", "b"])
+    config = configuration.default()
+    config.data.data_dir = str(tmp_path)
+    config.evaluators.knn.data = "tfds:toy"
+    assert [len(source) for source in evaluators.sources(config)] == [6, 4]

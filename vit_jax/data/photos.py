@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data.image_files import shown
 from vit_jax.data.transforms import evaluation_transform
 from vit_jax.errors import UserError
 
@@ -54,12 +55,22 @@ def scaled(pixels: Sequence[Array], config: Any) -> Array:
     return (np.stack(pixels) if pixels else np.zeros(shape)).astype(np.float32) / 127.5 - 1
 
 
+def read_file(transform: Any, file: Path) -> Array:
+    """An image file as `transform` makes it, uint8 (h, w, 3).
+
+    Raises:
+      UserError: it cannot be read or decoded; names it.
+    """
+    name = shown(str(file))
+    try:
+        return transform.read(file.read_bytes(), name)
+    except OSError as error:
+        raise UserError(f"The image {name} cannot be read ({error.strerror}).") from error
+
+
 def _read(transform: Any, image: Any, name: str) -> Array:
     if isinstance(image, (str, os.PathLike)):
-        try:
-            return transform.read(Path(image).expanduser().read_bytes(), str(image))
-        except OSError as error:
-            raise UserError(f"The image {image} cannot be read ({error.strerror}).") from error
+        return read_file(transform, Path(image).expanduser())
     if hasattr(image, "getexif"):
         import PIL.ImageOps
 

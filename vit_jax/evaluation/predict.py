@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_jax import data, models
 from vit_jax.data.image_files import images_below, passed_over, shown
+from vit_jax.data.photos import read_file
 from vit_jax.errors import UserError
 from vit_jax.models import adapt
 
@@ -84,11 +85,9 @@ def predict(
         images, problems = np.zeros((len(chunk), *config.image_size, 3), np.uint8), {}
         for i, file in enumerate(chunk):
             try:
-                images[i] = transform.read(file.read_bytes(), shown(str(file)))
+                images[i] = read_file(transform, file)
             except UserError as error:
                 problems[i] = str(error)
-            except OSError as error:
-                problems[i] = f"The image {shown(str(file))} cannot be read ({error.strerror})."
         padding = [(0, size - len(chunk))] + [(0, 0)] * 3
         probabilities, labels = jax.device_get(top(params, np.pad(images, padding)))
         for i, (file, values, indices) in enumerate(

@@ -49,12 +49,13 @@ def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
 
 def sources(config: ConfigDict) -> Iterator[Any]:
     """The data sets of a configuration's evaluators, all parts that they read; not ObjectNet's."""
+    where = {"data_dir": config.data.data_dir}
     for name, section in config.evaluators.items():
         if section.data and name != "objectnet":
             for spec in split_specs(section.data):
-                parts = [spec] if parse_spec(spec)[2] else data.default_splits(spec)
+                parts = [spec] if parse_spec(spec)[2] else data.default_splits(spec, **where)
                 for part in dict.fromkeys(parts):
-                    yield data.open_source(part, data_dir=config.data.data_dir)
+                    yield data.open_source(part, **where)
 
 
 def evaluators(

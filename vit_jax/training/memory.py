@@ -7,9 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import psutil
-from jax.experimental import multihost_utils
 
 from vit_jax import data
 from vit_jax.config import ConfigDict
@@ -53,7 +51,7 @@ def device_memory(config: ConfigDict) -> int:
     if config.memory_limit_gib is not None:
         limit = min(limit, int(config.memory_limit_gib * GIB))
     if jax.process_count() > 1:  # in KiB: JAX has no 64-bit integers
-        limit = 1024 * int(multihost_utils.process_allgather(np.int32(limit >> 10)).min())
+        limit = 1024 * min(sharding.gathered(limit >> 10))
     return int(limit)
 
 

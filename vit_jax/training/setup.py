@@ -73,6 +73,7 @@ def set_up(
     notes: list[str] = []
     if mesh is None:
         mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
+    check_counts(config)
     check_batch(config, mesh)
     if sources is None:
         train_source, eval_source, notes = open_sources(config)
@@ -191,11 +192,15 @@ def check_memory(config: ConfigDict) -> None:
         )
 
 
+def check_counts(config: ConfigDict) -> None:
+    """Raises UserError for a count that is negative."""
+    for key, value in (("seed", config.seed), ("data.max_bad_images", config.data.max_bad_images)):
+        if value < 0:
+            raise UserError(f"config.{key}={value} must be 0 or more.")
+
+
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """The global batch must divide by devices and accumulation steps."""
-    if config.seed < 0 or config.data.max_bad_images < 0:
-        key = "seed" if config.seed < 0 else "data.max_bad_images"
-        raise UserError(f"config.{key} must be 0 or more.")
     for key in ("batch_size", "accumulation_steps"):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be 1 or more.")

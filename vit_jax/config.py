@@ -216,27 +216,40 @@ def section(config: Mapping, name: str) -> dict[str, Any]:
     return {key: value for key, value in dict(config[name]).items() if value is not None}
 
 
+def pick(table: Mapping[str, Any], name: str, where: str) -> Any:
+    """`table[name]`, or of "FILE.py:NAME", a plug-in, what that file calls NAME.
+
+    Raises:
+      UserError: neither; says `where` the name was given, the nearest, and what there is.
+    """
+    path, colon, attribute = str(name).rpartition(":")
+    if colon and path.endswith(".py"):
+        return files.defined_in(path, attribute)
+    if name not in table:
+        raise UserError(
+            f"{where}={name!r} does not exist; there are {', '.join(table)}."
+            f"{nearest(str(name), table)}"
+        )
+    return table[name]
+
+
 def call(table: Mapping[str, Callable], where: str, options: Mapping[str, Any], /, **given: Any):
-    """Calls `table[options["name"]]` with the other options as keywords, and with `given`.
+    """Calls `pick(table, options["name"])` with the other options as keywords, and with `given`.
 
     Raises:
       UserError: a name that is not in the table, or an option that the function does not take.
     """
     options = dict(options)
     name = options.pop("name", None)
-    if name not in table:
-        raise UserError(
-            f"{where}.name={name!r} does not exist; there are {', '.join(table)}."
-            f"{nearest(str(name), table)}"
-        )
-    takes = inspect.signature(table[name]).parameters
+    function = pick(table, name, f"{where}.name")
+    takes = inspect.signature(function).parameters
     own = [key for key in takes if key not in given]
     for key in options:
         if key not in own:
             raise UserError(
                 f"{where}.{key} is a setting that {name} does not read.{nearest(key, own)}"
             )
-    return table[name](**options, **given)
+    return function(**options, **given)
 
 
 def duration(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, nearest
 
 
 @contextlib.contextmanager
@@ -71,13 +72,45 @@ def call_in(path: str, function: str, *arguments: Any) -> Any:
     Raises:
       UserError: whatever goes wrong in the file, with its line.
     """
-    beside = os.path.dirname(os.path.abspath(path))
-    sys.path.insert(0, beside)
-    try:
+    with _naming_lines(path):
         called = runpy.run_path(path).get(function)
         if called is None:
             raise UserError(f"{path} does not define {function}(); see configs/quickstart.py.")
         return called(*arguments)
+
+
+def defined_in(path: str, name: str) -> Any:
+    """What a Python file outside the package calls `name`: a plug-in.
+
+    The file is imported once, as a module of its own name, so that worker processes find it too.
+
+    Raises:
+      UserError: there is no such file or name, or whatever goes wrong in the file, with its line.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isfile(path):
+        raise UserError(f"There is no file {path}, from which {name} was to be taken.")
+    module_name = Path(path).stem
+    with _naming_lines(path):
+        module = importlib.import_module(module_name)
+        if os.path.realpath(getattr(module, "__file__", None) or "") != os.path.realpath(path):
+            raise UserError(
+                f"{path} has the name of another module, {module.__name__!r}; call it otherwise."
+            )
+        if not hasattr(module, name):
+            raise UserError(f"{path} does not define {name}.{nearest(name, vars(module))}")
+    if os.path.dirname(path) not in sys.path:
+        sys.path.append(os.path.dirname(path))
+    return getattr(module, name)
+
+
+@contextlib.contextmanager
+def _naming_lines(path: str) -> Iterator[None]:
+    """Errors in a Python file become a UserError with its line; what lies beside it is found."""
+    beside = os.path.dirname(os.path.abspath(path))
+    sys.path.insert(0, beside)
+    try:
+        yield
     except UserError:
         raise
     except SystemExit as error:

@@ -123,14 +123,11 @@ class Logbook:
         if self._already_final:  # a finished run was started again, and reports its end again
             self._already_final = False
             self._replace_final()
-        try:
+        with self._writing():
             self._file.write(_dump(record))
             self._file.flush()
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be written ({error.strerror}).") from error
-
-        for key, value in values.items():
-            self._tensorboard.add_scalar(key, value, record["step"])
+            for key, value in values.items():
+                self._tensorboard.add_scalar(key, value, record["step"])
         if self._wandb:
             self._wandb.log(values, step=record["step"])
         self._show(record["step"], values, final=final, seconds=record["seconds"])
@@ -160,10 +157,21 @@ class Logbook:
         self._enabled = False
         if self._bar is not None:
             self._bar.close()
-        self._file.close()
-        self._tensorboard.close()
+        with self._writing(), contextlib.closing(self._tensorboard), contextlib.closing(self._file):
+            pass
         if self._wandb:
             self._wandb.finish()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The disk is named when it is full: neither a buffer nor TensorBoard's writer does so."""
+        try:
+            yield
+        except OSError as error:
+            text = error.strerror or error
+            raise UserError(
+                f"The log in {self._path.parent} cannot be written ({text})."
+            ) from error
 
     def __enter__(self) -> Logbook:
         return self

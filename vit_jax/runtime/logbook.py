@@ -168,10 +168,9 @@ class Logbook:
         try:
             yield
         except OSError as error:
-            text = error.strerror or error
-            raise UserError(
-                f"The log in {self._path.parent} cannot be written ({text})."
-            ) from error
+            reason = error.strerror or error
+            where = self._path.parent
+            raise UserError(f"The log in {where} cannot be written ({reason}).") from error
 
     def __enter__(self) -> Logbook:
         return self

@@ -83,7 +83,7 @@ def setup_of(monkeypatch):
     monkeypatch.setattr(data, "open_source", lambda spec, **_: Pretend(spec))
 
     def prepare(config):
-        configuration.check_keys(config)
+        configuration.check(config)
         return set_up(config)
 
     return prepare
@@ -172,7 +172,7 @@ def test_table_2_runs_at_higher_resolution_with_polyak(variant, size, grid, setu
 def test_small_configs(file):
     c = configuration.load(f"configs/{file}")
     for stage in (c, c.pretrain) if c.pretrain is not None else (c,):
-        configuration.check_keys(stage)
+        configuration.check(stage)
         trace_one_step(set_up(stage))
 
 
@@ -228,7 +228,7 @@ def test_table_7_sgd_is_bit():
 )
 def test_bit_hyperrule(argument, rule, size):
     c = configuration.load(f"configs/bit_hyperrule.py:{argument}")
-    configuration.check_keys(c)
+    configuration.check(c)
     steps, warmup, edges, mixup = rule
     assert (c.total_steps, c.schedule.warmup_steps, c.mixup_alpha) == (steps, warmup, mixup)
     assert [round(steps * p / 100) for p in c.schedule.boundaries_percent] == edges
@@ -238,7 +238,7 @@ def test_bit_hyperrule(argument, rule, size):
 
 def test_few_shot_trains_on_a_part_and_watches_another_set():
     c = configuration.load("configs/few_shot.py:B/32,jft,9000000")
-    configuration.check_keys(c)
+    configuration.check(c)
     assert c.data.train_split == "train[:9000000]" and c.data.eval_split == "validation"
     assert (c.schedule.learning_rate, c.optimizer.weight_decay) == (8e-4, 0.1)
     assert c.evaluators.fewshot.data == "tfds:imagenet2012"
@@ -255,7 +255,7 @@ def test_few_shot_trains_on_a_part_and_watches_another_set():
 def test_vtab(task):
     """Section 4.1 and BiT: one set of hyper-parameters, with flips and crops where they may be."""
     c = configuration.load(f"configs/vtab.py:B/16,{task}")
-    configuration.check_keys(c)
+    configuration.check(c)
     assert (c.total_steps, c.batch_size, c.schedule.learning_rate) == (2500, 512, 0.01)
     assert (c.model.image_size, c.schedule.decay, c.gradient_clip_norm) == (384, "cosine", 1.0)
     assert (c.data.train_split, c.data.eval_split) == ("train800val200", "test")
@@ -299,7 +299,7 @@ def test_unknown_rows(source, message):
         ("schedule.decay", "cos", "Did you mean 'cosine'"),
         ("schedule.warmup_steps", "100000", "does not fit a run"),
         ("mesh.fsdp", "3", "does not cover 8 devices"),
-        ("compute_dtype", "float16", "choose auto, float32 or bfloat16"),
+        ("compute_dtype", "float16", "must be auto, float32 or bfloat16"),
         ("data.dataset", "folder:/nowhere", "nowhere"),
         ("data.train_split", "train", "belong together"),
         ("init_from", "/nowhere", "There is no checkpoint at '/nowhere'"),

@@ -74,7 +74,7 @@ def test_every_evaluator_is_a_suite_and_takes_its_options():
     assert periods(config, 10.0) == {"eval": 20, "knn": 5}
     config.evaluators.knn.dat = "digits"
     with pytest.raises(UserError, match=r"evaluators\.knn\.dat "):
-        configuration.check_keys(config)
+        configuration.check(config)
 
 
 def test_data_sets_of_evaluators_are_looked_for_where_those_of_the_run_are(tmp_path):

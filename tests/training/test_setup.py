@@ -147,8 +147,8 @@ def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(accumulation_steps="0"), r"accumulation_steps=0 must be 1 or more"),
-        (dict(batch_size="-8"), r"batch_size=-8 must be 1 or more"),
+        (dict(accumulation_steps="0"), r"accumulation_steps=0 must be a whole number, 1 or more"),
+        (dict(batch_size="-8"), r"batch_size=-8 must be a whole number, 1 or more"),
         (dict(batch_size="12"), r"does not divide by 8 devices x 1 accumulation steps; 8 would"),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(60, 30)"),
@@ -160,7 +160,7 @@ def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
         ),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(30, 100)"),
-            r"each between 0 and 100",
+            r"must be values, each a number in \(0, 100\)",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def configuration(config: Any) -> Iterator[Finding]:
     from vit_jax.training.setup import set_up
 
     try:
-        configuration.check_keys(config)
+        configuration.check(config)
         setup = set_up(config)
     except UserError as error:
         yield Finding("config", str(error), False)

@@ -42,7 +42,7 @@ def train(
       Preempted: asked to stop; the state is saved, and the same call goes on.
     """
     workdir = Path(workdir).expanduser().resolve()
-    configuration.check_keys(config)
+    configuration.check(config)
     config = as_begun(workdir, config)
     check_workdir(workdir, config, allow_config_change)
     whole = config

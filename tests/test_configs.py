@@ -94,12 +94,15 @@ TRACED = set()
 
 def trace_one_step(setup):
     """One training step at full size, by shapes only; each model once, whatever its data."""
-    key = (models.replace(setup.model, num_classes=1, labels=()), setup.config.optimizer.name)
+    key = (
+        models.replace(setup.program.model, num_classes=1, labels=()),
+        setup.config.optimizer.name,
+    )
     if key in TRACED:
         return
     TRACED.add(key)
-    before = setup.abstract_state
-    after, metrics = jax.eval_shape(setup.train_step, before, abstract_batch(setup))
+    before = setup.program.abstract_state
+    after, metrics = jax.eval_shape(setup.program.train_step, before, abstract_batch(setup))
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
     assert all(jax.tree.leaves(same))
     assert metrics["train/loss"].shape == ()
@@ -115,16 +118,16 @@ def test_table_3(row, setup_of):
         "name": "adam", "beta1": 0.9, "beta2": 0.999, "weight_decay": weight_decay
     }  # fmt: skip
     assert (c.schedule.learning_rate, c.schedule.decay) == (rate, decay)
-    assert (setup.warmup_steps, setup.model.image_size) == (10_000, (224, 224))
-    assert getattr(setup.model, "dropout_rate", None) == dropout
+    assert (setup.plan.warmup_steps, setup.program.model.image_size) == (10_000, (224, 224))
+    assert getattr(setup.program.model, "dropout_rate", None) == dropout
     assert c.gradient_clip_norm == (1.0 if dataset == IMAGENET else None)
     assert c.loss.name == "sigmoid_cross_entropy"
     examples = EXAMPLES[c.data.dataset][1]
-    assert setup.total_steps == round(epochs * examples / 4096)
+    assert setup.plan.total_steps == round(epochs * examples / 4096)
     if decay == "linear":
-        assert float(setup.schedule(setup.total_steps)) == pytest.approx(1e-5)
-    if hasattr(setup.model, "representation_size"):
-        assert setup.model.representation_size == setup.model.hidden_size
+        assert float(setup.plan.schedule(setup.plan.total_steps)) == pytest.approx(1e-5)
+    if hasattr(setup.program.model, "representation_size"):
+        assert setup.program.model.representation_size == setup.program.model.hidden_size
     trace_one_step(setup)
 
 
@@ -143,14 +146,18 @@ def test_table_4(row, variant, setup_of):
     dataset, steps, sweep, held_out = row
     c = configuration.load(f"configs/finetune.py:{variant},{dataset}")
     setup = setup_of(c)
-    assert (c.batch_size, setup.total_steps, setup.model.image_size) == (512, steps, (384, 384))
+    assert (c.batch_size, setup.plan.total_steps, setup.program.model.image_size) == (
+        512,
+        steps,
+        (384, 384),
+    )
     assert (c.optimizer.name, c.optimizer.momentum, c.optimizer.weight_decay) == ("sgd", 0.9, 0.0)
     assert c.optimizer.accumulator_dtype == "bfloat16"
     assert (c.schedule.decay, c.gradient_clip_norm) == ("cosine", 1.0)
     assert c.schedule.learning_rate in sweep
     assert set(c.sweep.learning_rates) == sweep  # F8: what `vit-jax sweep` reads
     assert c.sweep.held_out_percent == 100 - float(held_out.rstrip("%"))
-    assert setup.model.representation_size is None
+    assert setup.program.model.representation_size is None
     assert c.polyak_decay is None
     dev = configuration.load(f"configs/finetune.py:{variant},{dataset},dev=true")
     assert dev.data.train_split == f"train[:{held_out}]"
@@ -164,7 +171,7 @@ def test_table_4(row, variant, setup_of):
 def test_table_2_runs_at_higher_resolution_with_polyak(variant, size, grid, setup_of):
     c = configuration.load(f"configs/finetune.py:{variant},imagenet,{size}")
     setup = setup_of(c)
-    assert (setup.model.grid, c.polyak_decay) == (grid, 0.9999)
+    assert (setup.program.model.grid, c.polyak_decay) == (grid, 0.9999)
     trace_one_step(setup)
 
 
@@ -196,9 +203,9 @@ def test_ablations(row, setup_of):
     setup = setup_of(c)
     for key, value in ABLATIONS[row].items():
         if key not in ("sgd", "linear_head", "learning_rate", "variant"):
-            found = getattr(setup.model, key)
+            found = getattr(setup.program.model, key)
             assert value in (found, found[0] if isinstance(found, tuple) else None)
-    assert setup.model.variant == ABLATIONS[row]["variant"]
+    assert setup.program.model.variant == ABLATIONS[row]["variant"]
     assert c.schedule.learning_rate == ABLATIONS[row].get("learning_rate", c.schedule.learning_rate)
     if row in TRACED_ABLATIONS:
         trace_one_step(setup)

@@ -90,7 +90,7 @@ def test_a_running_job_keeps_its_config(unfinished, capsys):
     """T5: the lock comes before anything is written."""
     from vit_jax.training.checkpoint import Checkpoints
 
-    held = Checkpoints(unfinished / "checkpoints", every_steps=1)
+    held = Checkpoints(unfinished / "checkpoints")
     try:
         error = refused(unfinished, capsys, "--config.seed=3", "--allow_config_change")
     finally:

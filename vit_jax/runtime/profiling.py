@@ -52,11 +52,12 @@ class Profile:
             self.running = True
         return jax.profiler.StepTraceAnnotation(STEP, step_num=step)
 
-    def end(self, step: int, results: Any) -> Facts | None:
-        """Ends the trace after the last step, when its results are there; what is in it."""
-        if not self.running or step < self.last:
-            return None
-        jax.block_until_ready(results)
+    def is_last(self, step: int) -> bool:
+        """Whether a trace is being taken, which ends with this step."""
+        return self.running and step >= self.last
+
+    def end(self) -> Facts:
+        """Ends the trace, when the results of its last step are there; what is in it."""
         self.close()
         return facts(self.directory)
 

@@ -58,17 +58,15 @@ def sources(config: ConfigDict) -> Iterator[Any]:
                     yield data.open_source(part, **where)
 
 
-def evaluators(
-    setup: Any, on_bad: Callable[[str], None] | None = None
-) -> list[tuple[int | None, Evaluator]]:
-    """(every so many steps or None, evaluator) of a training run's Setup.
+def evaluators(setup: Any, on_bad: Callable[[str], None] | None = None) -> dict[str, Evaluator]:
+    """{name: evaluator} of a training run's Setup, as in its `periods`.
 
     on_bad: called for images of the run's own data that cannot be read; None raises.
     """
-    return [
-        (every, accuracy(setup, on_bad) if name == "eval" else protocol(setup, name))
-        for name, every in setup.periods.items()
-    ]
+    return {
+        name: accuracy(setup, on_bad) if name == "eval" else protocol(setup, name)
+        for name in setup.plan.periods
+    }
 
 
 def eval_batch_size(config: ConfigDict) -> int:
@@ -78,19 +76,19 @@ def eval_batch_size(config: ConfigDict) -> int:
 
 def accuracy(setup: Any, on_bad: Callable[[str], None] | None = None) -> Evaluator:
     """Top-1, top-5 and loss on the evaluation split of the run's own data."""
-    step = run.jit_eval_step(setup.eval_step, setup.mesh)
-    source = setup.eval_source
+    step = run.jit_eval_step(setup.program.objective.measure, setup.program.mesh)
+    source = setup.data.evaluation
     batch_size = eval_batch_size(setup.config)
 
     def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
         results = run.run_model(
-            setup.model,
+            setup.program.model,
             params,
             source,
             step,
             batch_size=batch_size,
-            mesh=setup.mesh,
-            transform=setup.eval_transform,
+            mesh=setup.program.mesh,
+            transform=setup.data.eval_transform,
             num_threads=setup.config.data.num_threads,
             on_batch=on_batch,
             on_bad=on_bad,
@@ -112,12 +110,12 @@ def protocol(setup: Any, name: str) -> Evaluator:
 
     def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
         request = suites.Request(
-            config=setup.model,
+            config=setup.program.model,
             params=dict(params),
             specs=split_specs(section.data),
             data_dir=setup.config.data.data_dir,
             batch_size=eval_batch_size(setup.config),
-            mesh=setup.mesh,
+            mesh=setup.program.mesh,
             progress=lambda total, text: contextlib.nullcontext(on_batch),
             **options,
         )

@@ -143,6 +143,7 @@ SETTINGS: dict[str, Setting] = {
     "model.pool_padding": Setting(
         None, _word("zeros", "lowest"), "Around the root pooling of a ResNet; zeros: as released."
     ),
+    "model.layer_norm_epsilon": Setting(None, BETWEEN_0_AND_1, "1e-6; other families' differ."),
     "model.dropout_rate": Setting(None, BELOW_1, "After every dense layer but q, k, v (Table 3)."),
     "model.stochastic_depth_rate": Setting(
         None, FROM_0_TO_1, "Of the last layer; rises linearly from 0."

@@ -110,22 +110,16 @@ def due_evaluators(step: int, periods: Mapping[str, int | None], total_steps: in
 
 
 def evaluate(
-    shared: Instruments,
-    evaluators: Mapping[str, Evaluator],
-    step: int,
-    state: TrainState,
-    *,
-    log: bool = True,
+    shared: Instruments, evaluators: Mapping[str, Evaluator], step: int, state: TrainState
 ) -> None:
-    """Runs evaluators on the state after a step; one line of the log for all of them."""
+    """Runs evaluators on the state after a step, and adds to the line of the log."""
     record: dict[str, float] = {}
     with shared.pace.aside():
         for evaluator in evaluators.values():
             record |= evaluator(evaluated_params(state), shared.watchdog.on_batch)
     shared.clock.restart(step)
     shared.results.update(record)
-    if log:
-        shared.log.write(step, record)
+    shared.log.write(step, record)
 
 
 def evaluated(
@@ -134,12 +128,11 @@ def evaluated(
     periods: Mapping[str, int | None],
     total_steps: int,
 ) -> Event:
-    """The evaluators that are due; those at the end are in the final line of the log."""
+    """The evaluators that are due."""
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         names = due_evaluators(step, periods, total_steps)
-        chosen = {name: evaluators[name] for name in names}
-        evaluate(shared, chosen, step, state, log=step < total_steps)
+        evaluate(shared, {name: evaluators[name] for name in names}, step, state)
 
     return Event(lambda step: bool(due_evaluators(step, periods, total_steps)), act)
 

@@ -134,10 +134,9 @@ def under_way(
             ),
         )
         if left := not_evaluated(start, setup.plan, shared.results):
-            chosen = {name: measures[name] for name in left}
-            events.evaluate(shared, chosen, start, state, log=start < total)
+            events.evaluate(shared, {name: measures[name] for name in left}, start, state)
         state = loop(run, state)
-        finish(setup, state, workdir, shared.log, shared.results | measured_memory())
+        finish(setup, state, workdir, shared, measured_memory())
     if jax.process_index() == 0:
         page = report.write_report(workdir)
         say(f"model in {workdir / 'model'}, curves in {page}")
@@ -198,7 +197,11 @@ def not_evaluated(step: int, plan: Plan, results: Mapping[str, float]) -> list[s
 
 
 def finish(
-    setup: Setup, state: TrainState, workdir: Path, log: Logbook, record: dict[str, float]
+    setup: Setup,
+    state: TrainState,
+    workdir: Path,
+    shared: events.Instruments,
+    peak: Mapping[str, float],
 ) -> None:
     """The exported model, evaluation.json and the last line of the log.
 
@@ -213,8 +216,9 @@ def finish(
         )
     export(setup, state, workdir)
     if jax.process_index() == 0:
-        write_evaluation(workdir, record, total, setup)
-    log.write(total, record, final=True)
+        write_evaluation(workdir, shared.results, total, setup)
+    shared.results.update(peak)
+    shared.log.write(total, peak, final=True)
 
 
 def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> TrainState:

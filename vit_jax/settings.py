@@ -224,6 +224,9 @@ SETTINGS: dict[str, Setting] = {
     "accumulation_steps": Setting(1, POSITIVE, "Micro-batches of a batch."),
     "total_steps": Setting(None, POSITIVE, "Length of the run; wins over total_epochs."),
     "total_epochs": Setting(None, ABOVE_0, "The same in epochs of the training data."),
+    "objective.name": Setting(
+        "classification", TEXT, "What training minimises; of your own: FILE.py:FUNCTION."
+    ),
     "loss.name": Setting(
         "softmax_cross_entropy", TEXT, "softmax_cross_entropy; pre-training: sigmoid_cross_entropy."
     ),
@@ -310,7 +313,7 @@ SETTINGS: dict[str, Setting] = {
     "wandb": Setting(False, FLAG, "Also log to Weights & Biases.", free=True),
 }
 #: Options of functions, by the section whose `name` chooses the function.
-OPEN_SECTIONS = ("augment", "eval_preprocess", "loss", "optimizer")
+OPEN_SECTIONS = ("augment", "eval_preprocess", "loss", "objective", "optimizer")
 #: All of them may differ when a run goes on.
 FREE_SECTIONS = ("evaluators",)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -105,6 +106,7 @@ def check(config: ConfigDict) -> None:
     plan_of(config, len(opened[0]))
     optimizer_of(config)
     loss_function(config)
+    configuration.pick(OBJECTIVES, config.objective.name, "config.objective.name")
 
 
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> jax.sharding.Mesh:
@@ -168,17 +170,40 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     return configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
 
 
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"classification": classification}
+
+
 def objective_of(config: ConfigDict, model: models.ModelConfig) -> Objective:
-    """What a model is trained for."""
+    """What a model is trained for.
+
+    An objective is a function that is given what it asks for by name: `apply` and `num_classes` of
+    the model, `loss`, `training_loss` and `mixup_alpha` of the configuration. Its other arguments
+    are its options, the keys of `config.objective`.
+
+    Raises:
+      UserError: no such objective or option, or a setting that this one does not read.
+    """
     loss = loss_function(config)
     _, apply = models.as_functions(model)
-    return classification(
-        apply,
-        num_classes=model.num_classes,
-        loss=loss,
-        mixup_alpha=config.mixup_alpha,
-        training_loss=None if is_plain(config.loss) else loss,
-    )
+    offered = {
+        "apply": apply,
+        "num_classes": model.num_classes,
+        "loss": loss,
+        "training_loss": None if is_plain(config.loss) else loss,
+        "mixup_alpha": config.mixup_alpha,
+    }
+    name = config.objective.name
+    takes = inspect.signature(
+        configuration.pick(OBJECTIVES, name, "config.objective.name")
+    ).parameters
+    for setting, read, changed in (
+        ("loss", "loss", not is_plain(config.loss)),
+        ("mixup_alpha", "mixup_alpha", bool(config.mixup_alpha)),
+    ):
+        if changed and read not in takes:
+            raise UserError(f"config.{setting} is a setting that the objective {name} ignores.")
+    given = {key: value for key, value in offered.items() if key in takes}
+    return configuration.call(OBJECTIVES, "config.objective", config.objective, **given)
 
 
 def train_step_of(config: ConfigDict, objective: Objective, plan: Plan) -> Callable:

@@ -95,8 +95,14 @@ def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
     if there is None:
         return {}
     here = json.loads(configuration.to_json(config))
-    if "format" not in there:  # a key that it lacks has its value of then, or today's
-        there = {**configuration.flatten(here), **configuration.flatten(there)}
+    found = configuration.flatten(there)
+    if "format" in there:  # a key that it lacks is newer than the run, and was as it is by default
+        default = json.loads(configuration.to_json(configuration.default()))
+        stages = ["", "pretrain."] if there.get("pretrain") else [""]
+        known = {p + key: v for p in stages for key, v in configuration.flatten(default).items()}
+    else:  # it has its value of then, which `as_begun` has set
+        known = configuration.flatten(here)
+    there = {**known, **found}
     return configuration.differences(there, here)
 
 

@@ -48,20 +48,11 @@ FREE_ON_RESUME = (
     "data.num_workers",
 )
 
-#: Protocols that can run while training, with their options; see evaluation/suites.py.
-EVALUATORS: dict[str, dict[str, Any]] = {
-    "classification": {},
-    "fewshot": {"shots": (1, 5, 10, 25), "seeds": 3, "l2": "1024", "preprocessing": "protocol"},
-    "knn": {"k": (1, 5, 10, 20)},
-    "probe": {},
-    "real": {"real_labels": ""},
-    "objectnet": {},
-}
+#: The package's own evaluators (vit_jax/evaluation/protocols.py), for which a config file may
+#: write c.evaluators.knn.data = ...; their options are read there.
+EVALUATORS = ("classification", "fewshot", "knn", "probe", "real", "objectnet")
 
-CHECKED_SECTIONS = {
-    *(f"config.{name}" for name in ("model", "data", "mesh", "schedule", "sweep", "evaluators")),
-    *(f"config.evaluators.{name}" for name in EVALUATORS),
-}
+CHECKED_SECTIONS = {f"config.{name}" for name in ("model", "data", "mesh", "schedule", "sweep")}
 
 
 def default() -> ConfigDict:
@@ -146,11 +137,9 @@ def default() -> ConfigDict:
     c.profile_steps = ()  # (first, last): these steps are traced into WORKDIR/profile
     c.eval_every_steps = placeholder(int)
     c.eval_every_epochs = placeholder(float)  # neither: at the end only
-    c.evaluators = ConfigDict()  # protocols on other data while training; off without data
-    for suite, options in EVALUATORS.items():
-        c.evaluators[suite] = ConfigDict({"data": "", **options})
-        c.evaluators[suite].every_steps = placeholder(int)
-        c.evaluators[suite].every_epochs = placeholder(float)  # neither: at the end only
+    # Protocols on other data while training: {KEY: {name, data, every_steps or every_epochs, and
+    # the options of the evaluator}}; off without data, at the end only without an interval.
+    c.evaluators = ConfigDict({name: {"data": ""} for name in EVALUATORS})
     c.checkpoint_every_steps = 1000
     c.keep_checkpoints = 2
     c.wandb = False
@@ -332,12 +321,18 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     """
     *sections, name = key.split(".")
     target = config
-    for section_name in sections:
+    for depth, section_name in enumerate(sections):
+        if depth and sections[depth - 1] == "evaluators" and section_name not in target:
+            target[section_name] = ConfigDict()  # of any key; see training/evaluators.py
         target = target.get(section_name) if section_name in target else None
         if not isinstance(target, ConfigDict):
             raise UserError(
                 f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}"
             )
+    if sections[-2:-1] == ["evaluators"]:
+        with target.ignore_type():  # its evaluator says of which type it is
+            target[name] = literal(text)
+        return
     if name not in target:
         if not sections or sections[-1] not in OPEN_SECTIONS:
             raise UserError(

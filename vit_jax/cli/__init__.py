@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         return usage(str(error), f"vit-jax {name} --help")
     except UserError as error:
-        return fail(error, flags.debug)
+        return fail(error, flags["debug"].value)
     except Preempted as stop:
         print(stop, flush=True)
         return PREEMPTED
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if flags.debug:
+        if flags["debug"].value:
             raise
         return fail(error, False)
 

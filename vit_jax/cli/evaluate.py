@@ -82,7 +82,8 @@ def define_options(flags: absl_flags.FlagValues, table: Mapping) -> None:
     for key, evaluator in table.items():
         for option in options_of(evaluator, key).values():
             flag = f"{key}.{option.name}"
-            text = f"{option.text} [{shown(option.default)}]"
+            default = shown(option.default)
+            text = f"{option.text}{f' [{default}]' if default else ''}"
             absl_flags.DEFINE_string(flag, None, text, flag_values=flags)
             same.setdefault(option.name, []).append(f"--{flag}")
     for name, those in same.items():
@@ -110,6 +111,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         from vit_jax.studies import vtab
 
         table = protocols.EVALUATORS | {"vtab": vtab.suite}
+        if len({key_of(name) for name in flags.suite}) < len(flags.suite):
+            raise UsageError(f"--suite={','.join(flags.suite)} has two of the same name.")
         evaluators = {key_of(name): pick(table, name, "--suite") for name in flags.suite}
         chosen = chosen_options(flags, evaluators)
         data = DataSets(split_specs(flags.data or ""), flags.data_dir, options.progress)

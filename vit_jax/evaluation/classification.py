@@ -104,7 +104,7 @@ def classification(forward: Forward, data: DataSets, *, max_bad_images: int = 0)
     """Top-1 and top-5 of the classifier, every class, calibration, confusions and mistakes.
 
     Args:
-      max_bad_images: so many images that cannot be read are left out.
+      max_bad_images: images that may be left out because they cannot be read.
     """
     source = data.open()
     answers = classify(forward, source, data, max_bad_images=max_bad_images)

@@ -34,7 +34,7 @@ def objectnet(forward: Forward, data: DataSets, *, max_bad_images: int = 0) -> R
     which it is.
 
     Args:
-      max_bad_images: so many images that cannot be read are left out.
+      max_bad_images: images that may be left out because they cannot be read.
     """
     root = root_of(data.one_spec())
     if forward.num_classes != 1000:

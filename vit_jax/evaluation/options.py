@@ -128,6 +128,7 @@ WORDS: dict[object, str] = {
     float: "a number",
     str: "text",
     bool: "true or false",
+    type(None): "None",
 }
 
 
@@ -179,5 +180,5 @@ def reference(table: Mapping[str, Callable]) -> str:
     for name, evaluator in table.items():
         for option in options_of(evaluator).values():
             default = f"`{shown(option.default)}`" if option.default not in ("", None) else "–"
-            lines.append(f"| `{name}.{option.name}` | {default} | {option.text} |")
+            lines.append(f"| `{name}.{option.name}` | {default} | {option.text.rstrip('.')} |")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def real(
     Args:
       real_labels: real.json, whose labels are in the order of the images' file names; not needed
         for tfds:imagenet2012_real, which has its own.
-      max_bad_images: so many images that cannot be read are left out.
+      max_bad_images: images that may be left out because they cannot be read.
     """
     source, labels = open_real(data, real_labels)
     results = measured(forward, predictions, source, data, max_bad_images=max_bad_images)

@@ -150,7 +150,7 @@ def protocol(setup: Any, key: str, asked: Protocol) -> Evaluator:
         params: Mapping[str, jax.Array], on_batch: Callable[[int], None]
     ) -> dict[str, float]:
         forward = of_model(
-            setup.model, params, setup.mesh, batch_size=eval_batch_size(setup.config)
+            setup.model, dict(params), setup.mesh, batch_size=eval_batch_size(setup.config)
         )
         data = asked.data._replace(progress=lambda total, text: contextlib.nullcontext(on_batch))
         with naming(key):

@@ -34,6 +34,7 @@ def evaluated(model, out, *more):
     return json.loads((out / "evaluation.json").read_text())["classification"]
 
 
+@pytest.mark.filterwarnings("ignore")  # the ONNX writer's own
 @pytest.mark.parametrize("batch", [0, 7])
 @pytest.mark.parametrize("form, name", [("stablehlo", "served"), ("onnx", "served.onnx")])
 def test_an_exported_model_is_evaluated_like_its_checkpoint(

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         return usage(str(error), f"vit-jax {name} --help")
     except UserError as error:
-        return fail(error, flags["debug"].value)
+        return fail(error, bool(flags["debug"].value))
     except Preempted as stop:
         print(stop, flush=True)
         return PREEMPTED

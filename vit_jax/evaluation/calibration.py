@@ -6,8 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-
-#: Of the predictions whose confidence lies between two bounds; confidence and accuracy of none: nan.
+#: The predictions whose confidence lies between two bounds; without any, the means are nan.
 Bin = TypedDict(
     "Bin", {"from": float, "to": float, "count": int, "confidence": float, "accuracy": float}
 )
@@ -17,7 +16,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
     """Per bin of confidence: its bounds, how many predictions, their confidence and accuracy."""
     edges = np.linspace(0, 1, bins + 1)
     which = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    rows = []
+    rows: list[Bin] = []
     for i in range(bins):
         mine = which == i
         rows.append(

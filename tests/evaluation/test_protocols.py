@@ -7,7 +7,7 @@ import pytest
 from vit_jax import data
 from vit_jax.data.source import FileSource
 from vit_jax.errors import UserError
-from vit_jax.evaluation import calibration, fewshot, knn, objectnet, probe, real
+from vit_jax.evaluation import calibration, fewshot, figures, knn, objectnet, probe, real
 
 PROTOCOL = golden_weights.numbers("protocol")
 
@@ -135,6 +135,17 @@ def test_calibration_by_hand():
     assert found == pytest.approx(expected)
     matrix = calibration.confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_pictures_of_mistakes_are_of_the_examples_that_were_read():
+    """The first could not be read: results are of the numbers 1 and 2."""
+    results = {
+        "index": np.array([1, 2]), "correct": np.array([False, True]), "label": np.array([0, 1]),
+        "confidence": np.array([0.9, 0.8]), "prediction": np.array([1, 1]),
+    }  # fmt: skip
+    images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 100, 200)])
+    figure = figures.mistakes(results, data.ArraySource(images, [0, 0, 1]), ("a", "b"))
+    assert (figure.axes[0].get_images()[0].get_array() == 100).all()
 
 
 def test_objectnet_counts_any_of_an_objects_classes():

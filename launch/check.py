@@ -353,7 +353,7 @@ from vit_jax import config as configuration
 from vit_jax.errors import UserError
 try:
     settings = dict(item.split("=", 1) for item in overrides)
-    configuration.check_keys(configuration.load(config, settings))
+    configuration.check(configuration.load(config, settings))
 except UserError as error:
     sys.exit(str(error))
 except Exception as error:

@@ -123,10 +123,10 @@ def lower(case: Case) -> dict[str, str]:
         "index": jax.ShapeDtypeStruct((8,), np.int32, sharding=b),
     }
     steps: dict[str, tuple[Callable, tuple]] = {
-        "train": (jit_train_step(setup), (setup.abstract_state, batch)),
+        "train": (jit_train_step(setup), (setup.program.abstract_state, batch)),
         "eval": (
-            run.jit_eval_step(setup.eval_step, setup.mesh),
-            (setup.abstract_state.params, masked),
+            run.jit_eval_step(setup.program.objective.measure, setup.program.mesh),
+            (setup.program.abstract_state.params, masked),
         ),
     }
     return {

@@ -88,7 +88,7 @@ def test_a_key_that_nobody_reads_is_an_error():
     with c.unlocked():
         c.learning_rate = 0.1
     with pytest.raises(UserError, match=r"config\.learning_rate is a setting that nobody reads"):
-        config.check_keys(c)
+        config.check(c)
 
 
 def test_an_option_that_the_function_does_not_take_is_an_error():

@@ -83,7 +83,7 @@ def setup_of(monkeypatch):
     monkeypatch.setattr(data, "open_source", lambda spec, **_: Pretend(spec))
 
     def prepare(config):
-        configuration.check_keys(config)
+        configuration.check(config)
         return set_up(config)
 
     return prepare
@@ -94,12 +94,15 @@ TRACED = set()
 
 def trace_one_step(setup):
     """One training step at full size, by shapes only; each model once, whatever its data."""
-    key = (models.replace(setup.model, num_classes=1, labels=()), setup.config.optimizer.name)
+    key = (
+        models.replace(setup.program.model, num_classes=1, labels=()),
+        setup.config.optimizer.name,
+    )
     if key in TRACED:
         return
     TRACED.add(key)
-    before = setup.abstract_state
-    after, metrics = jax.eval_shape(setup.train_step, before, abstract_batch(setup))
+    before = setup.program.abstract_state
+    after, metrics = jax.eval_shape(setup.program.train_step, before, abstract_batch(setup))
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
     assert all(jax.tree.leaves(same))
     assert metrics["train/loss"].shape == ()
@@ -115,16 +118,16 @@ def test_table_3(row, setup_of):
         "name": "adam", "beta1": 0.9, "beta2": 0.999, "weight_decay": weight_decay
     }  # fmt: skip
     assert (c.schedule.learning_rate, c.schedule.decay) == (rate, decay)
-    assert (setup.warmup_steps, setup.model.image_size) == (10_000, (224, 224))
-    assert getattr(setup.model, "dropout_rate", None) == dropout
+    assert (setup.plan.warmup_steps, setup.program.model.image_size) == (10_000, (224, 224))
+    assert getattr(setup.program.model, "dropout_rate", None) == dropout
     assert c.gradient_clip_norm == (1.0 if dataset == IMAGENET else None)
     assert c.loss.name == "sigmoid_cross_entropy"
     examples = EXAMPLES[c.data.dataset][1]
-    assert setup.total_steps == round(epochs * examples / 4096)
+    assert setup.plan.total_steps == round(epochs * examples / 4096)
     if decay == "linear":
-        assert float(setup.schedule(setup.total_steps)) == pytest.approx(1e-5)
-    if hasattr(setup.model, "representation_size"):
-        assert setup.model.representation_size == setup.model.hidden_size
+        assert float(setup.plan.schedule(setup.plan.total_steps)) == pytest.approx(1e-5)
+    if hasattr(setup.program.model, "representation_size"):
+        assert setup.program.model.representation_size == setup.program.model.hidden_size
     trace_one_step(setup)
 
 
@@ -143,14 +146,18 @@ def test_table_4(row, variant, setup_of):
     dataset, steps, sweep, held_out = row
     c = configuration.load(f"configs/finetune.py:{variant},{dataset}")
     setup = setup_of(c)
-    assert (c.batch_size, setup.total_steps, setup.model.image_size) == (512, steps, (384, 384))
+    assert (c.batch_size, setup.plan.total_steps, setup.program.model.image_size) == (
+        512,
+        steps,
+        (384, 384),
+    )
     assert (c.optimizer.name, c.optimizer.momentum, c.optimizer.weight_decay) == ("sgd", 0.9, 0.0)
     assert c.optimizer.accumulator_dtype == "bfloat16"
     assert (c.schedule.decay, c.gradient_clip_norm) == ("cosine", 1.0)
     assert c.schedule.learning_rate in sweep
     assert set(c.sweep.learning_rates) == sweep  # F8: what `vit-jax sweep` reads
     assert c.sweep.held_out_percent == 100 - float(held_out.rstrip("%"))
-    assert setup.model.representation_size is None
+    assert setup.program.model.representation_size is None
     assert c.polyak_decay is None
     dev = configuration.load(f"configs/finetune.py:{variant},{dataset},dev=true")
     assert dev.data.train_split == f"train[:{held_out}]"
@@ -164,7 +171,7 @@ def test_table_4(row, variant, setup_of):
 def test_table_2_runs_at_higher_resolution_with_polyak(variant, size, grid, setup_of):
     c = configuration.load(f"configs/finetune.py:{variant},imagenet,{size}")
     setup = setup_of(c)
-    assert (setup.model.grid, c.polyak_decay) == (grid, 0.9999)
+    assert (setup.program.model.grid, c.polyak_decay) == (grid, 0.9999)
     trace_one_step(setup)
 
 
@@ -172,7 +179,7 @@ def test_table_2_runs_at_higher_resolution_with_polyak(variant, size, grid, setu
 def test_small_configs(file):
     c = configuration.load(f"configs/{file}")
     for stage in (c, c.pretrain) if c.pretrain is not None else (c,):
-        configuration.check_keys(stage)
+        configuration.check(stage)
         trace_one_step(set_up(stage))
 
 
@@ -196,9 +203,9 @@ def test_ablations(row, setup_of):
     setup = setup_of(c)
     for key, value in ABLATIONS[row].items():
         if key not in ("sgd", "linear_head", "learning_rate", "variant"):
-            found = getattr(setup.model, key)
+            found = getattr(setup.program.model, key)
             assert value in (found, found[0] if isinstance(found, tuple) else None)
-    assert setup.model.variant == ABLATIONS[row]["variant"]
+    assert setup.program.model.variant == ABLATIONS[row]["variant"]
     assert c.schedule.learning_rate == ABLATIONS[row].get("learning_rate", c.schedule.learning_rate)
     if row in TRACED_ABLATIONS:
         trace_one_step(setup)
@@ -228,7 +235,7 @@ def test_table_7_sgd_is_bit():
 )
 def test_bit_hyperrule(argument, rule, size):
     c = configuration.load(f"configs/bit_hyperrule.py:{argument}")
-    configuration.check_keys(c)
+    configuration.check(c)
     steps, warmup, edges, mixup = rule
     assert (c.total_steps, c.schedule.warmup_steps, c.mixup_alpha) == (steps, warmup, mixup)
     assert [round(steps * p / 100) for p in c.schedule.boundaries_percent] == edges
@@ -238,7 +245,7 @@ def test_bit_hyperrule(argument, rule, size):
 
 def test_few_shot_trains_on_a_part_and_watches_another_set():
     c = configuration.load("configs/few_shot.py:B/32,jft,9000000")
-    configuration.check_keys(c)
+    configuration.check(c)
     assert c.data.train_split == "train[:9000000]" and c.data.eval_split == "validation"
     assert (c.schedule.learning_rate, c.optimizer.weight_decay) == (8e-4, 0.1)
     assert c.evaluators.fewshot.data == "tfds:imagenet2012"
@@ -255,7 +262,7 @@ def test_few_shot_trains_on_a_part_and_watches_another_set():
 def test_vtab(task):
     """Section 4.1 and BiT: one set of hyper-parameters, with flips and crops where they may be."""
     c = configuration.load(f"configs/vtab.py:B/16,{task}")
-    configuration.check_keys(c)
+    configuration.check(c)
     assert (c.total_steps, c.batch_size, c.schedule.learning_rate) == (2500, 512, 0.01)
     assert (c.model.image_size, c.schedule.decay, c.gradient_clip_norm) == (384, "cosine", 1.0)
     assert (c.data.train_split, c.data.eval_split) == ("train800val200", "test")
@@ -299,7 +306,7 @@ def test_unknown_rows(source, message):
         ("schedule.decay", "cos", "Did you mean 'cosine'"),
         ("schedule.warmup_steps", "100000", "does not fit a run"),
         ("mesh.fsdp", "3", "does not cover 8 devices"),
-        ("compute_dtype", "float16", "choose auto, float32 or bfloat16"),
+        ("compute_dtype", "float16", "must be auto, float32 or bfloat16"),
         ("data.dataset", "folder:/nowhere", "nowhere"),
         ("data.train_split", "train", "belong together"),
         ("init_from", "/nowhere", "There is no checkpoint at '/nowhere'"),

@@ -19,130 +19,34 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from vit_jax import files
+from vit_jax import files, settings
 from vit_jax.errors import UserError, nearest
+from vit_jax.settings import OPEN_SECTIONS, SETTINGS
 
 #: What `config.json` and checkpoints are written in; see training/workdir.py for older ones.
 FORMAT = 2
-
-#: Keys that may differ when a run is resumed: they change neither the data nor the arithmetic.
-FREE_ON_RESUME = (
-    "name",
-    "mesh",
-    "sweep",
-    "wandb",
-    "log_every_steps",
-    "eval_every_steps",
-    "eval_every_epochs",
-    "eval_batch_size",
-    "evaluators",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-    "max_skipped_steps",
-    "watchdog_seconds",
-    "profile_steps",
-    "memory_limit_gib",
-    "data.data_dir",
-    "data.max_bad_images",
-    "data.num_threads",
-    "data.num_workers",
-)
 
 #: The package's own evaluators (vit_jax/evaluation/protocols.py), for which a config file may
 #: write c.evaluators.knn.data = ...; their options are read there.
 EVALUATORS = ("classification", "fewshot", "knn", "probe", "real", "objectnet")
 
-CHECKED_SECTIONS = {f"config.{name}" for name in ("model", "data", "mesh", "schedule", "sweep")}
-
 
 def default() -> ConfigDict:
     """Every key there is, with its default. None means: decided by the variant or the data set."""
     c = ConfigDict()
-    c.name = ""  # shown in reports
-    c.seed = 0
-
-    c.model = ConfigDict()  # fields of the variant's configuration, see models/variants.py
-    c.model.variant = "B/16"
-    c.model.image_size = placeholder(object)  # 224, or (height, width)
-    c.model.num_classes = placeholder(int)
-    c.model.channels = placeholder(int)
-    c.model.patch_size = placeholder(object)
-    c.model.hidden_size = placeholder(int)
-    c.model.num_layers = placeholder(int)
-    c.model.mlp_dim = placeholder(int)
-    c.model.num_heads = placeholder(int)
-    c.model.representation_size = placeholder(object)  # "hidden": the pre-training head
-    c.model.classifier = placeholder(str)
-    c.model.position_embedding = placeholder(str)
-    c.model.position_embedding_at = placeholder(str)
-    c.model.head_bias = placeholder(float)
-    c.model.pool_padding = placeholder(str)  # of a ResNet's root: zeros (as released), or lowest
-    c.model.dropout_rate = placeholder(float)
-    c.model.stochastic_depth_rate = placeholder(float)
-    c.model.remat = placeholder(object)  # "none", "products" or "full", see models/remat.py
-    c.model.scan = placeholder(bool)
-    c.model.attention = placeholder(str)  # auto, xla, or cudnn
-
-    c.init_from = ""  # any checkpoint that load_model reads; "" trains from scratch
-    c.keep_head = False  # init_from's classifier stays; otherwise a zero head, section 3.2
-    c.pretrain = placeholder(
-        ConfigDict
-    )  # a stage to run first, in WORKDIR/pretrain; then init_from
-
-    c.data = ConfigDict()
-    c.data.dataset = "digits"  # digits, folder:PATH, tfds:NAME, hf:ORG/NAME
-    c.data.train_split = ""  # "" is the data set's own; otherwise e.g. "train[:98%]"
-    c.data.eval_split = ""
-    c.data.data_dir = placeholder(str)
-    c.data.orient = True  # photos upright by EXIF, as in folder: and hf: data; TFDS has none
-    c.data.exclude = ""  # a file of record names to leave out of training
-    c.data.max_bad_images = 0  # that cannot be read: more of them end the run
-    c.data.num_threads = 4
-    c.data.num_workers = 0
-
-    c.augment = ConfigDict({"name": "inception_crop"})  # and its options, see data/preprocess.py
-    c.eval_preprocess = ConfigDict({"name": "resize"})
-
-    c.batch_size = 512  # global: over all devices and accumulation steps
-    c.eval_batch_size = placeholder(int)
-    c.accumulation_steps = 1
-    c.total_steps = placeholder(int)  # a duration: _steps wins over _epochs
-    c.total_epochs = placeholder(float)
-
-    c.loss = ConfigDict({"name": "softmax_cross_entropy", "label_smoothing": 0.0})
-    c.optimizer = ConfigDict({"name": "sgd"})  # and its options, see optim.py
-    c.schedule = ConfigDict({"decay": "cosine", "learning_rate": 0.03})
-    c.schedule.final_learning_rate = 0.0
-    c.schedule.boundaries_percent = ()  # of a staircase
-    c.schedule.warmup_steps = placeholder(int)
-    c.schedule.warmup_epochs = placeholder(float)
-    c.schedule.warmup_percent = placeholder(float)
-    c.sweep = ConfigDict()  # what `vit-jax sweep` chooses the learning rate from, and on how much
-    c.sweep.learning_rates = (0.001, 0.003, 0.01, 0.03)
-    c.sweep.held_out_percent = 10.0  # of the training split
-    c.gradient_clip_norm = placeholder(float)
-    c.mixup_alpha = 0.0  # mixes pairs of images by Beta(alpha, alpha); 0: off
-    c.polyak_decay = placeholder(float)
-    c.polyak_ramp = False  # the decay rises as (1 + t)/(10 + t), instead of being bias-corrected
-    c.watchdog_seconds = 1800.0  # a run that stands still for so long is ended; 0: never
-    c.max_skipped_steps = 20  # abort after so many non-finite gradients in a row
-
-    c.memory = "as_configured"  # "auto" chooses model.remat and accumulation_steps that fit
-    c.memory_limit_gib = placeholder(float)  # of a device that others use too; None: all of it
-
-    c.compute_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
-
-    c.log_every_steps = 50
-    c.profile_steps = ()  # (first, last): these steps are traced into WORKDIR/profile
-    c.eval_every_steps = placeholder(int)
-    c.eval_every_epochs = placeholder(float)  # neither: at the end only
+    for key, setting in SETTINGS.items():
+        *sections, name = key.split(".")
+        section_ = c
+        for part in sections:
+            if part not in section_:
+                section_[part] = ConfigDict()
+            section_ = section_[part]
+        if not setting.option:
+            of_its_kind = setting.default is not None
+            section_[name] = setting.default if of_its_kind else placeholder(setting.kind.type)
     # Protocols on other data while training: {KEY: {name, data, every_steps or every_epochs, and
     # the options of the evaluator}}; off without data, at the end only without an interval.
     c.evaluators = ConfigDict({name: {"data": ""} for name in EVALUATORS})
-    c.checkpoint_every_steps = 1000
-    c.keep_checkpoints = 2
-    c.wandb = False
     return c
 
 
@@ -186,6 +90,18 @@ def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
+def check(config: ConfigDict, where: str = "config") -> None:
+    """Raises UserError for a setting that nobody reads, or a value that a setting cannot have."""
+    check_keys(config, where=where)
+    stage = config.pretrain
+    values = {key: value for key, value in config.to_dict().items() if key != "pretrain"}
+    settings.check(flatten(values), where)
+    if isinstance(stage, ConfigDict):
+        check(stage, f"{where}.pretrain")
+    else:
+        settings.check({"pretrain": stage}, where)
+
+
 def check_keys(config: Mapping, known: Mapping | None = None, where: str = "config") -> None:
     """Raises UserError for a key that `default()` does not have, naming the nearest.
 
@@ -196,7 +112,9 @@ def check_keys(config: Mapping, known: Mapping | None = None, where: str = "conf
     for key in config:
         if key not in known:
             raise UserError(f"{where}.{key} is a setting that nobody reads.{nearest(key, known)}")
-        if f"{where}.{key}" in CHECKED_SECTIONS:
+        if isinstance(known[key], ConfigDict) and key not in OPEN_SECTIONS:
+            if not isinstance(config[key], ConfigDict):
+                raise UserError(f"{where}.{key}={config[key]!r} must be a section of settings.")
             check_keys(config[key], known[key], f"{where}.{key}")
 
 
@@ -277,17 +195,13 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 def differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (old, new)} where two configurations differ in a way that changes results."""
     a, b = flatten(old), flatten(new)
-    free = tuple(f"{p}{key}" for key in ("format", *FREE_ON_RESUME) for p in ("", "pretrain."))
     return {
         key: (a.get(key), b.get(key))
         for key in sorted({*a, *b})
         if a.get(key) != b.get(key)
-        and not any(key == name or key.startswith(f"{name}.") for name in free)
+        and key.removeprefix("pretrain.") != "format"
+        and not settings.is_free(key)
     }
-
-
-#: Sections whose keys are the options of whatever function their `name` chooses.
-OPEN_SECTIONS = ("augment", "eval_preprocess", "loss", "optimizer")
 
 
 def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:

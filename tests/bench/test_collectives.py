@@ -44,7 +44,7 @@ def prepared(*, devices=8, **axes):
 @functools.cache
 def step_of(**axes):
     setup = prepared(**axes)
-    state, batch = setup.abstract_state, abstract_batch(setup)
+    state, batch = setup.program.abstract_state, abstract_batch(setup)
     return jit_train_step(setup).lower(state, batch).compile()
 
 
@@ -54,7 +54,7 @@ def collectives_of(**axes):
 
 
 def param_bytes(setup):
-    return 4 * sum(math.prod(leaf.shape) for leaf in setup.abstract_state.params.values())
+    return 4 * sum(math.prod(leaf.shape) for leaf in setup.program.abstract_state.params.values())
 
 
 def test_one_device_says_nothing():
@@ -129,11 +129,11 @@ def test_memory_falls_as_the_state_is_split():
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_scan_over_the_layers_counts_every_turn(scan):
     setup = prepared(data=1, tensor=8)
-    model = models.replace(setup.model, scan=scan)
+    model = models.replace(setup.program.model, scan=scan)
     _, apply = models.as_functions(model)
-    params = setup.abstract_state.params
+    params = setup.program.abstract_state.params
     images = jax.ShapeDtypeStruct(
-        (BATCH, 16, 16, 3), jnp.float32, sharding=sharding.batch_sharding(setup.mesh)
+        (BATCH, 16, 16, 3), jnp.float32, sharding=sharding.batch_sharding(setup.program.mesh)
     )
     hlo = jax.jit(apply).lower(params, images).compile().as_text()
     activation = 4 * BATCH * TOKENS * MODEL["hidden_size"]
@@ -208,6 +208,6 @@ def test_a_ring_moves_what_the_formulas_say():
 )
 def test_the_formula_of_the_traffic_is_what_the_compiler_makes(axes, kinds):
     setup, found = prepared(**axes), collectives.totals(collectives_of(**axes))
-    sent = scale.traffic(setup.model, setup.mesh, BATCH)
+    sent = scale.traffic(setup.program.model, setup.program.mesh, BATCH)
     for kind, (purpose, factor) in kinds.items():
         assert found[kind].moved == pytest.approx(factor * sent[purpose], rel=0.04)

@@ -81,9 +81,9 @@ def by_colour():
 def test_training_is_watched_under_the_classes_of_the_training_split(permuted):
     """S1."""
     setup = prepared(permuted)
-    assert setup.model.labels == setup.eval_source.class_names == NAMES
+    assert setup.program.model.labels == setup.data.evaluation.class_names == NAMES
     for i in range(12):
-        record = setup.eval_source[i]
+        record = setup.data.evaluation[i]
         pixel = tuple(int(v) for v in data.decode(record["image"], record["name"])[0, 0])
         assert COLOURS[NAMES[record["label"]]] == pixel
 
@@ -166,7 +166,7 @@ def test_labels_that_are_withheld_are_refused_before_the_first_step(tmp_path):
     with pytest.raises(UserError, match=r"\[test\]: the record a/red/4.png has no label"):
         prepared(spec, data__train_split="train", data__eval_split="test")
     setup = prepared(spec)
-    assert setup.eval_source.spec == f"{spec}[train[90%:]]"
+    assert setup.data.evaluation.spec == f"{spec}[train[90%:]]"
     assert any("[test] has no labels (they are withheld): not used" in note for note in setup.notes)
 
 
@@ -177,14 +177,14 @@ def test_what_is_used_for_what_is_said(tmp_path):
     (tmp_path / "train" / "red" / "x.heic").write_bytes(b"x")
     spec = f"folder:{tmp_path}"
     setup = prepared(spec)
-    assert setup.eval_source.spec == f"{spec}[validation]"
+    assert setup.data.evaluation.spec == f"{spec}[validation]"
     text = "\n".join(setup.notes)
     assert "training is watched on validation; test is for the end: vit-jax evaluate" in text
     assert "1 .heic" in text
     for split in ("test", "val"):
         setup = prepared(spec, data__eval_split=split)
-        assert setup.train_source.spec == f"{spec}[train]"
-        assert {n.split("/")[0] for n in setup.eval_source.names()} == {split}
+        assert setup.data.train.spec == f"{spec}[train]"
+        assert {n.split("/")[0] for n in setup.data.evaluation.names()} == {split}
     with pytest.raises(UserError, match="belong together"):
         prepared(spec, data__train_split="train[:50%]")
 

@@ -48,7 +48,7 @@ def compiles(monkeypatch):
 
 
 def chosen(setup):
-    return Choice(setup.model.remat or "none", setup.config.accumulation_steps)
+    return Choice(setup.program.model.remat or "none", setup.config.accumulation_steps)
 
 
 def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
@@ -86,7 +86,9 @@ def test_the_step_stays_the_same_up_to_the_order_of_sums(setup, needed):
     after = []
     for limit in (needed, int(0.45 * needed)):
         found, compiled, _ = auto_memory.choose(setup, limit)
-        now, metrics = compiled(found.initialise(), sharding.to_devices(batch, found.mesh))
+        now, metrics = compiled(
+            found.program.initialise(), sharding.to_devices(batch, found.program.mesh)
+        )
         after.append(jax.device_get((now.params, metrics["train/loss"])))
     (params, loss), (others, other_loss) = after
     assert other_loss == pytest.approx(loss, rel=1e-5)

@@ -41,14 +41,14 @@ def abstract(state):
 
 
 def save_steps(directory, last=3):
-    saved = Checkpoints(directory, every_steps=1, keep=3)
+    saved = Checkpoints(directory, keep=3)
     for step in range(1, last + 1):
         assert saved.save(step, make_state(step), {"note": "x"})
     saved.close()
 
 
 def restore(directory, target=None):
-    opened = Checkpoints(directory, every_steps=1, keep=3)
+    opened = Checkpoints(directory, keep=3)
     try:
         return opened.restore(abstract(target or make_state()))
     finally:
@@ -201,7 +201,7 @@ def test_restores_onto_other_device_counts_bit_exactly(tmp_path):
     target = jax.tree_util.tree_map_with_path(split_over_eight, make_state())
     where = target["params"][path].sharding
     state, _ = restore(tmp_path / "c", make_state())
-    opened = Checkpoints(tmp_path / "c", every_steps=1)
+    opened = Checkpoints(tmp_path / "c")
     split, _ = opened.restore(target)
     opened.close()
     assert split["params"][path].sharding == where
@@ -209,17 +209,17 @@ def test_restores_onto_other_device_counts_bit_exactly(tmp_path):
 
 
 def test_a_second_job_on_the_directory_is_refused_by_name(tmp_path):
-    held = Checkpoints(tmp_path / "c", every_steps=1)
+    held = Checkpoints(tmp_path / "c")
     try:
         with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on"):
-            Checkpoints(tmp_path / "c", every_steps=1)
+            Checkpoints(tmp_path / "c")
     finally:
         held.close()
-    Checkpoints(tmp_path / "c", every_steps=1).close()
+    Checkpoints(tmp_path / "c").close()
 
 
 def test_a_failed_save_is_reported_at_once_and_the_last_good_one_named(tmp_path):
-    opened = Checkpoints(tmp_path / "c", every_steps=1)
+    opened = Checkpoints(tmp_path / "c")
     opened.save(1, make_state(1), {})
     opened.wait()
 
@@ -238,13 +238,13 @@ def test_a_failed_save_is_reported_at_once_and_the_last_good_one_named(tmp_path)
 def test_unwritable_directory_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write to"):
-        Checkpoints(tmp_path / "file" / "c", every_steps=1)
+        Checkpoints(tmp_path / "file" / "c")
 
 
 SAVE_FOREVER = """
 import jax.numpy as jnp, numpy as np
 from vit_jax.training.checkpoint import Checkpoints
-c = Checkpoints({directory!r}, every_steps=1, keep=2)
+c = Checkpoints({directory!r}, keep=2)
 for step in range(1, 10_000):
     c.save(step, {{"x": jnp.full((1_000_000,), step, jnp.float32)}}, {{}})
     c.wait() if step == 1 else None
@@ -261,7 +261,7 @@ def test_kill_9_during_a_save_leaves_a_good_checkpoint(tmp_path, after):
             if int(line) == after:
                 process.kill()
                 break
-    opened = Checkpoints(tmp_path / "c", every_steps=1)
+    opened = Checkpoints(tmp_path / "c")
     target = {"x": jnp.zeros(1_000_000, jnp.float32)}
     state, meta = opened.restore(abstract(target))
     opened.close()

@@ -12,7 +12,7 @@ from vit_jax.bench import peak_memory
 from vit_jax.errors import UserError
 from vit_jax.runtime import host_memory, sharding
 from vit_jax.runtime.pace import Clock, steps_ahead
-from vit_jax.training import loop, memory, optim, plan, state
+from vit_jax.training import memory, optim, plan, run, state
 from vit_jax.training.setup import compile_train_step
 
 
@@ -68,7 +68,7 @@ def test_no_more_batches_are_in_flight_than_are_counted(monkeypatch):
 
     steps = 0  # done
     monkeypatch.setattr(sharding, "to_devices", count)
-    batches = loop.training_batches(prepared(), 0, Clock(64, 0))
+    batches = run.training_batches(prepared(), 0, Clock(64, 0))
     next(batches)
     for step in range(6):  # the loop: asks for a step, takes the next batch, waits
         next(batches)
@@ -147,8 +147,8 @@ def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(accumulation_steps="0"), r"accumulation_steps=0 must be 1 or more"),
-        (dict(batch_size="-8"), r"batch_size=-8 must be 1 or more"),
+        (dict(accumulation_steps="0"), r"accumulation_steps=0 must be a whole number, 1 or more"),
+        (dict(batch_size="-8"), r"batch_size=-8 must be a whole number, 1 or more"),
         (dict(batch_size="12"), r"does not divide by 8 devices x 1 accumulation steps; 8 would"),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(60, 30)"),
@@ -160,7 +160,7 @@ def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
         ),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(30, 100)"),
-            r"each between 0 and 100",
+            r"must be values, each a number in \(0, 100\)",
         ),
     ],
 )
@@ -195,8 +195,8 @@ def test_e10_the_plan_prints_the_rates_of_a_staircase():
     )
     rows = dict(plan.plan(found))
     assert "from 0.5 to 0.05 at step 31, 0.005 at step 61" in rows["schedule"]
-    assert float(found.schedule(30)) == pytest.approx(0.5)
-    assert float(found.schedule(31)) == pytest.approx(0.05)
+    assert float(found.plan.schedule(30)) == pytest.approx(0.5)
+    assert float(found.plan.schedule(31)) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("variant", ["debug-resnet", "debug-hybrid", "debug-axial"])

@@ -11,6 +11,8 @@ import vit_jax
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.models import saved
+from vit_jax.runtime.logbook import read_metrics
+from vit_jax.training import events
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_a_running_job_keeps_its_config(unfinished, capsys):
     """T5: the lock comes before anything is written."""
     from vit_jax.training.checkpoint import Checkpoints
 
-    held = Checkpoints(unfinished / "checkpoints", every_steps=1)
+    held = Checkpoints(unfinished / "checkpoints")
     try:
         error = refused(unfinished, capsys, "--config.seed=3", "--allow_config_change")
     finally:
@@ -302,3 +304,34 @@ def test_a_stage_that_has_begun_does_not_train_the_one_before(tmp_path, capsys):
     shutil.rmtree(run / "checkpoints" / "000000006")
     assert main(["train", *both, *stages, f"--workdir={run}"]) == 0
     assert "resumed from step 4" in capsys.readouterr().out and not (run / "pretrain").exists()
+
+
+@pytest.mark.parametrize("failing", [3, 6])
+def test_d2_a_step_that_was_saved_and_not_evaluated_is_evaluated_on_resume(
+    tmp_path, monkeypatch, failing
+):
+    """The order is log, save, evaluate; what was cut off is made up for, once."""
+    more = ("--config.eval_every_steps=3", "--config.checkpoint_every_steps=3")
+    assert train(tmp_path / "whole", *more) == 0
+    whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    evaluate = events.evaluate
+
+    def cut_off(shared, evaluators, step, state):
+        if step == failing:
+            raise RuntimeError("cut off")
+        evaluate(shared, evaluators, step, state)
+
+    monkeypatch.setattr(events, "evaluate", cut_off)
+    run = tmp_path / "run"
+    assert train(run, *more) == 1
+    there = read_metrics(run / "metrics.jsonl")
+    assert there[-1]["step"] == failing and "train/loss" in there[-1]
+    assert "eval/loss" not in there[-1]
+    monkeypatch.setattr(events, "evaluate", evaluate)
+    assert train(run, *more) == 0
+    found = read_metrics(run / "metrics.jsonl")
+    keys = ("step", "train/loss", "eval/loss", "final")
+    assert [[r.get(key) for key in keys] for r in found] == [
+        [r.get(key) for key in keys] for r in whole
+    ]
+    assert [r["step"] for r in found if "eval/loss" in r] == [3, 6]

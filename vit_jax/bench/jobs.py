@@ -177,13 +177,13 @@ def checkpoint(spec: Spec) -> Job:
     start, _ = train_state.initialise(dict, params, optimizer, sharding.make_mesh(), polyak=False)
     state = start()
     directory = tempfile.TemporaryDirectory(prefix="vit_jax_bench_")
-    checkpoints = Checkpoints(Path(directory.name) / "checkpoints", every_steps=1, keep=1)
+    checkpoints = Checkpoints(Path(directory.name) / "checkpoints", keep=1)
     saved = [0]
 
     def once() -> float:
         saved[0] += 1
         begin = time.perf_counter()
-        checkpoints.save(saved[0], state, {"step": saved[0]}, force=True)
+        checkpoints.save(saved[0], state, {"step": saved[0]})
         stalled = time.perf_counter() - begin
         checkpoints.wait()
         return stalled

@@ -254,7 +254,7 @@ def compiled_text(variant: str, mesh: Mesh, **settings: Any) -> str:
     config.compute_dtype = "bfloat16"
     config.model.update(settings)
     setup = set_up(config, sources=(Jft(), Jft()), mesh=mesh)
-    state, batch = setup.abstract_state, abstract_batch(setup)
+    state, batch = setup.program.abstract_state, abstract_batch(setup)
     return jit_train_step(setup).lower(state, batch).compile().as_text()
 
 

@@ -172,6 +172,12 @@ def command_help(name: str, command, flags: absl_flags.FlagValues) -> str:
             f"{flag.help}{default}", width=96, initial_indent=" " * 6, subsequent_indent=" " * 6
         )
         rows.append(f"  --{key}\n{text}")
+    if "set" in flags:
+        from vit_jax import settings
+
+        rows.append("\nsettings, as --config.KEY=VALUE:")
+        for key, kind, meaning in settings.rows():
+            rows.append(f"  {key}  ({kind})\n      {meaning}")
     return f"{(command.__doc__ or '').strip()}\n\nflags:\n" + "\n".join(rows)
 
 

@@ -43,7 +43,7 @@ def configuration(config: Any) -> Iterator[Finding]:
     from vit_jax.training.setup import set_up
 
     try:
-        configuration.check_keys(config)
+        configuration.check(config)
         setup = set_up(config)
     except UserError as error:
         yield Finding("config", str(error), False)
@@ -51,7 +51,7 @@ def configuration(config: Any) -> Iterator[Finding]:
     limit, state = memory.device_memory(config), memory.state_bytes(setup)
     yield Finding(
         "config",
-        f"{setup.model.variant}, {setup.total_steps:,} steps; its state takes "
+        f"{setup.program.model.variant}, {setup.plan.total_steps:,} steps; its state takes "
         f"{state / memory.GIB:.3g} of {limit / memory.GIB:.3g} GiB per device",
         state < limit,
     )

@@ -88,7 +88,7 @@ class Logbook:
 
         self._path = workdir / FILE_NAME
         records = _cut_back(self._path, start_step, going_on=start_step < total_steps)
-        self._already_final = bool(records) and "final" in records[-1]
+        self._last_step = records[-1]["step"] if records else 0
         self._seconds_before = max((r.get("seconds") or 0 for r in records), default=0.0)
         self._opened = time.monotonic()
         self._first_seen: tuple[int, float] | None = None
@@ -110,6 +110,7 @@ class Logbook:
     def write(self, step: int, metrics: Mapping[str, Any], *, final: bool = False) -> None:
         """Logs `metrics` (scalars; arrays of one element will do) as the state after `step` steps.
 
+        A step has one line: what is written of it again, such as its evaluation, is added to that.
         `final` marks the last line of a finished run.
         """
         if not self._enabled:
@@ -120,16 +121,19 @@ class Logbook:
         record["seconds"] = round(self._seconds_before + time.monotonic() - self._opened, 3)
         if final:
             record["final"] = True
-        if self._already_final:  # a finished run was started again, and reports its end again
-            self._already_final = False
-            self._replace_final()
         with self._writing():
-            self._file.write(_dump(record))
-            self._file.flush()
+            if record["step"] == self._last_step:
+                record = self._added_to_last(record)
+            else:
+                self._file.write(_dump(record))
+                self._file.flush()
+            self._last_step = record["step"]
             for key, value in values.items():
                 self._tensorboard.add_scalar(key, value, record["step"])
         if self._wandb:
             self._wandb.log(values, step=record["step"])
+        if final:
+            values = {k: v for k, v in record.items() if "/" in k and v is not None}
         self._show(record["step"], values, final=final, seconds=record["seconds"])
 
     def say(self, text: str) -> None:
@@ -178,11 +182,16 @@ class Logbook:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _replace_final(self) -> None:
+    def _added_to_last(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Adds to the lines of the record's step; the file is replaced at once."""
         records, _, _ = _parse(self._path)
+        others = [other for other in records if other["step"] != record["step"]]
+        for other in records:
+            record = other | record if other["step"] == record["step"] else record
         self._file.close()
-        _rewrite(self._path, [record for record in records if "final" not in record])
+        _rewrite(self._path, [*others, record])
         self._file = self._path.open("a", encoding="utf-8")
+        return record
 
     def _show(self, step: int, values: Mapping[str, float], *, final: bool, seconds: float) -> None:
         self.advance(step)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
 
 from vit_jax.runtime import host_memory, profiling
+from vit_jax.runtime.distributed import say
+from vit_jax.runtime.watchdog import Watchdog
 
 
 def steps_ahead() -> int:
@@ -27,40 +29,91 @@ def temporary_bytes(compiled: Any) -> int:
     return 0 if analysis is None else analysis.temp_size_in_bytes
 
 
-class Pace:
-    """Keeps the loop no more than `preflight.steps_ahead()` ahead of the devices.
+class Paced:
+    """A compiled step that keeps its pace: (state, batch) -> (state, metrics), as the step itself.
 
-    On a CPU that keeps freed pages also close to the bytes that the run is expected to hold.
+    No more than `steps_ahead()` steps are in flight when the next begins. Around the step it does
+    what the loop need not know of: the watchdog hears of it, a profile is taken of the steps that
+    are asked for, and on a CPU that keeps freed pages the process stays close to the bytes that it
+    is expected to hold (see host_memory.make_room).
+
+    Args:
+      start: the last step that is done.
+      expected_memory: bytes, of the whole process; None where it is not known.
     """
 
-    def __init__(self, train_step: Any, expected_memory: int | None) -> None:
-        self.ahead = steps_ahead()
-        self.results: collections.deque = collections.deque()
+    def __init__(
+        self,
+        step: Any,
+        start: int,
+        *,
+        expected_memory: int | None = None,
+        profile: profiling.Profile | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self.step, self.number, self.ahead = step, start, steps_ahead()
+        self.profile, self.watchdog = profile, watchdog
+        self.in_flight: collections.deque = collections.deque()
+        self.span = contextlib.ExitStack()  # of the step in a trace, until the next begins
         self.limit: int | None = None
         if expected_memory and host_memory.freed_pages_are_kept():
             self.limit = int(1.1 * expected_memory)
-            self.temporaries = jax.local_device_count() * temporary_bytes(train_step)
+            self.temporaries = jax.local_device_count() * temporary_bytes(step)
 
-    def begin(self) -> None:
-        """Before a step."""
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        self.wait(self.ahead)
+        self.end_span()
+        self.number += 1
         if self.limit is not None:
             host_memory.make_room(self.temporaries)
+        if self.profile is not None:
+            self.span.enter_context(self.profile.begin(self.number))
+        state, metrics = self.step(state, batch)
+        self.in_flight.append(metrics)
+        if self.watchdog is not None:
+            self.watchdog.beat(f"step {self.number}")
+        return state, metrics
 
-    def keep(self, result: jax.Array) -> None:
-        """Waits until no more than so many steps are under way; `result` is of the newest."""
-        begin = time.perf_counter()
-        self.results.append(result)
-        if len(self.results) > self.ahead:
-            self.results.popleft().block_until_ready()
+    def wait(self, most: int = 0) -> None:
+        """Until no more than so many steps are in flight."""
+        while len(self.in_flight) > most:
+            begin = time.perf_counter()
+            jax.block_until_ready(self.in_flight.popleft())
+            if not self.ahead:
+                host_memory.let_go(time.perf_counter() - begin)
+                if self.limit is not None:
+                    host_memory.stay_below(self.limit)
+
+    def end_span(self) -> None:
+        """The step before is over, and the profile, if that was its last step."""
+        self.span.close()
+        if self.profile is not None and self.profile.is_last(self.number):
+            self.wait()
+            say(f"profile of {self.profile.end()}: {self.profile.directory}")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Something else that takes memory: before it the step in flight, on a CPU, is over, and
+        after it goes back what it has freed.
+        """
         if not self.ahead:
-            host_memory.let_go(time.perf_counter() - begin)
-            if self.limit is not None:
-                host_memory.stay_below(self.limit)
+            self.wait()
+        yield
+        self.trim()
 
-    def interrupted(self) -> None:
-        """Something else took memory between two steps, or has given it back."""
+    def trim(self) -> None:
+        """Something that held memory has freed it."""
         if self.limit is not None:
             host_memory.trim()
+
+    def __enter__(self) -> Paced:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # otherwise what is in flight may never end
+            self.wait()
+            self.end_span()
+        self.span.close()
 
 
 class Clock:

@@ -30,8 +30,6 @@ def check_steps(steps: Sequence[int], total: int) -> None:
     """Raises UserError unless `config.profile_steps` is empty or (first, last) of a run."""
     if not steps:
         return
-    if len(steps) != 2 or not all(isinstance(step, int) for step in steps):
-        raise UserError(f"config.profile_steps={steps} must be (first, last), e.g. 10,15.")
     if not 1 <= steps[0] <= steps[1] <= total:
         raise UserError(
             f"config.profile_steps={steps} must be steps of this run, 1 to {total}, in order."
@@ -54,11 +52,12 @@ class Profile:
             self.running = True
         return jax.profiler.StepTraceAnnotation(STEP, step_num=step)
 
-    def end(self, step: int, results: Any) -> Facts | None:
-        """Ends the trace after the last step, when its results are there; what is in it."""
-        if not self.running or step < self.last:
-            return None
-        jax.block_until_ready(results)
+    def is_last(self, step: int) -> bool:
+        """Whether a trace is being taken, which ends with this step."""
+        return self.running and step >= self.last
+
+    def end(self) -> Facts:
+        """Ends the trace, when the results of its last step are there; what is in it."""
         self.close()
         return facts(self.directory)
 

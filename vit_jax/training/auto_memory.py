@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vit_jax import files, models
+from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.numerics import remat
 from vit_jax.runtime import host_memory
 from vit_jax.training import memory
-from vit_jax.training.setup import Setup, compile_train_step
+from vit_jax.training.setup import Setup, compile_train_step, computed_as
 
 FILE = "memory.json"
 #: Tokens of a micro batch at which adding its gradient to the others takes as long as computing it:
@@ -92,7 +92,7 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
         if not last and fixed + activations * share > MARGIN * limit:
             continue
         if choice not in programs:
-            candidate = with_choice(setup, choice)
+            candidate = computed_as(setup, **choice._asdict())
             programs[choice] = candidate, compile_step(candidate)
         candidate, compiled = programs[choice]
         needed = bytes_of(candidate, compiled, kept) if compiled is not None else limit + 1
@@ -108,7 +108,7 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
         memory.show_memory(f"{what}, too much")
         activations = (needed - fixed) / share
     raise UserError(
-        f"A step of {setup.model.variant} needs {memory.gib(least)} with {frugal} and "
+        f"A step of {setup.program.model.variant} needs {memory.gib(least)} with {frugal} and "
         f"there are {memory.gib(limit)}; use more devices, or --config.mesh.fsdp."
     )
 
@@ -129,7 +129,7 @@ def seconds(setup: Setup, choice: Choice, kept: bool = True) -> float:
       kept: the pages that a CPU frees; otherwise the system clears them at every step.
     """
     parts = choice.accumulation_steps
-    tokens = memory.rows_per_device(setup) / parts * math.prod(setup.model.grid)
+    tokens = memory.rows_per_device(setup) / parts * math.prod(setup.program.model.grid)
     sums = TOKENS_PER_SUM / tokens if parts > 1 else 0.0
     return remat.POLICIES[choice.remat].seconds * (1 + sums) * (1 if kept else CLEARING)
 
@@ -137,17 +137,6 @@ def seconds(setup: Setup, choice: Choice, kept: bool = True) -> float:
 def activation_share(choice: Choice) -> float:
     """Memory for activations, as a share of what the whole batch in one part takes."""
     return remat.POLICIES[choice.remat].activations / choice.accumulation_steps
-
-
-def with_choice(setup: Setup, choice: Choice) -> Setup:
-    """The same run, computed another way."""
-    config = setup.config.copy_and_resolve_references()
-    config.accumulation_steps = choice.accumulation_steps
-    model = models.replace(setup.model, remat=choice.remat)
-    _, apply = models.as_functions(model)
-    objective = setup.make_objective(apply)
-    step = setup.make_train_step(objective, accumulation_steps=choice.accumulation_steps)
-    return setup._replace(config=config, model=model, train_step=step)
 
 
 def compile_step(setup: Setup) -> Any:
@@ -187,5 +176,5 @@ def read(workdir: Path) -> Choice | None:
 def write(workdir: Path, setup: Setup) -> None:
     """Notes what a run computes with, if it was chosen."""
     if setup.config.memory == "auto" and jax.process_index() == 0:
-        choice = Choice(remat.name_of(setup.model.remat), setup.config.accumulation_steps)
+        choice = Choice(remat.name_of(setup.program.model.remat), setup.config.accumulation_steps)
         files.write_json(workdir / FILE, choice._asdict())

@@ -69,7 +69,7 @@ class Checkpoints:
       UserError: another job holds the directory (named), or it cannot be written.
     """
 
-    def __init__(self, directory: str | Path, *, every_steps: int, keep: int = 2):
+    def __init__(self, directory: str | Path, *, keep: int = 2):
         self.directory = Path(directory).resolve()
         self._pending: int | None = None
         raised_not_printed()
@@ -80,7 +80,6 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=policies.FixedIntervalPolicy(every_steps),
                 preservation_policy=policies.LatestN(keep),
                 step_format_fixed_length=9,
                 cleanup_tmp_directories=True,  # safe: we hold the lock
@@ -110,15 +109,16 @@ class Checkpoints:
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock_file.flush()
 
-    @property
-    def saving(self) -> bool:
-        """Whether a save is in flight, as far as `check` has seen."""
-        return self._pending is not None
+    def check(self) -> bool:
+        """Whether the save in flight has just ended. Cheap: call after every step.
 
-    def check(self) -> None:
-        """Raises CheckpointError if the save in flight has failed. Cheap: call after every step."""
-        if self._pending is not None and not self._manager.is_saving_in_progress():
-            self.wait()
+        Raises:
+          CheckpointError: it has failed.
+        """
+        if self._pending is None or self._manager.is_saving_in_progress():
+            return False
+        self.wait()
+        return True
 
     def wait(self) -> None:
         """Waits for the save in flight and raises CheckpointError if it failed."""
@@ -138,12 +138,9 @@ class Checkpoints:
         if jax.process_index() == 0:
             files.write_json(self.directory.parent / SAVED, {"step": step})
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any], *, force: bool = False) -> bool:
-        """Saves in the background if `step` is due or `force`; returns whether it did."""
-        self.check()
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> bool:
+        """Saves in the background, unless `step` is saved already; returns whether it did."""
         if self._manager.latest_step() == step:
-            return False
-        if not (force or self._manager.should_save(step)):
             return False
         self.wait()
         record = {

@@ -98,21 +98,16 @@ def sources(config: ConfigDict) -> list[Source]:
     ]
 
 
-def evaluators(
-    setup: Any, on_bad: Callable[[str], None] | None = None
-) -> list[tuple[int | None, Evaluator]]:
-    """(every so many steps or None, evaluator) of a training run's Setup.
+def evaluators(setup: Any, on_bad: Callable[[str], None] | None = None) -> dict[str, Evaluator]:
+    """{name: evaluator} of a training run's Setup, as in its `periods`.
 
     on_bad: called for images of the run's own data that cannot be read; None raises.
     """
     others = chosen(setup.config)
-    return [
-        (
-            every,
-            accuracy(setup, on_bad) if key == "eval" else protocol(setup, key, others[key]),
-        )
-        for key, every in setup.periods.items()
-    ]
+    return {
+        key: accuracy(setup, on_bad) if key == "eval" else protocol(setup, key, others[key])
+        for key in setup.plan.periods
+    }
 
 
 def eval_batch_size(config: ConfigDict) -> int:
@@ -122,17 +117,17 @@ def eval_batch_size(config: ConfigDict) -> int:
 
 def accuracy(setup: Any, on_bad: Callable[[str], None] | None = None) -> Evaluator:
     """Top-1, top-5 and loss on the evaluation split of the run's own data."""
-    step = run.jit_eval_step(setup.eval_step, setup.mesh)
+    step = run.jit_eval_step(setup.program.objective.measure, setup.program.mesh)
 
     def evaluate(
         params: Mapping[str, jax.Array], on_batch: Callable[[int], None]
     ) -> dict[str, float]:
         results = run.over_source(
             functools.partial(step, params),
-            setup.eval_source,
-            setup.eval_transform,
+            setup.data.evaluation,
+            setup.data.eval_transform,
             batch_size=eval_batch_size(setup.config),
-            mesh=setup.mesh,
+            mesh=setup.program.mesh,
             num_threads=setup.config.data.num_threads,
             on_batch=on_batch,
             on_bad=on_bad,
@@ -150,7 +145,10 @@ def protocol(setup: Any, key: str, asked: Protocol) -> Evaluator:
         params: Mapping[str, jax.Array], on_batch: Callable[[int], None]
     ) -> dict[str, float]:
         forward = of_model(
-            setup.model, dict(params), setup.mesh, batch_size=eval_batch_size(setup.config)
+            setup.program.model,
+            dict(params),
+            setup.program.mesh,
+            batch_size=eval_batch_size(setup.config),
         )
         data = asked.data._replace(progress=lambda total, text: contextlib.nullcontext(on_batch))
         with naming(key):

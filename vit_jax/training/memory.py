@@ -33,7 +33,7 @@ def state_bytes(setup: Setup) -> int:
     """Bytes that the training state takes on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(setup.abstract_state)
+        for leaf in jax.tree.leaves(setup.program.abstract_state)
     )
 
 
@@ -107,7 +107,7 @@ def needed_bytes(setup: Setup, compiled: Any, *, kept: bool = False) -> int | No
     if jax.default_backend() == "cpu":
         batches += data.batches_ahead(setup.config.data.num_threads)
         copy = state_bytes(setup)
-        saves = setup.config.checkpoint_every_steps < setup.total_steps  # while it computes
+        saves = setup.config.checkpoint_every_steps < setup.plan.total_steps  # while it computes
         besides = besides + COPIES * copy if saves else max(besides, copy)
     return state + besides + batches * batch_bytes(setup)
 
@@ -149,8 +149,8 @@ def check_state_fits(setup: Setup, limit: int) -> None:
     if state > limit:
         fsdp = 2 ** math.ceil(math.log2(state / limit))
         raise UserError(
-            f"The training state of {setup.model.variant} takes {state / GIB:.1f} GiB per device "
-            f"and there are {limit / GIB:.1f} GiB; split it over {fsdp} devices with "
+            f"The training state of {setup.program.model.variant} takes {state / GIB:.1f} GiB per "
+            f"device and there are {limit / GIB:.1f} GiB; split it over {fsdp} devices with "
             f"--config.mesh.fsdp={fsdp}."
         )
 
@@ -174,19 +174,19 @@ def check_fits(setup: Setup, needed: int, limit: int) -> None:
             f"set --config.accumulation_steps={fits[0]}, which keeps the global batch, or "
             "--config.memory=auto"
         )
-    elif remat.name_of(setup.model.remat) != "full":
+    elif remat.name_of(setup.program.model.remat) != "full":
         advice = "set --config.memory=auto, or use more devices"
     else:
         advice = "use more devices, or --config.mesh.fsdp"
     raise UserError(
-        f"A step of {setup.model.variant} with {per_device} images per device needs "
+        f"A step of {setup.program.model.variant} with {per_device} images per device needs "
         f"{needed / GIB:.1f} GiB and there are {limit / GIB:.1f} GiB; {advice}."
     )
 
 
 def rows_per_device(setup: Setup) -> int:
     """Images of the global batch that one device works on."""
-    return setup.config.batch_size // sharding.batch_divisor(setup.mesh)
+    return setup.config.batch_size // sharding.batch_divisor(setup.program.mesh)
 
 
 def fixed_bytes(setup: Setup, accumulation_steps: int) -> int:
@@ -207,5 +207,5 @@ def param_bytes(setup: Setup) -> int:
     """Bytes that the parameters (and so one gradient) take on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
-        for leaf in setup.abstract_state.params.values()
+        for leaf in setup.program.abstract_state.params.values()
     )

@@ -22,14 +22,14 @@ def show_plan(setup: Setup) -> None:
 
 def plan(setup: Setup) -> list[tuple[str, str]]:
     """The pre-flight table as (name, text) rows."""
-    config, model, mesh = setup.config, setup.model, setup.mesh
+    config, model, mesh = setup.config, setup.program.model, setup.program.mesh
     devices = mesh.devices.flatten()
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     per_device = rows_per_device(setup)
     train_flops = cost.train_flops_per_image(model) * config.batch_size
     size = "x".join(map(str, model.image_size))
     grid = "x".join(map(str, model.grid))
-    params = sum(math.prod(leaf.shape) for leaf in setup.abstract_state.params.values())
+    params = sum(math.prod(leaf.shape) for leaf in setup.program.abstract_state.params.values())
     rows = [
         (
             "devices",
@@ -38,17 +38,20 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
         ),
         ("model", f"{model.variant}, {human(params)} parameters ({params:,}), {model.dtype}"),
         ("images", f"{size}, {grid} patches, {model.num_classes} classes"),
-        ("training data", f"{len(setup.train_source):,} examples, {setup.train_source.spec}"),
-        ("evaluation data", f"{len(setup.eval_source):,} examples, {setup.eval_source.spec}"),
+        ("training data", f"{len(setup.data.train):,} examples, {setup.data.train.spec}"),
+        (
+            "evaluation data",
+            f"{len(setup.data.evaluation):,} examples, {setup.data.evaluation.spec}",
+        ),
         (
             "batch",
             f"{config.batch_size} global, {per_device} per device" + micro_text(setup),
         ),
         (
             "schedule",
-            f"{setup.total_steps:,} steps"
-            f" ({setup.total_steps * config.batch_size / len(setup.train_source):.4g} epochs), "
-            f"{setup.warmup_steps:,} warm-up, {config.schedule.decay} from "
+            f"{setup.plan.total_steps:,} steps"
+            f" ({setup.plan.total_steps * config.batch_size / len(setup.data.train):.4g} epochs), "
+            f"{setup.plan.warmup_steps:,} warm-up, {config.schedule.decay} from "
             f"{config.schedule.learning_rate:g} {rates_text(setup)}",
         ),
         ("optimiser", optimiser_text(setup)),
@@ -68,13 +71,13 @@ def micro_text(setup: Setup) -> str:
 
 def rates_text(setup: Setup) -> str:
     """Where the learning rate goes: to its end, or down the steps of a staircase."""
-    steps = [setup.total_steps]
+    steps = [setup.plan.total_steps]
     if setup.config.schedule.decay == "staircase":
         percents = setup.config.schedule.boundaries_percent
-        steps = [round(setup.total_steps * percent / 100) + 1 for percent in percents]
-        rates = (f"{float(setup.schedule(step)):.3g} at step {step:,}" for step in steps)
+        steps = [round(setup.plan.total_steps * percent / 100) + 1 for percent in percents]
+        rates = (f"{float(setup.plan.schedule(step)):.3g} at step {step:,}" for step in steps)
         return f"to {', '.join(rates)}"
-    return f"to {float(setup.schedule(setup.total_steps)):.3g}"
+    return f"to {float(setup.plan.schedule(setup.plan.total_steps)):.3g}"
 
 
 def optimiser_text(setup: Setup) -> str:

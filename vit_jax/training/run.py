@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import functools
 import os
+import shlex
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from vit_jax import config as configuration
 from vit_jax.config import ConfigDict
 from vit_jax.data import look
-from vit_jax.errors import UserError
-from vit_jax.runtime import sharding
-from vit_jax.runtime.distributed import say
-from vit_jax.training import auto_memory, evaluators, plan
+from vit_jax.data.batches import BadImages, train_batches
+from vit_jax.errors import Diverged, UserError
+from vit_jax.pages import report
+from vit_jax.runtime import profiling, sharding
+from vit_jax.runtime.distributed import StopRequest, say
+from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
+from vit_jax.runtime.pace import Clock, Paced
+from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.training import auto_memory, events, memory
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.loop import loop, restore_or_initialise
-from vit_jax.training.setup import OF_CHECKPOINT, Setup, set_up
+from vit_jax.training.evaluators import evaluators, sources
+from vit_jax.training.loop import Run, loop
+from vit_jax.training.plan import show_plan
+from vit_jax.training.setup import OF_CHECKPOINT, Plan, Setup, check, set_up
+from vit_jax.training.state import TrainState
 from vit_jax.training.workdir import (
     as_begun,
     changes,
     check_data,
     check_history,
     check_workdir,
+    export,
     finished_metrics,
     has_checkpoint,
+    run_meta,
     write_config,
+    write_evaluation,
 )
 
 
@@ -42,7 +59,7 @@ def train(
       Preempted: asked to stop; the state is saved, and the same call goes on.
     """
     workdir = Path(workdir).expanduser().resolve()
-    configuration.check_keys(config)
+    configuration.check(config)
     config = as_begun(workdir, config)
     check_workdir(workdir, config, allow_config_change)
     whole = config
@@ -56,15 +73,15 @@ def train(
         config = config.copy_and_resolve_references()
         config.pretrain = None
         of_checkpoint = config.model.variant == OF_CHECKPOINT
-        if not resuming and not of_checkpoint:
-            set_up(config)  # a mistake in this stage is said before the first one runs
+        if not resuming:
+            check(config)  # a mistake in this stage is said before the first one runs
         if not resuming or of_checkpoint:  # a stage that has begun does not read the first one
             train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     setup = set_up(config, resuming=resuming)
-    if finished is not None and finished["step"] >= setup.total_steps:
+    if finished is not None and finished["step"] >= setup.plan.total_steps:
         return still_finished(setup, whole, workdir, finished)
-    plan.show_plan(setup)
+    show_plan(setup)
     if not resuming:
         check_images(setup)
     setup, compiled, expected = auto_memory.settle(setup, workdir, resuming=resuming)
@@ -74,16 +91,186 @@ def train(
         state = restore_or_initialise(setup, checkpoints)
         write_config(workdir, whole)  # nothing refuses any more
         auto_memory.write(workdir, setup)
-        return loop(setup, compiled, workdir, state, checkpoints, expected)
+        return under_way(setup, compiled, workdir, state, checkpoints, expected)
     finally:
         checkpoints.close()
+
+
+def under_way(
+    setup: Setup,
+    compiled: Any,
+    workdir: Path,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    expected_memory: int | None,
+) -> dict[str, float]:
+    """Trains from `state`, whose arrays are used up, to the end; exports; the last metrics.
+
+    expected_memory: bytes, see `memory.expected_bytes`.
+    """
+    config, total, start = setup.config, setup.plan.total_steps, int(state.step)
+    on_bad = BadImages(config.data.max_bad_images)
+    measures = evaluators(setup, on_bad)
+    measured_memory = functools.partial(memory.measured_memory, expected_memory)
+    with contextlib.ExitStack() as stack:
+        shared = instruments(setup, compiled, workdir, start, checkpoints, expected_memory, stack)
+        request = stack.enter_context(StopRequest())
+        run = Run(
+            total,
+            shared.pace,
+            stack.enter_context(
+                contextlib.closing(training_batches(setup, start, shared.clock, on_bad))
+            ),
+            (
+                events.logged(
+                    shared,
+                    measured_memory,
+                    due=events.every(config.log_every_steps, first=start + 1, last=total),
+                    max_skipped_steps=config.max_skipped_steps,
+                ),
+                events.saved(shared, every_steps=config.checkpoint_every_steps, total_steps=total),
+                events.evaluated(shared, measures, setup.plan.periods, total),
+                events.stopped(shared, request, workdir, total),
+            ),
+        )
+        if left := not_evaluated(start, setup.plan, shared.results):
+            events.evaluate(shared, {name: measures[name] for name in left}, start, state)
+        state = loop(run, state)
+        finish(setup, state, workdir, shared, measured_memory())
+    if jax.process_index() == 0:
+        page = report.write_report(workdir)
+        say(f"model in {workdir / 'model'}, curves in {page}")
+        checkpoint = shlex.quote(f"--checkpoint={workdir}")
+        say(f"look inside: vit-jax inspect {checkpoint} --images=FOLDER --out=DIR")
+    return {"step": total, **shared.results}
+
+
+def instruments(
+    setup: Setup,
+    compiled: Any,
+    workdir: Path,
+    start: int,
+    checkpoints: Checkpoints,
+    expected_memory: int | None,
+    stack: contextlib.ExitStack,
+) -> events.Instruments:
+    """What a run is written, timed and watched with, until `stack` is left."""
+    config = setup.config
+    log = Logbook(
+        workdir,
+        total_steps=setup.plan.total_steps,
+        start_step=start,
+        wandb=config.wandb,
+        enabled=jax.process_index() == 0,
+    )
+    results = recorded(workdir, start)
+    profile = profiling.Profile(workdir / "profile", config.profile_steps)
+    watchdog = Watchdog(config.watchdog_seconds)
+    pace = Paced(
+        compiled, start, expected_memory=expected_memory, profile=profile, watchdog=watchdog
+    )
+    for each in (contextlib.closing(profile), log, watchdog, pace):
+        stack.enter_context(each)
+    clock = Clock(config.batch_size, start)
+    return events.Instruments(log, results, clock, pace, watchdog, checkpoints, run_meta(setup))
+
+
+def recorded(workdir: Path, step: int) -> dict[str, float]:
+    """What the log of a run says of a step."""
+    file = workdir / FILE_NAME
+    found: dict[str, float] = {}
+    for record in read_metrics(file) if step and file.exists() else ():
+        if record["step"] == step:
+            found |= {key: value for key, value in record.items() if "/" in key}
+    return found
+
+
+def not_evaluated(step: int, plan: Plan, results: Mapping[str, float]) -> list[str]:
+    """Which evaluators were due at the step where a run goes on and are not in its log.
+
+    As the first process reads it.
+    """
+    due = events.due_evaluators(step, plan.periods, plan.total_steps) if step else []
+    there = [any(key.startswith(f"{name}/") for key in results) for name in due]
+    left = sharding.gathered(sum(1 << i for i, found in enumerate(there) if not found))[0]
+    return [name for i, name in enumerate(due) if left >> i & 1]
+
+
+def finish(
+    setup: Setup,
+    state: TrainState,
+    workdir: Path,
+    shared: events.Instruments,
+    peak: Mapping[str, float],
+) -> None:
+    """The exported model, evaluation.json and the last line of the log.
+
+    Raises:
+      Diverged: no step was ever taken.
+    """
+    total = setup.plan.total_steps
+    if (skipped := int(state.skipped)) >= total:
+        raise Diverged(
+            f"None of the {skipped} gradients was finite: no step was taken, and no model is "
+            "exported. Lower config.schedule.learning_rate, and start again."
+        )
+    export(setup, state, workdir)
+    if jax.process_index() == 0:
+        write_evaluation(workdir, shared.results, total, setup)
+    shared.results.update(peak)
+    shared.log.write(total, peak, final=True)
+
+
+def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> TrainState:
+    """The newest checkpoint of this run, or its initial state."""
+    total = setup.plan.total_steps
+    restored = checkpoints.restore(setup.program.abstract_state)
+    if restored is None:
+        return setup.program.initialise()
+    state, meta = restored
+    if int(meta["step"]) > total:
+        raise UserError(
+            f"The run in {checkpoints.directory.parent} has a checkpoint of step "
+            f"{int(meta['step'])}, beyond config.total_steps={total}; raise it, or use another "
+            "--workdir."
+        )
+    say(f"resumed from step {int(meta['step'])}")
+    return state
+
+
+def training_batches(
+    setup: Setup, start_step: int, clock: Clock, on_bad: Callable[[str], None] | None = None
+) -> Generator[dict[str, jax.Array], None, None]:
+    """Batches on the devices, two ahead of the step that uses them; `clock` sees who waits."""
+    config, mesh = setup.config, setup.program.mesh
+    batches = train_batches(
+        setup.data.train,
+        setup.data.train_transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        rows=sharding.host_rows(mesh, config.batch_size),
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+        on_bad=on_bad,
+    )
+    ahead: collections.deque = collections.deque()
+    try:
+        while True:
+            with clock.waiting():
+                batch = next(batches)
+            with profiling.phase(profiling.TO_DEVICES):
+                ahead.append(sharding.to_devices(batch, mesh))
+            if len(ahead) > 2:
+                yield ahead.popleft()
+    finally:
+        batches.close()
 
 
 def hold(setup: Setup, workdir: Path) -> Checkpoints:
     """The checkpoints of `workdir`, which this job has for itself until they are closed."""
     return Checkpoints(
         workdir / "checkpoints",
-        every_steps=setup.config.checkpoint_every_steps,
         keep=setup.config.keep_checkpoints,
     )
 
@@ -103,11 +290,11 @@ def check_images(setup: Setup) -> None:
     looked = 0
     if jax.process_index() == 0:
         seconds, threads = LOOK_SECONDS, setup.config.data.num_threads
-        parts = [(source, own) for source in (setup.train_source, setup.eval_source)]
-        parts += [(source, others) for source in evaluators.sources(setup.config)]
+        parts = [(source, own) for source in (setup.data.train, setup.data.evaluation)]
+        parts += [(source, others) for source in sources(setup.config)]
         for source, problems in parts:
             found, count = look.unreadable(
-                source, setup.eval_transform, seconds=seconds, num_threads=threads
+                source, setup.data.eval_transform, seconds=seconds, num_threads=threads
             )
             problems += found
             looked += count

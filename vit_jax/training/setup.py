@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import config as configuration, data, models
+from vit_jax import config as configuration, models
 from vit_jax.config import ConfigDict
-from vit_jax.data.labels import one_class
-from vit_jax.data.relabel import with_classes
-from vit_jax.data.remarks import small_images, untrained_classes
-from vit_jax.data.source import Without, shared_records
+from vit_jax.data.remarks import small_images
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.interop import load
 from vit_jax.models import adapt
@@ -27,29 +26,41 @@ from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
 from vit_jax.training import optim, state as train_state
 from vit_jax.training.evaluators import Periods, periods
+from vit_jax.training.sources import Data, data_of, open_sources
 from vit_jax.training.step import make_train_step
+
+#: What `config.model.variant` says to take the architecture from `config.init_from`.
+OF_CHECKPOINT = "checkpoint"
+Checkpoint = tuple[models.ModelConfig, models.Params]
+
+
+class Plan(NamedTuple):
+    """How long, how fast, and when evaluators run; in steps."""
+
+    total_steps: int
+    warmup_steps: int
+    schedule: Callable  # step -> learning rate
+    periods: Periods
+
+
+class Program(NamedTuple):
+    """What is computed, as functions that are not yet jitted, and where."""
+
+    model: models.ModelConfig
+    mesh: jax.sharding.Mesh
+    objective: Objective
+    train_step: Callable  # (state, batch) -> (state, metrics)
+    initialise: Callable  # () -> TrainState on the mesh
+    abstract_state: train_state.TrainState
 
 
 class Setup(NamedTuple):
     """Everything that a configuration decides, before any array exists."""
 
     config: ConfigDict
-    model: models.ModelConfig
-    train_source: Any
-    eval_source: Any
-    train_transform: Callable
-    eval_transform: Callable
-    mesh: jax.sharding.Mesh
-    total_steps: int
-    warmup_steps: int
-    periods: Periods
-    schedule: Callable
-    make_objective: Callable[[Callable], Objective]  # of a model's apply function
-    make_train_step: Callable  # (objective, accumulation_steps=...) -> train_step
-    train_step: Callable  # (state, batch) -> (state, metrics), not yet jitted
-    eval_step: Callable  # (params, batch) -> per-example results, not yet jitted
-    initialise: Callable  # () -> TrainState on the mesh
-    abstract_state: train_state.TrainState
+    data: Data
+    plan: Plan
+    program: Program
     notes: list[str]
 
 
@@ -70,36 +81,54 @@ def set_up(
     Raises:
       UserError: something does not exist or does not fit; says which setting.
     """
-    notes: list[str] = []
-    if mesh is None:
-        mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
-    check_counts(config)
-    check_batch(config, mesh)
-    if sources is None:
-        train_source, eval_source, notes = open_sources(config)
-    else:
-        train_source, eval_source = sources
-    notes += data_notes(train_source, eval_source)
+    mesh = check_settings(config, mesh)
+    opened = open_sources(config) if sources is None else (*sources, [])
     needed = not resuming or config.model.variant == OF_CHECKPOINT
     initial = load.read(config.init_from) if config.init_from and needed else None
-    model = model_config(config, train_source, initial)
-    size = model.image_size
-    notes += [] if sources else small_images(train_source, size)
-    orient = {"orient": config.data.orient}
-    train_transform = data.make_transform(
-        size=size, train=True, **orient | config.augment.to_dict()
-    )
-    eval_transform = data.evaluation_transform(size, model.preprocessing)
+    model = model_config(config, opened[0], initial)
+    data = data_of(config, model, *opened)
+    plan = plan_of(config, len(data.train))
+    notes = [*data.notes, *([] if sources else small_images(data.train, model.image_size))]
+    program = program_of(config, model, plan, mesh, initial, notes)
+    return Setup(config, data, plan, program, notes)
 
-    epoch = len(train_source) / config.batch_size  # in steps, not rounded
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for what can be known to be wrong before the weights of `init_from` exist.
+
+    Settings, data, model, schedule and evaluators are looked at; nothing is built.
+    """
+    check_settings(config)
+    opened = open_sources(config)
+    if config.model.variant != OF_CHECKPOINT:
+        data_of(config, model_config(config, opened[0], None), *opened)
+    plan_of(config, len(opened[0]))
+    optimizer_of(config)
+    loss_function(config)
+
+
+def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> jax.sharding.Mesh:
+    """The mesh of a configuration whose settings are legal and do not contradict each other."""
+    configuration.check(config)
+    check_memory(config)
+    if mesh is None:
+        mesh = sharding.make_mesh(**configuration.section(config, "mesh"))
+    check_batch(config, mesh)
+    return mesh
+
+
+def plan_of(config: ConfigDict, num_examples: int) -> Plan:
+    """The durations of a configuration in steps, and its learning rates.
+
+    Raises:
+      UserError: no length, or a warm-up or trace that does not fit it; a missing data set.
+    """
+    epoch = num_examples / config.batch_size  # in steps, not rounded
     in_steps = functools.partial(configuration.duration, steps_per_epoch=epoch)
     total_steps = in_steps(config, "total")
-    if not total_steps or total_steps < 1:
-        raise UserError("config.total_steps or config.total_epochs must be set and positive.")
+    if not total_steps:
+        raise UserError("config.total_steps or config.total_epochs must be set.")
     profiling.check_steps(config.profile_steps, total_steps)
-    check_memory(config)
-    if config.polyak_decay is not None and not 0 < config.polyak_decay < 1:
-        raise UserError(f"config.polyak_decay={config.polyak_decay} must lie between 0 and 1.")
     warmup_steps = in_steps(config.schedule, "warmup", total_steps=total_steps) or 0
     schedule = optim.learning_rate_schedule(
         config.schedule.decay,
@@ -109,55 +138,72 @@ def set_up(
         config.schedule.final_learning_rate,
         config.schedule.boundaries_percent,
     )
-    optimizer = configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
+    return Plan(total_steps, warmup_steps, schedule, periods(config, epoch))
+
+
+def program_of(
+    config: ConfigDict,
+    model: models.ModelConfig,
+    plan: Plan,
+    mesh: jax.sharding.Mesh,
+    initial: Checkpoint | None,
+    notes: list[str],
+) -> Program:
+    """The functions of a run; what was adapted of `initial` weights is added to `notes`."""
+    objective = objective_of(config, model)
+    make_params, argument = initial_params(config, model, initial, mesh, notes)
+    initialise, abstract_state = train_state.initialise(
+        lambda argument: make_params(argument) | objective.init(jax.random.key(config.seed)),
+        argument,
+        optimizer_of(config),
+        mesh,
+        polyak=config.polyak_decay is not None,
+        consume=initial is not None,
+    )
+    step = train_step_of(config, objective, plan)
+    return Program(model, mesh, objective, step, initialise, abstract_state)
+
+
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    return configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
+
+
+def objective_of(config: ConfigDict, model: models.ModelConfig) -> Objective:
+    """What a model is trained for."""
     loss = loss_function(config)
-    init, apply = models.as_functions(model)
-    make_objective = functools.partial(
-        classification,
+    _, apply = models.as_functions(model)
+    return classification(
+        apply,
         num_classes=model.num_classes,
         loss=loss,
         mixup_alpha=config.mixup_alpha,
         training_loss=None if is_plain(config.loss) else loss,
     )
-    train_step_of = functools.partial(
-        make_train_step,
-        optimizer=optimizer,
-        schedule=schedule,
+
+
+def train_step_of(config: ConfigDict, objective: Objective, plan: Plan) -> Callable:
+    """The training step of a configuration, not yet jitted."""
+    return make_train_step(
+        objective,
+        optimizer_of(config),
+        plan.schedule,
         seed=config.seed,
         gradient_clip_norm=config.gradient_clip_norm,
         polyak_decay=config.polyak_decay,
         polyak_ramp=config.polyak_ramp,
+        accumulation_steps=config.accumulation_steps,
     )
-    objective = make_objective(apply)
-    make_params, argument = initial_params(config, model, initial, init, mesh, notes)
-    initialise, abstract_state = train_state.initialise(
-        lambda argument: make_params(argument) | objective.init(jax.random.key(config.seed)),
-        argument,
-        optimizer,
-        mesh,
-        polyak=config.polyak_decay is not None,
-        consume=initial is not None,
-    )
-    return Setup(
-        config=config,
-        model=model,
-        train_source=train_source,
-        eval_source=eval_source,
-        train_transform=train_transform,
-        eval_transform=eval_transform,
-        mesh=mesh,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        periods=periods(config, epoch),
-        schedule=schedule,
-        make_objective=make_objective,
-        make_train_step=train_step_of,
-        train_step=train_step_of(objective, accumulation_steps=config.accumulation_steps),
-        eval_step=objective.measure,
-        initialise=initialise,
-        abstract_state=abstract_state,
-        notes=notes,
-    )
+
+
+def computed_as(setup: Setup, *, remat: str, accumulation_steps: int) -> Setup:
+    """The same run, computed another way."""
+    config = setup.config.copy_and_resolve_references()
+    config.accumulation_steps = accumulation_steps
+    model = models.replace(setup.program.model, remat=remat)
+    objective = objective_of(config, model)
+    step = train_step_of(config, objective, setup.plan)
+    program = setup.program._replace(model=model, objective=objective, train_step=step)
+    return setup._replace(config=config, program=program)
 
 
 def loss_function(config: ConfigDict) -> Callable:
@@ -177,13 +223,8 @@ def is_plain(loss: ConfigDict) -> bool:
     return loss.name == "softmax_cross_entropy" and not loss.get("label_smoothing", 0)
 
 
-MEMORY_MODES = ("as_configured", "auto")
-
-
 def check_memory(config: ConfigDict) -> None:
-    """Raises UserError if `config.memory` is unknown or contradicts another setting."""
-    if config.memory not in MEMORY_MODES:
-        raise UserError(f"config.memory={config.memory!r}: choose {' or '.join(MEMORY_MODES)}.")
+    """Raises UserError if `config.memory` contradicts another setting."""
     chosen = config.accumulation_steps != 1 or config.model.remat is not None
     if config.memory == "auto" and chosen:
         raise UserError(
@@ -192,18 +233,8 @@ def check_memory(config: ConfigDict) -> None:
         )
 
 
-def check_counts(config: ConfigDict) -> None:
-    """Raises UserError for a count that is negative."""
-    for key, value in (("seed", config.seed), ("data.max_bad_images", config.data.max_bad_images)):
-        if value < 0:
-            raise UserError(f"config.{key}={value} must be 0 or more.")
-
-
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """The global batch must divide by devices and accumulation steps."""
-    for key in ("batch_size", "accumulation_steps"):
-        if config[key] < 1:
-            raise UserError(f"config.{key}={config[key]} must be 1 or more.")
     divisor = sharding.batch_divisor(mesh) * config.accumulation_steps
     if config.batch_size % divisor:
         fits = max(divisor, config.batch_size // divisor * divisor)
@@ -214,59 +245,9 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def open_sources(config: ConfigDict) -> tuple[Any, Any, list[str]]:
-    """The training and the evaluation source of `config.data`, and what to know of the choice.
-
-    Their classes are those of the training source: matched by name, whatever their order.
-
-    Raises:
-      UserError: nothing can be learnt or measured: one class, other classes, no labels.
-    """
-    spec, options = config.data.dataset, {"data_dir": config.data.data_dir}
-    train_split, eval_split = config.data.train_split, config.data.eval_split
-    notes: list[str] = []
-    if train_split and not eval_split:
-        raise UserError(
-            "config.data.train_split and .eval_split belong together: with the first alone it is "
-            "not known what is left to evaluate on; set both."
-        )
-    if train_split and eval_split:
-        train_spec, eval_spec = f"{spec}[{train_split}]", f"{spec}[{eval_split}]"
-    else:
-        train_spec, eval_spec, notes = data.choose_splits(spec, **options, watch=True)
-        if eval_split:
-            eval_spec, notes = f"{spec}[{eval_split}]", []
-    exclude = config.data.exclude or None
-    train_source = data.open_source(train_spec, exclude=exclude, labelled=True, **options)
-    eval_source = data.open_source(eval_spec, labelled=True, **options)
-    if train_source.num_classes < 2:
-        raise one_class(train_source)
-    eval_source = with_classes(eval_source, train_source.class_names, train_source.spec)
-    return train_source, eval_source, notes
-
-
-def data_notes(train_source: Any, eval_source: Any) -> list[str]:
-    """What a person should know of the two parts of the data before the first step."""
-    notes = list(dict.fromkeys((*train_source.notes, *eval_source.notes)))
-    if shared := shared_records(train_source, eval_source):
-        notes.append(
-            f"{shared:,} of the {len(eval_source):,} evaluation records are trained on: "
-            f"{eval_source.spec} overlaps {train_source.spec}"
-        )
-    if isinstance(train_source, Without):
-        named = len(train_source.removed) + train_source.missing
-        notes.append(
-            f"data.exclude: {len(train_source.removed):,} of {named:,} names found and left out"
-        )
-    return notes + untrained_classes(train_source, eval_source)
-
-
-#: What `config.model.variant` says to take the architecture from `config.init_from`.
-OF_CHECKPOINT = "checkpoint"
-Checkpoint = tuple[models.ModelConfig, models.Params]
-
-
-def model_config(config: ConfigDict, source: Any, initial: Checkpoint | None) -> models.ModelConfig:
+def model_config(
+    config: ConfigDict, source: Source, initial: Checkpoint | None
+) -> models.ModelConfig:
     """The model of `config.model` for the classes of `source`, in the compute dtype."""
     overrides = configuration.section(config, "model")
     classes = overrides.setdefault("num_classes", source.num_classes)
@@ -306,8 +287,6 @@ def compute_dtype(name: str) -> str:
     """ "auto" is bfloat16 where there is hardware for it, float32 on CPU."""
     if name == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
-        raise UserError(f"config.compute_dtype={name!r}: choose auto, float32 or bfloat16.")
     return name
 
 
@@ -315,12 +294,12 @@ def initial_params(
     config: ConfigDict,
     model: models.ModelConfig,
     initial: Checkpoint | None,
-    init: Callable,
     mesh: jax.sharding.Mesh,
     notes: list[str],
 ) -> tuple[Callable[[Any], models.Params], Any]:
     """Where the weights come from, as a function and its argument: `init_from`, or the seed."""
     if initial is None:
+        init, _ = models.as_functions(model)
         return init, jax.random.key(config.seed)
     found, params = initial
     adapted, changes = adapt.adapt(found, params, model, new_head=not config.keep_head)
@@ -331,8 +310,9 @@ def initial_params(
 
 def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """A training batch as shapes, dtypes and shardings."""
-    where = sharding.batch_sharding(setup.mesh)
-    b, (h, w), c = setup.config.batch_size, setup.model.image_size, setup.model.channels
+    model = setup.program.model
+    where = sharding.batch_sharding(setup.program.mesh)
+    b, (h, w), c = setup.config.batch_size, model.image_size, model.channels
     return {
         "image": jax.ShapeDtypeStruct((b, h, w, c), np.uint8, sharding=where),
         "label": jax.ShapeDtypeStruct((b,), np.int32, sharding=where),
@@ -341,16 +321,19 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
 
 def jit_train_step(setup: Setup) -> Any:
     """The training step, jitted: the old state's memory is given to the new one."""
-    replicated = NamedSharding(setup.mesh, PartitionSpec())
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state)
+    program = setup.program
+    replicated = NamedSharding(program.mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state)
     return jax.jit(
-        setup.train_step,
+        program.train_step,
         donate_argnums=0,
         out_shardings=(shardings, replicated),
-        compiler_options=remat.compiler_options(setup.model.remat),
+        compiler_options=remat.compiler_options(program.model.remat),
     )
 
 
 def compile_train_step(setup: Setup) -> Any:
     """The training step, compiled ahead of time."""
-    return jit_train_step(setup).lower(setup.abstract_state, abstract_batch(setup)).compile()
+    return (
+        jit_train_step(setup).lower(setup.program.abstract_state, abstract_batch(setup)).compile()
+    )

@@ -152,11 +152,11 @@ def run_meta(setup: Setup) -> dict[str, Any]:
     """What every checkpoint says of its run: its data, which must stay the same, and its model."""
     return {
         "format": configuration.FORMAT,
-        "train_data": [setup.train_source.spec, setup.train_source.fingerprint],
-        "eval_data": [setup.eval_source.spec, setup.eval_source.fingerprint],
+        "train_data": [setup.data.train.spec, setup.data.train.fingerprint],
+        "eval_data": [setup.data.evaluation.spec, setup.data.evaluation.fingerprint],
         "jax": jax.__version__,
-        "total_steps": setup.total_steps,
-        "model": saved.config_to_json(models.at_rest(setup.model)),
+        "total_steps": setup.plan.total_steps,
+        "model": saved.config_to_json(models.at_rest(setup.program.model)),
     }
 
 
@@ -215,7 +215,7 @@ def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
         params = multihost_utils.process_allgather(params, tiled=True)
     params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}
     if jax.process_index() == 0:
-        saved.save(workdir / "model", models.at_rest(setup.model), params)
+        saved.save(workdir / "model", models.at_rest(setup.program.model), params)
 
 
 def write_evaluation(workdir: Path, record: dict[str, float], step: int, setup: Setup) -> None:
@@ -223,5 +223,5 @@ def write_evaluation(workdir: Path, record: dict[str, float], step: int, setup: 
     summary = {
         key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")
     }
-    content = {"classification": {"data": setup.eval_source.spec, "step": step, **summary}}
+    content = {"classification": {"data": setup.data.evaluation.spec, "step": step, **summary}}
     files.write_json(workdir / "evaluation.json", content)

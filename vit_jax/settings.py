@@ -1,0 +1,372 @@
+"""Every setting of an experiment in one table: its default, what it may be, and what it means.
+
+From it come `config.default()`, the checks before a run, the list of `vit-jax train --help`,
+docs/settings.md (`python -m vit_jax.settings`), and what may change when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from vit_jax.errors import UserError, nearest
+
+
+class Kind(NamedTuple):
+    """What a value may be: in words, as a test, and the Python type that text is read as."""
+
+    text: str
+    holds: Callable[[Any], bool]
+    type: type
+
+
+def _whole(low: int, high: int = 2**31 - 1) -> Kind:
+    def holds(value: Any) -> bool:
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return whole and low <= int(value) <= high
+
+    most = "or more" if high == 2**31 - 1 else f"to {high:,}"
+    return Kind(f"a whole number, {low} {most}", holds, int)
+
+
+def _number(text: str, test: Callable[[float], bool] = lambda value: True) -> Kind:
+    def holds(value: Any) -> bool:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return real and math.isfinite(value) and test(float(value))
+
+    return Kind(f"a number{text}", holds, float)
+
+
+def _word(*words: str) -> Kind:
+    *others, last = words
+    text = f"{', '.join(others)} or {last}" if others else last
+    return Kind(text, lambda value: isinstance(value, str) and value in words, str)
+
+
+def _either(one: Kind, other: Kind) -> Kind:
+    text = f"{one.text}, or {other.text}"
+    return Kind(text, lambda value: one.holds(value) or other.holds(value), object)
+
+
+def _each(kind: Kind, *counts: int) -> Kind:
+    """A sequence of so many values; of any number without `counts`."""
+
+    def holds(value: Any) -> bool:
+        fits = isinstance(value, (list, tuple)) and (not counts or len(value) in counts)
+        return fits and all(map(kind.holds, value))
+
+    count = f"{' or '.join(map(str, counts))} values, each " if counts else "values, each "
+    return Kind(count + kind.text, holds, tuple)
+
+
+def _rising(kind: Kind) -> Kind:
+    least_most = _each(kind, 2)
+
+    def holds(value: Any) -> bool:
+        return least_most.holds(value) and value[0] <= value[1]
+
+    return Kind(f"(least, most), each {kind.text}", holds, tuple)
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str), str)
+FLAG = Kind("True or False", lambda value: isinstance(value, bool), bool)
+SECTION = Kind("a configuration", lambda value: False, object)  # those are checked apart
+COUNT, POSITIVE = _whole(0), _whole(1)
+REAL = _number("")
+NONNEGATIVE = _number(", 0 or more", lambda value: value >= 0)
+ABOVE_0 = _number(" above 0", lambda value: value > 0)
+FROM_0_TO_1 = _number(" in [0, 1]", lambda value: 0 <= value <= 1)
+UP_TO_1 = _number(" in (0, 1]", lambda value: 0 < value <= 1)
+BELOW_1 = _number(" in [0, 1)", lambda value: 0 <= value < 1)
+BETWEEN_0_AND_1 = _number(" in (0, 1)", lambda value: 0 < value < 1)
+PERCENT = _number(" in (0, 100)", lambda value: 0 < value < 100)
+BELOW_100 = _number(" in [0, 100)", lambda value: 0 <= value < 100)
+PIXELS = _either(POSITIVE, _each(POSITIVE, 2))  # both sides, or (height, width)
+DEVICES = _either(_whole(1), Kind("-1: all that are left", lambda value: value == -1, int))
+
+
+class Setting(NamedTuple):
+    """default: None is decided by the variant or the data. free: it may differ when a run goes on,
+    since neither its data nor its arithmetic depend on it. option: it exists only where the
+    function that its section names takes it.
+    """
+
+    default: Any
+    kind: Kind
+    meaning: str
+    free: bool = False
+    option: bool = False
+
+
+def option(kind: Kind, meaning: str) -> Setting:
+    return Setting(None, kind, meaning, option=True)
+
+
+#: In the order of the documentation.
+SETTINGS: dict[str, Setting] = {
+    "name": Setting("", TEXT, "Shown in reports.", free=True),
+    "seed": Setting(0, COUNT, "Of the weights, the order of the data, crops and dropout."),
+    # The model: fields of the variant's configuration; what is not set is the variant's.
+    "model.variant": Setting(
+        "B/16",
+        TEXT,
+        "A row of Table 1 or another name of `vit_jax.variants()`; checkpoint: that of init_from.",
+    ),
+    "model.image_size": Setting(
+        None, PIXELS, "Pixels; 224 in pre-training, 384 and more in fine-tuning (section 3.2)."
+    ),
+    "model.num_classes": Setting(None, POSITIVE, "Outputs; by default the classes of the data."),
+    "model.channels": Setting(None, POSITIVE, "Of the images; 3 for all kinds of data."),
+    "model.patch_size": Setting(None, PIXELS, "P of section 3.1; of a hybrid in features."),
+    "model.hidden_size": Setting(None, POSITIVE, "D of Table 1."),
+    "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),
+    "model.mlp_dim": Setting(None, POSITIVE, "Hidden units of the MLP of a block (Table 1)."),
+    "model.num_heads": Setting(None, POSITIVE, "k of Appendix A; divides hidden_size."),
+    "model.representation_size": Setting(
+        None,
+        _either(POSITIVE, _word("hidden")),
+        "The pre-training head's hidden layer (section 3.1); hidden: as wide as the model.",
+    ),
+    "model.classifier": Setting(
+        None, _word("token", "gap", "map"), "Class token, mean, or attention pooling (D.3)."
+    ),
+    "model.position_embedding": Setting(
+        None, _word("none", "1d", "2d", "relative"), "Appendix D.4, Table 8."
+    ),
+    "model.position_embedding_at": Setting(
+        None, _word("stem", "every", "shared"), "Where it is added (Table 8)."
+    ),
+    "model.head_bias": Setting(None, REAL, "The head's bias at the beginning."),
+    "model.pool_padding": Setting(
+        None, _word("zeros", "lowest"), "Around the root pooling of a ResNet; zeros: as released."
+    ),
+    "model.layer_norm_epsilon": Setting(None, BETWEEN_0_AND_1, "1e-6; other families' differ."),
+    "model.dropout_rate": Setting(None, BELOW_1, "After every dense layer but q, k, v (Table 3)."),
+    "model.stochastic_depth_rate": Setting(
+        None, FROM_0_TO_1, "Of the last layer; rises linearly from 0."
+    ),
+    "model.remat": Setting(
+        None,
+        _either(FLAG, _word("none", "products", "full")),
+        "What the backward pass computes again to save memory; True is full.",
+    ),
+    "model.scan": Setting(None, FLAG, "Blocks as one loop: compiles faster, runs a little slower."),
+    "model.attention": Setting(None, _word("auto", "xla", "cudnn"), "The kernel of attention."),
+    "init_from": Setting("", TEXT, "Any checkpoint that load_model reads; empty: from scratch."),
+    "keep_head": Setting(
+        False, FLAG, "The head of init_from stays; otherwise a zero head replaces it (3.2)."
+    ),
+    "pretrain": Setting(
+        None, SECTION, "A configuration to run first, in WORKDIR/pretrain; then init_from."
+    ),
+    # Data.
+    "data.dataset": Setting(
+        "digits", TEXT, "digits, folder:PATH, tfds:NAME, vtab:TASK, hf:ORG/NAME (docs/data.md)."
+    ),
+    "data.train_split": Setting("", TEXT, "As in TFDS, e.g. train[:98%]; empty: the data's own."),
+    "data.eval_split": Setting("", TEXT, "The same for evaluation."),
+    "data.data_dir": Setting(None, TEXT, "Where TFDS data sets lie.", free=True),
+    "data.orient": Setting(True, FLAG, "Photos are turned upright by EXIF, but for TFDS' own."),
+    "data.exclude": Setting("", TEXT, "A file of record names to leave out of training."),
+    "data.max_bad_images": Setting(
+        0, COUNT, "Images that cannot be read and are left out; more end the run.", free=True
+    ),
+    "data.num_threads": Setting(
+        4,
+        _whole(1, 1024),
+        "That decode images, in each process.",
+        free=True,
+    ),
+    "data.num_workers": Setting(
+        0,
+        _whole(0, 1024),
+        "Processes that decode instead of threads.",
+        free=True,
+    ),
+    "augment.name": Setting(
+        "inception_crop", TEXT, "inception_crop, resize_crop, resize_flip or pad_crop."
+    ),
+    "augment.area": option(
+        _rising(UP_TO_1), "Least and most share of the image that is cropped; 0.05 and 1."
+    ),
+    "augment.aspect": option(_rising(ABOVE_0), "Least and most width over height."),
+    "augment.resize": option(PIXELS, "Pixels before the crop; 448 for 384 in BiT."),
+    "augment.pad": option(COUNT, "Pixels of zeros around the image before the crop."),
+    "augment.flip": option(FLAG, "Half of the images are mirrored."),
+    "eval_preprocess.name": Setting(
+        "resize", TEXT, "resize, resize_center_crop, square_center_crop, objectnet or pillow."
+    ),
+    "eval_preprocess.resize": option(
+        _either(ABOVE_0, _each(ABOVE_0, 2)), "Pixels before the crop."
+    ),
+    "eval_preprocess.interpolation": option(
+        _word("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"), "Of pillow."
+    ),
+    "eval_preprocess.fit": option(
+        _word("squash", "cover", "contain"), "Of pillow: how the aspect ratio is treated."
+    ),
+    "eval_preprocess.whole": option(_word("down", "nearest"), "Of pillow: how sides are rounded."),
+    "eval_preprocess.centre": option(_word("down", "nearest"), "Of pillow: the crop's corner."),
+    "eval_preprocess.fill": option(_each(_whole(0, 255), 3), "Of pillow: around the image, RGB."),
+    # Optimisation.
+    "batch_size": Setting(
+        512,
+        POSITIVE,
+        "Of all devices and accumulation steps; 4096 in pre-training (Table 3), 512 "
+        "in fine-tuning (Table 4).",
+    ),
+    "eval_batch_size": Setting(
+        None, POSITIVE, "By default as many as a forward pass of training.", free=True
+    ),
+    "accumulation_steps": Setting(1, POSITIVE, "Micro-batches of a batch."),
+    "total_steps": Setting(None, POSITIVE, "Length of the run; wins over total_epochs."),
+    "total_epochs": Setting(None, ABOVE_0, "The same in epochs of the training data."),
+    "loss.name": Setting(
+        "softmax_cross_entropy", TEXT, "softmax_cross_entropy; pre-training: sigmoid_cross_entropy."
+    ),
+    "loss.label_smoothing": Setting(0.0, BELOW_1, "0.0001 on ImageNet-21k in pre-training."),
+    "optimizer.name": Setting("sgd", TEXT, "sgd in fine-tuning, adam in pre-training (4.1)."),
+    "optimizer.momentum": option(BELOW_1, "Of sgd; 0.9 (section 4.1)."),
+    "optimizer.beta1": option(BELOW_1, "Of adam; 0.9 (section 4.1)."),
+    "optimizer.beta2": option(BELOW_1, "Of adam; 0.999 (section 4.1)."),
+    "optimizer.epsilon": option(ABOVE_0, "Of adam; 1e-8."),
+    "optimizer.weight_decay": option(
+        NONNEGATIVE, "Decoupled in adam (0.1 on JFT, 0.03 on ImageNet-21k); L2 in sgd."
+    ),
+    "optimizer.decay_on": option(_word("all", "kernels"), "What weight decay shrinks."),
+    "optimizer.accumulator_dtype": option(_word("bfloat16", "float32"), "Of the momentum of sgd."),
+    "schedule.decay": Setting("cosine", TEXT, "linear (Table 3), cosine (4), staircase, constant."),
+    "schedule.learning_rate": Setting(0.03, ABOVE_0, "After the warm-up (Tables 3 and 4)."),
+    "schedule.final_learning_rate": Setting(0.0, NONNEGATIVE, "Of linear: at the end; 1e-5."),
+    "schedule.boundaries_percent": Setting(
+        (), _each(PERCENT), "Of staircase: where the rate falls by ten."
+    ),
+    "schedule.warmup_steps": Setting(None, COUNT, "10,000 in pre-training, 500 in fine-tuning."),
+    "schedule.warmup_epochs": Setting(None, NONNEGATIVE, "The same in epochs."),
+    "schedule.warmup_percent": Setting(None, BELOW_100, "The same in percent of the run."),
+    "sweep.learning_rates": Setting(
+        (0.001, 0.003, 0.01, 0.03),
+        _each(ABOVE_0),
+        "What `vit-jax sweep` chooses from (Table 4).",
+        free=True,
+    ),
+    "sweep.held_out_percent": Setting(
+        10.0, PERCENT, "Of the training split, to choose on (section 4.1).", free=True
+    ),
+    "gradient_clip_norm": Setting(None, ABOVE_0, "Global norm of the gradient; 1 in Tables 3, 4."),
+    "mixup_alpha": Setting(0.0, NONNEGATIVE, "Pairs of images are mixed by Beta(a, a); 0: not."),
+    "polyak_decay": Setting(None, BETWEEN_0_AND_1, "Of the average of the weights; 0.9999 (4.1)."),
+    "polyak_ramp": Setting(
+        False, FLAG, "The decay rises as (1 + t) / (10 + t) instead of being bias-corrected."
+    ),
+    "max_skipped_steps": Setting(
+        20, POSITIVE, "Ends a run after so many gradients in a row that are not finite.", free=True
+    ),
+    # The machine.
+    "watchdog_seconds": Setting(
+        1800.0, NONNEGATIVE, "A run that stands still for so long is ended; 0: never.", free=True
+    ),
+    "memory": Setting(
+        "as_configured",
+        _word("as_configured", "auto"),
+        "auto chooses model.remat and accumulation_steps that fit the device.",
+    ),
+    "memory_limit_gib": Setting(
+        None, ABOVE_0, "Of a device that others use too; by default all of it.", free=True
+    ),
+    "compute_dtype": Setting(
+        "auto", _word("auto", "float32", "bfloat16"), "auto: bfloat16 on accelerators."
+    ),
+    "mesh.data": Setting(
+        -1,
+        DEVICES,
+        "Devices that hold copies of the weights; -1: the rest.",
+        free=True,
+    ),
+    "mesh.fsdp": Setting(
+        1, DEVICES, "Devices that share the weights and split the batch.", free=True
+    ),
+    "mesh.tensor": Setting(1, DEVICES, "Devices that split every layer's width.", free=True),
+    # What a run writes, and when.
+    "log_every_steps": Setting(50, POSITIVE, "A line of metrics.jsonl.", free=True),
+    "profile_steps": Setting(
+        (),
+        _each(POSITIVE, 0, 2),
+        "(first, last): traced into WORKDIR/profile.",
+        free=True,
+    ),
+    "eval_every_steps": Setting(None, POSITIVE, "By default at the end only.", free=True),
+    "eval_every_epochs": Setting(None, ABOVE_0, "The same in epochs.", free=True),
+    "checkpoint_every_steps": Setting(
+        1000,
+        POSITIVE,
+        "A run that is killed goes on from one.",
+        free=True,
+    ),
+    "keep_checkpoints": Setting(2, POSITIVE, "The newest so many; older ones go.", free=True),
+    "wandb": Setting(False, FLAG, "Also log to Weights & Biases.", free=True),
+}
+#: Options of functions, by the section whose `name` chooses the function; of evaluators, in a
+#: section for each (training/evaluators.py).
+OPEN_SECTIONS = ("augment", "eval_preprocess", "loss", "optimizer", "evaluators")
+#: All of them may differ when a run goes on.
+FREE_SECTIONS = ("evaluators",)
+
+
+def check(values: Mapping[str, Any], where: str = "config") -> None:
+    """Raises UserError for a value, of those by their dotted keys, that its setting cannot have."""
+    for key, value in values.items():
+        setting = SETTINGS.get(key)
+        if setting is None or (value is None and setting.default is None):
+            continue
+        if isinstance(value, numbers.Integral) and abs(int(value)) >= 2**31:
+            raise UserError(f"{where}.{key}={value} is larger than any that makes sense.")
+        if not setting.kind.holds(value):
+            words = [part.strip(" ,") for part in re.split(r", | or ", setting.kind.text)]
+            close = nearest(value, words) if isinstance(value, str) and len(words) > 1 else ""
+            raise UserError(f"{where}.{key}={value!r} must be {setting.kind.text}.{close}")
+
+
+def is_free(key: str) -> bool:
+    """Whether a setting may differ when a run is resumed."""
+    name = key.removeprefix("pretrain.")
+    setting = SETTINGS.get(name)
+    return name.split(".")[0] in FREE_SECTIONS or (setting is not None and setting.free)
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """(name, with its default where it has one; what it may be; what it means) of every setting."""
+    for key, setting in SETTINGS.items():
+        default = "" if setting.default is None else f"={shown(setting.default)}"
+        yield key + default, setting.kind.text, setting.meaning
+
+
+def shown(value: Any) -> str:
+    """A default as it is written on a command line."""
+    return f"({','.join(map(str, value))})" if isinstance(value, tuple) else str(value)
+
+
+HEAD = """# Settings
+Every setting of an experiment, made by `python -m vit_jax.settings` from the table that is also
+checked before a run. A config file sets them as `c.batch_size = 512`, the command line as
+`--config.batch_size=512`; what has no default is decided by the variant or the data, or is off.
+Those marked * may differ when a run goes on.
+
+| setting | may be | means |
+|-|-|-|
+"""
+
+
+def document() -> str:
+    """docs/settings.md."""
+    lines = []
+    for (name, kind, meaning), key in zip(rows(), SETTINGS, strict=True):
+        lines.append(f"| `{name}`{' *' if is_free(key) else ''} | {kind} | {meaning} |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,156 @@
+"""What happens between two steps, in this order: log, save, evaluate, stop.
+
+What is logged is on the disk before the step is saved, and a step is saved before its evaluation,
+which takes long and may fail: a run that ends in between evaluates when it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from vit_jax.errors import Diverged, Preempted
+from vit_jax.runtime.distributed import StopRequest
+from vit_jax.runtime.logbook import Logbook
+from vit_jax.runtime.pace import Clock, Paced
+from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.loop import Event
+from vit_jax.training.state import TrainState, evaluated_params
+
+#: (parameters, called with the count so far after every batch) -> metrics
+Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
+
+
+class Instruments(NamedTuple):
+    """What the events of a run share. results: the newest value of every metric."""
+
+    log: Logbook
+    results: dict[str, float]
+    clock: Clock
+    pace: Paced
+    watchdog: Watchdog
+    checkpoints: Checkpoints
+    meta: Mapping[str, Any]  # what every checkpoint says of its run
+
+
+def every(steps: int | None, *, last: int, first: int | None = None) -> Callable[[int], bool]:
+    """Every so many steps, at the last one, and at the first of this process if it is given."""
+    return lambda step: step in (first, last) or bool(steps and step % steps == 0)
+
+
+def always(step: int) -> bool:
+    """After each step."""
+    del step
+    return True
+
+
+def logged(
+    shared: Instruments,
+    measured_memory: Callable[[], dict[str, float]],
+    *,
+    due: Callable[[int], bool],
+    max_skipped_steps: int,
+) -> Event:
+    """A line of training's metrics; the progress bar moves at each step.
+
+    Raises:
+      Diverged: when it happens, `max_skipped_steps` gradients in a row were not finite.
+    """
+
+    def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        if due(step):
+            record = {key: float(value) for key, value in metrics.items()}
+            record |= shared.clock.read(step) | measured_memory()
+            abort_if_stuck(record, max_skipped_steps)
+            shared.log.write(step, record)
+            shared.results.update(record)
+        shared.log.advance(step)
+
+    return Event(always, act)
+
+
+def abort_if_stuck(record: Mapping[str, float], limit: int) -> None:
+    """Stops a run whose gradients are not finite any more; its checkpoints are all finite."""
+    bad = int(record["train/skipped_in_a_row"])
+    if bad >= limit:
+        raise Diverged(
+            f"The last {bad} gradients were not finite and their updates were skipped; lower "
+            "config.schedule.learning_rate, or set config.gradient_clip_norm, and start again."
+        )
+
+
+def saved(shared: Instruments, *, every_steps: int, total_steps: int) -> Event:
+    """A checkpoint, written while training goes on; that of the last step is waited for.
+
+    Raises:
+      CheckpointError: when it happens, the one before was not written.
+    """
+    due = every(every_steps, last=total_steps)
+
+    def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        if shared.checkpoints.check():
+            shared.pace.trim()  # what it held is free
+        if due(step):
+            with shared.pace.aside():
+                shared.checkpoints.save(step, state, shared.meta)
+            shared.watchdog.beat(f"a checkpoint of step {step}", progress=True)
+        if step == total_steps:
+            shared.checkpoints.wait()
+
+    return Event(always, act)
+
+
+def due_evaluators(step: int, periods: Mapping[str, int | None], total_steps: int) -> list[str]:
+    """The names of the evaluators that run after a step."""
+    return [name for name, n in periods.items() if every(n, last=total_steps)(step)]
+
+
+def evaluate(
+    shared: Instruments, evaluators: Mapping[str, Evaluator], step: int, state: TrainState
+) -> None:
+    """Runs evaluators on the state after a step, and adds to the line of the log."""
+    record: dict[str, float] = {}
+    with shared.pace.aside():
+        for evaluator in evaluators.values():
+            record |= evaluator(evaluated_params(state), shared.watchdog.on_batch)
+    shared.clock.restart(step)
+    shared.results.update(record)
+    shared.log.write(step, record)
+
+
+def evaluated(
+    shared: Instruments,
+    evaluators: Mapping[str, Evaluator],
+    periods: Mapping[str, int | None],
+    total_steps: int,
+) -> Event:
+    """The evaluators that are due."""
+
+    def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        names = due_evaluators(step, periods, total_steps)
+        evaluate(shared, {name: evaluators[name] for name in names}, step, state)
+
+    return Event(lambda step: bool(due_evaluators(step, periods, total_steps)), act)
+
+
+def stopped(shared: Instruments, request: StopRequest, workdir: Path, total_steps: int) -> Event:
+    """The end of a process that was asked to stop, with its step saved.
+
+    Raises:
+      Preempted: when it happens.
+    """
+
+    def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        if request.requested(step):
+            shared.checkpoints.save(step, state, shared.meta)
+            shared.checkpoints.wait()
+            raise Preempted(
+                f"asked to stop: saved step {step} of {total_steps} in {workdir}; "
+                "run the same command to go on."
+            )
+
+    return Event(lambda step: step < total_steps, act)

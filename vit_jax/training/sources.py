@@ -1,0 +1,84 @@
+"""The data of a run: what is trained and evaluated on, and what to know of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vit_jax import models
+from vit_jax.config import ConfigDict
+from vit_jax.data import specs, transforms
+from vit_jax.data.labels import one_class
+from vit_jax.data.relabel import with_classes
+from vit_jax.data.remarks import untrained_classes
+from vit_jax.data.source import Source, Without, shared_records
+from vit_jax.errors import UserError
+
+
+class Data(NamedTuple):
+    """What is trained and evaluated on, and how images are prepared."""
+
+    train: Source
+    evaluation: Source
+    train_transform: Callable
+    eval_transform: Callable
+    notes: list[str]
+
+
+def open_sources(config: ConfigDict) -> tuple[Source, Source, list[str]]:
+    """The training and the evaluation source of `config.data`, and what to know of the choice.
+
+    Their classes are those of the training source: matched by name, whatever their order.
+
+    Raises:
+      UserError: nothing can be learnt or measured: one class, other classes, no labels.
+    """
+    spec, options = config.data.dataset, {"data_dir": config.data.data_dir}
+    train_split, eval_split = config.data.train_split, config.data.eval_split
+    notes: list[str] = []
+    if train_split and not eval_split:
+        raise UserError(
+            "config.data.train_split and .eval_split belong together: with the first alone it is "
+            "not known what is left to evaluate on; set both."
+        )
+    if train_split and eval_split:
+        train_spec, eval_spec = f"{spec}[{train_split}]", f"{spec}[{eval_split}]"
+    else:
+        train_spec, eval_spec, notes = specs.choose_splits(spec, **options, watch=True)
+        if eval_split:
+            eval_spec, notes = f"{spec}[{eval_split}]", []
+    exclude = config.data.exclude or None
+    train_source = specs.open_source(train_spec, exclude=exclude, labelled=True, **options)
+    eval_source = specs.open_source(eval_spec, labelled=True, **options)
+    if train_source.num_classes < 2:
+        raise one_class(train_source)
+    eval_source = with_classes(eval_source, train_source.class_names, train_source.spec)
+    return train_source, eval_source, notes
+
+
+def data_notes(train_source: Source, eval_source: Source) -> list[str]:
+    """What a person should know of the two parts of the data before the first step."""
+    notes = list(dict.fromkeys((*train_source.notes, *eval_source.notes)))
+    if shared := shared_records(train_source, eval_source):
+        notes.append(
+            f"{shared:,} of the {len(eval_source):,} evaluation records are trained on: "
+            f"{eval_source.spec} overlaps {train_source.spec}"
+        )
+    if isinstance(train_source, Without):
+        named = len(train_source.removed) + train_source.missing
+        notes.append(
+            f"data.exclude: {len(train_source.removed):,} of {named:,} names found and left out"
+        )
+    return notes + untrained_classes(train_source, eval_source)
+
+
+def data_of(
+    config: ConfigDict, model: models.ModelConfig, train: Source, evaluation: Source, notes: list
+) -> Data:
+    """The data of a run of `model`, from its open sources."""
+    train_transform = transforms.make_transform(
+        size=model.image_size, train=True, orient=config.data.orient, **config.augment.to_dict()
+    )
+    eval_transform = transforms.evaluation_transform(model.image_size, model.preprocessing)
+    notes = [*notes, *data_notes(train, evaluation)]
+    return Data(train, evaluation, train_transform, eval_transform, notes)

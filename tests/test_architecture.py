@@ -29,10 +29,12 @@ MAY_IMPORT: dict[str, str] = {
     "models": "errors files numerics",
     "objectives": "errors models",
     "interop": "errors files numerics models data",
-    "evaluation": "errors files config runtime data pages models objectives",
+    "evaluation": "errors files runtime data pages models objectives",
 }
 MAY_IMPORT["inspection"] = MAY_IMPORT["dedup"] = f"{MAY_IMPORT['evaluation']} evaluation interop"
-MAY_IMPORT["training"] = f"{MAY_IMPORT['interop']} {MAY_IMPORT['evaluation']} interop evaluation"
+MAY_IMPORT["training"] = (
+    f"{MAY_IMPORT['interop']} {MAY_IMPORT['evaluation']} config interop evaluation"
+)
 for _room in ("studies", "bench", "doctor"):
     MAY_IMPORT[_room] = f"{MAY_IMPORT['training']} training inspection dedup studies bench doctor"
 MAY_IMPORT["cli"] = " ".join(MAY_IMPORT)

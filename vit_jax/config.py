@@ -26,15 +26,9 @@ from vit_jax.settings import OPEN_SECTIONS, SETTINGS
 #: What `config.json` and checkpoints are written in; see training/workdir.py for older ones.
 FORMAT = 2
 
-#: Protocols that can run while training, with their options; see evaluation/suites.py.
-EVALUATORS: dict[str, dict[str, Any]] = {
-    "classification": {},
-    "fewshot": {"shots": (1, 5, 10, 25), "seeds": 3, "l2": "1024", "preprocessing": "protocol"},
-    "knn": {"k": (1, 5, 10, 20)},
-    "probe": {},
-    "real": {"real_labels": ""},
-    "objectnet": {},
-}
+#: The package's own evaluators (vit_jax/evaluation/protocols.py), for which a config file may
+#: write c.evaluators.knn.data = ...; their options are read there.
+EVALUATORS = ("classification", "fewshot", "knn", "probe", "real", "objectnet")
 
 
 def default() -> ConfigDict:
@@ -50,11 +44,9 @@ def default() -> ConfigDict:
         if not setting.option:
             of_its_kind = setting.default is not None
             section_[name] = setting.default if of_its_kind else placeholder(setting.kind.type)
-    c.evaluators = ConfigDict()  # protocols on other data while training; off without data
-    for suite, options in EVALUATORS.items():
-        c.evaluators[suite] = ConfigDict({"data": "", **options})
-        c.evaluators[suite].every_steps = placeholder(int)
-        c.evaluators[suite].every_epochs = placeholder(float)  # neither: at the end only
+    # Protocols on other data while training: {KEY: {name, data, every_steps or every_epochs, and
+    # the options of the evaluator}}; off without data, at the end only without an interval.
+    c.evaluators = ConfigDict({name: {"data": ""} for name in EVALUATORS})
     return c
 
 
@@ -243,12 +235,18 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     """
     *sections, name = key.split(".")
     target = config
-    for section_name in sections:
+    for depth, section_name in enumerate(sections):
+        if depth and sections[depth - 1] == "evaluators" and section_name not in target:
+            target[section_name] = ConfigDict()  # of any key; see training/evaluators.py
         target = target.get(section_name) if section_name in target else None
         if not isinstance(target, ConfigDict):
             raise UserError(
                 f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}"
             )
+    if sections[-2:-1] == ["evaluators"]:
+        with target.ignore_type():  # its evaluator says of which type it is
+            target[name] = literal(text)
+        return
     if name not in target:
         if not sections or sections[-1] not in OPEN_SECTIONS:
             raise UserError(

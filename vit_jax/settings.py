@@ -312,8 +312,7 @@ SETTINGS: dict[str, Setting] = {
     "keep_checkpoints": Setting(2, POSITIVE, "The newest so many; older ones go.", free=True),
     "wandb": Setting(False, FLAG, "Also log to Weights & Biases.", free=True),
 }
-#: Options of functions, by the section whose `name` chooses the function.
-OPEN_SECTIONS = ("augment", "eval_preprocess", "loss", "objective", "optimizer")
+OPEN_SECTIONS = ("augment", "eval_preprocess", "evaluators", "loss", "objective", "optimizer")
 #: All of them may differ when a run goes on.
 FREE_SECTIONS = ("evaluators",)
 

@@ -1,7 +1,5 @@
 """Training and every protocol know classes by their names, and refuse what cannot be learnt."""
 
-import contextlib
-
 import jax
 import numpy as np
 import pytest
@@ -9,7 +7,10 @@ from image_folders import class_folders, save
 
 from vit_jax import config as configuration, data, models
 from vit_jax.errors import UserError
-from vit_jax.evaluation import classification, features, suites
+from vit_jax.evaluation import classification, features
+from vit_jax.evaluation.data_sets import DataSets
+from vit_jax.evaluation.forward import of_model
+from vit_jax.evaluation.protocols import EVALUATORS
 from vit_jax.runtime import sharding
 from vit_jax.training.setup import set_up
 
@@ -55,17 +56,9 @@ def prepared(spec, **settings):
     )
 
 
-def request(model, spec, **options):
-    return suites.Request(
-        model[0],
-        model[1],
-        specs=(spec,),
-        data_dir=None,
-        batch_size=4,
-        mesh=sharding.make_mesh(devices=jax.devices()[:1], data=1),
-        progress=lambda total, name: contextlib.nullcontext(lambda count: None),
-        **options,
-    )
+def evaluate(name, model, spec, **options):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1], data=1)
+    return EVALUATORS[name](of_model(*model, mesh, batch_size=4), DataSets((spec,)), **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +91,7 @@ def test_training_is_watched_under_the_classes_of_the_training_split(permuted):
 @pytest.mark.parametrize("split", ["train", "test", "train+test"])
 def test_evaluation_is_right_whatever_the_order(permuted, by_colour, split):
     """S1: 100% on the split whose classes are numbered otherwise."""
-    found = suites.suite_classification(request(by_colour, f"{permuted}[{split}]"))
+    found = evaluate("classification", by_colour, f"{permuted}[{split}]")
     assert found.record["accuracy"] == 1.0
 
 
@@ -106,7 +99,7 @@ def test_evaluation_is_right_whatever_the_order(permuted, by_colour, split):
 def test_protocols_of_features_are_right_whatever_the_order(permuted, by_colour, suite):
     """S1."""
     options = {"knn": dict(k=(1,)), "fewshot": dict(shots=(1,), seeds=1), "probe": {}}[suite]
-    found = suites.SUITES[suite](request(by_colour, permuted, **options))
+    found = evaluate(suite, by_colour, permuted, **options)
     assert list(found.metrics.values()) == [1.0]
 
 
@@ -117,8 +110,8 @@ def test_classes_of_the_same_count_and_other_names_are_refused(tmp_path, by_colo
             save(tmp_path / "train" / new / f"{i}.png", COLOURS[old], (16, 16))
     spec = f"folder:{tmp_path}"
     with pytest.raises(UserError, match=rf"has the class 'x', .*{spec}\?match=number"):
-        suites.suite_classification(request(by_colour, f"{spec}[train]"))
-    found = suites.suite_classification(request(by_colour, f"{spec}?match=number[train]"))
+        evaluate("classification", by_colour, f"{spec}[train]")
+    found = evaluate("classification", by_colour, f"{spec}?match=number[train]")
     assert found.record["accuracy"] == 1.0
     assert "classes matched by number" in found.table[0]
 
@@ -126,11 +119,11 @@ def test_classes_of_the_same_count_and_other_names_are_refused(tmp_path, by_colo
 def test_fewer_classes_and_numbers_go_on_working(tmp_path, by_colour):
     """S1: a part of the classes by name; numbers where names are not known."""
     class_folders(tmp_path / "some", classes=("red", "blue"))
-    found = suites.suite_classification(request(by_colour, f"folder:{tmp_path}/some[train]"))
+    found = evaluate("classification", by_colour, f"folder:{tmp_path}/some[train]")
     assert found.record["accuracy"] == 1.0
     for number, name in enumerate(NAMES):
         save(tmp_path / "numbers" / str(number) / "0.png", COLOURS[name], (16, 16))
-    found = suites.suite_classification(request(by_colour, f"folder:{tmp_path}/numbers[train]"))
+    found = evaluate("classification", by_colour, f"folder:{tmp_path}/numbers[train]")
     assert found.record["accuracy"] == 1.0
     nameless = models.replace(by_colour[0], labels=()), by_colour[1]
     mapping, remark = classification.match_labels(
@@ -161,7 +154,7 @@ def test_one_class_is_not_trained_on(tmp_path, by_colour):
     with pytest.raises(UserError, match=rf"one class, 'dataset'.*\(blue, green, red\).*{spec}/dat"):
         prepared(spec)
     with pytest.raises(UserError, match="has one class, 'dataset'"):
-        suites.suite_knn(request(by_colour, spec))
+        evaluate("knn", by_colour, spec)
 
 
 def test_labels_that_are_withheld_are_refused_before_the_first_step(tmp_path):

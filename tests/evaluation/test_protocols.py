@@ -7,7 +7,7 @@ import pytest
 from vit_jax import data
 from vit_jax.data.source import FileSource
 from vit_jax.errors import UserError
-from vit_jax.evaluation import calibration, fewshot, knn, objectnet, probe, real
+from vit_jax.evaluation import calibration, fewshot, figures, knn, objectnet, probe, real
 
 PROTOCOL = golden_weights.numbers("protocol")
 
@@ -83,6 +83,25 @@ def test_neighbours_by_hand():
     assert found == {1: 1.0, 3: 0.0}  # one vote for 0, then two of three for 1; 9 are not there
 
 
+def test_neighbours_vote_by_their_similarity():
+    """One that is near outweighs two that are far; those that point away still vote."""
+    y = np.array([0, 1, 1])
+    for bank in ([[1, 0], [-0.9, 1], [-0.9, -1]], [[-1, 1], [-1, 0], [-1, 0.01]]):
+        found = knn.accuracies(np.array(bank), y, np.eye(2)[:1], np.array([0]), 3, ks=(3,))
+        assert found == {3: 1.0}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_neighbours_do_not_depend_on_lengths_or_on_the_order_of_the_bank(seed):
+    rng = np.random.default_rng(seed)
+    bank, x = rng.normal(size=(12, 4)), rng.normal(size=(30, 4))
+    y, wanted = rng.integers(0, 3, 12), rng.integers(0, 3, 30)
+    found = knn.accuracies(bank, y, x, wanted, 3, ks=range(1, 13))
+    order, lengths = rng.permutation(12), rng.uniform(0.5, 2.0, (12, 1))
+    again = knn.accuracies((bank * lengths)[order], y[order], 3 * x, wanted, 3, ks=range(1, 13))
+    assert again == found
+
+
 def test_real_counts_images_that_have_a_label():
     labels = [[1, 2], [], [0], [3]]
     assert real.real_accuracy([2, 5, 1, 3], labels) == pytest.approx(2 / 3)
@@ -118,6 +137,17 @@ def test_calibration_by_hand():
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
+def test_pictures_of_mistakes_are_of_the_examples_that_were_read():
+    """The first could not be read: results are of the numbers 1 and 2."""
+    results = {
+        "index": np.array([1, 2]), "correct": np.array([False, True]), "label": np.array([0, 1]),
+        "confidence": np.array([0.9, 0.8]), "prediction": np.array([1, 1]),
+    }  # fmt: skip
+    images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 100, 200)])
+    figure = figures.mistakes(results, data.ArraySource(images, [0, 0, 1]), ("a", "b"))
+    assert (figure.axes[0].get_images()[0].get_array() == 100).all()
+
+
 def test_objectnet_counts_any_of_an_objects_classes():
     classes = [[3, 7], [5]]
     ranked = np.array([[7, 1, 2, 0, 4], [5, 3, 1, 2, 0], [3, 4, 5, 0, 1], [9, 8, 7, 6, 2]])
@@ -140,6 +170,6 @@ def test_probe_finds_a_direction_that_neighbours_do_not():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 40)).astype(np.float32)
     y = (x[:, 0] + 0.5 * x[:, 1] > 0).astype(int)
-    accuracy, inverse_l2 = probe.probe(x[:500], y[:500], x[500:], y[500:])
+    accuracy, inverse_l2 = probe.accuracy(x[:500], y[:500], x[500:], y[500:])
     assert accuracy > 0.93 and inverse_l2 in probe.INVERSE_L2
     assert knn.accuracies(x[:500], y[:500], x[500:], y[500:], 2, ks=(5,))[5] < 0.85

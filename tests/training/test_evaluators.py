@@ -1,6 +1,7 @@
 """Protocols that run while training, each at its own interval."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import tfds_directory
 from vit_jax import config as configuration
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.evaluation import suites
+from vit_jax.evaluation.protocols import EVALUATORS
 from vit_jax.training import evaluators
 from vit_jax.training.evaluators import periods
 
@@ -63,18 +64,62 @@ def test_data_of_an_evaluator_is_looked_for_before_training(tmp_path, capsys):
     assert "evaluators.fewshot.shots" in capsys.readouterr().err
 
 
-def test_every_evaluator_is_a_suite_and_takes_its_options():
-    fields = set(suites.Request._fields)
-    for name, options in configuration.EVALUATORS.items():
-        assert name in suites.SUITES and set(options) <= fields
+def test_periods_and_names_of_evaluators():
+    assert set(configuration.default().evaluators) == set(EVALUATORS)
     config = configuration.default()
     config.eval_every_epochs = 2.0
     config.evaluators.knn.data = "digits"
     config.evaluators.knn.every_epochs = 0.5
     assert periods(config, 10.0) == {"eval": 20, "knn": 5}
     config.evaluators.knn.dat = "digits"
-    with pytest.raises(UserError, match=r"evaluators\.knn\.dat "):
-        configuration.check(config)
+    with pytest.raises(UserError, match=r"evaluators\.knn\.dat .*evaluators\.knn\.data'"):
+        periods(config, 10.0)
+
+
+@pytest.mark.parametrize(
+    "setting, sentence",
+    [
+        ("knm.data=digits", "config.evaluators.knm.name='knm' does not exist.*Did you mean 'knn'"),
+        ("knn.name=knm", "config.evaluators.knn.name='knm' does not exist.*Did you mean 'knn'"),
+        ("knn.k=five", "config.evaluators.knn.k='five' must be whole numbers, separated by commas"),
+        ("knn.every_steps=2.5", "config.evaluators.knn.every_steps=2.5 must be a whole number"),
+        ("fewshot.l2=sweeep", "config.evaluators.fewshot.l2='sweeep' must be a number or sweep"),
+        ("fewshot.preprocessing=x", "='x' must be protocol or model"),
+        ("knn.max_bad_images=1", "config.evaluators.knn.max_bad_images is a setting that nobody"),
+        ("real.data=digits", "config.evaluators.real: .* needs --real_labels"),
+    ],
+)
+def test_what_no_evaluator_reads_is_refused_before_the_first_step(
+    tmp_path, capsys, setting, sentence
+):
+    given = ["train", f"--workdir={tmp_path / 'w'}", *SETTINGS, f"--config.evaluators.{setting}"]
+    assert main(given) == 1
+    assert re.search(sentence, capsys.readouterr().err) and not (tmp_path / "w").exists()
+
+
+def test_an_evaluator_runs_twice_under_two_keys():
+    config = configuration.default()
+    for key, text in {"mine.name": "knn", "mine.data": "digits", "mine.k": "(1,)",
+                      "mine.every_steps": "3", "knn.data": "digits"}.items():  # fmt: skip
+        configuration.override(config, f"evaluators.{key}", text)
+    assert periods(config, 10.0) == {"eval": None, "knn": None, "mine": 3}
+    found = evaluators.chosen(config)
+    assert found["mine"].evaluator is found["knn"].evaluator is EVALUATORS["knn"]
+    assert found["mine"].options == {"k": (1,)} and found["knn"].options == {"k": (1, 5, 10, 20)}
+
+
+def test_sections_as_they_were_written_before_are_read():
+    """Of config.json of format 2, with every default in it, and l2 as text."""
+    config = configuration.default()
+    config.evaluators.fewshot = {
+        "data": "digits", "every_epochs": None, "every_steps": None, "l2": "1024",
+        "preprocessing": "protocol", "seeds": 3, "shots": [5, 10],
+    }  # fmt: skip
+    config.evaluators.real = {"data": "", "real_labels": "", "every_steps": None}
+    (found,) = evaluators.chosen(config).values()
+    assert found.options == {
+        "shots": (5, 10), "seeds": 3, "l2": 1024.0, "preprocessing": "protocol",
+    }  # fmt: skip
 
 
 def test_data_sets_of_evaluators_are_looked_for_where_those_of_the_run_are(tmp_path):

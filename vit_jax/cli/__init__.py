@@ -1,8 +1,9 @@
 """`vit-jax COMMAND ...`: parses and calls; the work is elsewhere.
 
 Each command is a module of this package with a docstring (its help), `define(flags)` that declares
-its absl flags, and `main(flags, arguments) -> int | None`. Only the commands of TAKE_ARGUMENTS take
-words besides flags.
+its absl flags, and `main(flags, arguments) -> int | None`. Flags that depend on others, such as
+options of a plug-in, are declared by `define_for(flags, words)`. Only the commands of
+TAKE_ARGUMENTS take words besides flags.
 """
 
 from __future__ import annotations
@@ -74,12 +75,14 @@ def main(argv: list[str] | None = None) -> int:
     flags = absl_flags.FlagValues()
     absl_flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=flags)
     command.define(flags)
-    if any(word in ("-h", "--help", "--helpfull") for word in rest):
-        print(command_help(name, command, flags))
-        return OK
-    if "set" in flags:
-        rest = options.rewrite_overrides(rest)
     try:
+        if hasattr(command, "define_for"):
+            command.define_for(flags, rest)
+        if any(word in ("-h", "--help", "--helpfull") for word in rest):
+            print(command_help(name, command, flags))
+            return OK
+        if "set" in flags:
+            rest = options.rewrite_overrides(rest)
         arguments = flags([f"vit-jax {name}", *rest])[1:]
         if arguments and name not in TAKE_ARGUMENTS:
             raise UsageError(f"unexpected argument {arguments[0]!r}.")
@@ -92,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         return usage(str(error), f"vit-jax {name} --help")
     except UserError as error:
-        return fail(error, flags.debug)
+        return fail(error, bool(flags["debug"].value))
     except Preempted as stop:
         print(stop, flush=True)
         return PREEMPTED
@@ -103,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if flags.debug:
+        if flags["debug"].value:
             raise
         return fail(error, False)
 

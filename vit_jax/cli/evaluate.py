@@ -1,7 +1,8 @@
-"""vit-jax evaluate: a checkpoint by one or several protocols, every example exactly once.
+"""vit-jax evaluate: a model by one or several protocols, every example exactly once.
 
 example:
   vit-jax evaluate --checkpoint=/runs/pets --data='folder:/data/pets[test]'
+  vit-jax evaluate --checkpoint=pets.onnx --data='folder:/data/pets[test]'
   vit-jax evaluate --checkpoint=ViT-B_16.npz --suite=fewshot,knn --data=folder:/data/pets,digits
   vit-jax evaluate --checkpoint=/runs/imagenet --suite=real --data='folder:/data/imagenet[val]' \\
       --real_labels=real.json
@@ -15,20 +16,27 @@ example:
   real            ImageNet ReaL: --real_labels=real.json, or --data=tfds:imagenet2012_real
   objectnet       the 113 objects that ImageNet has, from the unpacked data set
   vtab            VTAB-1k: fine-tunes on every task that is prepared; resumes where it stopped
-fewshot, knn and probe take the training and the evaluation split of each data set. Images are
-prepared as the checkpoint says; classes are matched by name where both sides have names. Writes
-evaluation.json, CSV files and pictures into --out. --config.KEY=VALUE changes a setting of vtab's
-runs (configs/vtab.py).
+  FILE.py:NAME    an evaluator of your own, see CONTRIBUTING.md
+fewshot, knn and probe take the training and the evaluation split of each data set, and need a
+checkpoint; the others also evaluate what `vit-jax export` wrote. Images are prepared as the model
+says; classes are matched by name where both sides have names. Writes evaluation.json, CSV files and
+pictures into --out. An option of a protocol is --PROTOCOL.OPTION, or --OPTION for every protocol of
+--suite that has it. --config.KEY=VALUE changes a setting of vtab's runs (configs/vtab.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError, UserError, nearest
+from vit_jax.config import pick
+from vit_jax.errors import UsageError, UserError
+
+#: Flags that vtab alone reads.
+VTAB = ("tasks", "size", "learning_rates", "set")
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -41,16 +49,6 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "out", None, "Directory of the results; by default the checkpoint's.", flag_values=flags
     )
-    absl_flags.DEFINE_list("shots", ["1", "5", "10", "25"], "Of fewshot.", flag_values=flags)
-    absl_flags.DEFINE_integer(
-        "seeds", 3, "Draws of few-shot examples.", lower_bound=1, flag_values=flags
-    )
-    absl_flags.DEFINE_string("l2", "1024", "Of fewshot: a number, or sweep.", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "preprocessing", "protocol", "Of fewshot's images: protocol, or model.", flag_values=flags
-    )
-    absl_flags.DEFINE_list("k", ["1", "5", "10", "20"], "Of knn.", flag_values=flags)
-    absl_flags.DEFINE_string("real_labels", None, "real.json of ReaL.", flag_values=flags)
     absl_flags.DEFINE_list("tasks", [], "Of vtab; all that are prepared.", flag_values=flags)
     absl_flags.DEFINE_integer("size", 384, "Image size of vtab's runs.", flag_values=flags)
     absl_flags.DEFINE_list(
@@ -61,67 +59,143 @@ def define(flags: absl_flags.FlagValues) -> None:
     )
     options.define_overrides(flags)
     options.define_processes(flags)
+    from vit_jax.evaluation.protocols import EVALUATORS
+
+    define_options(flags, EVALUATORS)
+
+
+def define_for(flags: absl_flags.FlagValues, words: list[str]) -> None:
+    """The flags of the plug-ins that a command line names with --suite."""
+    for i, word in enumerate(words):
+        flag, _, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and flag == "suite":
+            names = (value or "".join(words[i + 1 : i + 2])).split(",")
+            plugins = {key_of(name): name for name in names if ".py:" in name}
+            define_options(flags, {key: pick({}, name, "--suite") for key, name in plugins.items()})
+
+
+def define_options(flags: absl_flags.FlagValues, table: Mapping) -> None:
+    """--E.NAME for every option NAME of an evaluator E, and --NAME for all that have it."""
+    from vit_jax.evaluation.options import options_of, shown
+
+    same: dict[str, list[str]] = {}
+    for key, evaluator in table.items():
+        for option in options_of(evaluator, key).values():
+            flag = f"{key}.{option.name}"
+            default = shown(option.default)
+            text = f"{option.text}{f' [{default}]' if default else ''}"
+            absl_flags.DEFINE_string(flag, None, text, flag_values=flags)
+            same.setdefault(option.name, []).append(f"--{flag}")
+    for name, those in same.items():
+        if name not in flags:
+            text = f"The same as {', '.join(those)}."
+            absl_flags.DEFINE_string(name, None, text, flag_values=flags)
+
+
+def key_of(name: str) -> str:
+    """What an evaluator is called in flags and files: "worst.py:worst_class" is worst_class."""
+    return name.rpartition(":")[2]
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
     if not flags.data and flags.suite != ["vtab"]:
         raise UsageError("--data=SPEC is needed.")
-    try:
-        shots, ks = (tuple(map(int, values)) for values in (flags.shots, flags.k))
-        rates = tuple(map(float, flags.learning_rates))
-    except ValueError:
-        raise UsageError(
-            "--shots, --k and --learning_rates are numbers, separated by commas."
-        ) from None
-    where = Path(checkpoint)
-    if flags.out is None and "checkpoints" in (where.name, where.parent.name):
-        raise UsageError("--out=DIR is needed: nothing is written among the checkpoints of a run.")
-    if flags.out is None and not where.exists():
-        raise UsageError("--out=DIR is needed for a checkpoint that is not on disk.")
-    out = Path(flags.out) if flags.out else (where if where.is_dir() else where.parent)
+    out = out_directory(flags, checkpoint)
     with options.processes(flags):
         import jax
 
         from vit_jax.data.specs import split_specs
-        from vit_jax.evaluation import suites
-        from vit_jax.interop import load
-        from vit_jax.runtime import sharding
+        from vit_jax.evaluation import protocols, result
+        from vit_jax.evaluation.data_sets import DataSets
         from vit_jax.studies import vtab
 
-        table = suites.SUITES | {"vtab": vtab.suite}
-        for name in flags.suite:
-            if name not in table:
-                raise UserError(
-                    f"There is no suite {name!r}; there are {', '.join(table)}."
-                    f"{nearest(name, table)}"
-                )
-        config, params = load.read(checkpoint)
-        request = suites.Request(
-            config,
-            params,
-            specs=split_specs(flags.data or ""),
-            data_dir=flags.data_dir,
-            batch_size=flags.batch_size,
-            mesh=sharding.make_mesh(),
-            progress=options.progress,
-            shots=shots,
-            seeds=flags.seeds,
-            l2=flags.l2,
-            preprocessing=flags.preprocessing,
-            k=ks,
-            real_labels=flags.real_labels,
-            checkpoint=checkpoint,
-            out=out,
-            tasks=tuple(flags.tasks),
-            size=flags.size,
-            learning_rates=rates,
-            overrides=tuple(options.overrides(flags).items()),
-        )
-        for name in flags.suite:
-            result = table[name](request)
+        table = protocols.EVALUATORS | {"vtab": vtab.suite}
+        if len({key_of(name) for name in flags.suite}) < len(flags.suite):
+            raise UsageError(f"--suite={','.join(flags.suite)} has two of the same name.")
+        evaluators = {key_of(name): pick(table, name, "--suite") for name in flags.suite}
+        chosen = chosen_options(flags, evaluators)
+        data = DataSets(split_specs(flags.data or ""), flags.data_dir, options.progress)
+        forward = None
+        for name, evaluator in evaluators.items():
+            if evaluator is vtab.suite:
+                found = vtab.suite(vtab_request(flags, checkpoint, out))
+            else:
+                forward = forward or options.forward(checkpoint, flags.batch_size)
+                found = protocols.evaluate(evaluator, forward, data, chosen[name])
             if jax.process_index() == 0:
-                record = {"checkpoint": checkpoint, **result.record}
-                file = suites.write(out, name, record, result)
-                print("\n".join(result.table))
+                record = {"checkpoint": checkpoint, **found.record}
+                file = result.write(out, name, record, found)
+                print("\n".join(found.table))
                 print(f"  in {file}")
+
+
+def out_directory(flags: absl_flags.FlagValues, checkpoint: str) -> Path:
+    """Where results go.
+
+    Raises:
+      UsageError: it must be said.
+    """
+    if flags.out:
+        return Path(flags.out)
+    where = Path(checkpoint)
+    if "checkpoints" in (where.name, where.parent.name):
+        raise UsageError("--out=DIR is needed: nothing is written among the checkpoints of a run.")
+    if not where.exists():
+        raise UsageError("--out=DIR is needed for a checkpoint that is not on disk.")
+    return where if where.is_dir() else where.parent
+
+
+def chosen_options(
+    flags: absl_flags.FlagValues, evaluators: Mapping
+) -> dict[str, dict[str, object]]:
+    """{evaluator: its options}, from flags and defaults.
+
+    Raises:
+      UsageError: a value that is not of the option's type, or a flag that no evaluator reads.
+    """
+    from vit_jax.evaluation.options import options_of, read
+    from vit_jax.evaluation.protocols import EVALUATORS
+
+    unread = {name for name in VTAB if flags[name].present and "vtab" not in evaluators}
+    for known in EVALUATORS.values():
+        unread |= {name for name in options_of(known) if flags[name].present}
+    unread |= {name for name in flags if "." in name and flags[name].present}
+    chosen: dict[str, dict[str, object]] = {}
+    for key, evaluator in evaluators.items():
+        chosen[key] = {}
+        for option in options_of(evaluator, key).values() if key != "vtab" else ():
+            chosen[key][option.name] = option.default
+            for flag in (option.name, f"{key}.{option.name}"):
+                if flags[flag].present:
+                    unread.discard(flag)
+                    try:
+                        chosen[key][option.name] = read(flags[flag].value, option.kind, f"--{flag}")
+                    except UserError:
+                        raise
+                    except ValueError as error:
+                        raise UsageError(str(error)) from None
+    if unread:
+        flag = min(unread)
+        named = "--config.KEY" if flag == "set" else f"--{flag}"
+        raise UsageError(f"{named} is read by none of --suite={','.join(flags.suite)}.")
+    return chosen
+
+
+def vtab_request(flags: absl_flags.FlagValues, checkpoint: str, out: Path):
+    """What vtab reads."""
+    from vit_jax.studies import vtab
+
+    try:
+        rates = tuple(map(float, flags.learning_rates))
+    except ValueError:
+        raise UsageError("--learning_rates are numbers, separated by commas.") from None
+    return vtab.Request(
+        checkpoint=checkpoint,
+        out=out,
+        tasks=tuple(flags.tasks),
+        size=flags.size,
+        learning_rates=rates,
+        overrides=tuple(options.overrides(flags).items()),
+        data_dir=flags.data_dir,
+    )

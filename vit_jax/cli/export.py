@@ -12,8 +12,6 @@ unless --batch_size is given. With --data, the accuracy before and after is meas
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
@@ -54,15 +52,13 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.data:
         from vit_jax import data
         from vit_jax.evaluation import classification
-        from vit_jax.interop import load
-        from vit_jax.runtime import sharding
+        from vit_jax.evaluation.data_sets import DataSets
 
-        config, params = load.read(checkpoint)
-        source, batch_size = data.open_source(flags.data), flags.batch_size or 64
-        answers = classification.classify(
-            config, params, source, batch_size=batch_size, mesh=sharding.make_mesh()
+        source = data.open_source(flags.data)
+        before, after = (
+            classification.classify(
+                options.forward(model, flags.batch_size or 64), source, DataSets((flags.data,))
+            ).summary["accuracy"]
+            for model in (checkpoint, flags.out)
         )
-        run, _ = export.FORMATS[flags.format][1](Path(flags.out))
-        before = answers.summary["accuracy"]
-        after = classification.accuracy_of(run, config, source, batch_size=batch_size)
         print(f"accuracy on {flags.data}: {before:.2%} before, {after:.2%} after")

@@ -10,12 +10,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
 from vit_jax.config import ConfigDict, default, flatten, load
 from vit_jax.errors import Preempted, UsageError, nearest, one_line
 from vit_jax.runtime import host_memory
+
+if TYPE_CHECKING:
+    from vit_jax.evaluation.forward import Forward
 
 
 def define_config(flags: absl_flags.FlagValues) -> None:
@@ -166,6 +170,29 @@ def define_checkpoint(flags: absl_flags.FlagValues) -> None:
         "A workdir, an exported, Hugging Face or timm directory, an official .npz, hf:ORG/NAME, "
         "gs://..., https://..., or a published name such as B/16-imagenet21k.",
         flag_values=flags,
+    )
+
+
+def forward(checkpoint: str, batch_size: int) -> Forward:
+    """What evaluators run over: a checkpoint on all devices, or an exported model."""
+    from vit_jax.evaluation import forward as forwards
+    from vit_jax.interop import export, load
+    from vit_jax.runtime import sharding
+
+    mesh = sharding.make_mesh()
+    if not export.is_exported(checkpoint):
+        config, params = load.read(checkpoint)
+        return forwards.of_model(config, params, mesh, batch_size=batch_size)
+    found = export.open_exported(checkpoint)
+    return forwards.of_function(
+        found.run,
+        mesh,
+        name=checkpoint,
+        image_size=found.image_size,
+        channels=found.channels,
+        labels=found.labels,
+        preprocessing=found.preprocessing,
+        batch_size=batch_size,
     )
 
 

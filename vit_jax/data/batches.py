@@ -51,12 +51,14 @@ def check_label(record: dict[str, Any], num_classes: int) -> np.int32:
 class BadImages:
     """Called with what is wrong with a record that cannot be read: said once, up to a limit.
 
+    setting: what the limit is called.
+
     Raises:
       UserError: there are more than `limit` of them.
     """
 
-    def __init__(self, limit: int):
-        self.limit, self.messages = limit, set[str]()
+    def __init__(self, limit: int, setting: str = "config.data.max_bad_images"):
+        self.limit, self.setting, self.messages = limit, setting, set[str]()
 
     def __call__(self, message: str) -> None:
         if message in self.messages:
@@ -64,7 +66,7 @@ class BadImages:
         self.messages.add(message)
         if len(self.messages) > self.limit:
             raise UserError(
-                f"{message} config.data.max_bad_images={len(self.messages)} would go on without it "
+                f"{message} {self.setting}={len(self.messages)} would go on without it "
                 f"(it is {self.limit})."
             )
         print(f"left out ({len(self.messages)} of at most {self.limit}): {message}", flush=True)

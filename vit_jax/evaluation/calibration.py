@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
+#: The predictions whose confidence lies between two bounds; without any, the means are nan.
+Bin = TypedDict(
+    "Bin", {"from": float, "to": float, "count": int, "confidence": float, "accuracy": float}
+)
 
-def reliability(
-    confidence: np.ndarray, correct: np.ndarray, bins: int = 15
-) -> list[dict[str, Any]]:
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> list[Bin]:
     """Per bin of confidence: its bounds, how many predictions, their confidence and accuracy."""
     edges = np.linspace(0, 1, bins + 1)
     which = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    rows = []
+    rows: list[Bin] = []
     for i in range(bins):
         mine = which == i
         rows.append(
@@ -21,8 +24,8 @@ def reliability(
                 "from": float(edges[i]),
                 "to": float(edges[i + 1]),
                 "count": int(mine.sum()),
-                "confidence": float(confidence[mine].mean()) if mine.any() else None,
-                "accuracy": float(correct[mine].mean()) if mine.any() else None,
+                "confidence": float(confidence[mine].mean()) if mine.any() else float("nan"),
+                "accuracy": float(correct[mine].mean()) if mine.any() else float("nan"),
             }
         )
     return rows

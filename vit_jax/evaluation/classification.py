@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypedDict
 
-import jax
 import numpy as np
 
-from vit_jax import data, models
+from vit_jax import models
 from vit_jax.data.labels import match_classes
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluation import calibration, run
-from vit_jax.evaluation.run import run_model
-from vit_jax.models import adapt
-from vit_jax.objectives.classification import measures
+from vit_jax.evaluation import calibration, figures
+from vit_jax.evaluation.data_sets import DataSets
+from vit_jax.evaluation.forward import Forward, Measure, left_out, measured
+from vit_jax.evaluation.result import Result
+from vit_jax.objectives.classification import measures_of
 
 IMAGENET21K = (
     "Published ImageNet-21k weights have 21,843 outputs, two of them for classes without images; "
@@ -23,7 +24,7 @@ IMAGENET21K = (
 )
 
 
-def match_labels(config: models.ModelConfig, source: Any) -> tuple[np.ndarray, str]:
+def match_labels(model: Forward | models.ModelConfig, source: Source) -> tuple[np.ndarray, str]:
     """Which of the model's classes each class of the data is, and a remark ("" if none is due).
 
     Classes are matched by name where both sides know the names, otherwise by number.
@@ -32,64 +33,60 @@ def match_labels(config: models.ModelConfig, source: Any) -> tuple[np.ndarray, s
       UserError: the data has classes that the model does not have.
     """
     theirs = tuple(source.class_names)
-    if not config.labels:
-        if source.num_classes != config.num_classes:
-            both = {source.num_classes, config.num_classes}
+    if not model.labels:
+        if source.num_classes != model.num_classes:
+            both = {source.num_classes, model.num_classes}
             why = " " + IMAGENET21K if both == {21_841, 21_843} else ""
             raise UserError(
                 f"{source.spec} has {source.num_classes} classes and the model "
-                f"{config.num_classes}; fine-tune the model on this data first.{why}"
+                f"{model.num_classes}; fine-tune the model on this data first.{why}"
             )
         return np.arange(source.num_classes, dtype=np.int32), ""
     try:
-        numbers, by = match_classes(config.labels, theirs, there=source.spec)
+        numbers, by = match_classes(model.labels, theirs, there=source.spec)
     except UserError as error:
         base = source.spec.partition("[")[0]
         how = f" They can be matched by number: {base}?match=number"
-        same = len(theirs) == config.num_classes and "match=number" not in str(error)
+        same = len(theirs) == model.num_classes and "match=number" not in str(error)
         raise UserError(
             f"{error} Fine-tune the model on this data first.{how if same else ''}"
         ) from None
-    of = f" ({len(theirs)} of the model's {config.num_classes})"
+    of = f" ({len(theirs)} of the model's {model.num_classes})"
     return numbers, "" if by == "same" else f"classes matched by {by}{of}"
+
+
+#: label: its number. class: its name. examples, correct: how many. accuracy: None of none.
+ClassRow = TypedDict(
+    "ClassRow",
+    {"label": int, "class": str, "examples": int, "correct": int, "accuracy": float | None},
+)
 
 
 class Answers(NamedTuple):
     """What `classify` finds: a summary, a row for each class, every example's result, a remark."""
 
     summary: dict[str, float]
-    classes: list[dict]
+    classes: list[ClassRow]
     results: dict[str, np.ndarray]
     remark: str
 
 
 def classify(
-    config: models.ModelConfig,
-    params: models.Params,
-    source: Any,
-    *,
-    batch_size: int,
-    mesh: jax.sharding.Mesh,
-    on_batch: Callable[[int], None] | None = None,
+    forward: Forward, source: Source, data_sets: DataSets, *, max_bad_images: int = 0
 ) -> Answers:
     """Accuracy and calibration over all of `source`.
 
     Raises:
-      UserError: the classifier is untrained, or does not know the classes.
+      UserError: the classifier is untrained, or does not know the classes; more than
+        `max_bad_images` cannot be read.
     """
-    adapt.check_head(params)
-    mapping, remark = match_labels(config, source)
-    results = run_model(
-        config,
-        params,
-        source,
-        eval_step(config, mesh),
-        mapping=mapping,
-        batch_size=batch_size,
-        mesh=mesh,
-        on_batch=on_batch,
+    forward.check_head()
+    mapping, remark = match_labels(forward, source)
+    measure = measure_of(forward.num_classes)
+    results = measured(
+        forward, measure, source, data_sets, mapping=mapping, max_bad_images=max_bad_images
     )
-    names = config.labels or source.class_names
+    names = forward.labels or source.class_names
     summary = summarise(results)
     summary["calibration_error"] = calibration.expected_calibration_error(
         results["confidence"], results["correct"]
@@ -98,10 +95,45 @@ def classify(
 
 
 @functools.lru_cache(maxsize=4)
-def eval_step(config: models.ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
-    """The jitted evaluation step of a model: compiled once, however often it is evaluated."""
-    _, apply = models.as_functions(config)
-    return run.jit_eval_step(measures(apply, config.num_classes), mesh)
+def measure_of(num_classes: int) -> Measure:
+    """(logits, labels) -> "correct", "top5", "prediction", "confidence" and "loss"."""
+    return functools.partial(measures_of, num_classes=num_classes)
+
+
+def classification(forward: Forward, data: DataSets, *, max_bad_images: int = 0) -> Result:
+    """Top-1 and top-5 of the classifier, every class, calibration, confusions and mistakes.
+
+    Args:
+      max_bad_images: images that may be left out because they cannot be read.
+    """
+    source = data.open()
+    answers = classify(forward, source, data, max_bad_images=max_bad_images)
+    summary, results = answers.summary, answers.results
+    said, lines = left_out(len(results["label"]), source)
+    remark = f"; {answers.remark}" if answers.remark else ""
+    table = [f"{source.spec}: {summary['num_examples']} examples{remark}", *lines]
+    table += [f"  {note}" for note in source.notes]
+    for key, text in (("accuracy", "top-1"), ("top5_accuracy", "top-5")):
+        table.append(f"  {text}  {100 * summary[key]:.2f}%")
+    table.append(f"  loss   {summary['loss']:.4f}")
+    table.append(f"  calibration error  {100 * summary['calibration_error']:.2f}%")
+    names = forward.labels or source.class_names
+    matrix = calibration.confusion_matrix(results["label"], results["prediction"], len(names))
+    pictures = {
+        "confusion": functools.partial(figures.confusion, matrix, names),
+        "reliability": functools.partial(
+            figures.reliability, results["confidence"], results["correct"]
+        ),
+        "mistakes": functools.partial(figures.mistakes, results, source, names),
+    }
+    return Result(
+        record={"data": source.spec, **summary, **said},
+        table=table,
+        metrics={key: float(summary[key]) for key in ("accuracy", "top5_accuracy", "loss")},
+        rows=answers.classes,
+        csv="classification_per_class",
+        pictures=pictures,
+    )
 
 
 def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -116,9 +148,9 @@ def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
     return summary | {"num_examples": len(results["correct"])}
 
 
-def per_class(results: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> list[dict]:
-    """One row per class: its name, how many examples, how many correct, accuracy (None if none)."""
-    rows: list[dict[str, Any]] = []
+def per_class(results: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> list[ClassRow]:
+    """One row per class, in their order."""
+    rows: list[ClassRow] = []
     for label, name in enumerate(class_names):
         mine = results["label"] == label
         count, correct = int(mine.sum()), int(results["correct"][mine].sum())
@@ -132,26 +164,3 @@ def per_class(results: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -
             }
         )
     return rows
-
-
-def accuracy_of(
-    run: Callable[[np.ndarray], np.ndarray],
-    config: models.ModelConfig,
-    source: data.Source,
-    *,
-    batch_size: int,
-) -> float:
-    """Top-1 of `run(images (b, h, w, 3) float32 in [-1, 1]) -> logits`, such as an exported model.
-
-    Images are prepared, and classes matched, as `config` says.
-    """
-    mapping, _ = match_labels(config, source)
-    transform = data.evaluation_transform(config.image_size, config.preprocessing)
-    correct = seen = 0
-    for batch in data.eval_batches(source, transform, batch_size=batch_size):
-        found = run(np.asarray(batch["image"], np.float32) / 127.5 - 1)
-        mask = batch["mask"]
-        correct += int((found.argmax(-1) == mapping[batch["label"]])[mask].sum())
-        seen += int(mask.sum())
-    assert seen == len(source)
-    return correct / seen

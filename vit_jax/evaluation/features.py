@@ -3,25 +3,75 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from vit_jax import data, files, models
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError, nearest
 from vit_jax.evaluation import run
+from vit_jax.evaluation.data_sets import DataSets
+from vit_jax.evaluation.forward import Forward
 from vit_jax.runtime import sharding
 
 POOLS = ("none", "mean", "token")
 
 
+class Features(NamedTuple):
+    """Features (n, d) and labels (n,) of a data set's training and evaluation split."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    num_classes: int
+
+
+def frozen(
+    forward: Forward, data_sets: DataSets, spec: str, transform: Callable | None = None
+) -> Features:
+    """Pre-logits of a data set's two splits; images as the model says, or `transform`ed.
+
+    Raises:
+      UserError: the model gives no pre-logits, or the data have no classes to tell apart.
+    """
+
+    def step(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        pre_logits = forward(batch["image"]).pre_logits
+        assert pre_logits is not None, f"{forward.name} has features and gives none"
+        return {"features": pre_logits}
+
+    if not forward.has_features:
+        raise UserError(
+            f"{forward.name} gives logits alone, and this protocol needs features (pre_logits): "
+            "evaluate the checkpoint that it was exported from."
+        )
+    transform = transform or data.evaluation_transform(forward.image_size, forward.preprocessing)
+    found: list[np.ndarray] = []
+    train, test = data_sets.training_and_evaluation(spec)
+    for source in (train, test):
+        with data_sets.progress(len(source), f"features of {source.spec}") as on_batch:
+            results = run.over_source(
+                step,
+                source,
+                transform,
+                batch_size=forward.batch_size,
+                mesh=forward.mesh,
+                on_batch=on_batch,
+            )
+        found += [results["features"].astype(np.float32), results["label"]]
+    x_train, y_train, x_test, y_test = found
+    return Features(x_train, y_train, x_test, y_test, train.num_classes)
+
+
 def batches_of_features(
     config: models.ModelConfig,
     params: models.Params,
-    source: Any,
+    source: Source,
     *,
     layer: str = "pre_logits",
     pool: str = "none",
@@ -79,7 +129,7 @@ def feature_step(
     )
 
 
-def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Callable[..., Any]:
+def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Callable[..., jax.Array]:
     """(params, images uint8) -> features, checked by shape before anything is read."""
     if pool not in POOLS:
         raise UserError(f"--pool={pool} does not exist; there are {', '.join(POOLS)}.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from vit_jax import data
+from vit_jax.data.source import Source
 from vit_jax.evaluation import calibration
 from vit_jax.pages.figures import Figure, bare, new_figure
 
@@ -64,7 +64,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
     return figure
 
 
-def mistakes(results: dict[str, np.ndarray], source: Any, names: Sequence[str]) -> Figure | None:
+def mistakes(results: dict[str, np.ndarray], source: Source, names: Sequence[str]) -> Figure | None:
     """The wrong answers with the highest confidence, as a contact sheet; None if all are right."""
     wrong = np.flatnonzero(~results["correct"].astype(bool))
     if not len(wrong):
@@ -76,7 +76,7 @@ def mistakes(results: dict[str, np.ndarray], source: Any, names: Sequence[str]) 
     for cell in axes.flat:
         bare(cell)
     for cell, index in zip(axes.flat, worst, strict=False):
-        record = source[int(index)]
+        record = source[int(results["index"][index])]
         cell.imshow(data.decode(record["image"], record["name"]))
         said, true = names[results["prediction"][index]], names[results["label"][index]]
         cell.set_title(

@@ -6,7 +6,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax.errors import UserError
+from vit_jax.evaluation.data_sets import DataSets
+from vit_jax.evaluation.features import frozen
+from vit_jax.evaluation.forward import Forward
+from vit_jax.evaluation.result import Result
+
 CHUNK = 1024
+
+
+def knn(forward: Forward, data: DataSets, *, k: tuple[int, ...] = (1, 5, 10, 20)) -> Result:
+    """Accuracy of the nearest neighbours' vote on each data set.
+
+    Args:
+      k: how many neighbours vote.
+    """
+    if min(k) < 1:
+        raise UserError("At least one neighbour must vote: k is 1 or more.")
+    rows: list[dict[str, object]] = []
+    table = ["nearest neighbours, cosine similarity"]
+    metrics = {}
+    for spec in data.specs:
+        for count, accuracy in accuracies(*frozen(forward, data, spec), ks=k).items():
+            rows.append({"data": spec, "k": count, "accuracy": accuracy})
+            table.append(f"  {spec}  k={count:<3} {100 * accuracy:.2f}%")
+            metrics[f"{spec}/k_{count}"] = accuracy
+    return Result({"results": rows}, table, metrics, rows)
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:

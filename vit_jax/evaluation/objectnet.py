@@ -8,23 +8,72 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models
 from vit_jax.data.image_files import images_below
 from vit_jax.data.kinds.folder import file_source
 from vit_jax.data.source import FileSource
+from vit_jax.data.transforms import make_transform
 from vit_jax.errors import UserError
-from vit_jax.evaluation import run
+from vit_jax.evaluation.data_sets import DataSets
+from vit_jax.evaluation.forward import Forward, Measure, left_out, measured
+from vit_jax.evaluation.result import Result
 
 MAPPINGS = ("objectnet_to_imagenet_1k.json", "folder_to_objectnet_label.json",
             "pytorch_to_imagenet_2012_id.json", "imagenet_to_label_2012_v2")  # fmt: skip
+
+
+def objectnet(forward: Forward, data: DataSets, *, max_bad_images: int = 0) -> Result:
+    """ObjectNet: a model of ImageNet's 1,000 classes on the objects that are among them.
+
+    "known" ranks only the classes that some object has, "all" every class; the paper does not say
+    which it is.
+
+    Args:
+      max_bad_images: images that may be left out because they cannot be read.
+    """
+    root = root_of(data.one_spec())
+    if forward.num_classes != 1000:
+        raise UserError(
+            f"ObjectNet is for models of ImageNet's 1,000 classes; this one has "
+            f"{forward.num_classes}."
+        )
+    classes = class_map(root)
+    source = open_objectnet(root, classes)
+    right = [classes[folder] for folder in source.class_names]
+    known = tuple(sorted({number for mine in right for number in mine}))
+    found = measured(
+        forward,
+        ranking(forward.num_classes, known),
+        source,
+        data,
+        transform=make_transform(name="objectnet", size=forward.image_size, train=False),
+        max_bad_images=max_bad_images,
+    )
+    said, lines = left_out(len(found["label"]), source)
+    record: dict[str, object] = {
+        "data": root,
+        "num_examples": len(found["label"]),
+        "num_objects": len(right),
+        "num_classes": len(known),
+        **said,
+    }
+    table = [f"ObjectNet: {len(found['label']):,} images of {len(right)} objects", *lines]
+    top1s = {}
+    for name, text in (("known", f"among {len(known)} classes"), ("all", "among all 1,000")):
+        top1s[name], top5 = accuracies(found[name], found["label"], right)
+        record |= {f"accuracy_{name}": top1s[name], f"top5_accuracy_{name}": top5}
+        table.append(f"  {text}: top-1 {100 * top1s[name]:.2f}%, top-5 {100 * top5:.2f}%")
+    return Result(record, table, {"accuracy": top1s["known"]})
+
+
+def root_of(spec: str) -> str:
+    """The directory of objectnet-1.0: `--data` may name it as it is, or as folder:PATH."""
+    return spec.removeprefix("folder:")
 
 
 def class_map(root: str | Path) -> dict[str, list[int]]:
@@ -73,22 +122,18 @@ def open_objectnet(root: str, classes: dict[str, list[int]]) -> FileSource:
 
 
 @functools.lru_cache(maxsize=2)
-def ranking_step(
-    config: models.ModelConfig, mesh: jax.sharding.Mesh, known: tuple[int, ...]
-) -> Callable:
-    """The jitted (params, batch) -> the five likeliest of all classes, and of the known ones."""
-    _, apply = models.as_functions(config)
-    mask = np.full(config.num_classes, -np.inf, np.float32)
+def ranking(num_classes: int, known: tuple[int, ...]) -> Measure:
+    """(logits, labels) -> the five likeliest of all classes, and of the known ones, (b, 5)."""
+    mask = np.full(num_classes, -np.inf, np.float32)
     mask[list(known)] = 0.0
 
-    def step(params, batch) -> dict[str, Any]:
-        logits = apply(params, models.normalise(batch["image"]))
+    def measure(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         return {
             "all": jax.lax.top_k(logits, 5)[1],
             "known": jax.lax.top_k(logits + jnp.asarray(mask), 5)[1],
         }
 
-    return run.jit_eval_step(step, mesh)
+    return measure
 
 
 def accuracies(

@@ -9,12 +9,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax.evaluation.data_sets import DataSets
+from vit_jax.evaluation.features import frozen
+from vit_jax.evaluation.forward import Forward
+from vit_jax.evaluation.result import Result
+
 INVERSE_L2 = tuple(10.0**i for i in range(-4, 4))
 MAX_ITERATIONS = 1000
 HELD_OUT = 0.1
 
 
-def probe(
+def probe(forward: Forward, data: DataSets) -> Result:
+    """Accuracy of logistic regression on the features of each data set's training split."""
+    rows: list[dict[str, object]] = []
+    table = ["linear probe"]
+    metrics = {}
+    for spec in data.specs:
+        found, inverse_l2 = accuracy(*frozen(forward, data, spec)[:4])
+        rows.append({"data": spec, "accuracy": found, "inverse_l2": inverse_l2})
+        table.append(f"  {spec}  {100 * found:.2f}% (C = {inverse_l2:g})")
+        metrics[spec] = found
+    return Result({"results": rows}, table, metrics, rows)
+
+
+def accuracy(
     x_train: np.ndarray,
     y_train: np.ndarray,
     x_test: np.ndarray,
@@ -40,7 +58,13 @@ def probe(
     return _accuracies(x_train, y_train, x_test, y_test, [best])[0], best
 
 
-def _accuracies(x, y, x_test, y_test, inverse_l2s: Sequence[float]) -> list[float]:
+def _accuracies(
+    x: np.ndarray,
+    y: np.ndarray,
+    x_test: np.ndarray,
+    y_test: np.ndarray,
+    inverse_l2s: Sequence[float],
+) -> list[float]:
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning

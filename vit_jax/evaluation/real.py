@@ -5,15 +5,63 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import data
 from vit_jax.data.kinds.tfds import TfdsSplits
-from vit_jax.data.source import Columns, TableSource
+from vit_jax.data.source import Columns, Source, Subset, TableSource
 from vit_jax.data.specs import parse_spec
 from vit_jax.errors import UserError
+from vit_jax.evaluation.data_sets import DataSets
+from vit_jax.evaluation.forward import Forward, left_out, measured
+from vit_jax.evaluation.result import Result
+
+
+def real(
+    forward: Forward, data: DataSets, *, real_labels: str = "", max_bad_images: int = 0
+) -> Result:
+    """ImageNet ReaL: predictions against the reassessed labels, images without labels left out.
+
+    Args:
+      real_labels: real.json, whose labels are in the order of the images' file names; not needed
+        for tfds:imagenet2012_real, which has its own.
+      max_bad_images: images that may be left out because they cannot be read.
+    """
+    source, labels = open_real(data, real_labels)
+    results = measured(forward, predictions, source, data, max_bad_images=max_bad_images)
+    wanted = [labels[i] for i in results["index"]] if len(labels) == len(source) else labels
+    accuracy = real_accuracy(results["prediction"], wanted)
+    scored = sum(1 for row in wanted if len(row))
+    said, lines = left_out(len(results["prediction"]), source)
+    return Result(
+        {"data": source.spec, "accuracy": accuracy, "num_scored": scored, **said},
+        [f"ReaL on {source.spec}: {100 * accuracy:.2f}% of {scored:,} images with labels", *lines],
+        {"accuracy": accuracy},
+    )
+
+
+def open_real(data: DataSets, real_labels: str) -> tuple[Source, list[list[int]]]:
+    """The images, and the ReaL labels of each.
+
+    Raises:
+      UserError: there are no labels, or they are not of these images.
+    """
+    spec = data.one_spec()
+    if spec.startswith("tfds:imagenet2012_real"):
+        return open_tfds(spec, data.data_dir)
+    if not real_labels:
+        raise UserError(
+            "--suite=real needs --real_labels=real.json, or --data=tfds:imagenet2012_real."
+        )
+    labels = read_labels(real_labels)
+    return in_file_order(data.open(spec)), labels
+
+
+def predictions(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """The likeliest class of each example, (b,)."""
+    return {"prediction": jnp.argmax(logits, axis=-1)}
 
 
 def real_accuracy(predictions: Sequence[int] | np.ndarray, real_labels: Sequence) -> float:
@@ -61,7 +109,7 @@ def read_labels(file: str | Path) -> list[list[int]]:
     return labels
 
 
-def in_file_order(source: Any) -> data.Subset:
+def in_file_order(source: Source) -> Subset:
     """`source` in the order of its file names, ..._val_00000001 first, as the labels are.
 
     Raises:
@@ -74,7 +122,7 @@ def in_file_order(source: Any) -> data.Subset:
             "ordered by; use folder:PATH of the validation images, or tfds:imagenet2012_real."
         )
     order = np.argsort([Path(name).name for name in names], kind="stable")
-    return data.Subset(source, order, source.spec)
+    return Subset(source, order, source.spec)
 
 
 def open_tfds(spec: str, data_dir: str | None) -> tuple[TableSource, list[list[int]]]:

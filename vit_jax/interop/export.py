@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -71,19 +71,73 @@ def export(
             save(proved, config, params | head, batch_size, **options)
             open_(made)
         run, runtime = open_(proved if head else made)
-        found = run_all(run, images, batch_size)
+        found = run(images)
         proof = convert.compare(wanted, peers.Outputs(found), runtime, bool(head))
         convert.check(proof, max(tolerance, 0.2) if int8 else tolerance, str(source), form)
         shutil.move(made, target)
     return proof
 
 
-def run_all(run: Function, images: Array, batch_size: int) -> Array:
-    """Logits of all images, in batches of the size that was exported; 0 is open."""
-    size = batch_size or len(images)
-    padded = np.concatenate([images, np.repeat(images[:1], -len(images) % size, axis=0)])
-    found = [run(padded[start : start + size]) for start in range(0, len(padded), size)]
-    return np.concatenate(found)[: len(images)]
+def of_any_number(run: Function, size: object) -> Function:
+    """`run` for any number of images; `size` is the batch that was exported, if it is a number."""
+    if not isinstance(size, int):
+        return run
+
+    def run_all(images: Array) -> Array:
+        if len(images) == size:
+            return run(images)
+        padded = np.concatenate([images, np.repeat(images[:1], -len(images) % size, axis=0)])
+        found = [run(padded[start : start + size]) for start in range(0, len(padded), size)]
+        return np.concatenate(found)[: len(images)]
+
+    return run_all
+
+
+class Exported(NamedTuple):
+    """run: images (b, h, w, c) float32 in [-1, 1] -> logits (b, k); and what a server knows."""
+
+    run: Function
+    image_size: tuple[int, int]
+    channels: int
+    preprocessing: tuple[tuple[str, Any], ...]
+    labels: tuple[str, ...]
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether `path` looks like what `export` writes."""
+    path = Path(path).expanduser()
+    return path.suffix == ".onnx" or (path / "facts.json").exists()
+
+
+def open_exported(path: str | Path) -> Exported:
+    """An exported model of any format, with its facts.
+
+    Raises:
+      UserError: it is damaged, its runtime is not installed, or it was not written by `export`.
+    """
+    path = Path(path).expanduser()
+    form = "onnx" if path.suffix == ".onnx" else "savedmodel"
+    form = "stablehlo" if (path / "model.stablehlo").exists() else form
+    if not path.exists():
+        raise UserError(f"There is no exported model {path}.")
+    run, _ = FORMATS[form][1](path)
+    known = onnx_facts(path) if form == "onnx" else files.read_json(path / "facts.json")
+    try:
+        return Exported(
+            run,
+            image_size=models.pair(tuple(known["image_size"])),
+            channels=int(known["channels"]),
+            preprocessing=tuple(
+                (key, tuple(value) if isinstance(value, list) else value)
+                for key, value in known["preprocessing"].items()
+            ),
+            labels=tuple(known["labels"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} does not say how images are prepared for it ({type(error).__name__}: {error});"
+            " only what `vit-jax export` wrote can be evaluated."
+        ) from error
 
 
 def facts(config: models.ModelConfig) -> dict[str, Any]:
@@ -138,7 +192,10 @@ def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
     weights = saved.read_safetensors(directory / "weights.safetensors")
     on_device = jax.tree.map(jax.numpy.asarray, weights)
     call = jax.jit(exported.call)
-    return lambda images: np.asarray(call(on_device, images)), f"jax.export {jax.__version__}"
+    run = of_any_number(
+        lambda images: np.asarray(call(on_device, images)), exported.in_avals[-1].shape[0]
+    )
+    return run, f"jax.export {jax.__version__}"
 
 
 # --- ONNX ---------------------------------------------------------------------------------------
@@ -176,24 +233,51 @@ def save_onnx(
 
 
 def open_onnx(file: str | Path) -> tuple[Function, str]:
-    """images -> logits by ONNX Runtime, on the CPU."""
-    import onnxruntime
+    """images -> logits by ONNX Runtime, on the CPU.
 
+    Raises:
+      UserError: the runtime is not installed, or cannot run the model.
+    """
+    session, version = _session(file)
+    given = session.get_inputs()[0]
+    run = of_any_number(
+        lambda images: session.run(None, {given.name: np.asarray(images)})[0], given.shape[0]
+    )
+    return run, version
+
+
+def _session(file: str | Path) -> tuple[Any, str]:
+    """What ONNX Runtime makes of a file, tried once, and the runtime's version."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(
+            "An .onnx file is run by ONNX Runtime: pip install 'vit_jax[onnx]'."
+        ) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
         )
-        name = session.get_inputs()[0].name
-        session.run(None, {name: _zeros(session.get_inputs()[0].shape)})
+        given = session.get_inputs()[0]
+        session.run(None, {given.name: _zeros(given.shape)})
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:160]
-        raise UserError(
-            f"ONNX Runtime cannot run the exported model ({reason}). Nothing was written."
-        ) from error
-    run = lambda images: session.run(None, {name: np.asarray(images)})[0]  # noqa: E731
-    return run, f"onnxruntime {onnxruntime.__version__}"
+        raise UserError(f"ONNX Runtime cannot run {Path(file).name} ({reason}).") from error
+    return session, f"onnxruntime {onnxruntime.__version__}"
+
+
+def onnx_facts(file: Path) -> dict[str, Any]:
+    """The facts in the metadata of an ONNX file; entries that are no JSON are text."""
+    session, _ = _session(file)
+    found: dict[str, Any] = {}
+    for key, value in session.get_modelmeta().custom_metadata_map.items():
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def _zeros(shape: list[int | str]) -> Array:
@@ -241,10 +325,11 @@ def open_savedmodel(directory: str | Path) -> tuple[Function, str]:
     import tensorflow as tf
 
     serve = tf.saved_model.load(str(directory)).signatures["serving_default"]
-    return (
+    run = of_any_number(
         lambda images: serve(images=tf.constant(images))["logits"].numpy(),
-        f"TensorFlow {tf.__version__}",
+        serve.structured_input_signature[1]["images"].shape[0],
     )
+    return run, f"TensorFlow {tf.__version__}"
 
 
 FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], tuple[Function, str]]]] = {

@@ -222,7 +222,7 @@ class VisionTransformer(Model):
           images: (b, h, w, c) float in [-1, 1]; h and w are `config.image_size`.
           key: randomness of dropout and stochastic depth; None is inference.
           return_intermediates: True, or names to add to it: "attention" (costly) is only
-            returned when it is named.
+            returned when it is named. ("pre_logits",) alone leaves a scan one.
 
         Returns:
           logits (b, num_classes) float32; with `return_intermediates` also a dict of
@@ -247,7 +247,7 @@ class VisionTransformer(Model):
         out["embedded"] = z = self.embed(images, key)  # Eq. 1
 
         # Eq. 2 and 3, L times
-        if config.scan and not return_intermediates:
+        if config.scan and (not return_intermediates or wants == ("pre_logits",)):
             z = scan_blocks(self.blocks, config, z, key)
         else:
             attention: list[Any] = []

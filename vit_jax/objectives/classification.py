@@ -66,19 +66,28 @@ def measures(
 
     def measure(params: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         logits = apply(params, models.normalise(batch["image"]))
-        labels = batch["label"]
-        _, ranked = jax.lax.top_k(logits, min(5, num_classes))
-        hits = ranked == labels[:, None]
-        results = {
-            "correct": hits[:, 0],
-            "top5": hits.any(axis=1),
-            "prediction": ranked[:, 0],
-            "confidence": jax.nn.softmax(logits).max(axis=-1),
-        }
-        targets = losses.one_hot(labels, num_classes)
-        results["loss"] = losses.softmax_cross_entropy(logits, targets)
-        if training_loss is not None:
-            results["training_loss"] = training_loss(logits, targets)
-        return results
+        return measures_of(logits, batch["label"], num_classes, training_loss)
 
     return measure
+
+
+def measures_of(
+    logits: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    training_loss: Callable | None = None,
+) -> dict[str, jax.Array]:
+    """What `measures` reports of logits (b, num_classes) and labels (b,)."""
+    _, ranked = jax.lax.top_k(logits, min(5, num_classes))
+    hits = ranked == labels[:, None]
+    results = {
+        "correct": hits[:, 0],
+        "top5": hits.any(axis=1),
+        "prediction": ranked[:, 0],
+        "confidence": jax.nn.softmax(logits).max(axis=-1),
+    }
+    targets = losses.one_hot(labels, num_classes)
+    results["loss"] = losses.softmax_cross_entropy(logits, targets)
+    if training_loss is not None:
+        results["training_loss"] = training_loss(logits, targets)
+    return results

@@ -8,7 +8,8 @@ images, after training on the 800.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,9 +17,25 @@ from vit_jax import config as configuration
 from vit_jax.data import prepare
 from vit_jax.data.kinds.vtab import GROUPS, TASKS, find_task
 from vit_jax.errors import UserError
-from vit_jax.evaluation.suites import Request, Result
+from vit_jax.evaluation.result import Result
 from vit_jax.runtime.distributed import say
 from vit_jax.training.run import train
+
+
+class Request(NamedTuple):
+    """What `vit-jax evaluate --suite=vtab` was asked for.
+
+    tasks: () is all that are prepared. learning_rates: () is that of configs/vtab.py. overrides:
+    (dotted key, text) of its settings.
+    """
+
+    checkpoint: str
+    out: Path
+    tasks: tuple[str, ...] = ()
+    size: int = 384
+    learning_rates: tuple[float, ...] = ()
+    overrides: tuple[tuple[str, str], ...] = ()
+    data_dir: str | None = None
 
 
 def suite(request: Request) -> Result:
@@ -27,9 +44,6 @@ def suite(request: Request) -> Result:
     Raises:
       UserError: no task is prepared, or there is no such task.
     """
-    out = request.out
-    if out is None or not request.checkpoint:
-        raise UserError("The vtab suite trains, and is run by `vit-jax evaluate --suite=vtab`.")
     for name in request.tasks:
         find_task(name)
     report = prepare.readiness(request.data_dir)
@@ -46,7 +60,7 @@ def suite(request: Request) -> Result:
     def run(name: str, rate: float | None, *, choosing: bool) -> float:
         part = f"choose_{rate:g}" if choosing else "final"
         config = task_config(request, name, rate, choosing=choosing)
-        metrics = train(config, out / "vtab" / name / part)
+        metrics = train(config, request.out / "vtab" / name / part)
         accuracy = metrics["eval/accuracy"]
         say(f"{TASKS[name].title}, {part}: {100 * accuracy:.2f}%")
         return accuracy
@@ -76,7 +90,7 @@ def suite(request: Request) -> Result:
     ]
     record |= {"tasks": found, **summary, "remarks": remarks}
     metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
-    return Result(record, table(found, remarks), rows, metrics)
+    return Result(record, table(found, remarks), metrics, rows)
 
 
 def task_config(

@@ -7,55 +7,95 @@ training run, and counts every example once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
-from vit_jax import config as configuration, data
+from vit_jax import config as configuration
 from vit_jax.config import ConfigDict
-from vit_jax.data.specs import parse_spec, split_specs
+from vit_jax.data.source import Source
+from vit_jax.data.specs import split_specs
 from vit_jax.errors import UserError
-from vit_jax.evaluation import classification, objectnet, run, suites
+from vit_jax.evaluation import classification, options, protocols, run
+from vit_jax.evaluation.data_sets import DataSets
+from vit_jax.evaluation.forward import of_model
 
 #: (parameters, called with the count so far after every batch) -> metrics
 Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
 #: {name: every so many steps; None: at the end}; "eval" is the accuracy on the run's own data.
 Periods = dict[str, int | None]
+#: What every section of config.evaluators has besides the options of its evaluator.
+COMMON = {
+    option.name: option
+    for option in (
+        options.Option("name", str, "", "which evaluator; by default that of the section's key"),
+        options.Option("data", str, "", "its data sets; without any it is off"),
+        options.Option("every_steps", int | None, None, "its interval"),
+        options.Option("every_epochs", float | None, None, "its interval; neither: at the end"),
+    )
+}
+
+
+class Protocol(NamedTuple):
+    """A section of config.evaluators: an evaluator, its data and options, and when it runs."""
+
+    evaluator: protocols.Evaluator
+    data: DataSets
+    options: dict[str, object]
+    section: dict[str, Any]
+
+
+def chosen(config: ConfigDict) -> dict[str, Protocol]:
+    """{key: Protocol} of the evaluators that have data.
+
+    Raises:
+      UserError: an evaluator or an option that does not exist, or a value of another type.
+    """
+    found = {}
+    for key, section in config.evaluators.items():
+        where = f"config.evaluators.{key}"
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"{where}={section!r} must be a section: {where}.data=SPEC.")
+        evaluator = configuration.pick(
+            protocols.EVALUATORS, section.get("name") or key, f"{where}.name"
+        )
+        own = options.options_of(evaluator)
+        values = options.chosen(COMMON | own, section.to_dict(), where)
+        if values["data"]:
+            found[key] = Protocol(
+                evaluator,
+                DataSets(split_specs(str(values["data"])), config.data.data_dir),
+                {name: values[name] for name in own},
+                values,
+            )
+    return found
 
 
 def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
     """When each evaluator of a configuration runs; its data sets are looked for.
 
     Raises:
-      UserError: a data set that is not there.
+      UserError: a data set that is not there, or see `chosen`.
     """
-    found: Periods = {
-        "eval": configuration.duration(config, "eval_every", steps_per_epoch=steps_per_epoch)
-    }
-    for name, section in config.evaluators.items():
-        if not section.data:
-            continue
-        for spec in split_specs(section.data):
-            if name == "objectnet":
-                objectnet.class_map(suites.objectnet_root(spec))
-            elif parse_spec(spec)[2]:
-                data.open_source(spec, data_dir=config.data.data_dir)
-            else:
-                data.default_splits(spec, data_dir=config.data.data_dir)
-        found[name] = configuration.duration(section, "every", steps_per_epoch=steps_per_epoch)
+    every = functools.partial(configuration.duration, steps_per_epoch=steps_per_epoch)
+    found: Periods = {"eval": every(config, "eval_every")}
+    for key, protocol in chosen(config).items():
+        with naming(key):
+            protocols.sources(protocol.evaluator, protocol.data, protocol.options)
+        found[key] = every(protocol.section, "every")
     return found
 
 
-def sources(config: ConfigDict) -> Iterator[Any]:
-    """The data sets of a configuration's evaluators, all parts that they read; not ObjectNet's."""
-    where = {"data_dir": config.data.data_dir}
-    for name, section in config.evaluators.items():
-        if section.data and name != "objectnet":
-            for spec in split_specs(section.data):
-                parts = [spec] if parse_spec(spec)[2] else data.default_splits(spec, **where)
-                for part in dict.fromkeys(parts):
-                    yield data.open_source(part, **where)
+def sources(config: ConfigDict) -> list[Source]:
+    """What the evaluators of a configuration read, of those that need all of their images."""
+    return [
+        source
+        for evaluator, data, options, _ in chosen(config).values()
+        if not options.get("max_bad_images")
+        for source in protocols.sources(evaluator, data, options)
+    ]
 
 
 def evaluators(setup: Any, on_bad: Callable[[str], None] | None = None) -> dict[str, Evaluator]:
@@ -63,9 +103,10 @@ def evaluators(setup: Any, on_bad: Callable[[str], None] | None = None) -> dict[
 
     on_bad: called for images of the run's own data that cannot be read; None raises.
     """
+    others = chosen(setup.config)
     return {
-        name: accuracy(setup, on_bad) if name == "eval" else protocol(setup, name)
-        for name in setup.plan.periods
+        key: accuracy(setup, on_bad) if key == "eval" else protocol(setup, key, others[key])
+        for key in setup.plan.periods
     }
 
 
@@ -77,18 +118,16 @@ def eval_batch_size(config: ConfigDict) -> int:
 def accuracy(setup: Any, on_bad: Callable[[str], None] | None = None) -> Evaluator:
     """Top-1, top-5 and loss on the evaluation split of the run's own data."""
     step = run.jit_eval_step(setup.program.objective.measure, setup.program.mesh)
-    source = setup.data.evaluation
-    batch_size = eval_batch_size(setup.config)
 
-    def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
-        results = run.run_model(
-            setup.program.model,
-            params,
-            source,
-            step,
-            batch_size=batch_size,
+    def evaluate(
+        params: Mapping[str, jax.Array], on_batch: Callable[[int], None]
+    ) -> dict[str, float]:
+        results = run.over_source(
+            functools.partial(step, params),
+            setup.data.evaluation,
+            setup.data.eval_transform,
+            batch_size=eval_batch_size(setup.config),
             mesh=setup.program.mesh,
-            transform=setup.data.eval_transform,
             num_threads=setup.config.data.num_threads,
             on_batch=on_batch,
             on_bad=on_bad,
@@ -99,30 +138,30 @@ def accuracy(setup: Any, on_bad: Callable[[str], None] | None = None) -> Evaluat
     return evaluate
 
 
-def protocol(setup: Any, name: str) -> Evaluator:
-    """A suite of `vit-jax evaluate` as an evaluator; its metrics are NAME/..."""
-    section = setup.config.evaluators[name]
-    options: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, (list, tuple)) else value
-        for key, value in section.to_dict().items()
-        if key not in ("data", "every_steps", "every_epochs") and value != ""
-    }
+def protocol(setup: Any, key: str, asked: Protocol) -> Evaluator:
+    """A suite of `vit-jax evaluate` as an evaluator; its metrics are KEY/..."""
 
-    def evaluate(params, on_batch: Callable[[int], None]) -> dict[str, float]:
-        request = suites.Request(
-            config=setup.program.model,
-            params=dict(params),
-            specs=split_specs(section.data),
-            data_dir=setup.config.data.data_dir,
+    def evaluate(
+        params: Mapping[str, jax.Array], on_batch: Callable[[int], None]
+    ) -> dict[str, float]:
+        forward = of_model(
+            setup.program.model,
+            dict(params),
+            setup.program.mesh,
             batch_size=eval_batch_size(setup.config),
-            mesh=setup.program.mesh,
-            progress=lambda total, text: contextlib.nullcontext(on_batch),
-            **options,
         )
-        try:
-            metrics = suites.SUITES[name](request).metrics
-        except UserError as error:
-            raise UserError(f"config.evaluators.{name}: {error}") from error
-        return {f"{name}/{key}": value for key, value in metrics.items()}
+        data = asked.data._replace(progress=lambda total, text: contextlib.nullcontext(on_batch))
+        with naming(key):
+            result = protocols.evaluate(asked.evaluator, forward, data, asked.options)
+        return {f"{key}/{name}": value for name, value in result.metrics.items()}
 
     return evaluate
+
+
+@contextlib.contextmanager
+def naming(key: str):
+    """Errors name the section of the configuration."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"config.evaluators.{key}: {error}") from error

@@ -1,0 +1,74 @@
+"""The data sets that a protocol was given: specs, opened as the protocol wants them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from vit_jax import data
+from vit_jax.data.labels import one_class
+from vit_jax.data.relabel import with_classes
+from vit_jax.data.source import Source
+from vit_jax.data.specs import parse_spec
+from vit_jax.errors import UserError
+
+
+def no_progress(total: int, name: str) -> AbstractContextManager[Callable[[int], None]]:
+    """A progress bar that shows nothing."""
+    return contextlib.nullcontext(lambda count: None)
+
+
+class DataSets(NamedTuple):
+    """specs: see data/specs.py. data_dir: where TFDS data sets lie.
+    progress: (total, name) -> a context that takes the count so far.
+    """
+
+    specs: tuple[str, ...]
+    data_dir: str | None = None
+    progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = no_progress
+
+    def one_spec(self) -> str:
+        """The single data set of a protocol that takes one.
+
+        Raises:
+          UserError: there are several.
+        """
+        if len(self.specs) != 1:
+            raise UserError("This suite takes one data set; name one with --data.")
+        return self.specs[0]
+
+    def open(self, spec: str = "") -> Source:
+        """A data set, by default the only one; without a split, its evaluation split.
+
+        Raises:
+          UserError: it does not exist, or has no labels.
+        """
+        spec = data.evaluation_spec(spec or self.one_spec(), data_dir=self.data_dir)
+        return data.open_source(spec, data_dir=self.data_dir, labelled=True)
+
+    def training_and_evaluation(self, spec: str) -> tuple[Source, Source]:
+        """Both splits of a data set, with the same classes under the same numbers.
+
+        Raises:
+          UserError: it does not exist, has no labels or a single class, or a split is named.
+        """
+        train, test = (
+            data.open_source(split, data_dir=self.data_dir, labelled=True)
+            for split in data.default_splits(spec, data_dir=self.data_dir)
+        )
+        if train.num_classes < 2:
+            raise one_class(train)
+        return train, with_classes(test, train.class_names, train.spec)
+
+    def parts(self) -> list[Source]:
+        """What is there to read: the split that a spec names, or a data set's two splits."""
+        found: list[Source] = []
+        for spec in self.specs:
+            named = parse_spec(spec)[2]
+            splits = [spec] if named else data.default_splits(spec, data_dir=self.data_dir)
+            found += [
+                data.open_source(split, data_dir=self.data_dir) for split in dict.fromkeys(splits)
+            ]
+        return found

@@ -1,0 +1,48 @@
+"""What a protocol finds, and the files that `vit-jax evaluate` makes of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_jax import files
+from vit_jax.pages.figures import Figure
+
+
+class Result(NamedTuple):
+    """record: for evaluation.json. table: lines to print. metrics: what a training run logs.
+    rows: for a CSV, if there is one, named `csv` or as the protocol is. pictures: name -> function
+    that draws it, or gives None.
+    """
+
+    record: Mapping[str, object]
+    table: Sequence[str]
+    metrics: Mapping[str, float]
+    rows: Sequence[Mapping[str, object]] = ()
+    csv: str = ""
+    pictures: Mapping[str, Callable[[], Figure | None]] = {}
+
+
+def write(directory: Path, name: str, record: Mapping[str, object], result: Result) -> Path:
+    """Adds a protocol's record to `evaluation.json`; rows and pictures lie beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "evaluation.json"
+    content = json.loads(file.read_text()) if file.exists() else {}
+    content[name] = record
+    files.write_json(file, content)
+    for picture, draw in result.pictures.items():
+        figure = draw()
+        target = directory / f"evaluation_{picture}.png"
+        if figure is None:
+            target.unlink(missing_ok=True)
+        else:
+            figure.savefig(target, dpi=130)
+    if result.rows:
+        with open(directory / f"evaluation_{result.csv or name}.csv", "w", newline="") as out:
+            writer = csv.DictWriter(out, fieldnames=list(result.rows[0]))
+            writer.writeheader()
+            writer.writerows(result.rows)
+    return file

@@ -144,10 +144,11 @@ def with_choice(setup: Setup, choice: Choice) -> Setup:
     config = setup.config.copy_and_resolve_references()
     config.accumulation_steps = choice.accumulation_steps
     model = models.replace(setup.model, remat=choice.remat)
-    _, apply = models.as_functions(model)
+    numerics = models.numerics_of(model, setup.numerics.machine)
+    _, apply = models.as_functions(model, numerics)
     objective = setup.make_objective(apply)
     step = setup.make_train_step(objective, accumulation_steps=choice.accumulation_steps)
-    return setup._replace(config=config, model=model, train_step=step)
+    return setup._replace(config=config, model=model, numerics=numerics, train_step=step)
 
 
 def compile_step(setup: Setup) -> Any:

@@ -20,7 +20,7 @@ from vit_jax.data.source import Without, shared_records
 from vit_jax.errors import UserError
 from vit_jax.interop import load
 from vit_jax.models import adapt
-from vit_jax.numerics import remat
+from vit_jax.numerics import Machine, Numerics, remat
 from vit_jax.objectives import losses
 from vit_jax.objectives.classification import classification
 from vit_jax.objectives.objective import Objective
@@ -35,6 +35,7 @@ class Setup(NamedTuple):
 
     config: ConfigDict
     model: models.ModelConfig
+    numerics: Numerics
     train_source: Any
     eval_source: Any
     train_transform: Callable
@@ -59,6 +60,7 @@ def set_up(
     resuming: bool = False,
     sources: tuple[Any, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    machine: Machine | None = None,
 ) -> Setup:
     """Opens the data and builds the model's functions, steps and shardings from a configuration.
 
@@ -66,6 +68,7 @@ def set_up(
       resuming: `init_from` is not read; its weights are not needed any more.
       sources: training and evaluation data that are open already, instead of `config.data`.
       mesh: instead of that of `config.mesh` over the devices here, e.g. of a pod elsewhere.
+      machine: to be compiled for, instead of this one.
 
     Raises:
       UserError: something does not exist or does not fit; says which setting.
@@ -111,7 +114,8 @@ def set_up(
     )
     optimizer = configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
     loss = loss_function(config)
-    init, apply = models.as_functions(model)
+    numerics = models.numerics_of(model, machine)
+    init, apply = models.as_functions(model, numerics)
     make_objective = functools.partial(
         classification,
         num_classes=model.num_classes,
@@ -141,6 +145,7 @@ def set_up(
     return Setup(
         config=config,
         model=model,
+        numerics=numerics,
         train_source=train_source,
         eval_source=eval_source,
         train_transform=train_transform,

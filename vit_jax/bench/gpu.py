@@ -17,7 +17,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from vit_jax import models
 from vit_jax.bench import collectives
 from vit_jax.errors import UserError
 from vit_jax.models import cost
-from vit_jax.numerics import gpu as nvidia, one_cpu
+from vit_jax.numerics import Machine
 from vit_jax.objectives.classification import classification
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
@@ -79,9 +78,13 @@ class Program(NamedTuple):
         return max(self.flops / peak, self.bytes / bandwidth)
 
 
+#: What models are built for.
+H100 = Machine("gpu", 1, capability=9.0)
+
+
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[Any]:
-    """Models are traced as on a GPU of compute capability 9.0; yields its device.
+    """Programs are lowered as on a GPU of compute capability 9.0; yields its device.
 
     Raises:
       UserError: JAX's CUDA plugin is not installed.
@@ -99,20 +102,26 @@ def pretended_gpu() -> Iterator[Any]:
             f"{jax.__version__} jax-cuda12-pjrt=={jax.__version__} nvidia-cuda-nvcc-cu12 "
             f"({str(error).splitlines()[0]})."
         ) from error
-    with (
-        mock.patch.object(one_cpu, "on_one_cpu", return_value=False),
-        mock.patch.object(nvidia, "compute_capability", return_value=9.0),
-        mock.patch.object(cudnn, "check_cudnn_version", return_value=91000),
-        mock.patch.object(cudnn, "check_compute_capability", return_value=True),
-        mock.patch.object(cudnn, "is_cuda_compute_capability_equal", return_value=False),
-    ):
+    # JAX asks the libraries here, and none are.
+    answers = {
+        "check_cudnn_version": 91000,
+        "check_compute_capability": True,
+        "is_cuda_compute_capability_equal": False,
+    }
+    kept = {name: getattr(cudnn, name) for name in answers}
+    try:
+        for name, answer in answers.items():
+            setattr(cudnn, name, lambda *_, answer=answer, **__: answer)
         yield topology.devices[0]
+    finally:
+        for name, function in kept.items():
+            setattr(cudnn, name, function)
 
 
 def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True) -> Any:
     """The training step of a model (Adam, clipped gradients), or inference, compiled for a GPU."""
     with pretended_gpu() as device:
-        init, apply = models.as_functions(config)
+        init, apply = models.as_functions(config, models.numerics_of(config, H100))
         optimizer = optim.adam(weight_decay=0.1)
         key = jax.random.key(0)
         images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), np.uint8)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import config as configuration, data, models
+from vit_jax import config as configuration, data, models, numerics
 from vit_jax.data.source import digest
 from vit_jax.data.specs import open_source
 from vit_jax.errors import UserError
@@ -155,7 +155,7 @@ def attention(spec: Spec) -> Job:
     if not isinstance(config, models.ViTConfig):
         raise UserError(f"{spec.variant} has no attention of its own to measure.")
     heads, tokens = config.num_heads, config.num_tokens
-    width = config.hidden_size // heads
+    width, product = config.hidden_size // heads, numerics.of(spec.dtype).product
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (
         jax.random.normal(key, (spec.batch, heads, tokens, width), jnp.dtype(spec.dtype))
@@ -163,7 +163,9 @@ def attention(spec: Spec) -> Job:
     )
 
     def loss(q, k, v):
-        return jnp.square(plain.attend(plain.attention_weights(q, k), v)).sum()
+        return jnp.square(
+            plain.attend(plain.attention_weights(q, k, product=product), v, product=product)
+        ).sum()
 
     run = jax.jit(jax.grad(loss, (0, 1, 2)))
     macs = 2 * spec.batch * heads * tokens * tokens * width

@@ -44,16 +44,14 @@ def attention_layers(
         )
     config = models.replace(models.at_rest(config), scan=False)
     model: Any = models.set_params(models.abstract(config), jax.tree.map(jnp.asarray, dict(params)))
-    z = jax.jit(lambda m, x: m.embed(x))(model, jnp.asarray(images))
-    every = config.position_embedding_at != "stem"
+    z = jax.jit(lambda m, x: m.embed(m.patches(x)))(model, jnp.asarray(images))
 
     @jax.jit
     def layer(block, z):
-        return block(z, return_weights=True)
+        return block(z), block.attention_weights(z)
 
     for i, block in enumerate(model.blocks):
-        if i and every:
-            z = model.add_position(z, i)
+        z = model.add_position(z, i) if i else z
         z, weights = layer(block, z)
         yield np.asarray(weights)
 

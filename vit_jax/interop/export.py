@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax import data, files, models
+from vit_jax import data, files, models, numerics
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import convert, load, onnx_layers, peers
 from vit_jax.models import saved
@@ -166,7 +166,7 @@ def save_stablehlo(
     """`model.stablehlo` (function of the weights and the images), the weights, and the facts."""
     from jax import export as jax_export
 
-    _, apply = models.as_functions(config)
+    _, apply = models.as_functions(config, numerics.PLAIN)  # it may run on any machine
     if int8:
         from vit_jax.interop import quantize
 
@@ -220,9 +220,8 @@ def save_onnx(
     name = re.sub(r"\W", "_", f"vit_jax_{config.variant}")
     logging.disable(logging.CRITICAL)
     try:
-        with onnx_layers.in_words_of_onnx():
-            _, apply = models.as_functions(config)
-            model = to_onnx(lambda images: apply(on_device, images), [shape], model_name=name)
+        _, apply = models.as_functions(config, onnx_layers.ONNX)
+        model = to_onnx(lambda images: apply(on_device, images), [shape], model_name=name)
     finally:
         logging.disable(logging.NOTSET)
     for key, value in facts(config).items():
@@ -299,7 +298,7 @@ def save_savedmodel(
         raise UserError(
             "SavedModel needs TensorFlow and a JAX that has jax2tf: pip install 'vit_jax[prepare]'."
         ) from None
-    _, apply = models.as_functions(config)
+    _, apply = models.as_functions(config, numerics.PLAIN)  # it may run on any machine
     size = f"{batch_size or 'b'}, {config.image_size[0]}, {config.image_size[1]}, {config.channels}"
     function = jax2tf.convert(
         apply,

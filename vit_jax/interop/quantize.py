@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax import models
+from vit_jax import models, numerics
 from vit_jax.errors import UserError
 
 SCALE = "/scale_int8"  # beside a kernel that is stored in 8 bits
@@ -48,7 +48,8 @@ def int8(
             stored[path] = value
 
     model = models.set_params(
-        models.abstract(config), {path: jnp.asarray(value) for path, value in params.items()}
+        models.abstract(config, numerics.PLAIN),
+        {path: jnp.asarray(value) for path, value in params.items()},
     )
     rule = qwix.QtRule(module_path=r"blocks/.*", weight_qtype=jnp.int8, act_qtype=jnp.int8)
     probe = jnp.zeros((1, *config.image_size, config.channels))

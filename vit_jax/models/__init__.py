@@ -15,6 +15,7 @@ from vit_jax.models.functions import (
     build,
     get_params,
     normalise,
+    numerics_of,
     set_params,
 )
 from vit_jax.models.resnet import ResNet, ResNetConfig
@@ -41,6 +42,7 @@ __all__ = [
     "get_config",
     "get_params",
     "normalise",
+    "numerics_of",
     "override",
     "pair",
     "replace",

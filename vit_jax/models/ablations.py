@@ -1,20 +1,71 @@
-"""What the ablations put in a Vision Transformer's place: 2-D and relative position embeddings
-(Table 8), the MAP head, and the encoder as one loop.
+"""What the ablations put in the place of parts of a Vision Transformer.
+
+2-D and relative position embeddings, or one at every block (Table 8), the MAP head, and the encoder
+as one loop.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers import MLP, Array, Dense, Keys, LayerNorm, fold, initializers
+from vit_jax.models.layers import (
+    MLP,
+    Array,
+    Dense,
+    Keys,
+    LayerNorm,
+    add_float32,
+    fold,
+    initializers,
+)
 from vit_jax.models.vit_config import ViTConfig
-from vit_jax.numerics import plain, remat
-from vit_jax.numerics.dense import product
+from vit_jax.numerics import Numerics
+from vit_jax.numerics.plain import attend, attention_weights
+
+
+class PositionEmbedding2D(nnx.Module):
+    """Adds tables of rows and columns, of half the width each, concatenated (Appendix D.4)."""
+
+    def __init__(self, config: ViTConfig, *, keys: Keys):
+        init = initializers.normal(stddev=0.02)
+        d, (rows, columns) = config.hidden_size, config.grid
+        self.y = nnx.Param(init(keys(), (rows, d // 2), jnp.float32))
+        self.x = nnx.Param(init(keys(), (columns, d - d // 2), jnp.float32))
+        self.token = config.classifier == "token"
+        if self.token:
+            self.class_token = nnx.Param(init(keys(), (1, d), jnp.float32))
+
+    def table(self) -> Array:
+        """The embedding of every token, (1, n, d); the class token's comes first."""
+        grid = grid_table(self.y[...], self.x[...])
+        return (jnp.concatenate([self.class_token[...], grid]) if self.token else grid)[None]
+
+    def __call__(self, z: Array) -> Array:
+        return add_float32(z, self.table())
+
+
+def position_embeddings(
+    config: ViTConfig, one_dimensional: Callable[..., nnx.Module], *, keys: Keys
+) -> nnx.List:
+    """The modules that add E_pos: one for the stem, one for every block, or none (Table 8)."""
+    kinds = {"1d": one_dimensional, "2d": PositionEmbedding2D}
+    if config.position_embedding not in kinds:
+        return nnx.List()
+    count = config.num_layers if config.position_embedding_at == "every" else 1
+    return nnx.List(kinds[config.position_embedding](config, keys=keys) for _ in range(count))
+
+
+def add_position(embeddings: nnx.List, config: ViTConfig, z: Array, layer: int) -> Array:
+    """z with the position embedding of `layer`, if it has one; layer 0 is the stem (Table 8)."""
+    if not len(embeddings) or (layer and config.position_embedding_at == "stem"):
+        return z
+    return embeddings[layer if config.position_embedding_at == "every" else 0](z)
 
 
 def grid_table(y: Array, x: Array) -> Array:
@@ -29,46 +80,74 @@ def grid_table(y: Array, x: Array) -> Array:
     ).reshape(shape[0] * shape[1], -1)
 
 
-def relative_logits(q: Array, embeddings: Array) -> Array:
-    """q . r[p_q - p_k] (Table 8): queries (b, h, n, e) against (2 n - 1, e) embeddings of offsets.
+def relative_embedding(config: ViTConfig, *, keys: Keys) -> nnx.Param | None:
+    """One vector per offset of two tokens, (2 n - 1, e); None where positions are not relative."""
+    if config.position_embedding != "relative":
+        return None
+    shape = (2 * config.num_tokens - 1, config.hidden_size // config.num_heads)
+    return nnx.Param(initializers.normal(stddev=0.02)(keys(), shape, jnp.float32))
 
-    Returns (b, h, n, n); offsets are those of the raster order.
+
+def relative_logits(
+    embedding: nnx.Param | None, numerics: Numerics
+) -> Callable[[Array], Array] | None:
+    """q . r[p_q - p_k] (Table 8), what is to be added to q k^T, as a function of q (b, h, n, e).
+
+    Its result is (b, h, n, n); offsets are those of the raster order.
     """
-    n = q.shape[2]
-    offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
-    scores = product("bhqe,re->bhqr", q, embeddings.astype(q.dtype))
-    return jnp.take_along_axis(
-        scores, jnp.broadcast_to(offsets, (*scores.shape[:2], n, n)), axis=-1
-    )
+    if embedding is None:
+        return None
+
+    def of_queries(q: Array) -> Array:
+        n = q.shape[2]
+        offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
+        scores = numerics.product("bhqe,re->bhqr", q, embedding[...].astype(q.dtype))
+        return jnp.take_along_axis(
+            scores, jnp.broadcast_to(offsets, (*scores.shape[:2], n, n)), axis=-1
+        )
+
+    return of_queries
+
+
+def pooling(config: ViTConfig, numerics: Numerics, *, keys: Keys) -> Callable[..., Array]:
+    """What stands in for the class token (Appendix D.3): (z (b, n, d), key) to y (b, d)."""
+    return average if config.classifier == "gap" else AttentionPooling(config, numerics, keys=keys)
+
+
+def average(z: Array, key: Array | None = None) -> Array:
+    """Global average pooling."""
+    del key
+    return z.astype(jnp.float32).mean(axis=1).astype(z.dtype)
 
 
 class AttentionPooling(nnx.Module):
     """The MAP head: one learned query attends to all tokens, then an MLP. (b, n, d) to (b, d)."""
 
-    def __init__(self, config: ViTConfig, *, keys: Keys):
+    def __init__(self, config: ViTConfig, numerics: Numerics, *, keys: Keys):
         d, heads = config.hidden_size, config.num_heads
-        dense = functools.partial(Dense, dtype=config.compute_dtype, keys=keys)
+        dense = functools.partial(Dense, numerics=numerics, keys=keys)
         init = initializers.xavier_uniform()
         self.probe = nnx.Param(init(keys(), (1, d), jnp.float32)[None])
         self.query = dense(d, (heads, d // heads))
         self.key_value = dense(d, (2, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)
-        self.mlp_norm = LayerNorm(
-            d, epsilon=config.layer_norm_epsilon, dtype=config.compute_dtype, keys=keys
-        )
-        self.mlp = MLP(config, keys=keys)
+        self.mlp_norm = LayerNorm(d, epsilon=config.layer_norm_epsilon, numerics=numerics)
+        self.mlp = MLP(config, numerics, keys=keys)
+        self.product, self.index = numerics.product, config.num_layers + 1
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
-        b, _, d = x.shape
+        key, b = fold(key, self.index), x.shape[0]
         q = self.query(self.probe[...]).transpose(0, 2, 1, 3)  # (1, h, 1, e)
         k, v = self.key_value(x).transpose(2, 0, 3, 1, 4)  # two of (b, h, n, e)
-        weights = plain.attention_weights(jnp.broadcast_to(q, (b, *q.shape[1:])), k)
-        y = plain.attend(weights, v).transpose(0, 2, 1, 3).reshape(b, 1, d)
-        y = self.out(y)
+        q = jnp.broadcast_to(q, (b, *q.shape[1:]))
+        weights = attention_weights(q, k, product=self.product)
+        y = self.out(attend(weights, v, product=self.product))
         return (y + self.mlp(self.mlp_norm(y), key))[:, 0]
 
 
-def scan_blocks(blocks: nnx.List, config: ViTConfig, z: Array, key: Array | None) -> Array:
+def scan_blocks(
+    blocks: nnx.List, config: ViTConfig, numerics: Numerics, z: Array, key: Array | None
+) -> Array:
     """The encoder as one `lax.scan`: one layer is compiled instead of all of them.
 
     Raises:
@@ -85,7 +164,6 @@ def scan_blocks(blocks: nnx.List, config: ViTConfig, z: Array, key: Array | None
 
     def layer(z, scanned):
         state, index = scanned
-        return nnx.merge(graphdef, state)(z, fold(key, index))[0], None
+        return nnx.merge(graphdef, state)(z, fold(key, index)), None
 
-    body = remat.apply(layer, config.remat)
-    return jax.lax.scan(body, z, (stacked, jnp.arange(config.num_layers)))[0]
+    return jax.lax.scan(numerics.layer(layer), z, (stacked, jnp.arange(config.num_layers)))[0]

@@ -16,7 +16,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.layers import Array, Dense, Keys, fold, initializers
 from vit_jax.models.vit import EncoderBlock, VisionTransformer
 from vit_jax.models.vit_config import ViTConfig
-from vit_jax.numerics.dense import product
+from vit_jax.numerics import Numerics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +38,27 @@ class AxialConfig(ViTConfig):
 class AxialBlock(nnx.Module):
     """Row attention and an MLP, then column attention and another MLP. (b, n, d) to (b, n, d)."""
 
-    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, keys: Keys):
-        self.row = EncoderBlock(config, drop_path=drop_path, keys=keys)
-        self.column = EncoderBlock(config, drop_path=drop_path, keys=keys)
+    def __init__(
+        self, config: ViTConfig, numerics: Numerics, *, drop_path: float = 0.0, keys: Keys
+    ):
+        self.row = EncoderBlock(config, numerics, drop_path=drop_path, keys=keys)
+        self.column = EncoderBlock(config, numerics, drop_path=drop_path, keys=keys)
         self.grid = config.grid
 
-    def __call__(
-        self, z: Array, key: Array | None = None, *, return_weights: bool = False
-    ) -> tuple[Array, None]:
-        if return_weights:
-            raise UserError(
-                "Axial models attend along rows and columns, so there is no (n, n) attention to "
-                "return; ask for other intermediates."
-            )
+    def __call__(self, z: Array, key: Array | None = None) -> Array:
         b, n, d = z.shape
         rows, columns = self.grid
-        z, _ = self.row(z.reshape(b * rows, columns, d), fold(key, 0))
+        z = self.row(z.reshape(b * rows, columns, d), fold(key, 0))
         z = z.reshape(b, rows, columns, d).swapaxes(1, 2).reshape(b * columns, rows, d)
-        z, _ = self.column(z, fold(key, 1))
-        return z.reshape(b, columns, rows, d).swapaxes(1, 2).reshape(b, n, d), None
+        z = self.column(z, fold(key, 1))
+        return z.reshape(b, columns, rows, d).swapaxes(1, 2).reshape(b, n, d)
+
+    def attention_weights(self, z: Array) -> Array:
+        """There are none over all tokens."""
+        raise UserError(
+            "Axial models attend along rows and columns, so there is no (n, n) attention to "
+            "return; ask for other intermediates."
+        )
 
 
 class AxialTransformer(VisionTransformer):
@@ -78,11 +80,11 @@ class AxialConv(nnx.Module):
         stride: int,
         grid: tuple[int, int],
         *,
-        dtype,
+        numerics: Numerics,
         keys: Keys,
     ):
-        self.column = RelativeAttention(features, heads, grid[0], dtype=dtype, keys=keys)
-        self.row = RelativeAttention(features, heads, grid[1], dtype=dtype, keys=keys)
+        self.column = RelativeAttention(features, heads, grid[0], numerics=numerics, keys=keys)
+        self.row = RelativeAttention(features, heads, grid[1], numerics=numerics, keys=keys)
         self.stride = stride
 
     def __call__(self, x: Array) -> Array:
@@ -103,22 +105,23 @@ class RelativeAttention(nnx.Module):
     the heads share one: logit = (q k + q r_q + k r_k) / sqrt(e), output = sum of w (v + r_v).
     """
 
-    def __init__(self, features: int, heads: int, length: int, *, dtype, keys: Keys):
+    def __init__(self, features: int, heads: int, length: int, *, numerics: Numerics, keys: Keys):
         e = features // heads
-        self.qkv = Dense(features, (3, heads, e), batch_axes=1, dtype=dtype, keys=keys)
+        self.qkv = Dense(features, (3, heads, e), batch_axes=1, numerics=numerics, keys=keys)
         self.relative = nnx.Param(
             initializers.normal(stddev=e**-0.5)(keys(), (3, 2 * length - 1, e), jnp.float32)
         )
-        self.dtype = dtype
+        self.product = numerics.product
 
     def __call__(self, x: Array) -> Array:
+        product = self.product
         q, k, v = jnp.moveaxis(self.qkv(x), (3, 4), (0, 2))  # three of (b, h, m, n, e)
         n, e = q.shape[-2:]
         offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] + n - 1
-        r_q, r_k, r_v = self.relative[...].astype(self.dtype)[:, offsets]  # three of (n, n, e)
+        r_q, r_k, r_v = self.relative[...].astype(q.dtype)[:, offsets]  # three of (n, n, e)
         logits = product("bhmqe,bhmke->bhmqk", q, k)
         logits += product("bhmqe,qke->bhmqk", q, r_q) + product("bhmke,qke->bhmqk", k, r_k)
-        weights = jax.nn.softmax(logits / e**0.5, axis=-1).astype(self.dtype)
+        weights = jax.nn.softmax(logits / e**0.5, axis=-1).astype(v.dtype)
         y = product("bhmqk,bhmke->bhmqe", weights, v)
         y += product("bhmqk,qke->bhmqe", weights, r_v)
-        return jnp.moveaxis(y, 1, 3).reshape(x.shape).astype(self.dtype)
+        return jnp.moveaxis(y, 1, 3).reshape(x.shape).astype(x.dtype)

@@ -20,6 +20,7 @@ from vit_jax.models.resnet import ResNet, ResNetConfig
 from vit_jax.models.variants import ModelConfig
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.models.vit_config import ViTConfig
+from vit_jax.numerics import Machine, Numerics, of
 
 Config = TypeVar("Config", bound=ModelConfig)
 #: {path: array}, on the host or on devices.
@@ -31,14 +32,33 @@ CLASSES = {
 }
 
 
-def construct(config: ModelConfig, key: jax.Array) -> nnx.Module:
-    """The randomly initialised module, built eagerly."""
-    return CLASSES[type(config)](config, keys=Keys(key))
+def numerics_of(config: ModelConfig, machine: Machine | None = None) -> Numerics:
+    """How a model computes on a machine: this one, unless another is named to be compiled for.
+
+    Raises:
+      UserError: `config.attention` cannot be had there.
+    """
+    if not isinstance(config, ViTConfig):
+        return of(config.dtype, machine, remat_policy=config.remat)
+    return of(
+        config.dtype,
+        machine,
+        remat_policy=config.remat,
+        attention=config.attention,
+        head_size=config.hidden_size // config.num_heads,
+        relative=config.position_embedding == "relative",
+    )
 
 
-def abstract(config: ModelConfig) -> nnx.Module:
+def construct(config: ModelConfig, key: jax.Array, numerics: Numerics | None = None) -> nnx.Module:
+    """The randomly initialised module, built eagerly. numerics: None is `numerics_of(config)`."""
+    numerics = numerics or numerics_of(config)
+    return CLASSES[type(config)](config, numerics, keys=Keys(key))
+
+
+def abstract(config: ModelConfig, numerics: Numerics | None = None) -> nnx.Module:
     """The module with shapes instead of arrays: costs no memory and no arithmetic."""
-    return nnx.eval_shape(lambda: construct(config, jax.random.key(0)))
+    return nnx.eval_shape(lambda: construct(config, jax.random.key(0), numerics))
 
 
 def get_params(module: nnx.Module) -> Params:
@@ -66,14 +86,20 @@ def abstract_params(config: ModelConfig) -> Params:
     return get_params(abstract(config))
 
 
-def as_functions(config: ModelConfig) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
+def as_functions(
+    config: ModelConfig, numerics: Numerics | None = None
+) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
     """A model as pure functions.
+
+    Args:
+      numerics: how it computes; None is `numerics_of(config)`, what is best on this machine.
 
     Returns:
       `init(key) -> params`, and `apply(params, images, *, key=None, return_intermediates=False)`,
       both to be jitted by the caller. The module's structure is built once, by shape only.
+      `apply(params, x, method="encode")` calls another method of the module.
     """
-    module = abstract(config)
+    module = abstract(config, numerics)
 
     def init(key: jax.Array) -> Params:
         return get_params(construct(config, key))
@@ -82,9 +108,10 @@ def as_functions(config: ModelConfig) -> tuple[Callable[[jax.Array], Params], Ca
     paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
     treedef = jax.tree.structure(state)
 
-    def apply(params: Params, images: jax.Array, **kwargs: Any) -> Any:
+    def apply(params: Params, x: jax.Array, *, method: str = "__call__", **kwargs: Any) -> Any:
         leaves = [params[path] for path in paths]
-        return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(images, **kwargs)
+        merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+        return getattr(merged, method)(x, **kwargs)
 
     return init, apply
 

@@ -1,24 +1,23 @@
 """The layers that the architectures share: Dense, LayerNorm, MLP and dropout.
 
-Parameters are float32. `dtype` is the compute dtype: operands of matrix products are cast to it,
-products accumulate in float32, and normalisation statistics, softmax and logits stay in float32.
-How a product or a norm is computed is the business of numerics/.
+Parameters are float32. How a product or a norm is computed is said by the `Numerics` that a layer
+is built with: operands of products may be rounded, sums, statistics and logits are in float32.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models.vit_config import ViTConfig
-from vit_jax.numerics import one_cpu, plain, remat
-from vit_jax.numerics.dense import affine
+from vit_jax.numerics import ACTIVATIONS, Numerics
 
 Array = jax.Array
 initializers = jax.nn.initializers
@@ -50,7 +49,7 @@ def constant(value: float):
 
 
 class Dense(nnx.Module):
-    """`x @ kernel + bias`: (..., in_features) to (..., *features); see `affine`.
+    """`x @ kernel + bias`: (..., in_features) to (..., *features).
 
     `features` may have several axes, e.g. (3, heads, head_dim); `batch_axes` says how many leading
     ones of them are separate kernels, initialised apart (q, k and v of the fused projection).
@@ -64,7 +63,7 @@ class Dense(nnx.Module):
         kernel_init=initializers.xavier_uniform,
         bias_init=zeros,
         batch_axes: int = 0,
-        dtype=jnp.float32,
+        numerics: Numerics,
         keys: Keys,
     ):
         features = (features,) if isinstance(features, int) else tuple(features)
@@ -76,46 +75,43 @@ class Dense(nnx.Module):
         )
         self.kernel = nnx.Param(init(keys(), (in_features, *features), jnp.float32))
         self.bias = nnx.Param(bias_init(keys(), features, jnp.float32))
-        self.dtype = dtype
+        self.dense = numerics.dense
 
-    def __call__(self, x: Array, **finish: Any) -> Array:
-        # The kernel keeps its axes: folding (3, heads, e) would undo a split over the heads.
-        return affine(x, self.kernel[...], self.bias[...], self.dtype, **finish)
+    def __call__(
+        self,
+        x: Array,
+        *,
+        activation: Callable[[Array], Array] | None = None,
+        out_dtype: DTypeLike | None = None,
+    ) -> Array:
+        kernel, bias = self.kernel[...], self.bias[...]
+        return self.dense(x, kernel, bias, activation=activation, out_dtype=out_dtype)
 
 
 class LayerNorm(nnx.Module):
     """Normalises the last axis; statistics in float32."""
 
-    def __init__(self, features: int, *, epsilon: float = 1e-6, dtype=jnp.float32, keys: Keys):
-        del keys
+    def __init__(self, features: int, *, epsilon: float = 1e-6, numerics: Numerics):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.epsilon, self.dtype = epsilon, dtype
+        self.epsilon, self.norm = epsilon, numerics.norm
 
     def __call__(self, x: Array) -> Array:
-        # Rows, since sums over two axes make XLA keep the images of a batch apart in GPU memory.
-        rows = x.reshape(-1, x.shape[-1])
-        y = plain.normalised(
-            rows, self.scale[...], self.bias[...], self.epsilon, one_cpu.stored(self.dtype)
-        )
-        return y.reshape(x.shape)
+        return self.norm(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 class MLP(nnx.Module):
     """Two dense layers with a GELU between. (b, n, d) to (b, n, d)."""
 
-    def __init__(self, config: ViTConfig, *, keys: Keys):
-        dense = functools.partial(
-            Dense, bias_init=initializers.normal(1e-6), dtype=config.compute_dtype, keys=keys
-        )
-        self.dense1 = dense(config.hidden_size, config.mlp_dim)
-        self.dense2 = dense(config.mlp_dim, config.hidden_size)
-        self.rate, self.activation = config.dropout_rate, plain.ACTIVATIONS[config.activation]
-        self.recompute = remat.name_of(config.remat) == "none"  # otherwise the block does
+    def __init__(self, config: ViTConfig, numerics: Numerics, *, keys: Keys):
+        d, small = config.hidden_size, initializers.normal(1e-6)
+        dense = functools.partial(Dense, bias_init=small, numerics=numerics, keys=keys)
+        self.dense1 = dense(d, config.mlp_dim)
+        self.dense2 = dense(config.mlp_dim, d)
+        self.rate, self.activation = config.dropout_rate, ACTIVATIONS[config.activation]
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
-        x = self.dense1(x, activation=self.activation, recompute=self.recompute)
-        x = dropout(x, self.rate, fold(key, 0))
+        x = dropout(self.dense1(x, activation=self.activation), self.rate, fold(key, 0))
         return dropout(self.dense2(x), self.rate, fold(key, 1))
 
 
@@ -149,8 +145,10 @@ class Model(nnx.Module):
 LARGEST_PIXEL = 10.0
 
 
-def check_images(images: Any, config: Any) -> None:
-    """Raises UserError for what is no batch of images (b, h, w, c) in [-1, 1]; shapes are apart.
+def check_images(images: Any, config: Any, *, exactly: bool = False) -> None:
+    """Raises UserError for what is no batch of images (b, h, w, c) in [-1, 1].
+
+    With `exactly`, also for images of another size than `config.image_size`.
 
     Values are looked at where they are there: under jit nothing is added to the program.
     """
@@ -172,6 +170,17 @@ def check_images(images: Any, config: Any) -> None:
             f"{config.variant} takes images (b, h, w, {config.channels}) as floats in [-1, 1] and "
             f"got {wrong}; vit_jax.preprocess(model, images) makes them of files and of pixels."
         )
+    if exactly and images.shape[1:3] != config.image_size:
+        raise UserError(
+            f"{config.variant} was built for images of {(*config.image_size, config.channels)} "
+            f"but got {tuple(images.shape[1:])}; resize the images, or load the model with "
+            f"image_size={tuple(images.shape[1:3])} to interpolate its position embeddings."
+        )
+
+
+def add_float32(z: Array, table: Array) -> Array:
+    """z + table, summed in float32, in the dtype of z."""
+    return (z.astype(jnp.float32) + table).astype(z.dtype)
 
 
 def dropout(x: Array, rate: float, key: Array | None, *, shape: Sequence[int] | None = None):

@@ -16,7 +16,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.axial import AxialConv
 from vit_jax.models.layers import Array, Dense, Keys, Model, check_images, constant, zeros
 from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
-from vit_jax.numerics import remat
+from vit_jax.numerics import Numerics, remat
 
 POOL_PADDINGS = ("lowest", "zeros")
 
@@ -43,7 +43,7 @@ class ResNetConfig:
     standardisation_epsilon: float = 1e-10
     pool_padding: str = "zeros"
     axial_heads: int | None = None
-    remat: bool | str = False  # see models/remat.py
+    remat: bool | str = False  # see numerics/remat.py
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
     preprocessing: tuple[tuple[str, Any], ...] = ()
@@ -69,10 +69,6 @@ class ResNetConfig:
         stride = 4 * 2 ** (len(self.depths) - 1)
         return -(-self.image_size[0] // stride), -(-self.image_size[1] // stride)
 
-    @property
-    def compute_dtype(self):
-        return jnp.dtype(self.dtype)
-
 
 class Unit(nnx.Module):
     """A v2 bottleneck: norm and ReLU before each convolution; the stride is on the 3x3."""
@@ -85,12 +81,13 @@ class Unit(nnx.Module):
         stride: int,
         grid: tuple[int, int],
         *,
+        numerics: Numerics,
         keys: Keys,
     ):
         out = middle * EXPANSION
 
         def conv(a: int, b: int, size: int, step: int = 1) -> StdConv:
-            return _bit_conv(config, a, b, size, step, keys)
+            return _bit_conv(config, a, b, size, step, numerics, keys)
 
         self.projects = stride != 1 or in_features != out
         if self.projects:
@@ -98,9 +95,7 @@ class Unit(nnx.Module):
         self.norm1, self.conv1 = _bit_norm(config, in_features), conv(in_features, middle, 1)
         self.norm2 = _bit_norm(config, middle)
         self.conv2: nnx.Module = (
-            AxialConv(
-                middle, config.axial_heads, stride, grid, dtype=config.compute_dtype, keys=keys
-            )
+            AxialConv(middle, config.axial_heads, stride, grid, numerics=numerics, keys=keys)
             if config.axial_heads
             else conv(middle, middle, 3, stride)
         )
@@ -119,7 +114,15 @@ def half(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // 2), -(-size[1] // 2)
 
 
-def _bit_conv(config, in_features, features, size, stride, keys) -> StdConv:
+def _bit_conv(
+    config: ResNetConfig,
+    in_features: int,
+    features: int,
+    size: int,
+    stride: int,
+    numerics: Numerics,
+    keys: Keys,
+) -> StdConv:
     return StdConv(
         in_features,
         features,
@@ -128,22 +131,22 @@ def _bit_conv(config, in_features, features, size, stride, keys) -> StdConv:
         padding=(size - 1) // 2,
         style=config.standardisation,
         epsilon=config.standardisation_epsilon,
-        dtype=config.compute_dtype,
+        numerics=numerics,
         keys=keys,
     )
 
 
 def _bit_norm(config: ResNetConfig, features: int) -> GroupNorm:
-    return GroupNorm(features, epsilon=config.group_norm_epsilon, dtype=config.compute_dtype)
+    return GroupNorm(features, epsilon=config.group_norm_epsilon)
 
 
 class ResNet(Model):
     """BiT ResNet-v2. Images in, logits out; the same contract as `VisionTransformer`."""
 
-    def __init__(self, config: ResNetConfig, *, keys: Keys):
-        self.config = config
+    def __init__(self, config: ResNetConfig, numerics: Numerics, *, keys: Keys):
+        self.config, self.numerics = config, numerics
         width = int(64 * config.width_factor)
-        self.conv_root = _bit_conv(config, config.channels, width, 7, 2, keys)
+        self.conv_root = _bit_conv(config, config.channels, width, 7, 2, numerics, keys)
         stages, features = [], width
         grid = half(half(config.image_size))
         for stage, depth in enumerate(config.depths):
@@ -151,7 +154,9 @@ class ResNet(Model):
             for unit in range(depth):
                 middle = width * 2**stage
                 stride = 2 if stage and not unit else 1
-                units.append(Unit(config, features, middle, stride, grid, keys=keys))
+                units.append(
+                    Unit(config, features, middle, stride, grid, numerics=numerics, keys=keys)
+                )
                 features = middle * EXPANSION
                 grid = half(grid) if stride == 2 else grid
             stages.append(nnx.List(units))
@@ -162,7 +167,7 @@ class ResNet(Model):
             config.num_classes,
             kernel_init=lambda **_: zeros,
             bias_init=constant(config.head_bias),
-            dtype=config.compute_dtype,
+            numerics=numerics,
             keys=keys,
         )
 
@@ -191,7 +196,7 @@ class ResNet(Model):
         out["stem"] = x = max_pool(x, padding=self.config.pool_padding)
         for number, stage in enumerate(self.stages, start=1):
             for unit in stage:
-                x = remat.apply(unit.__call__, self.config.remat)(x)
+                x = self.numerics.layer(unit.__call__)(x)
             out[f"stage_{number}"] = x
         x = jax.nn.relu(self.norm(x))
         out["pre_logits"] = x = x.astype(jnp.float32).mean(axis=(1, 2))

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.models.layers import Array, Keys, initializers
-from vit_jax.numerics import remat
+from vit_jax.models.vit_config import ViTConfig
+from vit_jax.numerics import Numerics
 
 GROUPS = 32
 EXPANSION = 4  # a bottleneck unit's output is four times as wide as its middle
@@ -36,13 +37,13 @@ class StdConv(nnx.Module):
         padding: str | int = "SAME",
         style: str,
         epsilon: float,
-        dtype,
+        numerics: Numerics,
         keys: Keys,
     ):
         init = initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
         self.kernel = nnx.Param(init(keys(), (size, size, in_features, features)))
         self.stride, self.padding = stride, padding
-        self.style, self.epsilon, self.dtype = style, epsilon, dtype
+        self.style, self.epsilon, self.numerics = style, epsilon, numerics
 
     def standardised(self) -> Array:
         w = self.kernel[...]
@@ -54,23 +55,18 @@ class StdConv(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         pad = self.padding if isinstance(self.padding, str) else [(self.padding,) * 2] * 2
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.standardised().astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=pad,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return remat.product(y)
+        x = x.astype(self.numerics.dtype)
+        kernel = self.standardised().astype(self.numerics.dtype)
+        return self.numerics.convolution(x, kernel, self.stride, pad)
 
 
 class GroupNorm(nnx.Module):
     """Normalises 32 groups of channels over the whole image; statistics in float32."""
 
-    def __init__(self, features: int, *, epsilon: float, dtype, scale=1.0):
+    def __init__(self, features: int, *, epsilon: float, scale: float = 1.0):
         self.scale = nnx.Param(jnp.full((features,), scale, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.epsilon, self.dtype = epsilon, dtype
+        self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
@@ -78,7 +74,7 @@ class GroupNorm(nnx.Module):
         centred = groups - groups.mean(axis=(1, 3), keepdims=True)
         variance = jnp.square(centred).mean(axis=(1, 3), keepdims=True)
         y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(b, h, w, c)
-        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 def max_pool(x: Array, *, padding: str = "SAME") -> Array:
@@ -93,11 +89,11 @@ def max_pool(x: Array, *, padding: str = "SAME") -> Array:
 class StemUnit(nnx.Module):
     """A v1 bottleneck: three times convolution and norm; ReLU after the sum."""
 
-    def __init__(self, in_features: int, middle: int, stride: int, *, conv, epsilon, dtype):
+    def __init__(self, in_features: int, middle: int, stride: int, *, conv, epsilon: float):
         out = middle * EXPANSION
 
         def norm(features: int, scale: float = 1.0) -> GroupNorm:
-            return GroupNorm(features, epsilon=epsilon, dtype=dtype, scale=scale)
+            return GroupNorm(features, epsilon=epsilon, scale=scale)
 
         self.projects = stride != 1 or in_features != out
         if self.projects:
@@ -117,38 +113,28 @@ class StemUnit(nnx.Module):
 class HybridStem(nnx.Module):
     """The CNN before a hybrid's Transformer: (b, h, w, c) to (b, h / stride, w / stride, features).
 
-    `depths` are the units per stage; with () there is only the root (stride 4).
+    `config.stem_depths` are the units per stage; with () there is only the root (stride 4).
     """
 
-    def __init__(
-        self,
-        depths: tuple[int, ...],
-        *,
-        width_factor: float = 1.0,
-        channels: int = 3,
-        group_norm_epsilon: float = 1e-6,
-        standardisation: str = "std",
-        standardisation_epsilon: float = 1e-5,
-        dtype=jnp.float32,
-        keys: Keys,
-    ):
+    def __init__(self, config: ViTConfig, numerics: Numerics, *, keys: Keys):
+        epsilon = config.stem_group_norm_epsilon
         conv = functools.partial(
-            StdConv, style=standardisation, epsilon=standardisation_epsilon, dtype=dtype, keys=keys
+            StdConv,
+            style=config.stem_standardisation,
+            epsilon=config.stem_standardisation_epsilon,
+            numerics=numerics,
+            keys=keys,
         )
-        width = int(64 * width_factor)
-        self.conv_root = conv(channels, width, 7, stride=2)
-        self.norm_root = GroupNorm(width, epsilon=group_norm_epsilon, dtype=dtype)
+        width = int(64 * config.stem_width)
+        self.conv_root = conv(config.channels, width, 7, stride=2)
+        self.norm_root = GroupNorm(width, epsilon=epsilon)
         stages, features = [], width
-        for stage, depth in enumerate(depths):
+        for stage, depth in enumerate(config.stem_depths or ()):
             units = []
             for unit in range(depth):
                 stride = 2 if stage and not unit else 1
                 middle = width * 2**stage
-                units.append(
-                    StemUnit(
-                        features, middle, stride, conv=conv, epsilon=group_norm_epsilon, dtype=dtype
-                    )
-                )
+                units.append(StemUnit(features, middle, stride, conv=conv, epsilon=epsilon))
                 features = middle * EXPANSION
             stages.append(nnx.List(units))
         self.stages = nnx.List(stages)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
 from vit_jax.errors import UserError
-from vit_jax.numerics import plain, remat
+from vit_jax.numerics import ACTIVATIONS, remat
 
 CLASSIFIERS = ("token", "gap", "map")
 POSITION_EMBEDDINGS = ("none", "1d", "2d", "relative")
@@ -57,7 +55,7 @@ class ViTConfig:
     layer_norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
-    remat: bool | str = False  # see models/remat.py
+    remat: bool | str = False  # see numerics/remat.py
     scan: bool = False
     attention: str = "auto"
     dtype: str = "float32"
@@ -68,7 +66,7 @@ class ViTConfig:
         remat.name_of(self.remat)
         for key, options in (
             ("classifier", CLASSIFIERS),
-            ("activation", tuple(plain.ACTIVATIONS)),
+            ("activation", tuple(ACTIVATIONS)),
             ("attention", ATTENTIONS),
             ("position_embedding", POSITION_EMBEDDINGS),
             ("position_embedding_at", POSITION_EMBEDDING_PLACES),
@@ -118,7 +116,3 @@ class ViTConfig:
     def num_tokens(self) -> int:
         """Sequence length: N patches, plus one with a class token."""
         return self.grid[0] * self.grid[1] + (self.classifier == "token")
-
-    @property
-    def compute_dtype(self):
-        return jnp.dtype(self.dtype)

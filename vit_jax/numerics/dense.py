@@ -7,46 +7,60 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from vit_jax.numerics import one_cpu, remat
+from vit_jax.numerics import plain, remat
 
 Array = jax.Array
+#: (rows (r, i), kernel (i, ...), out_dtype) to (r, ...), in float32 or rounded to `out_dtype`.
+Multiply = Callable[[Array, Array, DTypeLike], Array]
 
 
 def affine(
     x: Array,
     kernel: Array,
     bias: Array,
-    dtype,
     *,
-    activation: Callable[[Array], Array] | None = None,
+    multiply: Multiply,
+    activation_dtype: DTypeLike,
     recompute: bool = False,
-    out_dtype=None,
+    activation: Callable[[Array], Array] | None = None,
+    out_dtype: DTypeLike | None = None,
 ) -> Array:
-    """activation(x (..., i) times kernel (i, ...) plus bias), in `out_dtype` or as it is stored.
+    """activation(x (..., i) times kernel (i, ...) plus bias), in `out_dtype` or `activation_dtype`.
 
-    Operands of the product are in `dtype`, and so are those of its gradients; sums are in float32.
     The leading axes are folded into one, so that the gradient of the kernel is a plain matrix
-    product as well; over several axes, XLA's is twice as slow on CPU.
+    product as well; over several axes, XLA's is twice as slow on CPU. The kernel keeps its axes:
+    folding (3, heads, e) would undo a split over the heads.
     With `recompute`, the gradient of the activation keeps the product and nothing else.
     """
-    dtype, out_dtype = jnp.dtype(dtype), jnp.dtype(out_dtype or one_cpu.stored(dtype))
-    rows = x.reshape(-1, x.shape[-1])
-    if dtype == jnp.float32:
-        y = jnp.tensordot(rows.astype(dtype), kernel, 1)
-    elif one_cpu.on_one_cpu():
-        y = one_cpu.bfloat16_product(rows, kernel.reshape(kernel.shape[0], -1))
-        y = y.reshape(-1, *kernel.shape[1:])
-    else:
-        y = rounded_product(aligned(rows.astype(dtype), 1), aligned(kernel, 0), out_dtype)
+    dtype = jnp.dtype(out_dtype or activation_dtype)
 
     def finish(y: Array, bias: Array) -> Array:
-        y = (y.astype(jnp.float32) + bias).astype(out_dtype)
+        y = (y.astype(jnp.float32) + bias).astype(dtype)
         return activation(y) if activation else y
 
-    y = remat.product(y)
-    y = (jax.checkpoint(finish) if recompute else finish)(y, bias)
+    y = remat.product(multiply(x.reshape(-1, x.shape[-1]), kernel, dtype))
+    y = (jax.checkpoint(finish) if activation and recompute else finish)(y, bias)
     return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+def float32_product(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
+    """x (r, i) times kernel (i, ...), both float32."""
+    del out_dtype
+    return jnp.tensordot(x.astype(jnp.float32), kernel, 1)
+
+
+def bfloat16_product(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
+    """x (r, i) times kernel (i, ...) with operands in bfloat16, for accelerators."""
+    return rounded_product(aligned(x.astype(jnp.bfloat16), 1), aligned(kernel, 0), out_dtype)
+
+
+def convolution(
+    x: Array, kernel: Array, stride: int, padding: str | list[tuple[int, int]]
+) -> Array:
+    """x (b, h, w, c) with a kernel (kh, kw, c, features) of the same dtype."""
+    return remat.product(plain.convolution(x, kernel, stride, padding))
 
 
 def aligned(x: Array, axis: int) -> Array:
@@ -73,7 +87,7 @@ def summed_in_float32(multiply: Callable[..., Array], a: Array, b: Array) -> Arr
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rounded_product(x: Array, kernel: Array, out_dtype) -> Array:
+def rounded_product(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
     """x (r, i), of 16 bits, times kernel (i, ...) float32, rounded as x is; sums in float32.
 
     JAX's own gradient of a product that is returned in more bits than its operands have would be a

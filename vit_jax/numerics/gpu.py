@@ -18,7 +18,9 @@ def compute_capability() -> float:
     return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
 
 
-def fused_attention(asked: str, *, dtype: str, head_size: int, relative: bool) -> bool:
+def fused_attention(
+    asked: str, *, capability: float, dtype: str, head_size: int, relative: bool
+) -> bool:
     """Whether attention is cuDNN's kernel, which keeps no (b, h, n, n) array in memory.
 
     It needs an NVIDIA GPU from Ampere on, 16 bits, and heads of at most 128 in multiples of 8; it
@@ -26,12 +28,13 @@ def fused_attention(asked: str, *, dtype: str, head_size: int, relative: bool) -
 
     Args:
       asked: `model.attention`: "auto", "xla" or "cudnn".
+      capability: compute capability of the GPU; 0 on anything else.
 
     Raises:
       UserError: `asked` is "cudnn", which cannot be.
     """
     obstacles = {
-        "the device is no NVIDIA GPU of compute capability 8.0 or more": compute_capability() < 8.0,
+        "the device is no NVIDIA GPU of compute capability 8.0 or more": capability < 8.0,
         f"the compute dtype is {dtype}, not bfloat16": dtype != "bfloat16",
         f"the heads are {head_size} wide": head_size > 128 or head_size % 8 != 0,
         "position embeddings are relative": relative,
@@ -40,6 +43,17 @@ def fused_attention(asked: str, *, dtype: str, head_size: int, relative: bool) -
     if asked == "cudnn" and found:
         raise UserError(f"model.attention='cudnn' cannot be: {found[0]}; use 'auto'.")
     return asked != "xla" and not found
+
+
+def attention(qkv: Array, extra_logits: None = None) -> Array:
+    """softmax(q k^T / sqrt(e)) v by cuDNN: (b, n, 3, h, e) to (b, n or n + 1, h e).
+
+    The token more is to be cut off, after the product that follows: there it costs nothing.
+    """
+    assert extra_logits is None  # `fused_attention` says when
+    q, k, v = (part[:, :, 0] for part in jnp.split(qkv, 3, axis=2))
+    y = cudnn_attention(q, k, v)
+    return y.reshape(*y.shape[:2], -1)
 
 
 def cudnn_attention(q: Array, k: Array, v: Array) -> Array:

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.typing import DTypeLike
+
+from vit_jax.numerics import plain
 
 Array = jax.Array
 
 
-def on_one_cpu() -> bool:
-    """Whether programs are compiled for a single CPU device."""
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
+#: What activations are kept in, whatever the products: CPUs have bfloat16 products and nothing else
+#: in it; every other operation converts back and forth, which costs more than the memory saves.
+ACTIVATION_DTYPE = jnp.dtype(jnp.float32)
 
 
-def stored(dtype) -> Any:
-    """The dtype that activations are kept in: `dtype`, but float32 on a CPU.
-
-    CPUs have bfloat16 products and nothing else in it: every other operation converts back and
-    forth, which costs more than the memory saves (docs/performance.md).
-    """
-    return jnp.float32 if on_one_cpu() else dtype
-
-
-def settled(x: Array) -> Array:
-    """x; on a CPU, its gradient is computed once.
+def add(z: Array, branch: Array) -> Array:
+    """branch + z; its gradient is computed once.
 
     The gradient of the residual stream is a sum over all later layers. XLA there computes a sum
     anew in each program that reads it, which makes this one quadratic in the number of layers.
     """
-    return _settled(x) if on_one_cpu() else x
+    return _settled(plain.add(z, branch))
+
+
+def multiply(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
+    """x (r, i) times kernel (i, ...) with operands in bfloat16, in float32."""
+    del out_dtype
+    y = bfloat16_product(x, kernel.reshape(kernel.shape[0], -1))
+    return y.reshape(-1, *kernel.shape[1:])
 
 
 @jax.custom_vjp

@@ -1,66 +1,88 @@
-"""Normalisation, attention and GELU as the paper has them, in XLA's own operations."""
+"""What the paper says, in float32: the row that every other row of numerics is held to."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.numerics.dense import product
-
 Array = jax.Array
+Activation = Callable[[Array], Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalised(x: Array, scale: Array, bias: Array, epsilon: float, dtype) -> Array:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias of each row of x (r, d), in `dtype`.
+def dense(
+    x: Array, kernel: Array, bias: Array, *, activation: Activation | None = None, out_dtype=None
+) -> Array:
+    """activation(x W + b): x (..., i), W (i, ...). All is float32, `out_dtype` too."""
+    del out_dtype
+    y = jnp.tensordot(x, kernel, 1) + bias
+    return activation(y) if activation else y
 
-    For the gradient, x and two numbers per row are kept, not the normalised rows in float32.
+
+def norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """LN: each row of x (..., d) with mean 0 and variance 1, scaled and shifted."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred / jnp.sqrt(variance + epsilon) * scale + bias
+
+
+def product(subscripts: str, a: Array, b: Array) -> Array:
+    """Products of activations with activations."""
+    return jnp.einsum(subscripts, a, b)
+
+
+def heads(qkv: Array) -> list[Array]:
+    """[q, k, v], three of (b, h, n, e), of what the product with U_qkv gives, (b, n, 3, h, e)."""
+    return [part[0] for part in jnp.split(qkv.transpose(2, 0, 3, 1, 4), 3)]
+
+
+def attention_weights(
+    q: Array, k: Array, extra_logits: Activation | None = None, *, product=product
+) -> Array:
+    """A = softmax(q k^T / sqrt(D_h)), float32 (Eq. 6). Twice (b, h, n, e) to (b, h, n, n).
+
+    `extra_logits` of q (Table 8) are added to q k^T.
     """
-    return _normalised_forward(x, scale, bias, epsilon, dtype)[0]
+    extra = extra_logits(q) if extra_logits else None
+    logits = product("bhqe,bhke->bhqk", q, k)
+    logits = logits if extra is None else logits + extra
+    return jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
 
 
-def _normalised_forward(x, scale, bias, epsilon, dtype):
-    centred = x.astype(jnp.float32)
-    mean = centred.mean(axis=-1, keepdims=True)
-    centred = centred - mean
-    rate = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
-    return (centred * rate * scale + bias).astype(dtype), (x, mean, rate, scale)
+def attend(weights: Array, v: Array, *, product=product) -> Array:
+    """SA = A v (Eq. 7), the heads side by side: (b, h, n, m) and (b, h, m, e) to (b, n, h e)."""
+    y = product("bhqk,bhke->bhqe", weights.astype(v.dtype), v).transpose(0, 2, 1, 3)
+    return y.reshape(*y.shape[:2], -1)
 
 
-def _normalised_backward(epsilon, dtype, kept, dy):
-    x, mean, rate, scale = jax.lax.optimization_barrier(kept)  # or the rows would be kept
-    unit = (x.astype(jnp.float32) - mean) * rate
-    dy = dy.astype(jnp.float32)
-    d_unit = dy * scale
-    along = (d_unit * unit).mean(axis=-1, keepdims=True)
-    dx = rate * (d_unit - d_unit.mean(axis=-1, keepdims=True) - along * unit)
-    return dx.astype(x.dtype), (dy * unit).sum(0), dy.sum(0)
+def attention(qkv: Array, extra_logits: Activation | None = None, *, product=product) -> Array:
+    """[SA_1; ...; SA_h] of Eq. 8: (b, n, 3, h, e) to (b, n, h e)."""
+    q, k, v = heads(qkv)
+    return attend(attention_weights(q, k, extra_logits, product=product), v, product=product)
 
 
-normalised.defvjp(_normalised_forward, _normalised_backward)
+def convolution(
+    x: Array, kernel: Array, stride: int, padding: str | list[tuple[int, int]]
+) -> Array:
+    """x (b, h, w, c) with a kernel (kh, kw, c, features)."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
-#: The tanh approximation is what the released models were trained with.
-ACTIVATIONS = {
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+def add(z: Array, branch: Array) -> Array:
+    """The residual of Eq. 2 and 3."""
+    return branch + z
+
+
+#: The tanh approximation is what the released models were trained with. jax.nn.gelu is looked up
+#: when it is called: translators put their own in its place.
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     # Of other families' weights:
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-
-
-def attention_weights(q: Array, k: Array, extra_logits: Array | None = None) -> Array:
-    """A = softmax(q k^T / sqrt(D_h)), float32 (Appendix A). Twice (b, h, n, e) to (b, h, n, n)."""
-    logits = product("bhqe,bhke->bhqk", q, k)
-    if extra_logits is not None:
-        logits = logits + extra_logits
-    return jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
-
-
-def attend(weights: Array, v: Array) -> Array:
-    """A v: weights (b, h, n, m) float32 and v (b, h, m, e) to (b, h, n, e) float32."""
-    return product("bhqk,bhke->bhqe", weights.astype(v.dtype), v)

@@ -6,6 +6,7 @@ import math
 
 import jax
 
+from vit_jax import numerics
 from vit_jax.config import human
 from vit_jax.models import cost
 from vit_jax.training.memory import GIB, rows_per_device, state_bytes
@@ -55,7 +56,10 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
             f"{config.schedule.learning_rate:g} {rates_text(setup)}",
         ),
         ("optimiser", optimiser_text(setup)),
-        ("compute", f"{human(train_flops)}FLOPs per step"),
+        (
+            "compute",
+            f"{human(train_flops)}FLOPs per step, {numerics.describe(setup.program.numerics)}",
+        ),
         ("state", f"{state_bytes(setup) / GIB:.3g} GiB per device (weights and optimiser)"),
     ]
     return rows + [("note", note) for note in setup.notes]

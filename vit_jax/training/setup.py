@@ -20,7 +20,7 @@ from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.interop import load
 from vit_jax.models import adapt
-from vit_jax.numerics import remat
+from vit_jax.numerics import Machine, Numerics, remat
 from vit_jax.objectives import losses
 from vit_jax.objectives.classification import classification
 from vit_jax.objectives.objective import Objective
@@ -48,6 +48,7 @@ class Program(NamedTuple):
     """What is computed, as functions that are not yet jitted, and where."""
 
     model: models.ModelConfig
+    numerics: Numerics
     mesh: jax.sharding.Mesh
     objective: Objective
     train_step: Callable  # (state, batch) -> (state, metrics)
@@ -71,6 +72,7 @@ def set_up(
     resuming: bool = False,
     sources: tuple[Any, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    machine: Machine | None = None,
 ) -> Setup:
     """Opens the data and builds the model's functions, steps and shardings from a configuration.
 
@@ -78,6 +80,7 @@ def set_up(
       resuming: `init_from` is not read; its weights are not needed any more.
       sources: training and evaluation data that are open already, instead of `config.data`.
       mesh: instead of that of `config.mesh` over the devices here, e.g. of a pod elsewhere.
+      machine: to be compiled for, instead of this one.
 
     Raises:
       UserError: something does not exist or does not fit; says which setting.
@@ -90,7 +93,7 @@ def set_up(
     data = data_of(config, model, *opened)
     plan = plan_of(config, len(data.train))
     notes = [*data.notes, *([] if sources else small_images(data.train, model.image_size))]
-    program = program_of(config, model, plan, mesh, initial, notes)
+    program = program_of(config, model, plan, mesh, initial, notes, machine)
     return Setup(config, data, plan, program, notes)
 
 
@@ -150,9 +153,11 @@ def program_of(
     mesh: jax.sharding.Mesh,
     initial: Checkpoint | None,
     notes: list[str],
+    machine: Machine | None = None,
 ) -> Program:
     """The functions of a run; what was adapted of `initial` weights is added to `notes`."""
-    objective = objective_of(config, model)
+    numerics = models.numerics_of(model, machine)
+    objective = objective_of(config, model, numerics)
     make_params, argument = initial_params(config, model, initial, mesh, notes)
     initialise, abstract_state = train_state.initialise(
         lambda argument: make_params(argument) | objective.init(jax.random.key(config.seed)),
@@ -163,7 +168,7 @@ def program_of(
         consume=initial is not None,
     )
     step = train_step_of(config, objective, plan)
-    return Program(model, mesh, objective, step, initialise, abstract_state)
+    return Program(model, numerics, mesh, objective, step, initialise, abstract_state)
 
 
 def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
@@ -173,18 +178,19 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"classification": classification}
 
 
-def objective_of(config: ConfigDict, model: models.ModelConfig) -> Objective:
+def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numerics) -> Objective:
     """What a model is trained for.
 
     An objective is a function that is given what it asks for by name: `apply` and `num_classes` of
-    the model, `loss`, `training_loss` and `mixup_alpha` of the configuration. Its other arguments
-    are its options, the keys of `config.objective`.
+    the model (`apply(params, x, method="encode")` is one of its parts), `loss`, `training_loss` and
+    `mixup_alpha` of the configuration. Its other arguments are its options, the keys of
+    `config.objective`.
 
     Raises:
       UserError: no such objective or option, or a setting that this one does not read.
     """
     loss = loss_function(config)
-    _, apply = models.as_functions(model)
+    _, apply = models.as_functions(model, numerics)
     offered = {
         "apply": apply,
         "num_classes": model.num_classes,
@@ -225,9 +231,12 @@ def computed_as(setup: Setup, *, remat: str, accumulation_steps: int) -> Setup:
     config = setup.config.copy_and_resolve_references()
     config.accumulation_steps = accumulation_steps
     model = models.replace(setup.program.model, remat=remat)
-    objective = objective_of(config, model)
+    numerics = models.numerics_of(model, setup.program.numerics.machine)
+    objective = objective_of(config, model, numerics)
     step = train_step_of(config, objective, setup.plan)
-    program = setup.program._replace(model=model, objective=objective, train_step=step)
+    program = setup.program._replace(
+        model=model, numerics=numerics, objective=objective, train_step=step
+    )
     return setup._replace(config=config, program=program)
 
 

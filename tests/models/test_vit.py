@@ -347,3 +347,12 @@ def test_a_constant_of_a_traced_function_is_looked_at():
 def test_rates_have_a_range(settings):
     with pytest.raises(UserError, match=f"model.{next(iter(settings))}="):
         models.get_config("debug", **settings)
+
+
+@pytest.mark.parametrize(
+    "setting", [dict(patch_size=0), dict(num_heads=0), dict(num_layers=0), dict(mlp_dim=-1)]
+)
+def test_t17_a_size_below_one_is_named(setting):
+    ((key, value),) = setting.items()
+    with pytest.raises(UserError, match=f"model.{key}=.*{value}.* must be 1 or more"):
+        models.get_config("B/16", **setting)

@@ -137,15 +137,16 @@ def classification(forward: Forward, data: DataSets, *, max_bad_images: int = 0)
 
 
 def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """{"accuracy", "top5_accuracy", losses if known, "num_examples"}; accuracies in [0, 1]."""
-    summary: dict[str, float] = {
-        "accuracy": float(results["correct"].mean()),
-        "top5_accuracy": float(results["top5"].mean()),
-    }
-    for name in ("loss", "training_loss"):
-        if name in results:
-            summary[name] = float(results[name].mean())
-    return summary | {"num_examples": len(results["correct"])}
+    """{"accuracy", "top5_accuracy", losses if known, "num_examples"}; accuracies in [0, 1].
+
+    Of an objective that does not classify, the mean of each of its measures.
+    """
+    mean = {name: float(values.mean()) for name, values in results.items()}
+    count = {"num_examples": len(next(iter(results.values())))}
+    if "correct" not in results:
+        return {name: value for name, value in mean.items() if name != "label"} | count
+    summary = {"accuracy": mean["correct"], "top5_accuracy": mean["top5"]}
+    return summary | {k: mean[k] for k in ("loss", "training_loss") if k in mean} | count
 
 
 def per_class(results: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> list[ClassRow]:

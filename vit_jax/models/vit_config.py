@@ -11,6 +11,11 @@ from vit_jax.numerics import ACTIVATIONS, remat
 CLASSIFIERS = ("token", "gap", "map")
 POSITION_EMBEDDINGS = ("none", "1d", "2d", "relative")
 POSITION_EMBEDDING_PLACES = ("stem", "every", "shared")
+#: Fields that are 1 or more.
+POSITIVE = (
+    "hidden_size", "num_layers", "mlp_dim", "num_heads", "channels", "num_classes",
+    "representation_size",
+)  # fmt: skip
 ATTENTIONS = ("auto", "xla", "cudnn")
 
 
@@ -64,6 +69,11 @@ class ViTConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
+        sizes = {key: getattr(self, key) for key in POSITIVE}
+        sizes |= {"patch_size": min(self.patch_size)}
+        for key, size in sizes.items():
+            if size is not None and size < 1:
+                raise UserError(f"model.{key}={getattr(self, key)} must be 1 or more.")
         for key, options in (
             ("classifier", CLASSIFIERS),
             ("activation", tuple(ACTIVATIONS)),

@@ -235,7 +235,7 @@ def summary(metrics: Mapping[str, float]) -> str:
             parts.append(f"skipped {value:.0f}")
         elif stage == "eval" and name.endswith("accuracy"):
             parts.append(f"{words} {100 * value:.1f}%")
-        elif stage == "eval" and name.endswith("loss"):
+        elif stage == "eval" and name != "num_examples":
             parts.append(f"{words} {value:.4f}")
     return "  ".join(parts)
 

@@ -181,9 +181,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {"classification": classificat
 def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numerics) -> Objective:
     """What a model is trained for.
 
-    An objective is a function that is given what it asks for by name: `apply` and `num_classes` of
-    the model (`apply(params, x, method="encode")` is one of its parts), `loss`, `training_loss` and
-    `mixup_alpha` of the configuration. Its other arguments are its options, the keys of
+    An objective is a function that is given what it asks for by name: `model`, `num_classes` and
+    `apply` (`apply(params, x, method="encode")` is a part of the model), and of the configuration
+    `loss`, `training_loss` and `mixup_alpha`. Its other arguments are its options, the keys of
     `config.objective`.
 
     Raises:
@@ -193,6 +193,7 @@ def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numeri
     _, apply = models.as_functions(model, numerics)
     offered = {
         "apply": apply,
+        "model": model,
         "num_classes": model.num_classes,
         "loss": loss,
         "training_loss": None if is_plain(config.loss) else loss,
@@ -207,7 +208,10 @@ def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numeri
         ("mixup_alpha", "mixup_alpha", bool(config.mixup_alpha)),
     ):
         if changed and read not in takes:
-            raise UserError(f"config.{setting} is a setting that the objective {name} ignores.")
+            raise UserError(
+                f"config.{setting} is a setting that the objective {name} does not read; leave it "
+                "as it is by default."
+            )
     given = {key: value for key, value in offered.items() if key in takes}
     return configuration.call(OBJECTIVES, "config.objective", config.objective, **given)
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import models
+from vit_jax import models, numerics
 from vit_jax.errors import UserError
-from vit_jax.numerics import gpu, one_cpu, plain
-from vit_jax.numerics.dense import affine, aligned, rounded_product
+from vit_jax.numerics import Machine, gpu, norm, one_cpu
+from vit_jax.numerics.dense import affine, aligned, bfloat16_product, rounded_product
 from vit_jax.objectives.classification import classification
 from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
@@ -69,7 +69,9 @@ def test_zeros_that_align_rows_change_nothing():
     assert aligned(x, 1).shape == (2, 592) and aligned(kernel, 0).shape == (592, 5)
     assert aligned(kernel, 1).shape == (588, 8)
     assert aligned(jnp.ones((2, 768)), 1).shape == (2, 768)
-    product = jax.jit(functools.partial(affine, dtype=jnp.bfloat16, out_dtype=jnp.float32))
+    product = jax.jit(
+        functools.partial(affine, multiply=bfloat16_product, activation_dtype=jnp.float32)
+    )
     padded = product(x, kernel, jnp.zeros(5))
     np.testing.assert_array_equal(padded, np.full((2, 5), 588.0))
 
@@ -86,7 +88,7 @@ def test_layer_norm_and_its_gradient_are_those_of_the_formula(dtype):
         y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-3)
         return (y * scale + bias).astype(dtype)
 
-    found, pull = jax.vjp(lambda *a: plain.normalised(*a, 1e-3, dtype), x, scale, bias)
+    found, pull = jax.vjp(lambda *a: norm.normalised(*a, 1e-3, dtype), x, scale, bias)
     wanted, pull_formula = jax.vjp(formula, x, scale, bias)
     tolerance = 1e-5 if dtype == jnp.float32 else 2**-7
     for a, b in zip((found, *pull(dy)), (wanted, *pull_formula(dy)), strict=True):
@@ -127,7 +129,7 @@ def lowered_step(config, batch=4):
 )
 def test_no_product_of_a_step_is_in_float32(variant, more):
     """A float32 operand would halve the speed of a GPU, and JAX's own gradients have them."""
-    assert not one_cpu.on_one_cpu()
+    assert numerics.of("bfloat16").activation_dtype == jnp.bfloat16  # there are several CPUs
     config = models.get_config(variant, dtype="bfloat16", **more)
     found = collections.Counter()
     for line in lowered_step(config).splitlines():
@@ -156,11 +158,9 @@ def test_fused_attention_equals_the_equation(size, classifier):
         calls.append((implementation, qkv[0].shape[1], more["key_value_seq_lengths"]))
         return attention(*qkv, implementation="xla", **more)
 
-    with (
-        mock.patch.object(gpu, "fused_attention", return_value=True),
-        mock.patch.object(jax.nn, "dot_product_attention", in_its_place),
-    ):
-        _, apply = models.as_functions(config)
+    row = models.numerics_of(config)._replace(attention=gpu.attention)
+    with mock.patch.object(jax.nn, "dot_product_attention", in_its_place):
+        _, apply = models.as_functions(config, row)
         found, gradients = jax.value_and_grad(loss)(params)
     assert {name for name, _, _ in calls} == {"cudnn"}
     assert all(n % 2 == 0 for _, n, _ in calls)  # its gradient refuses others
@@ -171,19 +171,16 @@ def test_fused_attention_equals_the_equation(size, classifier):
 
 
 def test_when_attention_is_fused():
-    good = dict(dtype="bfloat16", head_size=64, relative=False)
-    assert not gpu.fused_attention("auto", **good)  # this is a CPU
+    good = dict(capability=9.0, dtype="bfloat16", head_size=64, relative=False)
+    assert gpu.fused_attention("auto", **good)
+    assert not gpu.fused_attention("xla", **good)
+    wrong = {"dtype": "float32", "relative": True, "head_size": 192, "capability": 7.5}
+    for key, value in wrong.items():
+        assert not gpu.fused_attention("auto", **(good | {key: value}))
     with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
-        gpu.fused_attention("cudnn", **good)
-    with mock.patch.object(gpu, "compute_capability", return_value=9.0):
-        assert gpu.fused_attention("auto", **good)
-        assert not gpu.fused_attention("xla", **good)
-        for key, value in {"dtype": "float32", "relative": True, "head_size": 192}.items():
-            assert not gpu.fused_attention("auto", **(good | {key: value}))
-        with pytest.raises(UserError, match="float32, not bfloat16"):
-            gpu.fused_attention("cudnn", **(good | {"dtype": "float32"}))
-    with mock.patch.object(gpu, "compute_capability", return_value=7.5):
-        assert not gpu.fused_attention("auto", **good)
+        gpu.fused_attention("cudnn", **(good | {"capability": 0.0}))
+    with pytest.raises(UserError, match="float32, not bfloat16"):
+        gpu.fused_attention("cudnn", **(good | {"dtype": "float32"}))
     trained = models.get_config("B/16", dtype="bfloat16", attention="cudnn")
     with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
         models.as_functions(trained)  # when it is built, before anything runs
@@ -195,8 +192,8 @@ def test_when_attention_is_fused():
 SCRIPT = """
 import json, jax, jax.numpy as jnp, numpy as np
 from vit_jax import models
-from vit_jax.numerics import one_cpu
-assert jax.device_count() == 1 and one_cpu.stored(jnp.bfloat16) == jnp.float32
+from vit_jax import numerics
+assert jax.device_count() == 1 and numerics.of("bfloat16").activation_dtype == jnp.float32
 found = {}
 cases = ("debug", {}), ("Ti/16", {"num_layers": 2}), ("debug", {"scan": True, "remat": True})
 for variant, more in cases:
@@ -232,3 +229,45 @@ def test_models_on_one_cpu_device_in_bfloat16():
     for name, (logits, gradients) in json.loads(done.stdout).items():
         assert 1e-5 < logits < 0.02, (name, logits)
         assert 1e-5 < gradients < 0.04, (name, gradients)
+
+
+@pytest.mark.parametrize("variant", ["debug", "debug-hybrid", "debug-resnet", "debug-axial"])
+def test_every_row_computes_what_the_paper_says(variant):
+    """The rows of machines against the plain one, in float32, with gradients."""
+    config = models.get_config(variant, num_classes=5)
+    init, plain = models.as_functions(config, numerics.PLAIN)
+    params = init(jax.random.key(0))
+    params["head/kernel"] = jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
+    images = jax.random.uniform(jax.random.key(2), (2, *config.image_size, 3), minval=-1)
+
+    def value_and_gradients(apply):
+        return jax.value_and_grad(lambda p: jnp.square(apply(p, images)).mean())(params)
+
+    wanted, wanted_gradients = value_and_gradients(plain)
+    for machine in (Machine("cpu", 1), Machine("cpu", 8), Machine("tpu", 4), Machine("gpu", 1)):
+        row = models.numerics_of(config, machine)
+        found, gradients = value_and_gradients(models.as_functions(config, row)[1])
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        for path, gradient in gradients.items():
+            size = np.linalg.norm(wanted_gradients[path]) + 1e-6
+            assert np.linalg.norm(gradient - wanted_gradients[path]) < 1e-4 * size, (machine, path)
+
+
+def test_the_row_is_chosen_once_and_says_what_it_is():
+    one, several = (numerics.of("bfloat16", Machine("cpu", count)) for count in (1, 8))
+    assert one is numerics.of("bfloat16", Machine("cpu", 1))  # modules of it are equal
+    assert numerics.describe(one) == "bfloat16 products, float32 activations (one CPU)"
+    assert numerics.describe(several) == "bfloat16 products and activations (8 CPUs)"
+    h100 = Machine("gpu", 1, 9.0)
+    row = numerics.of("bfloat16", h100, attention="auto", head_size=64)
+    assert row.attention is gpu.attention and "attention by cuDNN (one GPU)" in numerics.describe(
+        row
+    )
+
+
+def test_axial_attention_trains_in_bfloat16_on_one_cpu():
+    config = models.get_config("debug-axial", dtype="bfloat16", num_classes=3)
+    init, apply = models.as_functions(config, models.numerics_of(config, Machine("cpu", 1)))
+    params, shape = jax.eval_shape(init, jax.random.key(0)), (1, *config.image_size, 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    jax.eval_shape(jax.grad(lambda p, x: apply(p, x).sum()), params, images)

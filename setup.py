@@ -78,7 +78,11 @@ setup(
     python_requires=">=3.11",
     # The configs are at the top of the repository for those who read it, and inside the package
     # for those who installed it.
-    packages=[*find_packages(include=["vit_jax", "vit_jax.*"]), "vit_jax.configs"],
+    packages=[
+        *find_packages(include=["vit_jax", "vit_jax.*"]),
+        "vit_jax.configs",
+        "vit_jax.configs.studies",
+    ],
     package_dir={"vit_jax.configs": "configs"},
     package_data={"": ["*.csv", "*.json", "*.txt"], "vit_jax.pages": ["templates/*"]},
     install_requires=CORE,

@@ -293,8 +293,11 @@ def find_file(path: str) -> str:
     if not os.path.isdir(packaged):  # a source checkout
         packaged = os.path.join(os.path.dirname(os.path.dirname(__file__)), "configs")
     name = os.path.basename(path) if path.endswith(".py") else f"{os.path.basename(path)}.py"
-    shipped = os.path.join(packaged, name)
-    if os.path.dirname(path) in ("", "configs") and os.path.exists(shipped):
+    folder = os.path.dirname(path)
+    if folder in ("", "configs") and os.path.exists(shipped := os.path.join(packaged, name)):
+        return shipped
+    shipped = os.path.join(packaged, "studies", name)
+    if folder == "configs/studies" and os.path.exists(shipped):
         return shipped
     names = [f"configs/{name}" for name in sorted(os.listdir(packaged)) if name.endswith(".py")]
     raise UserError(

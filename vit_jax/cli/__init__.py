@@ -33,6 +33,7 @@ from vit_jax.errors import (
 COMMANDS = {
     "train": "pretrain or fine-tune; run it again to resume",
     "sweep": "the fine-tuning protocol: choose a learning rate, then mean and deviation",
+    "study": "named trials, each a run; a table and a figure of what comes out",
     "prepare": "data sets: TFDS, TFRecord to ArrayRecord, ImageNet-21k, VTAB",
     "evaluate": "accuracy of a checkpoint on a data set",
     "predict": "the most likely classes of your images",
@@ -46,7 +47,7 @@ COMMANDS = {
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
 TAKE_ARGUMENTS = ("convert", "flops", "inspect", "predict", "prepare")
-RESUMES = ("train", "sweep")
+RESUMES = ("train", "sweep", "study")
 #: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.
 SCHEDULERS = ("JAX_", "SLURM_", "OMPI_", "PMIX_", "TPU_", "MEGASCALE_", "COORDINATOR_")
 

@@ -1,6 +1,6 @@
 """Data specs: `digits[train]`, `folder:PATH[test]`, `tfds:NAME[train[:98%]]`,
 `vtab:TASK[train800val200]`, `hf:ORG/NAME?image=img&label=fine_label[validation]`. The split is in
-TFDS syntax; options are written as in a web address.
+TFDS syntax; options are written as in a web address. `FILE.py:NAME` is a kind of your own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from vit_jax import files
 from vit_jax.data.image_files import shown
 from vit_jax.data.kinds.digits import open_digits
 from vit_jax.data.kinds.folder import open_folder
@@ -37,6 +38,8 @@ OPTIONS = {
     "tfds": ("image", "label"),
     "hf": ("image", "label", "config"),
 }
+#: A kind of data that a Python file defines: "FILE.py:NAME", with `open_splits` as those above.
+PLUG_IN = re.compile(r"(?P<file>[^:\[\]]+\.py):(?P<name>.+)", re.DOTALL)
 MATCH = "match"  # of every kind: match=number says that the names of the classes mean nothing
 PATH_KINDS = ("folder", "hf")
 TRAIN_NAMES = ("train", "train800val200")
@@ -47,7 +50,7 @@ def split_specs(text: str) -> tuple[str, ...]:
     """Data specs separated by commas; a comma that no KIND: or digits follows is part of a path."""
     return tuple(
         part.strip()
-        for part in re.split(r",(?=\s*(?:[a-z]+:|digits\s*(?:[,\[?]|$)))", text)
+        for part in re.split(r",(?=\s*(?:[a-z]+:|[^,:]+\.py:|digits\s*(?:[,\[?]|$)))", text)
         if part.strip()
     )
 
@@ -66,6 +69,8 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
     if kind in PATH_KINDS and path and os.path.exists(os.path.expanduser(path)):
         return kind, path, ""
     text, split = _cut_split(text)
+    if plug_in := PLUG_IN.fullmatch(text):
+        return plug_in["file"], plug_in["name"], split
     match = re.fullmatch(r"(?P<kind>[a-z]\w*)(?P<colon>:?)(?P<name>.*)", text, re.DOTALL)
     kind, name = (match["kind"], match["name"]) if match else (text, "")
     if re.search(r"[\[\]]", text) and kind not in PATH_KINDS:
@@ -128,7 +133,8 @@ def open_splits(spec: str, data_dir: str | None = None) -> tuple[str, Any, str]:
     base = f"{kind}{name}" if kind == "digits" else f"{kind}:{name}"
     name, options = parse_name(kind, name)
     by_number = options.pop(MATCH, None) is not None
-    splits = KINDS[kind](name, data_dir, options)
+    open_splits_of = KINDS[kind] if kind in KINDS else files.defined_in(kind, "open_splits")
+    splits = open_splits_of(name, data_dir, options)
     return base, Numbered(splits) if by_number else splits, split
 
 

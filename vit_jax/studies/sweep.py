@@ -15,7 +15,8 @@ import numpy as np
 from vit_jax import data, files
 from vit_jax.config import ConfigDict
 from vit_jax.data.specs import parse_spec
-from vit_jax.errors import Diverged, UserError
+from vit_jax.errors import UserError
+from vit_jax.studies import study
 from vit_jax.training.run import train
 
 
@@ -52,11 +53,10 @@ def sweep(
     for rate in learning_rates:
         trial = on_splits(config, dev_train, dev_eval)
         trial.schedule.learning_rate = float(rate)
-        try:
-            found = train(trial, workdir / f"dev_{rate:g}")
-        except Diverged as error:
+        found = study.trial(trial, workdir / f"dev_{rate:g}")
+        if found is None:
             rows.append({"learning_rate": float(rate), "accuracy": 0.0, "diverged": True})
-            say(f"learning rate {rate:g}: diverged, which counts as 0% ({error})")
+            say(f"learning rate {rate:g}: diverged, which counts as 0%")
             continue
         rows.append({"learning_rate": float(rate), "accuracy": found["eval/accuracy"]})
         say(f"learning rate {rate:g}: {100 * found['eval/accuracy']:.2f}% of {dev_eval}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax import config as configuration, data, models
+from vit_jax.data import specs
 from vit_jax.data.kinds import vtab
 from vit_jax.errors import UserError
 from vit_jax.training.setup import abstract_batch, set_up
@@ -80,7 +81,7 @@ class Pretend(data.Source):
 @pytest.fixture
 def setup_of(monkeypatch):
     """Prepares a config with data sets of the paper's sizes and without a checkpoint."""
-    monkeypatch.setattr(data, "open_source", lambda spec, **_: Pretend(spec))
+    monkeypatch.setattr(specs, "open_source", lambda spec, **_: Pretend(spec))
 
     def prepare(config):
         configuration.check(config)
@@ -323,6 +324,6 @@ def test_bad_settings_are_one_line_before_anything_runs(key, value, message):
 
 def test_dtypes_of_a_state_are_float32():
     c = configuration.load("configs/quickstart.py", {"compute_dtype": "bfloat16"})
-    state = set_up(c).abstract_state
+    state = set_up(c).program.abstract_state
     assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype("float32")}
     assert models.get_config("B/16").dtype == "float32"

@@ -10,6 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import cost
 from vit_jax.models.axial import AxialConv, RelativeAttention
 from vit_jax.models.layers import Keys
+from vit_jax.numerics import PLAIN
 
 KEY = jax.random.key(3)
 SMALL = dict(image_size=(32, 48), patch_size=8, hidden_size=16, mlp_dim=32, num_heads=2)
@@ -63,7 +64,7 @@ def test_attention_cannot_be_returned():
 
 
 def test_relative_attention_by_hand():
-    layer = RelativeAttention(8, 2, 5, dtype=jnp.float32, keys=Keys(KEY))
+    layer = RelativeAttention(8, 2, 5, numerics=PLAIN, keys=Keys(KEY))
     x = jax.random.normal(KEY, (1, 1, 5, 8))
     got = layer(x)[0, 0]
     qkv = np.einsum("nc,cthe->thne", x[0, 0], layer.qkv.kernel[...]) + np.asarray(
@@ -82,7 +83,7 @@ def test_relative_attention_by_hand():
 
 @pytest.mark.parametrize("stride, shape", [(1, (5, 6)), (2, (3, 3))])
 def test_the_stride_averages(stride, shape):
-    layer = AxialConv(8, 2, stride, (5, 6), dtype=jnp.float32, keys=Keys(KEY))
+    layer = AxialConv(8, 2, stride, (5, 6), numerics=PLAIN, keys=Keys(KEY))
     assert layer(jax.random.normal(KEY, (2, 5, 6, 8))).shape == (2, *shape, 8)
 
 

@@ -168,11 +168,11 @@ def test_position_embeddings_of_table_8(kind, place, count):
 
 
 def test_two_dimensional_embedding_by_hand():
+    from vit_jax.models.ablations import PositionEmbedding2D
     from vit_jax.models.layers import Keys
-    from vit_jax.models.vit import PositionEmbedding
 
     config = models.get_config("debug", position_embedding="2d", image_size=(16, 24))
-    table = PositionEmbedding(config, keys=Keys(KEY))
+    table = PositionEmbedding2D(config, keys=Keys(KEY))
     got = table.table()
     assert got.shape == (1, 7, 64)
     y, x = table.y[...], table.x[...]

@@ -12,7 +12,7 @@ from vit_jax.runtime.pace import temporary_bytes
 from vit_jax.training import auto_memory, memory, run
 from vit_jax.training.auto_memory import Choice
 from vit_jax.training.evaluators import eval_batch_size
-from vit_jax.training.setup import compile_train_step
+from vit_jax.training.setup import compile_train_step, computed_as
 
 FASTEST = Choice("none", 1)
 
@@ -143,7 +143,7 @@ def test_accumulation_is_cheap_until_a_part_is_small():
 
 def test_the_choice_is_noted_and_found(setup, tmp_path):
     assert auto_memory.read(tmp_path) is None
-    auto_memory.write(tmp_path, auto_memory.with_choice(setup, Choice("products", 4)))
+    auto_memory.write(tmp_path, computed_as(setup, remat="products", accumulation_steps=4))
     assert auto_memory.read(tmp_path) == Choice("products", 4)
     (tmp_path / auto_memory.FILE).write_text('{"parts": 4}')
     with pytest.raises(UserError, match=r"memory\.json is damaged"):
@@ -153,7 +153,7 @@ def test_the_choice_is_noted_and_found(setup, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(memory="automatic"), r"config\.memory='automatic': choose as_configured or auto"),
+        (dict(memory="automatic"), r"config\.memory='automatic' must be as_configured or auto"),
         (dict(memory="auto", accumulation_steps="2"), "chooses config.accumulation_steps"),
         (dict(memory="auto", model__remat="full"), "leave them out"),
     ],
@@ -165,7 +165,7 @@ def test_settings_that_contradict(settings, message, tmp_path):
 
 def test_a_mistake_is_said_before_the_first_stage(tmp_path):
     config = configuration.load("configs/quickstart.py", {"memory": "automatic"})
-    with pytest.raises(UserError, match="choose as_configured or auto"):
+    with pytest.raises(UserError, match="must be as_configured or auto"):
         run.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -205,7 +205,7 @@ def test_computing_otherwise_is_better_than_clearing_pages(setup, needed, pages_
 
 
 def test_evaluation_takes_no_more_images_at_once_than_training(setup):
-    config = auto_memory.with_choice(setup, Choice("none", 4)).config
+    config = computed_as(setup, remat="none", accumulation_steps=4).config
     assert eval_batch_size(config) == 32
     config.eval_batch_size = 100
     assert eval_batch_size(config) == 100

@@ -7,12 +7,11 @@ The argument is [DATASET[,EPOCHS]]. Four kinds, with three seeds each, train a s
 scratch with the same hyper-parameters. The paper's own setting is configs/ablation.py:table8/... .
 
 Expected: in the paper, without position embeddings 0.614, with any kind 0.640 to 0.643 (ImageNet
-5-shot of B/16 on JFT). Cost: twelve trials of 30 seconds each on two CPU cores.
+5-shot of B/16 on JFT). Measured on digits, test accuracy, mean of three seeds: none 80.4%, 1-D
+92.1%, 2-D 86.6%, relative 84.2%: without is behind here too, but the rest are not equal after 20
+epochs of 1,437 images. Cost: twelve trials of 30 seconds each on two CPU cores.
 """
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from vit_jax import config as configuration

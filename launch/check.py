@@ -353,7 +353,14 @@ from vit_jax import config as configuration
 from vit_jax.errors import UserError
 try:
     settings = dict(item.split("=", 1) for item in overrides)
-    configuration.check(configuration.load(config, settings))
+    loaded = configuration.load(config, settings)
+    configuration.check(loaded)
+    try:
+        from vit_jax.training import setup
+    except ImportError:
+        pass
+    else:
+        setup.check_names(loaded)
 except UserError as error:
     sys.exit(str(error))
 except Exception as error:

@@ -220,6 +220,8 @@ def container_words(done):
         ([*TRAIN, "--config.seed"], "--config.seed needs a value", 2),
         ([*TRAIN, "--config.seed=x"], "--config.seed='x' is no int.", 1),
         ([*TRAIN, "--config.sed=1"], "--config.sed is no setting. Did you mean 'seed'?", 1),
+        ([*TRAIN, "--config.model.variant=B/17"], "no variant 'B/17'. Did you mean 'B/16'?", 1),
+        ([*TRAIN, "--config.evaluators.fewshot.shotz=3"], "fewshot.shotz is a setting that no", 1),
         (["--config=configs/no.py", TRAIN[1]], "configs/no.py: there is no such file", 1),
         (["--config=configs", TRAIN[1]], "configs: there is no such file", 1),
         (["--config=../../../../../etc/passwd", TRAIN[1]], "is outside of", 1),

@@ -26,7 +26,7 @@ from vit_jax.objectives.classification import classification
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
 from vit_jax.training import optim, state as train_state
-from vit_jax.training.evaluators import Periods, periods
+from vit_jax.training.evaluators import Periods, chosen, periods
 from vit_jax.training.sources import Data, data_of, open_sources
 from vit_jax.training.step import make_train_step
 
@@ -103,13 +103,26 @@ def check(config: ConfigDict) -> None:
     Settings, data, model, schedule and evaluators are looked at; nothing is built.
     """
     check_settings(config)
+    check_names(config)
     opened = open_sources(config)
     if config.model.variant != OF_CHECKPOINT:
         data_of(config, model_config(config, opened[0], None), *opened)
     plan_of(config, len(opened[0]))
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raises UserError for what is wrong whatever the data, the weights and the devices are.
+
+    Launchers call it where one types, which need be no machine that could run the experiment.
+    """
+    configuration.check(config)
+    check_memory(config)
+    if config.model.variant != OF_CHECKPOINT:
+        models.get_config(**configuration.section(config, "model"))
     optimizer_of(config)
     loss_function(config)
     configuration.pick(OBJECTIVES, config.objective.name, "config.objective.name")
+    chosen(config)
 
 
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> jax.sharding.Mesh:

@@ -34,7 +34,7 @@ KINDS: dict[str, Callable[[str, str | None, Mapping[str, str]], Any]] = {
 }
 #: What may follow the name, as ?key=value&key=value: columns of the data, by their names.
 OPTIONS = {
-    "folder": ("image", "label", "split"),
+    "folder": ("image", "label", "split", "encoding"),
     "tfds": ("image", "label"),
     "hf": ("image", "label", "config"),
 }

@@ -1,6 +1,7 @@
 """Tables as people's programs write them: encodings, delimiters, columns, labels, other files."""
 
 import os
+import re
 import unicodedata
 
 import numpy as np
@@ -212,6 +213,63 @@ def test_encodings(tmp_path, encoding, newline):
     notes = data.open_source(f"folder:{tmp_path}").notes
     guessed = encoding in ("cp1252", "latin-1")
     assert any("read as Windows-1252 ('é 1.png')" in note for note in notes) == guessed
+
+
+@pytest.mark.parametrize("encoding, names", [
+    ("shift_jis", ("猫 1.png", "犬")), ("gb18030", ("猫 1.png", "狗")),
+    ("cp1251", ("Я 1.png", "кот")),
+    ("euc_kr", ("고 1.png", "고양이")),
+])  # fmt: skip
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_an_encoding_that_is_named(tmp_path, encoding, names, as_bytes):
+    """W8: files may be named in it as well, as an archive from such a system unpacks."""
+    image, label = names
+    stored = os.fsdecode(image.encode(encoding)) if as_bytes else image
+    save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", tmp_path / stored)
+    save(tmp_path / "2.png")
+    text = f"path,label\n{image},{label}\n2.png,b\n"
+    (tmp_path / "train.csv").write_bytes(text.encode(encoding))
+    source = data.open_source(f"folder:{tmp_path}?encoding={encoding}")
+    assert set(source.class_names) == {"b", label}
+    assert len(source) == 2 and not any("Windows" in note for note in source.notes)
+
+
+def test_an_encoding_that_is_not_that(images):
+    table(images, ["é", "b"])
+    spec = f"folder:{images}?encoding="
+    with pytest.raises(UserError, match="encoding=klingon is unknown"):
+        data.open_source(f"{spec}klingon")
+    with pytest.raises(UserError, match=r"train\.csv is not encoded as ascii"):
+        data.open_source(f"{spec}ascii")
+    (images / "train.csv").write_bytes("path,label\n0.png,é\n1.png,b\n".encode("cp1252"))
+    notes = data.open_source(f"folder:{images}").notes
+    assert any("another is named by ?encoding=" in note for note in notes)
+
+
+def test_characters_without_width_are_no_part_of_a_label(images):
+    """As copied from a web page: the same class, seen or not."""
+    spec = table(images, ["cat", "\u200bcat", "cat\u200b ", "dog\ufeff"])
+    assert set(labels_of(spec).values()) == {"cat", "dog"}
+
+
+def test_advice_names_the_whole_spec(images):
+    """A column that is missing, in the only table of a folder."""
+    spec = table(images, ["a", "b"], header="path,species")
+    with pytest.raises(UserError, match=rf"Name another with {re.escape(spec)}\?label=COLUMN"):
+        data.open_source(spec)
+
+
+def test_a_column_that_says_it_is_of_one_split(images):
+    spec = table(images, ["a,1", "b,0", "a,1"], header="path,label,is_train")
+    with pytest.raises(UserError, match="the column is_train seems to name the split"):
+        data.open_source(spec)
+
+
+def test_one_image_spelled_twice_has_one_class(images):
+    (images / "train.csv").write_text("path,label\n./0.png,a\n0.png,b\n1.png,b\n")
+    with pytest.raises(UserError, match=r"0\.png is a 'b', and a 'a' in .*line 2"):
+        data.open_source(f"folder:{images}")
 
 
 @pytest.mark.parametrize("content", [b"\x81\x8d\x00", b"PK\x03\x04", b"path,label\n\x81,a\n",

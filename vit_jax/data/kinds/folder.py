@@ -30,7 +30,8 @@ def open_folder(path: str, data_dir: str | None, options: Mapping[str, str]) -> 
     Records are ordered by a hash of their path, so a slice is a random sample of every class.
 
     Args:
-      options: names of the columns "image", "label" and "split" of a table, where they are others.
+      options: names of the columns "image", "label" and "split" of a table, where they are others;
+        "encoding" of tables that are neither UTF nor Windows-1252.
     """
     root = os.path.abspath(os.path.expanduser(path))
     query = "&".join(f"{key}={value}" for key, value in options.items())
@@ -42,7 +43,7 @@ def open_folder(path: str, data_dir: str | None, options: Mapping[str, str]) -> 
     try:
         if os.path.isfile(root):
             return _open_tables(os.path.dirname(root), base, [("train", root)], options, [])
-        tables = table.find_tables(root, options)
+        tables = table.find_tables(root, options, base)
         if tables.files:
             return _open_tables(root, base, tables.files, options, tables.notes)
         problem = next((why for why in tables.passed if isinstance(why, UserError)), None)

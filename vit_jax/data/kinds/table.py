@@ -31,6 +31,8 @@ ALIASES = {
     "split": (),
 }
 DELIMITERS = ",;\t|"
+#: What is no part of a cell at its ends, beside blanks: zero-width space, word joiner, BOM.
+INVISIBLE = "\u200b\u2060\ufeff"
 
 
 class Table(NamedTuple):
@@ -62,16 +64,29 @@ class Found(NamedTuple):
         return [f"passed over, as no table of this data set: {reason}" for reason in self.passed]
 
 
-def read_text(file: str) -> tuple[str, str, bool]:
+def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
     """The text of a file, its encoding, and whether that is a guess.
 
+    Args:
+      encoding: by Python's name, where it is known; otherwise UTF-8, UTF-16 or Windows-1252.
+
     Raises:
-      UserError: it cannot be read, or is no text.
+      UserError: it cannot be read, is no text, or there is no such encoding.
     """
     try:
         content = Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"{shown(file)} cannot be read ({error.strerror}).") from error
+    if encoding:
+        try:
+            return content.decode(encoding), encoding, False
+        except LookupError as error:
+            raise UserError(
+                f"encoding={encoding} is unknown; there are utf-8, cp1251, shift_jis, gb18030, "
+                "euc_kr and the others of Python's codecs."
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{shown(file)} is not encoded as {encoding} ({error}).") from error
     marks = (
         (codecs.BOM_UTF8, "utf-8-sig"),
         (codecs.BOM_UTF32_LE, "utf-32"),
@@ -91,19 +106,21 @@ def read_text(file: str) -> tuple[str, str, bool]:
         if not re.search(r"[\0-\x08\x0e-\x1f\ufffe]", text):
             return text, encoding, encoding == "cp1252"
     raise UserError(
-        f"{shown(file)} is no text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8."
+        f"{shown(file)} is no text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8, or "
+        "name its encoding, e.g. ?encoding=shift_jis."
     )
 
 
-def read_table(file: str) -> Table:
+def read_table(file: str, encoding: str = "") -> Table:
     """The columns and rows of a file whose first line names its columns.
 
-    Encoding and delimiter (comma, semicolon, tab or bar) are recognised. Empty rows do not count.
+    Encoding (unless it is named) and delimiter (comma, semicolon, tab or bar) are recognised. Empty
+    rows do not count.
 
     Raises:
       UserError: no table; names the file and, where it can, the line.
     """
-    text, encoding, guessed = read_text(file)
+    text, encoding, guessed = read_text(file, encoding)
     name, notes = shown(file), []
     declared = re.match(r"sep=([,;\t|])\r?\n", text)  # what Excel writes and reads
     text = text[declared.end() :] if declared else text
@@ -115,8 +132,9 @@ def read_table(file: str) -> Table:
     rows = []
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num + bool(declared), [cell.strip() for cell in cells]))
+            cells = [cell.strip().strip(INVISIBLE).strip() for cell in cells]
+            if any(cells):
+                rows.append((reader.line_num + bool(declared), cells))
     except csv.Error as error:
         raise UserError(f"{name}, line {reader.line_num}: {error}.") from error
     columns = [normal(cell) for cell in rows[0][1]] if rows else []
@@ -132,7 +150,9 @@ def read_table(file: str) -> Table:
             )
     if guessed:
         odd = next((cell for _, cells in rows for cell in cells if not cell.isascii()), "")
-        notes.append(f"{name} is not UTF-8: read as Windows-1252 ({odd!r})")
+        notes.append(
+            f"{name} is not UTF-8: read as Windows-1252 ({odd!r}); another is named by ?encoding="
+        )
     return Table(file, columns, rows[1:], encoding, notes)
 
 
@@ -170,7 +190,7 @@ def column_of(table: Table, what: str, asked: str | None, base: str) -> int | No
     return None
 
 
-def find_tables(root: str, options: Mapping[str, str]) -> Found:
+def find_tables(root: str, options: Mapping[str, str], base: str) -> Found:
     """The tables of a folder: those named after splits, or else all that list images there.
 
     Raises:
@@ -185,8 +205,8 @@ def find_tables(root: str, options: Mapping[str, str]) -> Found:
             passed.append(shown(name))
             continue
         try:
-            table = read_table(os.path.join(root, name))
-            image, _ = (column_of(table, what, options.get(what), "") for what in COLUMNS_NEEDED)
+            table = read_table(os.path.join(root, name), options.get("encoding", ""))
+            image, _ = (column_of(table, what, options.get(what), base) for what in COLUMNS_NEEDED)
             for line, cells in table.rows[:1]:
                 _find(root, cells[image or 0], table.encoding, f"{shown(table.file)}, line {line}")
             usable.append(name)
@@ -219,7 +239,7 @@ def read_all(
     notes = list(notes)
     rows: dict[str, list[tuple[str, str, str]]] = {}  # split -> (path, label, where)
     for of, file in files:
-        table = read_table(file)
+        table = read_table(file, options.get("encoding", ""))
         notes += table.notes
         for split, *record in _records(table, of, options, base, notes):
             rows.setdefault(split, []).append((record[0], record[1], record[2]))
@@ -299,7 +319,7 @@ def _find(root: str, path: str, encoding: str, where: str) -> str:
     """
     for spelled in (path, path.replace("\\", "/")):
         forms = [spelled, *(unicodedata.normalize(form, spelled) for form in ("NFC", "NFD"))]
-        if encoding == "cp1252":
+        if not encoding.lower().startswith("utf"):  # files are named as the table was written
             forms.append(os.fsdecode(spelled.encode(encoding)))
         for form in forms:
             if os.path.isfile(os.path.join(root, form)):

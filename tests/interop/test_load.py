@@ -281,3 +281,29 @@ def test_another_image_size_is_cropped_in_proportion():
     found = adapt.retarget(config, image_size=(64, 48))
     assert found.preprocessing == (("name", "pillow"), ("resize", (72, 60)))
     assert adapt.retarget(config, num_classes=2).preprocessing == preprocessing
+
+
+@pytest.mark.parametrize("table, labels, said", [
+    ({"0": "a", "1": "b", "2": "c"}, ("a", "b", "c"), ""),
+    (["a", "b", "c"], ("a", "b", "c"), ""),
+    ({"2": "c", "0": "a", "1": "b"}, ("a", "b", "c"), ""),
+    ({"0": "a", "1": "b"}, (), "names 2 classes and the weights have 3"),
+    ({"1": "a", "2": "b", "3": "c"}, (), "id2label has 3 names and none for '0'"),
+    ({"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}, (), ""),
+])  # fmt: skip
+def test_names_of_classes_in_hugging_faces_ways(model, tmp_path, capsys, table, labels, said):
+    """What cannot be names of the classes is left out, and that is said."""
+    huggingface.save(tmp_path, model.config, jax.device_get(models.get_params(model)))
+    change(id2label=table)(tmp_path)
+    capsys.readouterr()
+    assert vit_jax.load_model(tmp_path).labels == labels
+    printed = capsys.readouterr().out
+    assert said in printed and bool(said) == bool(printed)
+
+
+def test_names_of_classes_in_timms_ways(model, tmp_path, capsys):
+    timm.save(tmp_path, model.config, jax.device_get(models.get_params(model)))
+    change(label_names=["a", "b"])(tmp_path)
+    capsys.readouterr()
+    assert vit_jax.load_model(tmp_path).labels == ()
+    assert "names 2 classes and the weights have 3" in capsys.readouterr().out

@@ -283,7 +283,7 @@ def find_config(
         if setting("pooler_output_size", hidden) != len(pooler):
             settings.refuse(where, "pooler_output_size", values["pooler_output_size"],
                             f"the weights have {len(pooler)}")  # fmt: skip
-    labels = labels_of(values)
+    labels = labels_of(values, where)
     problem = values.get("problem_type")
     if problem not in (None, "single_label_classification"):
         print(f"{where}: problem_type={problem!r}; probabilities here are those of a softmax")
@@ -302,7 +302,7 @@ def find_config(
         activation=ACTIVATIONS[activation],
         layer_norm_epsilon=setting("layer_norm_eps", 1e-12, float),
         dropout_rate=setting("hidden_dropout_prob", 0.0, float),
-        labels=labels if len(labels) == classes else (),
+        labels=settings.class_names(labels, classes, where),
     )
     config = models.replace(config, variant=models.find_variant(config))
     unread = [f"{prefix}embeddings.mask_token"]  # of masked images
@@ -326,13 +326,14 @@ def _pair(value: Any) -> tuple[int, int]:
     return settings.count(height), settings.count(width)
 
 
-def labels_of(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names in order; () where they are only LABEL_0, LABEL_1, ..."""
+def labels_of(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Class names in order; () where they are only LABEL_0, ..., or not of 0, 1, ... (is said)."""
     table = values.get("id2label") or {}
     if isinstance(table, list):
         table = {str(i): name for i, name in enumerate(table)}
     try:
         labels = tuple(table[str(i)] for i in range(len(table)))
-    except KeyError:
+    except KeyError as missing:
+        print(f"{where}: id2label has {len(table)} names and none for {missing}; they are left out")
         return ()
     return () if all(name == f"LABEL_{i}" for i, name in enumerate(labels)) else labels

@@ -98,3 +98,15 @@ def count(value: Any) -> int:
 def _equal(value: Any, one: Any) -> bool:
     """0 is not False here, nor 1.0 True: JSON tells them apart, and so do people."""
     return value == one and (isinstance(value, bool) == isinstance(one, bool) or one is None)
+
+
+def class_names(names: Any, classes: int, where: str) -> tuple[str, ...]:
+    """The names of `classes` classes; () where there are none, or another number, which is said."""
+    names = tuple(names.values() if isinstance(names, Mapping) else names)
+    if names and len(names) != classes:
+        print(
+            f"{where}: names {len(names)} classes and the weights have {classes}; the names are "
+            "left out, and classes are known by their numbers"
+        )
+        return ()
+    return tuple(map(str, names))

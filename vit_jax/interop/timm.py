@@ -322,7 +322,7 @@ def find_config(
     implied = _implied(values, is_bit, where)
     settings.check(arguments, BIT_ARGUMENTS if is_bit else ARGUMENTS, where)
     if is_bit:
-        config: models.ModelConfig = _find_resnet(weights, models.pair(_plain(size)), labels)
+        config: models.ModelConfig = _find_resnet(weights, models.pair(_plain(size)), labels, where)
         weights = dict(weights)
         pool = "avg"
     else:
@@ -361,7 +361,7 @@ def _implied(values: Mapping[str, Any], is_bit: bool, where: str) -> dict[str, A
 
 
 def _find_resnet(
-    weights: Mapping[str, Any], size: tuple[int, int], labels: tuple[str, ...]
+    weights: Mapping[str, Any], size: tuple[int, int], labels: tuple[str, ...], where: str
 ) -> ResNetConfig:
     unit = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.conv1")
     units = [(int(m[1]), int(m[2])) for name in weights if (m := unit.match(name))]
@@ -378,6 +378,6 @@ def _find_resnet(
         num_classes=classes,
         standardisation_epsilon=1e-8,
         pool_padding="zeros",
-        labels=labels if len(labels) == classes else (),
+        labels=settings.class_names(labels, classes, where),
     )
     return models.replace(config, variant=models.find_variant(config))

@@ -135,7 +135,7 @@ def read(
         stem_depths=stem,
         stem_width=weights[root].shape[0] / 64 if root else 1.0,
         activation=ACTIVATIONS[activation],
-        labels=labels if len(labels) == classes else (),
+        labels=settings.class_names(labels, classes, where),
         **(STEM_NUMERICS if stem is not None else {}),
     )
     return weights, models.replace(config, variant=models.find_variant(config)), pool

@@ -173,3 +173,12 @@ def test_w12_a_flag_that_is_a_setting_names_it(flag, hint, capsys):
     code = main(["train", "--config=quickstart", "--workdir=/no/where", flag])
     error = capsys.readouterr().err
     assert code in (1, 2) and hint in error and len(error.strip().splitlines()) == 1, error
+
+
+@pytest.mark.parametrize("ends", ["sys.exit(3)", "raise SystemExit('bye')", "exit()"])
+def test_a_config_that_ends_the_program(tmp_path, ends):
+    """One line as of any error, and exit code 1, whatever it ends with."""
+    file = tmp_path / "mine.py"
+    file.write_text(f"import sys\n\n\ndef get_config():\n    {ends}\n")
+    with pytest.raises(UserError, match=r"mine\.py ends the program \(exit .*\) instead of a co"):
+        config.load(str(file))

@@ -41,6 +41,21 @@ def test_the_protocol(tmp_path, capsys):
     assert json.loads((tmp_path / "sweep.json").read_text()) == result
 
 
+def test_a_rate_that_diverges_counts_as_nothing(tmp_path, capsys):
+    arguments = [
+        "sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path}", *SETTINGS,
+        "--config.total_steps=8", "--config.max_skipped_steps=3", "--config.gradient_clip_norm=None",
+    ]  # fmt: skip
+    assert main([*arguments, "--learning_rates=1e37,0.003", "--seeds=1"]) == 0
+    result = json.loads((tmp_path / "sweep.json").read_text())
+    assert result["held_out"][0] == {"learning_rate": 1e37, "accuracy": 0.0, "diverged": True}
+    assert "diverged" not in result["held_out"][1] and result["learning_rate"] == 0.003
+    assert "learning rate 1e+37: diverged, which counts as 0%" in capsys.readouterr().out
+    assert main([*arguments[:2], f"--workdir={tmp_path / 'all'}", *arguments[3:],
+                 "--learning_rates=1e37", "--seeds=1"]) == 1  # fmt: skip
+    assert "All learning rates diverged" in capsys.readouterr().err
+
+
 def test_what_cannot_be_carved():
     assert sweep.carve("train", 2) == ("train[:98%]", "train[98%:]")
     with pytest.raises(UserError, match="is not one"):

@@ -417,3 +417,16 @@ def test_a_standardised_first_convolution_takes_its_own_scale_alone(timm, torch,
     values["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert load.read(tmp_path)[0].variant == "R50x1"
+
+
+def test_timms_grey_images_need_their_mean(timm, torch, tmp_path):
+    """ImageNet's, timm's default, is of three channels; of another number there is none."""
+    grey = {"in_chans": 1}
+    timm_directory(timm, torch, tmp_path, arguments=grey, facts={"input_size": [1, 32, 32]})
+    with pytest.raises(UserError, match="mean=None .*there is none for 1 channels"):
+        load.read(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values["pretrained_cfg"] |= {"mean": [0.5], "std": [0.5]}
+    path.write_text(json.dumps(values))
+    assert load.read(tmp_path)[0].channels == 1

@@ -93,6 +93,17 @@ def test_a_folder_one_level_too_high_is_recognised(tmp_path):
     assert data.open_source(f"folder:{tmp_path}").notes == ()
 
 
+def test_a_split_of_none_of_the_classes_is_passed_over_and_said(tmp_path):
+    """test/unsorted/*.png, as Kaggle's test sets are: no labels, and no class of their own."""
+    class_folders(tmp_path / "train", ("cat", "dog"))
+    class_folders(tmp_path / "test", ("unsorted",))
+    source = data.open_source(f"folder:{tmp_path}[train]")
+    assert tuple(source.class_names) == ("cat", "dog")
+    assert any("the split test: its folders (unsorted) are no classes" in n for n in source.notes)
+    with pytest.raises(UserError, match="test"):
+        data.open_source(f"folder:{tmp_path}[test]")
+
+
 def test_what_lies_beside_the_splits_is_said(tmp_path):
     """S5, W16."""
     class_folders(tmp_path / "train")

@@ -44,7 +44,8 @@ def test_the_protocol(tmp_path, capsys):
 def test_a_rate_that_diverges_counts_as_nothing(tmp_path, capsys):
     arguments = [
         "sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path}", *SETTINGS,
-        "--config.total_steps=8", "--config.max_skipped_steps=3", "--config.gradient_clip_norm=None",
+        "--config.total_steps=8", "--config.max_skipped_steps=3",
+        "--config.gradient_clip_norm=None",
     ]  # fmt: skip
     assert main([*arguments, "--learning_rates=1e37,0.003", "--seeds=1"]) == 0
     result = json.loads((tmp_path / "sweep.json").read_text())

@@ -423,7 +423,7 @@ def test_timms_grey_images_need_their_mean(timm, torch, tmp_path):
     """ImageNet's, timm's default, is of three channels; of another number there is none."""
     grey = {"in_chans": 1}
     timm_directory(timm, torch, tmp_path, arguments=grey, facts={"input_size": [1, 32, 32]})
-    with pytest.raises(UserError, match="mean=None .*there is none for 1 channels"):
+    with pytest.raises(UserError, match=r"mean=None .*there is none for 1 channels"):
         load.read(tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())

@@ -29,7 +29,7 @@ def test_it_trains_and_leaves_nothing_in_the_model(tmp_path):
 
 
 def test_a_run_that_never_took_a_step_leaves_no_model(tmp_path, capsys):
-    """The norm of every gradient is infinite, and there are too few of them to give up before the end."""
+    """The norm of every gradient is infinite, and they are too few to give up before the end."""
     infinite = "--config.objective.scale=1e30"
     assert train(tmp_path / "run", TOY, PLAIN, infinite, "--config.total_steps=3") == 1
     assert "None of the 3 gradients was finite: no step was taken" in capsys.readouterr().err

@@ -107,6 +107,7 @@ def test_durations():
     of = config.duration
     assert of({"total_steps": 7, "total_epochs": 3}, "total", steps_per_epoch=10) == 7
     assert of({"total_steps": None, "total_epochs": 2.5}, "total", steps_per_epoch=10) == 25
+    assert of({"total_epochs": 0.01}, "total", steps_per_epoch=10) == 1  # at least one
     assert of({"warmup_percent": 10}, "warmup", total_steps=200) == 20
     assert of({}, "warmup") is None
 

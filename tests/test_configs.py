@@ -94,10 +94,12 @@ TRACED = set()
 
 
 def trace_one_step(setup):
-    """One training step at full size, by shapes only; each model once, whatever its data."""
+    """One training step at full size, by shapes only; each program once, whatever its data."""
+    c = setup.config
     key = (
         models.replace(setup.program.model, num_classes=1, labels=()),
-        setup.config.optimizer.name,
+        *(c.optimizer.name, c.loss.name, c.objective.name),
+        *(bool(c.mixup_alpha), c.polyak_decay is None, c.accumulation_steps > 1),
     )
     if key in TRACED:
         return

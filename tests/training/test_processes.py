@@ -16,6 +16,7 @@ import safetensors.numpy
 from tiny_runs import finish, free_port, start
 
 from vit_jax.cli import main
+from vit_jax.errors import PREEMPTED
 from vit_jax.doctor import machine
 from vit_jax.runtime import distributed, watchdog
 from vit_jax.runtime.logbook import read_metrics
@@ -196,13 +197,21 @@ def test_the_watchdog_ends_what_stands_still(saved, code):
     assert "time.sleep" in done.stderr or "Thread 0x" in done.stderr  # where it stood
 
 
-def test_the_watchdog_leaves_a_run_alone_that_moves():
-    with watchdog.Watchdog(0.3) as dog:
-        for i in range(10):
+def test_the_watchdog_leaves_a_run_alone_that_moves(monkeypatch, capfd):
+    ends = []
+    monkeypatch.setattr(watchdog.os, "_exit", ends.append)
+    with watchdog.Watchdog(2.0) as dog:
+        for i in range(24):
             dog.beat(f"step {i}")
-            time.sleep(0.06)
-    with watchdog.Watchdog(0.0) as dog:
+            time.sleep(0.1)
+    with watchdog.Watchdog(0.0):
         time.sleep(0.05)
+    assert not ends
+    with watchdog.Watchdog(0.1) as dog:
+        dog.beat("step 24", progress=True)
+        time.sleep(0.5)
+    assert set(ends) == {PREEMPTED}
+    assert "after step 24" in capfd.readouterr().err
 
 
 def test_w1_a_port_that_is_taken_is_one_line(tmp_path):

@@ -16,8 +16,8 @@ import safetensors.numpy
 from tiny_runs import finish, free_port, start
 
 from vit_jax.cli import main
-from vit_jax.errors import PREEMPTED
 from vit_jax.doctor import machine
+from vit_jax.errors import PREEMPTED
 from vit_jax.runtime import distributed, watchdog
 from vit_jax.runtime.logbook import read_metrics
 

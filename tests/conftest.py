@@ -18,3 +18,5 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import jax  # noqa: E402 (after the environment is set)
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Mixed dtypes are meant where they occur: bfloat16 beside float32 is cast by name.
+jax.config.update("jax_numpy_dtype_promotion", "strict")

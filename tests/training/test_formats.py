@@ -99,3 +99,29 @@ def test_a_later_format_is_refused(old, capsys):
     assert main(["train", *SETTINGS, f"--workdir={old / 'run'}"]) == 1
     assert "format 3" in capsys.readouterr().err
     assert contents(old / "run") == before
+
+
+def test_settings_that_a_run_did_not_know_yet_are_as_by_default(tmp_path, capsys):
+    """Format 2, written before there were objectives, and with the evaluators' options in full."""
+    new = tmp_path / "new"
+    less = [*SETTINGS, f"--workdir={new}"]
+    assert main(["train", *less, "--config.total_steps=6"]) == 0
+    file = new / "config.json"
+    config = json.loads(file.read_text())
+    del config["objective"], config["polyak_ramp"], config["data"]["max_bad_images"]
+    off = {"data": "", "every_steps": None, "every_epochs": None}
+    config["evaluators"] = {
+        "fewshot": off | {"shots": [1, 5, 10, 25], "seeds": 3, "l2": 1024.0},
+        "knn": off | {"k": [1, 5, 10, 20]},
+    }
+    file.write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["train", *less, "--config.total_steps=6"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    before = contents(new)
+    assert main(["train", *less, "--config.polyak_ramp=True"]) == 1
+    assert "polyak_ramp is False there and True here" in capsys.readouterr().err
+    assert contents(new) == before
+    assert main(["train", *less]) == 0
+    assert "resumed from step 6" in capsys.readouterr().out
+    assert json.loads(file.read_text())["objective"]["name"] == "classification"

@@ -260,6 +260,12 @@ SETTINGS: dict[str, Setting] = {
         10.0, PERCENT, "Of the training split, to choose on (section 4.1).", free=True
     ),
     "gradient_clip_norm": Setting(None, ABOVE_0, "Global norm of the gradient; 1 in Tables 3, 4."),
+    "dropout_bits": Setting(
+        "hash",
+        _word("hash", "threefry"),
+        "Of dropout and stochastic depth: a hash of step, place and "
+        "example, the same however a batch is split; or JAX's generator, as before.",
+    ),
     "mixup_alpha": Setting(0.0, NONNEGATIVE, "Pairs of images are mixed by Beta(a, a); 0: not."),
     "polyak_decay": Setting(None, BETWEEN_0_AND_1, "Of the average of the weights; 0.9999 (4.1)."),
     "polyak_ramp": Setting(

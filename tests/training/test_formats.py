@@ -122,6 +122,29 @@ def test_settings_that_a_run_did_not_know_yet_are_as_by_default(tmp_path, capsys
     assert main(["train", *less, "--config.polyak_ramp=True"]) == 1
     assert "polyak_ramp is False there and True here" in capsys.readouterr().err
     assert contents(new) == before
-    assert main(["train", *less]) == 0
+    assert main(["train", *less, "--allow_config_change"]) == 0
     assert "resumed from step 6" in capsys.readouterr().out
     assert json.loads(file.read_text())["objective"]["name"] == "classification"
+
+
+def test_a_run_that_began_with_other_bits_of_dropout_goes_on_with_them(tmp_path, capsys):
+    """Format 2, before `dropout_bits`: the bits were Threefry's."""
+    settings = [*SETTINGS, "--config.model.dropout_rate=0.3", "--config.optimizer.momentum=0.5"]
+    whole, old, new = (tmp_path / name for name in ("whole", "old", "new"))
+    threefry = "--config.dropout_bits=threefry"
+    assert main(["train", *settings, threefry, f"--workdir={whole}"]) == 0
+    assert main(["train", *settings, f"--workdir={new}"]) == 0
+    half = [*settings, f"--workdir={old}", "--config.schedule.decay=constant"]
+    whole_half = [*settings, f"--workdir={tmp_path / 'half'}", "--config.schedule.decay=constant"]
+    assert main(["train", *whole_half, threefry]) == 0
+    assert main(["train", *half, threefry, "--config.total_steps=6"]) == 0
+    file = old / "config.json"
+    config = json.loads(file.read_text())
+    del config["dropout_bits"]
+    file.write_text(json.dumps(config))
+    assert main(["train", *half, "--allow_config_change"]) == 0
+    assert "resumed from step 6" in capsys.readouterr().out
+    assert json.loads(file.read_text())["dropout_bits"] == "threefry"
+    weights = [(d / "model" / "model.safetensors").read_bytes()
+               for d in (tmp_path / "half", old, whole, new)]  # fmt: skip
+    assert weights[0] == weights[1] and weights[2] != weights[3]

@@ -92,13 +92,33 @@ def test_eight_devices_accumulate_too(params, batch):
     assert_close(one.params, eight.params)
 
 
-def test_dropout_does_not_depend_on_the_device_count(params, batch):
-    model = models.replace(CONFIG, dropout_rate=0.2)
-    one, _ = run(params, batch, model=model)
-    eight, _ = run(params, batch, model=model, devices=8)
-    still, _ = run(params, batch)
-    assert_close(one.params, eight.params)
-    assert not np.allclose(one.params["head/kernel"], still.params["head/kernel"])
+STOCHASTIC = models.override(CONFIG, dropout_rate=0.3, stochastic_depth_rate=0.3)
+PARTS = {"accumulation_steps": 4}
+MESHED = {"devices": 8, "accumulation_steps": 2, "mesh": {"fsdp": 2, "tensor": 2}}
+
+
+@pytest.mark.parametrize("model, others", [
+    (STOCHASTIC, [PARTS, MESHED]),
+    (models.override(CONFIG, dropout_rate=0.3, scan=True, remat=True), [PARTS]),
+], ids=["plain", "scan"])  # fmt: skip
+def test_dropout_does_not_depend_on_devices_or_on_accumulation(params, batch, model, others):
+    """E7: the masks are of an example's place in the global batch."""
+    one, metrics = run(params, batch, model=model)
+    for options in others:
+        other, found = run(params, batch, model=model, **options)
+        assert_close(one.params, other.params)
+        np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
+    without, _ = run(params, batch)
+    assert max(abs(one.params[p] - without.params[p]).max() for p in params) > 1e-3
+
+
+def test_bits_of_before_are_those_of_threefry(params, batch):
+    """They depend on accumulation; runs that began with them go on with them."""
+    one, _ = run(params, batch, model=STOCHASTIC, threefry=True)
+    parts, _ = run(params, batch, model=STOCHASTIC, threefry=True, accumulation_steps=4)
+    hashed, _ = run(params, batch, model=STOCHASTIC)
+    for other in (parts, hashed):
+        assert max(abs(one.params[p] - other.params[p]).max() for p in params) > 1e-3
 
 
 def test_clipping_bounds_the_whole_gradient(params, batch):

@@ -20,6 +20,7 @@ from vit_jax.models.layers import (
     Dense,
     Keys,
     LayerNorm,
+    Randomness,
     add_float32,
     fold,
     initializers,
@@ -114,7 +115,7 @@ def pooling(config: ViTConfig, numerics: Numerics, *, keys: Keys) -> Callable[..
     return average if config.classifier == "gap" else AttentionPooling(config, numerics, keys=keys)
 
 
-def average(z: Array, key: Array | None = None) -> Array:
+def average(z: Array, key: Randomness = None) -> Array:
     """Global average pooling."""
     del key
     return z.astype(jnp.float32).mean(axis=1).astype(z.dtype)
@@ -135,7 +136,7 @@ class AttentionPooling(nnx.Module):
         self.mlp = MLP(config, numerics, keys=keys)
         self.product, self.index = numerics.product, config.num_layers + 1
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
+    def __call__(self, x: Array, key: Randomness = None) -> Array:
         key, b = fold(key, self.index), x.shape[0]
         q = self.query(self.probe[...]).transpose(0, 2, 1, 3)  # (1, h, 1, e)
         k, v = self.key_value(x).transpose(2, 0, 3, 1, 4)  # two of (b, h, n, e)
@@ -146,7 +147,7 @@ class AttentionPooling(nnx.Module):
 
 
 def scan_blocks(
-    blocks: nnx.List, config: ViTConfig, numerics: Numerics, z: Array, key: Array | None
+    blocks: nnx.List, config: ViTConfig, numerics: Numerics, z: Array, key: Randomness
 ) -> Array:
     """The encoder as one `lax.scan`: one layer is compiled instead of all of them.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers import Array, Dense, Keys, fold, initializers
+from vit_jax.models.layers import Array, Dense, Keys, Randomness, fold, initializers
 from vit_jax.models.vit import EncoderBlock, VisionTransformer
 from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import Numerics
@@ -45,7 +45,7 @@ class AxialBlock(nnx.Module):
         self.column = EncoderBlock(config, numerics, drop_path=drop_path, keys=keys)
         self.grid = config.grid
 
-    def __call__(self, z: Array, key: Array | None = None) -> Array:
+    def __call__(self, z: Array, key: Randomness = None) -> Array:
         b, n, d = z.shape
         rows, columns = self.grid
         z = self.row(z.reshape(b * rows, columns, d), fold(key, 0))

@@ -17,9 +17,11 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models.vit_config import ViTConfig
-from vit_jax.numerics import ACTIVATIONS, Numerics
+from vit_jax.numerics import ACTIVATIONS, Numerics, bits
 
 Array = jax.Array
+#: Of dropout and stochastic depth: training's own key, or one of `jax.random`; None is inference.
+Randomness = bits.Key | jax.Array | None
 initializers = jax.nn.initializers
 
 
@@ -110,7 +112,7 @@ class MLP(nnx.Module):
         self.dense2 = dense(config.mlp_dim, d)
         self.rate, self.activation = config.dropout_rate, ACTIVATIONS[config.activation]
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
+    def __call__(self, x: Array, key: Randomness = None) -> Array:
         x = dropout(self.dense1(x, activation=self.activation), self.rate, fold(key, 0))
         return dropout(self.dense2(x), self.rate, fold(key, 1))
 
@@ -183,17 +185,30 @@ def add_float32(z: Array, table: Array) -> Array:
     return (z.astype(jnp.float32) + table).astype(z.dtype)
 
 
-def dropout(x: Array, rate: float, key: Array | None, *, shape: Sequence[int] | None = None):
+def dropout(x: Array, rate: float, key: Randomness, *, shape: Sequence[int] | None = None) -> Array:
     """Zeroes entries with probability `rate` and rescales the rest; identity when `key` is None.
 
     `shape` broadcasts the mask: (b, 1, 1) drops whole examples, which is stochastic depth.
     """
     if key is None or rate == 0.0:
         return x
+    if isinstance(key, bits.Key):
+        return bits.dropout(x, rate, key, shape)
     keep = jax.random.bernoulli(key, 1.0 - rate, shape or x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def fold(key: Array | None, index: int | Array) -> Array | None:
+def fold(key: Randomness, index: int | Array) -> Randomness:
     """A key for the `index`-th use of `key`; None stays None (inference)."""
+    if isinstance(key, bits.Key):
+        return bits.fold(key, index)
     return None if key is None else jax.random.fold_in(key, index)
+
+
+def split(key: Randomness) -> tuple[Randomness, Array]:
+    """A key for the model, and one of `jax.random` for what else is drawn in a step."""
+    if isinstance(key, bits.Key):
+        return bits.split(key)
+    assert key is not None
+    own, other = jax.random.split(key)
+    return own, other

@@ -14,7 +14,16 @@ from flax import nnx
 
 from vit_jax.errors import UserError
 from vit_jax.models.axial import AxialConv
-from vit_jax.models.layers import Array, Dense, Keys, Model, check_images, constant, zeros
+from vit_jax.models.layers import (
+    Array,
+    Dense,
+    Keys,
+    Model,
+    Randomness,
+    check_images,
+    constant,
+    zeros,
+)  # fmt: skip
 from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
 from vit_jax.numerics import Numerics, remat
 
@@ -175,7 +184,7 @@ class ResNet(Model):
         self,
         images: Array,
         *,
-        key: Array | None = None,
+        key: Randomness = None,
         return_intermediates: bool | Collection[str] = False,
     ) -> Any:
         """Classifies images (b, h, w, c) in [-1, 1]; `key` is not used, a ResNet drops nothing.

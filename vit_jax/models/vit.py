@@ -14,7 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.models import ablations, layers
-from vit_jax.models.layers import MLP, Array, Dense, Keys, LayerNorm, dropout, fold, initializers
+from vit_jax.models.layers import (
+    MLP,
+    Array,
+    Dense,
+    Keys,
+    LayerNorm,
+    Randomness,
+    dropout,
+    fold,
+    initializers,
+)  # fmt: skip
 from vit_jax.models.stem import HybridStem
 from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import Numerics
@@ -61,7 +71,7 @@ class SelfAttention(nnx.Module):
         self.relative = ablations.relative_embedding(config, keys=keys)
         self.rate, self.numerics = config.dropout_rate, numerics
 
-    def __call__(self, z: Array, key: Array | None = None) -> Array:
+    def __call__(self, z: Array, key: Randomness = None) -> Array:
         qkv = self.qkv(z)  # Eq. 5, (b, n, 3, h, e)
         extra = ablations.relative_logits(self.relative, self.numerics)
         y = self.numerics.attention(qkv, extra)  # Eq. 6 and 7: softmax(q k^T / sqrt(e)) v
@@ -88,7 +98,7 @@ class EncoderBlock(nnx.Module):
         self.mlp = MLP(config, numerics, keys=keys)
         self.drop_path, self.add = drop_path, numerics.add
 
-    def __call__(self, z: Array, key: Array | None = None) -> Array:
+    def __call__(self, z: Array, key: Randomness = None) -> Array:
         def drop(y: Array, index: int) -> Array:  # stochastic depth, of whole examples
             return dropout(y, self.drop_path, fold(key, index), shape=(y.shape[0], 1, 1))
 
@@ -148,7 +158,7 @@ class VisionTransformer(layers.Model):
         self,
         images: Array,
         *,
-        key: Array | None = None,
+        key: Randomness = None,
         return_intermediates: bool | Collection[str] = False,
     ) -> Any:
         """Classifies images.
@@ -183,7 +193,7 @@ class VisionTransformer(layers.Model):
             self.stem(images) if self.config.stem_depths is not None else images
         )
 
-    def embed(self, z: Array, *, key: Array | None = None) -> Array:
+    def embed(self, z: Array, *, key: Randomness = None) -> Array:
         """z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos (Eq. 1): (b, N, d) to (b, n, d)."""
         if self.config.classifier == "token":
             token = self.class_token[...].astype(z.dtype)
@@ -196,7 +206,7 @@ class VisionTransformer(layers.Model):
         return ablations.add_position(self.position_embedding, self.config, z, layer)
 
     def encode(
-        self, z: Array, *, key: Array | None = None, out: dict[str, Any] | None = None
+        self, z: Array, *, key: Randomness = None, out: dict[str, Any] | None = None
     ) -> Array:
         """LN(z_L) (b, n, d) of x_p E (b, N, d). `out`, if given, receives the intermediates."""
         z = self.embed(z, key=key)  # Eq. 1
@@ -216,7 +226,7 @@ class VisionTransformer(layers.Model):
         return z
 
     def classify(
-        self, z: Array, *, key: Array | None = None, out: dict[str, Any] | None = None
+        self, z: Array, *, key: Randomness = None, out: dict[str, Any] | None = None
     ) -> Array:
         """Logits (b, num_classes) float32 of LN(z_L) (b, n, d): Eq. 4 and the head."""
         out = {} if out is None else out

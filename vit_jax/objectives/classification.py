@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from vit_jax import models
+from vit_jax.models.layers import Randomness, split
 from vit_jax.objectives import losses
 from vit_jax.objectives.objective import Batch, Objective
 
@@ -29,11 +30,11 @@ def classification(
       training_loss: measured under its own name beside the plain loss.
     """
 
-    def batch_loss(params: dict[str, jax.Array], batch: Batch, key: jax.Array) -> jax.Array:
+    def batch_loss(params: dict[str, jax.Array], batch: Batch, key: Randomness) -> jax.Array:
         images = models.normalise(batch["image"])
         targets = losses.one_hot(batch["label"], num_classes)
         if mixup_alpha:
-            key, mix_key = jax.random.split(key)
+            key, mix_key = split(key)
             images, targets = mixup(images, targets, mixup_alpha, mix_key)
         return loss(apply(params, images, key=key), targets)
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vit_jax.models.layers import Randomness
+
 Batch = dict[str, jax.Array]
 
 
@@ -20,11 +22,12 @@ class Objective(NamedTuple):
     """An objective over batches with "image" (b, h, w, c) uint8 and whatever else it reads.
 
     loss: (params, batch, key) -> (b,) float32, the loss of each example; the step takes their mean.
+      The key is for the model; `models.layers.split` makes one of `jax.random` of it.
     measure: (params, batch) -> {name: (b,)}, what an evaluation reports of each example.
     init: key -> parameters of its own; their paths begin with "objective/", and neither an export
       nor fine-tuning has them.
     """
 
-    loss: Callable[[dict[str, jax.Array], Batch, jax.Array], jax.Array]
+    loss: Callable[[dict[str, jax.Array], Batch, Randomness], jax.Array]
     measure: Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]
     init: Callable[[jax.Array], dict[str, Any]] = nothing_of_its_own

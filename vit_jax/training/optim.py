@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -114,9 +115,15 @@ def sgd(
 
     Weight decay, where there is one, is added to the gradient before the momentum.
     """
+    trace = optax.trace(decay=momentum, accumulator_dtype=jnp.dtype(accumulator_dtype))
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):  # a buffer of 16 bits, added to float32
+            return trace.update(updates, state, params)
+
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=lambda params: decayed(params, decay_on)),
-        optax.trace(decay=momentum, accumulator_dtype=jnp.dtype(accumulator_dtype)),
+        optax.GradientTransformation(trace.init, update),
     )
 
 

@@ -239,6 +239,7 @@ def train_step_of(config: ConfigDict, objective: Objective, plan: Plan) -> Calla
         gradient_clip_norm=config.gradient_clip_norm,
         polyak_decay=config.polyak_decay,
         polyak_ramp=config.polyak_ramp,
+        threefry=config.dropout_bits == "threefry",
         accumulation_steps=config.accumulation_steps,
     )
 

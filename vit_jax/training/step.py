@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.models.layers import Randomness
+from vit_jax.numerics import bits
 from vit_jax.objectives.objective import Batch, Objective
 from vit_jax.training import optim
 from vit_jax.training.state import TrainState
@@ -24,29 +26,39 @@ def make_train_step(
     polyak_decay: float | None = None,
     polyak_ramp: bool = False,
     accumulation_steps: int = 1,
+    threefry: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
     The mean loss is over the global batch, whatever the number of devices, processes and
-    accumulation steps. Randomness follows from the seed and the step alone.
+    accumulation steps. Randomness follows from the seed, the step, and an example's place in the
+    batch alone. With `threefry` it is JAX's generator, as of runs that began before `bits`.
     """
 
-    def batch_loss(params, batch: Batch, key: jax.Array) -> jax.Array:
+    def batch_loss(params, batch: Batch, key: Randomness) -> jax.Array:
         return objective.loss(params, batch, key).mean()
 
     value_and_grad = jax.value_and_grad(batch_loss)
 
-    def gradients(params, batch: Batch, key: jax.Array):
+    def random_key(step: jax.Array, rows: jax.Array, part: jax.Array | None = None) -> Randomness:
+        """Of the examples with these numbers in the batch, which are one of its parts."""
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        if not threefry:
+            return bits.Key(key, rows)
+        return key if part is None else jax.random.fold_in(key, part)
+
+    def gradients(params, batch: Batch, step: jax.Array):
+        rows = jnp.arange(len(jax.tree.leaves(batch)[0]), dtype=jnp.uint32)
         if accumulation_steps == 1:
-            return value_and_grad(params, batch, key)
+            return value_and_grad(params, batch, random_key(step, rows))
         # Every device cuts its own rows, so no example moves between devices.
         parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), batch
+            lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), (batch, rows)
         )
 
         def add(total, indexed):
-            part, index = indexed
-            new = value_and_grad(params, part, jax.random.fold_in(key, index))
+            (part, rows), index = indexed
+            new = value_and_grad(params, part, random_key(step, rows, index))
             return jax.tree.map(jnp.add, total, new), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
@@ -54,8 +66,7 @@ def make_train_step(
         return jax.tree.map(lambda x: x / accumulation_steps, total)
 
     def train_step(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value, grads = gradients(state.params, batch, key)
+        value, grads = gradients(state.params, batch, state.step)
 
         norm = optax.tree.norm(grads)
         if gradient_clip_norm is not None:

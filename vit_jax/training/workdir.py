@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,29 @@ from vit_jax.training import state as train_state
 from vit_jax.training.checkpoint import SAVED, Checkpoints
 from vit_jax.training.setup import Setup
 
+#: What settings meant to runs of format 2 that began before them, where that is not the default.
+BEFORE = {"dropout_bits": "threefry"}
+
 
 def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
-    """`config` as the run in `workdir` began, if that was before today's format.
+    """`config` as the run in `workdir` began, if that was before today's settings.
 
-    Format 1 has no word for what was decided anew since; its runs go on with their arithmetic where
-    that still exists.
+    It may have no word for what was decided anew since; runs go on with their arithmetic where that
+    still exists.
 
     Raises:
       UserError: it does not exist any more, or the workdir is of a later version.
     """
     there = read_config(workdir)
     found = 1 if there is None else there.get("format", 1)
-    if there is None or found == configuration.FORMAT:
+    if there is None:
         return config
+    if found == configuration.FORMAT:
+        stages = {"": there} | ({"pretrain.": there["pretrain"]} if there.get("pretrain") else {})
+        return with_values(
+            config,
+            {p + k: v for p, of in stages.items() for k, v in BEFORE.items() if k not in of},
+        )
     if found not in (1, configuration.FORMAT):
         raise UserError(
             f"{workdir} is of format {found}, and this vit_jax knows none above "
@@ -53,13 +63,21 @@ def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
                 f"not exist in that form any more: {why}. Start again with another --workdir; a "
                 "finished model of it can be used as before."
             )
+    return with_values(config, BEFORE | first_values(config))
+
+
+def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """A copy with other values at dotted keys; the configuration itself where there are none."""
+    if not values:
+        return config
     config = config.copy_and_resolve_references()
-    for key, value in first_values(config).items():
+    for key, value in values.items():
         *sections, name = key.split(".")
         section = config
         for part in sections:
-            section = section[part]
-        section[name] = value
+            section = section[part] if section else section
+        if section:  # no stage of pre-training is asked for any more: a difference of its own
+            section[name] = value
     return config
 
 
@@ -99,7 +117,8 @@ def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
     if "format" in there:  # a key that it lacks is newer than the run, and was as it is by default
         default = json.loads(configuration.to_json(configuration.default()))
         stages = ["", "pretrain."] if there.get("pretrain") else [""]
-        known = {p + key: v for p in stages for key, v in configuration.flatten(default).items()}
+        default = configuration.flatten(default) | BEFORE
+        known = {p + key: v for p in stages for key, v in default.items()}
     else:  # it has its value of then, which `as_begun` has set
         known = configuration.flatten(here)
     there = {**known, **found}

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.axial import AxialConfig
 from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit_config import ViTConfig
 
+
+class Size(TypedDict):
+    """Of an encoder, by the names of a ViTConfig."""
+
+    hidden_size: int
+    num_layers: int
+    mlp_dim: int
+    num_heads: int
+
+
 #                  hidden_size  num_layers  mlp_dim  num_heads
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Size] = {
     "debug": dict(hidden_size=64, num_layers=2, mlp_dim=128, num_heads=4),
     "Ti": dict(hidden_size=192, num_layers=12, mlp_dim=768, num_heads=3),
     "S": dict(hidden_size=384, num_layers=12, mlp_dim=1536, num_heads=6),
@@ -67,19 +77,21 @@ ModelConfig = ViTConfig | ResNetConfig
 
 
 #: The debug models are for 32-pixel images, all others for 224.
-DEBUG: dict[str, Any] = dict(image_size=(32, 32))
+DEBUG = (32, 32)
 
 
 def _vit(name: str) -> ViTConfig:
     size, patch, stem = VIT_ROWS[name]
-    shape = DEBUG | ({"stem_width": 0.5} if stem else {}) if size == "debug" else {}
-    return ViTConfig(name, patch_size=(patch, patch), stem_depths=stem, **SIZES[size], **shape)
+    config = ViTConfig(name, patch_size=(patch, patch), stem_depths=stem, **SIZES[size])
+    if size != "debug":
+        return config
+    return dataclasses.replace(config, image_size=DEBUG, stem_width=0.5 if stem else 1.0)
 
 
 def _axial(name: str) -> ViTConfig:
     size, patch = AXIAL_ROWS[name]
-    shape = DEBUG if size == "debug" else {}
-    return AxialConfig(name, patch_size=(patch, patch), **SIZES[size], **shape)
+    config = AxialConfig(name, patch_size=(patch, patch), **SIZES[size])
+    return dataclasses.replace(config, image_size=DEBUG) if size == "debug" else config
 
 
 def _axial_resnet(name: str) -> ResNetConfig:
@@ -89,8 +101,8 @@ def _axial_resnet(name: str) -> ResNetConfig:
 
 def _resnet(name: str) -> ResNetConfig:
     depths, width = RESNET_ROWS[name]
-    shape = DEBUG if name == "debug-resnet" else {}
-    return ResNetConfig(name, depths=depths, width_factor=width, **shape)
+    config = ResNetConfig(name, depths=depths, width_factor=width)
+    return dataclasses.replace(config, image_size=DEBUG) if name == "debug-resnet" else config
 
 
 VARIANTS: dict[str, Callable[[str], ModelConfig]] = {
@@ -109,7 +121,7 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def get_config(variant: str, **overrides: Any) -> ModelConfig:
+def get_config(variant: str, **overrides: object) -> ModelConfig:
     """The configuration of a named variant, with any of its fields replaced.
 
     `image_size` and `patch_size` may be one number. `representation_size="hidden"` means the

@@ -90,13 +90,15 @@ def tree_shardings(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
-def params_to_devices(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def params_to_devices(
+    params: Mapping[str, jax.Array | np.ndarray], mesh: Mesh
+) -> dict[str, jax.Array]:
     """Host arrays, the same on every process, laid out by the rule table.
 
     What lies on the mesh already stays where it is.
     """
 
-    def put(path: str, value: Any) -> jax.Array:
+    def put(path: str, value: jax.Array | np.ndarray) -> jax.Array:
         where = NamedSharding(mesh, param_spec(path, value.shape, mesh))
         if isinstance(value, jax.Array) and value.sharding == where:
             return value

@@ -32,7 +32,7 @@ from vit_jax.training.step import make_train_step
 
 #: What `config.model.variant` says to take the architecture from `config.init_from`.
 OF_CHECKPOINT = "checkpoint"
-Checkpoint = tuple[models.ModelConfig, models.Params]
+Checkpoint = tuple[models.ModelConfig, dict[str, np.ndarray]]
 
 
 class Plan(NamedTuple):
@@ -347,7 +347,7 @@ def initial_params(
     initial: Checkpoint | None,
     mesh: jax.sharding.Mesh,
     notes: list[str],
-) -> tuple[Callable[[Any], models.Params], Any]:
+) -> tuple[Callable[..., dict[str, jax.Array]], jax.Array | dict[str, jax.Array]]:
     """Where the weights come from, as a function and its argument: `init_from`, or the seed."""
     if initial is None:
         init, _ = models.as_functions(model)

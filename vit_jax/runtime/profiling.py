@@ -10,7 +10,7 @@ import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 
@@ -22,6 +22,17 @@ OPERATION = "hlo_op"
 #: (begin, end) in whole nanoseconds, so that sums and differences of them are exact.
 Interval = tuple[int, int]
 Intervals = list[Interval]
+
+
+class Event(TypedDict, total=False):
+    """An event of a trace; times in microseconds."""
+
+    name: str
+    ph: str
+    ts: float
+    dur: float
+    args: dict[str, object]
+
 
 phase = jax.profiler.TraceAnnotation
 
@@ -95,13 +106,13 @@ def facts(directory: Path) -> Facts:
     files = sorted(Path(directory).rglob("*.trace.json.gz"))
     if not files:
         raise UserError(f"There is no trace in {directory}.")
-    events = json.loads(gzip.decompress(files[-1].read_bytes()))["traceEvents"]
+    events: list[Event] = json.loads(gzip.decompress(files[-1].read_bytes()))["traceEvents"]
     spans = [event for event in events if event.get("ph") == "X"]
     steps = _named(spans, STEP)
     if not steps:
         raise UserError(f"The trace in {files[-1]} has no training steps.")
     begin, end = min(a for a, _ in steps), max(b for _, b in steps)
-    programs: dict[Any, Intervals] = {}  # the operations of each execution of a program
+    programs: dict[object, Intervals] = {}  # the operations of each execution of a program
     for number, event in enumerate(spans):
         if OPERATION in event.get("args", {}):
             run = event["args"].get("run_id", number)
@@ -118,12 +129,12 @@ def facts(directory: Path) -> Facts:
     )
 
 
-def _named(spans: Iterable[dict[str, Any]], name: str) -> Intervals:
+def _named(spans: Iterable[Event], name: str) -> Intervals:
     return [interval(event) for event in spans if event["name"] == name]
 
 
-def interval(event: dict[str, Any]) -> Interval:
-    """When an event of a trace, which counts in microseconds, began and ended."""
+def interval(event: Event) -> Interval:
+    """When an event began and ended."""
     return round(1e3 * event["ts"]), round(1e3 * (event["ts"] + event["dur"]))
 
 

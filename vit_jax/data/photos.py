@@ -5,18 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from vit_jax.data.image_files import shown
-from vit_jax.data.transforms import evaluation_transform
+from vit_jax.data.transforms import Size, Transform, evaluation_transform
 from vit_jax.errors import UserError
 
 Array = np.ndarray
 
 
-def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
+class Taken(Protocol):
+    """What a model's configuration says of the images that it takes."""
+
+    @property
+    def variant(self) -> str: ...
+    @property
+    def image_size(self) -> Size: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def preprocessing(self) -> Sequence[tuple[str, object]]: ...
+
+
+class Model(Protocol):
+    """What has such a configuration."""
+
+    @property
+    def config(self) -> Taken: ...
+
+
+def preprocess(model: Model | Taken, images: object) -> Array:
     """What evaluation does to images, as `model.preprocessing` says.
 
     Args:
@@ -31,7 +51,7 @@ def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
     Raises:
       UserError: no image, a file that cannot be read, or a model of other channels than RGB.
     """
-    config = getattr(model, "config", model)
+    config = model.config if hasattr(model, "config") else model
     if config.channels != 3:
         raise UserError(
             f"Images are read as RGB, and this {config.variant} takes {config.channels} channels."
@@ -49,13 +69,13 @@ def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
     )
 
 
-def scaled(pixels: Sequence[Array], config: Any) -> Array:
+def scaled(pixels: Sequence[Array], config: Taken) -> Array:
     """uint8 images (h, w, 3) as one batch of floats in [-1, 1]."""
     shape = (0, *config.image_size, 3)
     return (np.stack(pixels) if pixels else np.zeros(shape)).astype(np.float32) / 127.5 - 1
 
 
-def read_file(transform: Any, file: Path) -> Array:
+def read_file(transform: Transform, file: Path) -> Array:
     """An image file as `transform` makes it, uint8 (h, w, 3).
 
     Raises:
@@ -68,12 +88,14 @@ def read_file(transform: Any, file: Path) -> Array:
         raise UserError(f"The image {name} cannot be read ({error.strerror}).") from error
 
 
-def _read(transform: Any, image: Any, name: str) -> Array:
+def _read(transform: Transform, image: object, name: str) -> Array:
     if isinstance(image, (str, os.PathLike)):
         return read_file(transform, Path(image).expanduser())
     if hasattr(image, "getexif"):
+        import PIL.Image
         import PIL.ImageOps
 
+        assert isinstance(image, PIL.Image.Image), type(image)
         image = PIL.ImageOps.exif_transpose(image) if transform.orient else image
         image = np.asarray(image.convert("RGB"))
     return transform.read(image if isinstance(image, bytes) else np.asarray(image), name)

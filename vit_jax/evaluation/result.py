@@ -6,10 +6,12 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vit_jax import files
-from vit_jax.pages.figures import Figure
+
+if TYPE_CHECKING:
+    from vit_jax.pages.figures import Figure
 
 
 class Result(NamedTuple):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vit_jax import models
 from vit_jax.inspection import embeddings
-from vit_jax.pages.figures import Figure, bare, new_figure
+from vit_jax.pages.figures import bare, new_figure
+
+if TYPE_CHECKING:
+    from vit_jax.pages.figures import Figure
 
 Data = dict[str, np.ndarray]
 
 
-def filters(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Figure, Data]:
+def filters(config: models.ModelConfig, params: models.Params) -> tuple[Figure, Data]:
     """Figure 7, left: principal components of the filters that pixels meet first."""
     kernels = embeddings.embedding_filters(config, params)
     images, share = embeddings.filter_components(kernels)
@@ -30,7 +33,7 @@ def filters(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Figu
     return figure, {"components": images, "variance_share": share}
 
 
-def positions(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Figure, Data]:
+def positions(config: models.ModelConfig, params: models.Params) -> tuple[Figure, Data]:
     """Figure 7, centre, and Figure 10: cosine similarity of position embeddings, a tile each."""
     similarity = embeddings.position_similarity(config, params)
     rows, columns = config.grid
@@ -39,7 +42,6 @@ def positions(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Fi
     figure, axes = new_figure(
         len(shown_rows), len(shown_columns), 6.4, 6.4 * len(shown_rows) / len(shown_columns)
     )
-    image = None
     for i, row in enumerate(shown_rows):
         for j, column in enumerate(shown_columns):
             bare(axes[i, j])
@@ -151,7 +153,7 @@ def similar(
     return figure, {"neighbours": neighbours, "similarities": similarities}
 
 
-def curves(records: Sequence[Mapping[str, Any]]) -> tuple[Figure, Data]:
+def curves(records: Sequence[Mapping[str, float]]) -> tuple[Figure, Data]:
     """Loss, accuracy and learning rate of a run over its steps."""
     names = ("train/loss", "eval/accuracy", "train/learning_rate")
     present = [name for name in names if any(name in record for record in records)]

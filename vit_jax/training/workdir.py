@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.interop import unfinished
 from vit_jax.models import saved
+from vit_jax.models.fingerprints import Record
 from vit_jax.models.variants import RESNET_ROWS
 from vit_jax.runtime.distributed import say
 from vit_jax.runtime.logbook import read_metrics
@@ -54,18 +54,18 @@ def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
                 "finished model of it can be used as before."
             )
     config = config.copy_and_resolve_references()
-    for key, value in first_values(config).items():
+    for key, then in first_values(config).items():
         *sections, name = key.split(".")
         section = config
         for part in sections:
             section = section[part]
-        section[name] = value
+        section[name] = then
     return config
 
 
-def first_values(config: ConfigDict) -> dict[str, Any]:
+def first_values(config: ConfigDict) -> dict[str, object]:
     """What settings meant in format 1 that did not have them, by their dotted keys."""
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "polyak_ramp": config.polyak_decay is not None,
         "data.orient": False,
     }
@@ -77,7 +77,7 @@ def first_values(config: ConfigDict) -> dict[str, Any]:
     return values
 
 
-def read_config(workdir: Path) -> dict[str, Any] | None:
+def read_config(workdir: Path) -> dict | None:
     """What `WORKDIR/config.json` holds; None if there is none."""
     file = workdir / "config.json"
     try:
@@ -89,7 +89,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     return found
 
 
-def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[object, object]]:
     """{dotted key: (there, here)} of what changes results; {} if the workdir is new."""
     there = read_config(workdir)
     if there is None:
@@ -154,7 +154,7 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(unfinished.steps_of(workdir))
 
 
-def run_meta(setup: Setup) -> dict[str, Any]:
+def run_meta(setup: Setup) -> Record:
     """What every checkpoint says of its run: its data, which must stay the same, and its model."""
     return {
         "format": configuration.FORMAT,
@@ -173,11 +173,13 @@ def check_data(
 
     The same is known by its content: where it lies may differ.
     """
-    meta = checkpoints.latest_meta()
-    for key, now in run_meta(setup).items():
-        if meta is None or not key.endswith("_data"):
-            continue
-        (there, old), (here, new) = meta[key], now
+    meta, now = checkpoints.latest_meta(), run_meta(setup)
+    if meta is None:
+        return
+    for key, (there, old), (here, new) in (
+        ("train_data", meta["train_data"], now["train_data"]),
+        ("eval_data", meta["eval_data"], now["eval_data"]),
+    ):
         if old == new:
             continue
         what = f"{key} is {here} ({new}), it was {there} ({old})"

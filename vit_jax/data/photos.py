@@ -5,38 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from vit_jax.data.image_files import shown
-from vit_jax.data.transforms import Size, Transform, evaluation_transform
+from vit_jax.data.transforms import Transform, evaluation_transform
 from vit_jax.errors import UserError
 
 Array = np.ndarray
 
 
-class Taken(Protocol):
-    """What a model's configuration says of the images that it takes."""
-
-    @property
-    def variant(self) -> str: ...
-    @property
-    def image_size(self) -> Size: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def preprocessing(self) -> Sequence[tuple[str, object]]: ...
-
-
-class Model(Protocol):
-    """What has such a configuration."""
-
-    @property
-    def config(self) -> Taken: ...
-
-
-def preprocess(model: Model | Taken, images: object) -> Array:
+def preprocess(model, images: object) -> Array:
     """What evaluation does to images, as `model.preprocessing` says.
 
     Args:
@@ -51,7 +30,7 @@ def preprocess(model: Model | Taken, images: object) -> Array:
     Raises:
       UserError: no image, a file that cannot be read, or a model of other channels than RGB.
     """
-    config = model.config if hasattr(model, "config") else model
+    config = getattr(model, "config", model)
     if config.channels != 3:
         raise UserError(
             f"Images are read as RGB, and this {config.variant} takes {config.channels} channels."
@@ -64,12 +43,11 @@ def preprocess(model: Model | Taken, images: object) -> Array:
     if not hasattr(images, "__iter__"):
         raise UserError(f"A {type(images).__name__} is no image and no list of images.")
     transform = evaluation_transform(config.image_size, config.preprocessing)
-    return scaled(
-        [_read(transform, image, f"number {i}") for i, image in enumerate(images)], config
-    )
+    pixels = [_read(transform, image, f"number {i}") for i, image in enumerate(images)]
+    return scaled(pixels, config)
 
 
-def scaled(pixels: Sequence[Array], config: Taken) -> Array:
+def scaled(pixels: Sequence[Array], config) -> Array:
     """uint8 images (h, w, 3) as one batch of floats in [-1, 1]."""
     shape = (0, *config.image_size, 3)
     return (np.stack(pixels) if pixels else np.zeros(shape)).astype(np.float32) / 127.5 - 1

@@ -14,16 +14,12 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vit_jax.data.image_files import image_suffixes
 from vit_jax.data.kinds import vtab
 from vit_jax.data.kinds.tfds import TfdsSplits, check_shards, use_array_record
 from vit_jax.errors import UserError
 from vit_jax.files import replacing, write_json
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 Say = Callable[[str], None]
 #: The released class counts: more or fewer mean a download that is not complete.
@@ -87,7 +83,7 @@ def prepare_tfds(
     return directory
 
 
-def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: Path):
     """TFDS's builder of a data set that it knows, or that lies in `data_dir`."""
     import tensorflow_datasets as tfds
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from vit_jax import data
+from vit_jax.data import Source
 from vit_jax.dedup.search import SIDE, Pair, Settings
 from vit_jax.pages.document import data_url, document, facts_table
 
@@ -17,11 +18,7 @@ class Page:
     """The page on which a person chooses a threshold."""
 
     def __init__(
-        self,
-        train: data.Source,
-        test: data.Source,
-        train_names: Sequence[str],
-        test_names: Sequence,
+        self, train: Source, test: Source, train_names: Sequence[str], test_names: Sequence
     ):
         self.train, self.test = train, test
         self.train_names, self.test_names = train_names, test_names
@@ -77,7 +74,7 @@ class Page:
             f"{escape(names[0])}<br>{escape(spec)}: {escape(name)}</figcaption></figure>"
         )
 
-    def image(self, source: data.Source, row: int):
+    def image(self, source: Source, row: int):
         record = source[row]
         return data.decode(record["image"], record["name"])
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vit_jax import data
 from vit_jax.data.source import Source
 from vit_jax.evaluation import calibration
-from vit_jax.pages.figures import bare, new_figure
-
-if TYPE_CHECKING:
-    from vit_jax.pages.figures import Figure
+from vit_jax.pages.figures import Figure, bare, new_figure
 
 NAMED_CLASSES = 30  # more names than that cannot be read
 SHEET = (4, 6)

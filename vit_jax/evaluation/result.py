@@ -6,12 +6,10 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vit_jax import files
-
-if TYPE_CHECKING:
-    from vit_jax.pages.figures import Figure
+from vit_jax.pages.figures import Figure
 
 
 class Result(NamedTuple):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vit_jax import models
 from vit_jax.inspection import embeddings
-from vit_jax.pages.figures import bare, new_figure
-
-if TYPE_CHECKING:
-    from vit_jax.pages.figures import Figure
+from vit_jax.pages.figures import Figure, bare, new_figure
 
 Data = dict[str, np.ndarray]
 

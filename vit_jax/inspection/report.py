@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -15,10 +14,8 @@ from vit_jax.evaluation import knn
 from vit_jax.evaluation.predict import find_images
 from vit_jax.inspection import figures, page, walk
 from vit_jax.interop import load
+from vit_jax.pages.figures import Figure
 from vit_jax.runtime.logbook import FILE_NAME, read_metrics
-
-if TYPE_CHECKING:
-    from vit_jax.pages.figures import Figure
 
 MAX_IMAGES = 16
 SIMILAR = 4

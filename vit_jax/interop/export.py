@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +18,6 @@ from vit_jax import data, files, models, numerics
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import convert, load, onnx_layers, peers
 from vit_jax.models import saved
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Array = np.ndarray
@@ -248,7 +245,7 @@ def open_onnx(file: str | Path) -> tuple[Function, str]:
     return run, version
 
 
-def _session(file: str | Path) -> tuple[onnxruntime.InferenceSession, str]:
+def _session(file: str | Path):
     """What ONNX Runtime makes of a file, tried once, and the runtime's version."""
     try:
         import onnxruntime

@@ -15,6 +15,8 @@ from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished
 from vit_jax.models import adapt, saved
 from vit_jax.models.layers import Model
 
+Weights = tuple[models.ModelConfig, dict[str, np.ndarray]]
+
 
 def create_model(
     variant: str, *, num_classes: int | None = None, seed: int = 0, **overrides
@@ -65,9 +67,7 @@ def save_model(model: Model, directory: str | Path) -> None:
     saved.save(directory, model.config, jax.device_get(models.get_params(model)))
 
 
-def read(
-    source: str | Path, *, variant: str | None = None
-) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
+def read(source: str | Path, *, variant: str | None = None) -> Weights:
     """The configuration and the parameters (float32 NumPy arrays by path) of a checkpoint.
 
     Raises:
@@ -110,9 +110,7 @@ def local_path(source: str) -> Path:
     )
 
 
-def read_path(
-    path: Path, variant: str | None = None
-) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
+def read_path(path: Path, variant: str | None = None) -> Weights:
     """What is at a path on disk, in whatever format it is."""
     if path.is_file():
         if path.suffix == ".npz":

@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from vit_jax import data, models
 from vit_jax.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 Array = np.ndarray
 PROBES = 8  # photographs
@@ -123,7 +120,7 @@ def run_timm(directory: Path, config: models.ModelConfig, images: Array, head) -
         return Outputs(model(pixels).numpy(), pre_logits.reshape(len(images), -1).numpy(), tokens)
 
 
-def set_head(layer: torch.nn.Module, head: Mapping[str, Array]) -> None:
+def set_head(layer, head: Mapping[str, Array]) -> None:
     """Puts a kernel (d, k) and a bias into a layer of torch, dense or a 1x1 convolution."""
     import torch
 

@@ -7,7 +7,7 @@ channel, which the patch embedding, being linear, takes over: the logits stay th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +31,7 @@ from vit_jax.interop.settings import (
 Preprocessing = models.Preprocessing
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-class Scale(TypedDict):
-    """How pixels 0..255 enter: (pixels * rescale - mean) / std, by channel or for all of them."""
-
-    rescale: float
-    mean: float | tuple[float, ...] | np.ndarray
-    std: float | tuple[float, ...] | np.ndarray
-
-
+Scale = dict[str, npt.ArrayLike]  # "rescale" of pixels 0..255, and "mean" and "std" by channel
 #: Under this key our own preprocessing stands in their files, whole: they ignore it.
 OURS = "vit_jax_preprocessing"
 
@@ -88,9 +79,7 @@ def fold(
     Raises:
       UserError: the pixels enter through a convolution that cannot take this over.
     """
-    rescale, mean, std = (
-        np.asarray(part, np.float64) for part in (scale["rescale"], scale["mean"], scale["std"])
-    )
+    rescale, mean, std = (np.asarray(scale[key], np.float64) for key in ("rescale", "mean", "std"))
     factor, offset = 127.5 * rescale / std, (127.5 * rescale - mean) / std
     if np.allclose(factor, 1, atol=1e-6) and np.allclose(offset, 0, atol=1e-6):
         return params

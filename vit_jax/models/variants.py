@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any
 
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.axial import AxialConfig
 from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit_config import ViTConfig
 
-
-class Size(TypedDict):
-    """Of an encoder, by the names of a ViTConfig."""
-
-    hidden_size: int
-    num_layers: int
-    mlp_dim: int
-    num_heads: int
-
-
-#                  hidden_size  num_layers  mlp_dim  num_heads
-SIZES: dict[str, Size] = {
-    "debug": dict(hidden_size=64, num_layers=2, mlp_dim=128, num_heads=4),
-    "Ti": dict(hidden_size=192, num_layers=12, mlp_dim=768, num_heads=3),
-    "S": dict(hidden_size=384, num_layers=12, mlp_dim=1536, num_heads=6),
-    "b": dict(hidden_size=384, num_layers=12, mlp_dim=1536, num_heads=6),  # Fig. 4: B, halved
-    "B": dict(hidden_size=768, num_layers=12, mlp_dim=3072, num_heads=12),
-    "L": dict(hidden_size=1024, num_layers=24, mlp_dim=4096, num_heads=16),
-    "H": dict(hidden_size=1280, num_layers=32, mlp_dim=5120, num_heads=16),
+#   hidden_size, num_layers, mlp_dim, num_heads
+SIZES = {
+    "debug": (64, 2, 128, 4),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "b": (384, 12, 1536, 6),  # Fig. 4: B, halved
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "H": (1280, 32, 5120, 16),
 }
 
 #        size, patch size, stages of the ResNet stem (None: no stem)
@@ -82,7 +72,7 @@ DEBUG = (32, 32)
 
 def _vit(name: str) -> ViTConfig:
     size, patch, stem = VIT_ROWS[name]
-    config = ViTConfig(name, patch_size=(patch, patch), stem_depths=stem, **SIZES[size])
+    config = ViTConfig(name, (patch, patch), *SIZES[size], stem_depths=stem)
     if size != "debug":
         return config
     return dataclasses.replace(config, image_size=DEBUG, stem_width=0.5 if stem else 1.0)
@@ -90,7 +80,7 @@ def _vit(name: str) -> ViTConfig:
 
 def _axial(name: str) -> ViTConfig:
     size, patch = AXIAL_ROWS[name]
-    config = AxialConfig(name, patch_size=(patch, patch), **SIZES[size])
+    config = AxialConfig(name, (patch, patch), *SIZES[size])
     return dataclasses.replace(config, image_size=DEBUG) if size == "debug" else config
 
 

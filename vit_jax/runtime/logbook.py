@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -37,14 +37,6 @@ if TYPE_CHECKING:
 
 FILE_NAME = "metrics.jsonl"
 Line = dict[str, float | None]  # as it is written: a value that is not finite is None
-
-
-class WandbRun(Protocol):
-    """The parts of a run of Weights & Biases that are used."""
-
-    def log(self, data: Mapping[str, float], *, step: int) -> None: ...
-
-    def finish(self) -> None: ...
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
@@ -95,14 +87,14 @@ class Logbook:
             return
         self._total_steps = total_steps
         self._prefix = "" if name == "train" else f"{name} "
-        self._wandb: WandbRun | None = None
+        self._wandb = None
         workdir = Path(workdir)
         library = _import_wandb() if wandb else None
         workdir.mkdir(parents=True, exist_ok=True)
 
         self._path = workdir / FILE_NAME
         records = _cut_back(self._path, start_step, going_on=start_step < total_steps)
-        self._last_step = _step(records[-1]) if records else 0
+        self._last_step = int(records[-1]["step"] or 0) if records else 0
         self._seconds_before = max((r.get("seconds") or 0 for r in records), default=0.0)
         self._opened = time.monotonic()
         self._first_seen: tuple[int, float] | None = None
@@ -283,10 +275,6 @@ def _dump(record: Line) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def _step(record: Line) -> int:
-    return int(record["step"] or 0)
-
-
 def _parse(path: Path) -> tuple[list[Line], list[int], int]:
     """(records, numbers of the lines that are none, number of lines)."""
     lines = path.read_bytes().splitlines()
@@ -311,7 +299,7 @@ def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[Line]:
     if not path.is_file():
         raise UserError(f"{path} is no file; move it away, or use another --workdir.")
     records, _, _ = _parse(path)
-    records = [record for record in records if _step(record) <= start_step]
+    records = [record for record in records if (record["step"] or 0) <= start_step]
     if going_on:
         for record in records:
             record.pop("final", None)
@@ -369,7 +357,7 @@ def _import_wandb() -> ModuleType:
     return wandb
 
 
-def _start_wandb(library: ModuleType, workdir: Path, start_step: int) -> WandbRun:
+def _start_wandb(library: ModuleType, workdir: Path, start_step: int):
     """Starts a run, or goes on with the one that this working directory began."""
     id_file = workdir / "wandb_id.txt"
     if start_step == 0 or not id_file.exists():

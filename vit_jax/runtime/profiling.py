@@ -10,7 +10,7 @@ import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import jax
 
@@ -22,17 +22,6 @@ OPERATION = "hlo_op"
 #: (begin, end) in whole nanoseconds, so that sums and differences of them are exact.
 Interval = tuple[int, int]
 Intervals = list[Interval]
-
-
-class Event(TypedDict, total=False):
-    """An event of a trace; times in microseconds."""
-
-    name: str
-    ph: str
-    ts: float
-    dur: float
-    args: dict[str, object]
-
 
 phase = jax.profiler.TraceAnnotation
 
@@ -106,7 +95,7 @@ def facts(directory: Path) -> Facts:
     files = sorted(Path(directory).rglob("*.trace.json.gz"))
     if not files:
         raise UserError(f"There is no trace in {directory}.")
-    events: list[Event] = json.loads(gzip.decompress(files[-1].read_bytes()))["traceEvents"]
+    events = json.loads(gzip.decompress(files[-1].read_bytes()))["traceEvents"]
     spans = [event for event in events if event.get("ph") == "X"]
     steps = _named(spans, STEP)
     if not steps:
@@ -129,12 +118,12 @@ def facts(directory: Path) -> Facts:
     )
 
 
-def _named(spans: Iterable[Event], name: str) -> Intervals:
+def _named(spans: Iterable[dict], name: str) -> Intervals:
     return [interval(event) for event in spans if event["name"] == name]
 
 
-def interval(event: Event) -> Interval:
-    """When an event began and ended."""
+def interval(event: dict) -> Interval:
+    """When an event of a trace, which counts in microseconds, began and ended."""
     return round(1e3 * event["ts"]), round(1e3 * (event["ts"] + event["dur"]))
 
 

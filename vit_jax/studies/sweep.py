@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import jax
 import numpy as np
@@ -20,16 +19,6 @@ from vit_jax.studies import study
 from vit_jax.training.run import train
 
 
-class Found(TypedDict):
-    """What `sweep.json` holds; accuracies in [0, 1]."""
-
-    held_out: list[dict[str, float]]
-    learning_rate: float
-    accuracies: list[float]
-    mean: float
-    std: float
-
-
 def sweep(
     config: ConfigDict,
     workdir: str | Path,
@@ -38,7 +27,7 @@ def sweep(
     held_out: float | None = None,
     seeds: int = 3,
     say: Callable[[str], None] = print,
-) -> Found:
+) -> dict:
     """Runs the protocol in `workdir`; each trial is a run of its own there, and resumes.
 
     Args:
@@ -84,7 +73,7 @@ def sweep(
         found = train(trial, workdir / f"final_{seed}")
         accuracies.append(found["eval/accuracy"])
         say(f"seed {trial.seed}: {100 * accuracies[-1]:.2f}% of {test_split}")
-    result: Found = {
+    result = {
         "held_out": rows,
         "learning_rate": best,
         "accuracies": accuracies,

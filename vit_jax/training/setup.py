@@ -32,7 +32,6 @@ from vit_jax.training.step import make_train_step
 
 #: What `config.model.variant` says to take the architecture from `config.init_from`.
 OF_CHECKPOINT = "checkpoint"
-Checkpoint = tuple[models.ModelConfig, dict[str, np.ndarray]]
 
 
 def set_up(
@@ -133,7 +132,7 @@ def program_of(
     model: models.ModelConfig,
     plan: Plan,
     mesh: jax.sharding.Mesh,
-    initial: Checkpoint | None,
+    initial: load.Weights | None,
     notes: list[str],
     machine: Machine | None = None,
 ) -> Program:
@@ -266,7 +265,7 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
 
 
 def model_config(
-    config: ConfigDict, source: Source, initial: Checkpoint | None
+    config: ConfigDict, source: Source, initial: load.Weights | None
 ) -> models.ModelConfig:
     """The model of `config.model` for the classes of `source`, in the compute dtype."""
     overrides = configuration.section(config, "model")
@@ -313,7 +312,7 @@ def compute_dtype(name: str) -> str:
 def initial_params(
     config: ConfigDict,
     model: models.ModelConfig,
-    initial: Checkpoint | None,
+    initial: load.Weights | None,
     mesh: jax.sharding.Mesh,
     notes: list[str],
 ) -> tuple[Callable[..., dict[str, jax.Array]], jax.Array | dict[str, jax.Array]]:

@@ -260,9 +260,7 @@ def _source(
 
     found, names = labels
     number = {name: i for i, name in enumerate(common)}
-    numbers = [
-        NO_LABEL if value is None else value if names else number[str(value)] for value in found
-    ]
+    numbers = [NO_LABEL if v is None else v if names else number[str(v)] for v in found]
     rows = table.with_format(None).select_columns([image])
     if isinstance(table.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vit_jax.data.source import Columns, Rows, TableSource
 from vit_jax.data.splits import slice_split
@@ -13,13 +13,7 @@ from vit_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
-
-
-class Shard(Protocol):
-    """An ArrayRecord file, and how many records it should hold."""
-
-    filename: str
-    examples_in_shard: int
+    from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 
 class TfdsSplits:
@@ -108,7 +102,7 @@ class TfdsSplits:
         check_shards(self.instructions(split), spec)
         return rows
 
-    def instructions(self, split: str) -> Iterable[Shard]:
+    def instructions(self, split: str) -> Iterable[FileInstruction]:
         """The ArrayRecord files of a split."""
         return self.builder.info.splits[split].file_instructions
 
@@ -122,7 +116,7 @@ def use_array_record(info: tfds.core.DatasetInfo) -> bool:
     return "array_record" in formats
 
 
-def check_shards(instructions: Iterable[Shard], spec: str) -> None:
+def check_shards(instructions: Iterable[FileInstruction], spec: str) -> None:
     """Raises UserError for a local ArrayRecord file that is missing or holds other than promised.
 
     TFDS believes its metadata, so a truncated file would fail in the middle of a run.

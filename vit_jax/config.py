@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -22,6 +22,9 @@ from ml_collections.config_dict import placeholder
 from vit_jax import files, settings
 from vit_jax.errors import UserError, nearest
 from vit_jax.settings import OPEN_SECTIONS, SETTINGS
+
+T = TypeVar("T")
+Value = bool | int | float | str
 
 #: What `config.json` and checkpoints are written in; see training/workdir.py for older ones.
 FORMAT = 2
@@ -50,7 +53,7 @@ def default() -> ConfigDict:
     return c
 
 
-def arguments(text: str, **defaults: Any) -> dict[str, Any]:
+def arguments(text: str, **defaults: Value) -> dict[str, Value]:
     """Parses a config file's argument: `"L/16,imagenet21k"` or `"dataset=imagenet21k"`.
 
     Values fill `defaults` in order, or by name; each is cast to its default's type.
@@ -80,7 +83,7 @@ def arguments(text: str, **defaults: Any) -> dict[str, Any]:
     return values
 
 
-def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
     """`table[name]`, or a UserError that names the nearest and what there is."""
     if name not in table:
         raise UserError(
@@ -123,7 +126,7 @@ def section(config: Mapping, name: str) -> dict[str, Any]:
     return {key: value for key, value in dict(config[name]).items() if value is not None}
 
 
-def pick(table: Mapping[str, Any], name: str, where: str) -> Any:
+def pick(table: Mapping[str, T], name: str, where: str) -> T:
     """`table[name]`, or of "FILE.py:NAME", a plug-in, what that file calls NAME.
 
     Raises:
@@ -140,7 +143,9 @@ def pick(table: Mapping[str, Any], name: str, where: str) -> Any:
     return table[name]
 
 
-def call(table: Mapping[str, Callable], where: str, options: Mapping[str, Any], /, **given: Any):
+def call(
+    table: Mapping[str, Callable[..., T]], where: str, options: Mapping, /, **given: object
+) -> T:
     """Calls `pick(table, options["name"])` with the other options as keywords, and with `given`.
 
     Raises:
@@ -181,9 +186,9 @@ def to_json(config: ConfigDict, format: int = FORMAT) -> str:
     return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
 
 
-def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
     """{"data.dataset": "digits", ...}: the leaves of a nested mapping by their dotted names."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
@@ -192,7 +197,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+def differences(old: Mapping, new: Mapping) -> dict[str, tuple[object, object]]:
     """{dotted key: (old, new)} where two configurations differ in a way that changes results."""
     a, b = flatten(old), flatten(new)
     return {
@@ -261,7 +266,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise UserError(f"--config.{key}={text!r} is no {kind.__name__}.") from None
 
 
-def _as_type(text: str, kind: type) -> Any:
+def _as_type(text: str, kind: type) -> object:
     if text == "None":
         return None
     if kind is bool:
@@ -271,7 +276,7 @@ def _as_type(text: str, kind: type) -> Any:
     return text if kind is str else literal(text)
 
 
-def literal(text: str) -> Any:
+def literal(text: str) -> object:
     """A Python literal or true/false where it is one, otherwise the text itself."""
     if text in ("true", "false"):
         return text == "true"

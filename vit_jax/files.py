@@ -45,7 +45,7 @@ def write_text(file: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(file: Path, values: Any) -> None:
+def write_json(file: Path, values: object) -> None:
     """Writes indented JSON; the file appears whole or not at all."""
     write_text(file, json.dumps(values, indent=2) + "\n")
 
@@ -66,7 +66,7 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file} is not JSON ({error}).") from error
 
 
-def call_in(path: str, function: str, *arguments: Any) -> Any:
+def call_in(path: str, function: str, *arguments: object) -> object:
     """What a function of a Python file returns; the file imports what lies beside it.
 
     Raises:

@@ -10,7 +10,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vit_jax.errors import UserError, nearest
 
@@ -19,23 +19,25 @@ class Kind(NamedTuple):
     """What a value may be: in words, as a test, and the Python type that text is read as."""
 
     text: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[object], bool]
     type: type
 
 
 def _whole(low: int, high: int = 2**31 - 1) -> Kind:
-    def holds(value: Any) -> bool:
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return whole and low <= int(value) <= high
+    def holds(value: object) -> bool:
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            return False
+        return low <= int(value) <= high
 
     most = "or more" if high == 2**31 - 1 else f"to {high:,}"
     return Kind(f"a whole number, {low} {most}", holds, int)
 
 
 def _number(text: str, test: Callable[[float], bool] = lambda value: True) -> Kind:
-    def holds(value: Any) -> bool:
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return real and math.isfinite(value) and test(float(value))
+    def holds(value: object) -> bool:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            return False
+        return math.isfinite(value) and test(float(value))
 
     return Kind(f"a number{text}", holds, float)
 
@@ -54,9 +56,10 @@ def _either(one: Kind, other: Kind) -> Kind:
 def _each(kind: Kind, *counts: int) -> Kind:
     """A sequence of so many values; of any number without `counts`."""
 
-    def holds(value: Any) -> bool:
-        fits = isinstance(value, (list, tuple)) and (not counts or len(value) in counts)
-        return fits and all(map(kind.holds, value))
+    def holds(value: object) -> bool:
+        if not isinstance(value, (list, tuple)) or (counts and len(value) not in counts):
+            return False
+        return all(map(kind.holds, value))
 
     count = f"{' or '.join(map(str, counts))} values, each " if counts else "values, each "
     return Kind(count + kind.text, holds, tuple)
@@ -65,8 +68,10 @@ def _each(kind: Kind, *counts: int) -> Kind:
 def _rising(kind: Kind) -> Kind:
     least_most = _each(kind, 2)
 
-    def holds(value: Any) -> bool:
-        return least_most.holds(value) and value[0] <= value[1]
+    def holds(value: object) -> bool:
+        if not isinstance(value, (list, tuple)) or not least_most.holds(value):
+            return False
+        return value[0] <= value[1]
 
     return Kind(f"(least, most), each {kind.text}", holds, tuple)
 
@@ -94,7 +99,7 @@ class Setting(NamedTuple):
     function that its section names takes it.
     """
 
-    default: Any
+    default: object
     kind: Kind
     meaning: str
     free: bool = False
@@ -323,7 +328,7 @@ OPEN_SECTIONS = ("augment", "eval_preprocess", "evaluators", "loss", "objective"
 FREE_SECTIONS = ("evaluators",)
 
 
-def check(values: Mapping[str, Any], where: str = "config") -> None:
+def check(values: Mapping[str, object], where: str = "config") -> None:
     """Raises UserError for a value, of those by their dotted keys, that its setting cannot have."""
     for key, value in values.items():
         setting = SETTINGS.get(key)
@@ -351,7 +356,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
         yield key + default, setting.kind.text, setting.meaning
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A default as it is written on a command line."""
     return f"({','.join(map(str, value))})" if isinstance(value, tuple) else str(value)
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from vit_jax import data
-from vit_jax.data.labels import check_labelled, match_classes, withheld
+from vit_jax.data.labels import match_classes
 from vit_jax.data.relabel import with_classes
+from vit_jax.data.remarks import check_labelled, withheld
 from vit_jax.data.source import shared_records
 from vit_jax.errors import UserError
 

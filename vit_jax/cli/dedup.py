@@ -95,7 +95,7 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
         raise UserError(f"{train.spec} is a test set and the training set; name different splits.")
     threshold = search.THRESHOLD if flags.threshold is None else flags.threshold
     floor = max(0.0, threshold - (search.THRESHOLD - search.FLOOR))
-    settings = {
+    settings: search.Settings = {
         "train": flags.train,
         "test": list(specs),
         "data_dir": flags.data_dir,

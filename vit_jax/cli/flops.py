@@ -11,7 +11,6 @@ arguments every variant is listed. --json prints Table 6 as JSON, or the named v
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from absl import flags as absl_flags
 
@@ -48,27 +47,22 @@ def print_variants(flags: absl_flags.FlagValues, names: list[str]) -> None:
     from vit_jax import models
     from vit_jax.models import cost
 
-    rows: list[dict[str, Any]] = []
+    rows = []
     for name in names or [name for name in models.VARIANTS if not name.startswith("debug")]:
         size = flags.image_size
         config = models.get_config(name, image_size=size, num_classes=flags.num_classes)
-        rows.append(
-            {
-                "variant": name,
-                "epochs": None,
-                "params": cost.num_params(config),
-                "gmacs": cost.forward_macs(config) / 1e9,
-                "exaflops": None,
-                "published_exaflops": None,
-            }
-        )
+        rows.append((name, cost.num_params(config), cost.forward_macs(config) / 1e9))
     if flags.json:
-        print(json.dumps(rows, indent=2))
+        unknown = {"exaflops": None, "published_exaflops": None}
+        table = [
+            {"variant": name, "epochs": None, "params": params, "gmacs": gmacs, **unknown}
+            for name, params, gmacs in rows
+        ]
+        print(json.dumps(table, indent=2))
         return
     print(f"{'variant':<12} {'parameters':>13} {'GMAC':>9} {'training GFLOP':>15}   per image")
-    for row in rows:
-        training = 6 * row["gmacs"]
-        print(f"{row['variant']:<12} {row['params']:>13,} {row['gmacs']:>9.2f} {training:>15.1f}")
+    for name, params, gmacs in rows:
+        print(f"{name:<12} {params:>13,} {gmacs:>9.2f} {6 * gmacs:>15.1f}")
 
 
 def print_table_1() -> None:

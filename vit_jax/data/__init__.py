@@ -4,7 +4,7 @@ May touch files and errors.
 """
 
 from vit_jax.data.decode import decode
-from vit_jax.data.source import ArraySource, Source, Subset
+from vit_jax.data.source import ArraySource, Record, Source, Subset
 from vit_jax.data.specs import choose_splits, default_splits, evaluation_spec, open_source
 from vit_jax.data.transforms import (
     DEFAULT_EVALUATION,
@@ -18,6 +18,7 @@ __all__ = [
     "FOREIGN_EVALUATION",
     "ArraySource",
     "BadImages",
+    "Record",
     "Source",
     "Subset",
     "batches_ahead",

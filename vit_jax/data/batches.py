@@ -12,20 +12,22 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import grain
 import numpy as np
 
+from vit_jax.data.source import Record, Source
+from vit_jax.data.transforms import Transform
 from vit_jax.errors import UserError
 
-Batch = dict[str, Any]
+Example = dict[str, np.ndarray | np.generic]
+Batch = dict[str, np.ndarray]
 #: Seconds without a batch after which the input is declared stuck.
 TIMEOUT = 300.0
 
 
 def read(
-    source: Any, index: int, transform: Any, rng: np.random.Generator | None = None
+    source: Source, index: int, transform: Transform, rng: np.random.Generator | None = None
 ) -> tuple[np.ndarray, np.int32]:
     """A record as the model gets it: image (h, w, 3) uint8 and label.
 
@@ -38,7 +40,7 @@ def read(
     return transform.read(record["image"], record["name"], rng, exif=exif), label
 
 
-def check_label(record: dict[str, Any], num_classes: int) -> np.int32:
+def check_label(record: Record, num_classes: int) -> np.int32:
     """The record's label, or a UserError that names the record if it is out of range."""
     label = record["label"]
     if label is None or not 0 <= label < num_classes:
@@ -83,10 +85,10 @@ class _Example(grain.transforms.RandomMap):
     "unread" (otherwise -1). So a batch stays a function of (seed, step).
     """
 
-    def __init__(self, source: Any, transform: Any, tolerant: bool):
+    def __init__(self, source: Source, transform: Transform, tolerant: bool):
         self.source, self.transform, self.tolerant = source, transform, tolerant
 
-    def random_map(self, index: int, rng: np.random.Generator) -> Batch:
+    def random_map(self, index: int, rng: np.random.Generator) -> Example:
         if not self.tolerant:
             image, label = read(self.source, index, self.transform, rng)
             return {"image": image, "label": label}
@@ -133,8 +135,8 @@ def _buffer(num_threads: int) -> int:
 
 
 def train_batches(
-    source: Any,
-    transform: Any,
+    source: Source,
+    transform: Transform,
     *,
     batch_size: int,
     seed: int,
@@ -231,7 +233,7 @@ class Batches(Iterator[Batch]):
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: Any) -> bool:
+    def _put(self, item: Batch | BaseException) -> bool:
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -285,14 +287,14 @@ class _Padded:
     """A source with `padding` more records that are not real; reading them costs nothing."""
 
     def __init__(
-        self, source: Any, transform: Any, total: int, on_bad: Callable[[str], None] | None
+        self, source: Source, transform: Transform, total: int, on_bad: Callable[[str], None] | None
     ):
         self.source, self.transform, self.total, self.on_bad = source, transform, total, on_bad
 
     def __len__(self) -> int:
         return self.total
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Example:
         index = int(index)
         if index < len(self.source):
             try:
@@ -307,7 +309,7 @@ class _Padded:
         return f"_Padded({self.source!r}, {self.total})"
 
 
-def _row(image: np.ndarray, label: int | np.int32, mask: bool, index: int) -> Batch:
+def _row(image: np.ndarray, label: int | np.int32, mask: bool, index: int) -> Example:
     return {
         "image": image,
         "label": np.int32(label),
@@ -322,8 +324,8 @@ def num_eval_steps(num_examples: int, batch_size: int) -> int:
 
 
 def eval_batches(
-    source: Any,
-    transform: Any,
+    source: Source,
+    transform: Transform,
     *,
     batch_size: int,
     rows: np.ndarray | None = None,

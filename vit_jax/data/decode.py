@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -197,7 +196,7 @@ def _decode_any(data: bytes, name: str) -> Image:
         ) from error
 
 
-def _scaled(image: Any) -> Image:
+def _scaled(image: object) -> Image:
     """Grey of 16 bits as (h, w) uint8; of a TIFF that says so, of 9 to 15 bits, or white as 0."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]

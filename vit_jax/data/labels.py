@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -151,42 +151,4 @@ def _several(label: str, where: Callable[[str], str]) -> UserError:
     return UserError(
         f"{where(label)}: the label {label!r} lists several classes; a record has one. Keep one, "
         "or give the combination a name of its own."
-    )
-
-
-def unlabelled(source: Any) -> int | None:
-    """The number of a record without a label; None if all have one, as far as is known cheaply.
-
-    Where labels are only known record by record, three of them are read.
-    """
-    labels = source.labels
-    if labels is not None:
-        found = np.flatnonzero(labels < 0)
-        return int(found[0]) if len(found) else None
-    few = sorted({0, len(source) // 2, len(source) - 1}) if len(source) else []
-    return next((number for number in few if source[number]["label"] < 0), None)
-
-
-def withheld(source: Any) -> bool:
-    """Whether the labels of a source are not given, as of the test splits of competitions."""
-    if source.labels is not None:
-        return len(source) > 0 and bool((source.labels < 0).all())
-    return unlabelled(source) is not None
-
-
-def check_labelled(source: Any) -> None:
-    """Raises UserError if a record has no label; names it."""
-    if (number := unlabelled(source)) is not None:
-        name = source.name(number)
-        raise UserError(
-            f"{source.spec}: the record {name} has no label ({NO_LABEL} or none); choose another "
-            "split, with config.data.train_split and config.data.eval_split, or leave it out."
-        )
-
-
-def one_class(source: Any) -> UserError:
-    """What to say of data that are to be learnt from and have one class."""
-    return UserError(
-        f"{source.spec} has one class, {', '.join(map(repr, source.class_names))}: there is "
-        f"nothing to tell apart.{''.join(f' Note: {note}.' for note in source.notes)}"
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
 from vit_jax.data.batches import read
+from vit_jax.data.source import Source
+from vit_jax.data.transforms import Transform
 from vit_jax.errors import UserError
 
 
 def unreadable(
-    source: Any, transform: Any, *, seconds: float, num_threads: int = 4
+    source: Source, transform: Transform, *, seconds: float, num_threads: int = 4
 ) -> tuple[list[str], int]:
     """(what is wrong with each record that cannot be read, how many were looked at).
 

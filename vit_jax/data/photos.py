@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vit_jax.data.image_files import shown
-from vit_jax.data.transforms import evaluation_transform
+from vit_jax.data.transforms import Transform, evaluation_transform
 from vit_jax.errors import UserError
 
 Array = np.ndarray
 
 
-def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
+def preprocess(model, images: object) -> Array:
     """What evaluation does to images, as `model.preprocessing` says.
 
     Args:
@@ -44,18 +43,17 @@ def preprocess(model: Any, images: Sequence[Any] | Array) -> Array:
     if not hasattr(images, "__iter__"):
         raise UserError(f"A {type(images).__name__} is no image and no list of images.")
     transform = evaluation_transform(config.image_size, config.preprocessing)
-    return scaled(
-        [_read(transform, image, f"number {i}") for i, image in enumerate(images)], config
-    )
+    pixels = [_read(transform, image, f"number {i}") for i, image in enumerate(images)]
+    return scaled(pixels, config)
 
 
-def scaled(pixels: Sequence[Array], config: Any) -> Array:
+def scaled(pixels: Sequence[Array], config) -> Array:
     """uint8 images (h, w, 3) as one batch of floats in [-1, 1]."""
     shape = (0, *config.image_size, 3)
     return (np.stack(pixels) if pixels else np.zeros(shape)).astype(np.float32) / 127.5 - 1
 
 
-def read_file(transform: Any, file: Path) -> Array:
+def read_file(transform: Transform, file: Path) -> Array:
     """An image file as `transform` makes it, uint8 (h, w, 3).
 
     Raises:
@@ -68,12 +66,14 @@ def read_file(transform: Any, file: Path) -> Array:
         raise UserError(f"The image {name} cannot be read ({error.strerror}).") from error
 
 
-def _read(transform: Any, image: Any, name: str) -> Array:
+def _read(transform: Transform, image: object, name: str) -> Array:
     if isinstance(image, (str, os.PathLike)):
         return read_file(transform, Path(image).expanduser())
     if hasattr(image, "getexif"):
+        import PIL.Image
         import PIL.ImageOps
 
+        assert isinstance(image, PIL.Image.Image), type(image)
         image = PIL.ImageOps.exif_transpose(image) if transform.orient else image
         image = np.asarray(image.convert("RGB"))
     return transform.read(image if isinstance(image, bytes) else np.asarray(image), name)

@@ -14,7 +14,6 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vit_jax.data.image_files import image_suffixes
 from vit_jax.data.kinds import vtab
@@ -84,7 +83,7 @@ def prepare_tfds(
     return directory
 
 
-def _builder(name: str, data_dir: Path) -> Any:
+def _builder(name: str, data_dir: Path):
     """TFDS's builder of a data set that it knows, or that lies in `data_dir`."""
     import tensorflow_datasets as tfds
 

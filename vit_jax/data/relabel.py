@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from vit_jax.data.labels import match_classes
-from vit_jax.data.source import Source, digest
+from vit_jax.data.source import Record, Source, digest
 from vit_jax.errors import UserError
 
 
@@ -24,7 +23,7 @@ class Relabelled(Source):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         record = self.source[index]
         label = record["label"]
         if label >= len(self.numbers):
@@ -35,7 +34,7 @@ class Relabelled(Source):
         return record | {"label": label if label < 0 else int(self.numbers[label])}
 
     @property
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
         found = self.source.labels
         if found is None:
             return None

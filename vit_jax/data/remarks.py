@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vit_jax.data.decode import image_size
+from vit_jax.data.labels import NO_LABEL
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 
 #: Images that are looked at, to say that they are small; and BiT-HyperRule's limit, in pixels.
 FEW, SMALL, SMALL_IMAGE_SIZE = 8, 96 * 96, 128
 
 
-def untrained_classes(train_source: Any, eval_source: Any) -> list[str]:
+def untrained_classes(train_source: Source, eval_source: Source) -> list[str]:
     """Whether some classes are evaluated and not trained on, where labels are known."""
     trained, evaluated = train_source.labels, eval_source.labels
     if trained is None or evaluated is None:
@@ -29,7 +29,7 @@ def untrained_classes(train_source: Any, eval_source: Any) -> list[str]:
     ]
 
 
-def small_images(source: Any, size: tuple[int, int]) -> list[str]:
+def small_images(source: Source, size: tuple[int, int]) -> list[str]:
     """Whether images of less than 96x96 pixels are enlarged to more than 128 (BiT-HyperRule)."""
     if min(size) <= SMALL_IMAGE_SIZE:
         return []
@@ -48,3 +48,41 @@ def small_images(source: Any, size: tuple[int, int]) -> list[str]:
         f"{size[1]}x{size[0]}; for originals under 96x96 pixels BiT-HyperRule's size is "
         f"{SMALL_IMAGE_SIZE} (resized to 160)"
     ]
+
+
+def unlabelled(source: Source) -> int | None:
+    """The number of a record without a label; None if all have one, as far as is known cheaply.
+
+    Where labels are only known record by record, three of them are read.
+    """
+    labels = source.labels
+    if labels is not None:
+        found = np.flatnonzero(labels < 0)
+        return int(found[0]) if len(found) else None
+    few = sorted({0, len(source) // 2, len(source) - 1}) if len(source) else []
+    return next((number for number in few if source[number]["label"] < 0), None)
+
+
+def withheld(source: Source) -> bool:
+    """Whether the labels of a source are not given, as of the test splits of competitions."""
+    if source.labels is not None:
+        return len(source) > 0 and bool((source.labels < 0).all())
+    return unlabelled(source) is not None
+
+
+def check_labelled(source: Source) -> None:
+    """Raises UserError if a record has no label; names it."""
+    if (number := unlabelled(source)) is not None:
+        name = source.name(number)
+        raise UserError(
+            f"{source.spec}: the record {name} has no label ({NO_LABEL} or none); choose another "
+            "split, with config.data.train_split and config.data.eval_split, or leave it out."
+        )
+
+
+def one_class(source: Source) -> UserError:
+    """What to say of data that are to be learnt from and have one class."""
+    return UserError(
+        f"{source.spec} has one class, {', '.join(map(repr, source.class_names))}: there is "
+        f"nothing to tell apart.{''.join(f' Note: {note}.' for note in source.notes)}"
+    )

@@ -9,13 +9,25 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from vit_jax.data.image_files import encoded, shown
 from vit_jax.data.labels import NO_LABEL
 from vit_jax.errors import UserError
+
+#: An encoded file, or pixels (h, w[, c]) uint8.
+Stored = bytes | np.ndarray
+
+
+class Record(TypedDict):
+    """A record of a source. exif: whether its image may be turned by it, which is the rule."""
+
+    image: Stored
+    label: int
+    name: str
+    exif: NotRequired[bool]
 
 
 class Source(Protocol):
@@ -32,12 +44,12 @@ class Source(Protocol):
     num_classes: int
     class_names: tuple[str, ...]
     fingerprint: str
-    labels: Any = None
+    labels: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Record: ...
 
     def names(self) -> list[str]:
         """The names of all records, without reading any image."""
@@ -70,6 +82,8 @@ class Source(Protocol):
 class ArraySource(Source):
     """Images that are in memory: (n, h, w[, c]) uint8 and integer labels (n,)."""
 
+    labels: np.ndarray
+
     def __init__(
         self,
         images: np.ndarray,
@@ -91,7 +105,7 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         return {
             "image": self.images[index],
             "label": int(self.labels[index]),
@@ -104,6 +118,8 @@ class ArraySource(Source):
 
 class FileSource(Source):
     """Image files below a folder: their relative paths and labels, read when they are asked for."""
+
+    labels: np.ndarray
 
     def __init__(
         self,
@@ -122,7 +138,7 @@ class FileSource(Source):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         path = str(self.paths[index])
         try:
             with open(os.path.join(self.root, path), "rb") as file:
@@ -146,13 +162,21 @@ class FileSource(Source):
         return [("files", np.frombuffer(b"".join(hashes), np.int64))]
 
 
+class Rows(Protocol):
+    """A table by rows: {column: value}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict: ...
+
+
 class TableSource(Source):
     """A TFDS or Hugging Face table: rows by number, with functions that find image and label."""
 
     def __init__(
         self,
-        rows: Any,
-        read: Callable[[Any], tuple[Any, int]],
+        rows: Rows,
+        read: Callable[[dict], tuple[Stored, int]],
         class_names: Sequence[str],
         *,
         spec: str,
@@ -174,7 +198,7 @@ class TableSource(Source):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         image, label = self.read(self.rows[int(index)])
         return {"image": image, "label": label, "name": self.name(index), "exif": self.exif}
 
@@ -208,7 +232,7 @@ class Columns:
     def __init__(self, image: str, label: str):
         self.image, self.label = image, label
 
-    def __call__(self, row: dict) -> tuple[Any, int]:
+    def __call__(self, row: dict) -> tuple[Stored, int]:
         image = row[self.image]
         if isinstance(image, dict):  # Hugging Face: {"bytes": ..., "path": ...}
             image = image["bytes"] or Path(image["path"]).read_bytes()
@@ -228,11 +252,11 @@ class Subset(Source):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         return self.source[int(self.indices[index])]
 
     @property
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
         return None if self.source.labels is None else self.source.labels[self.indices]
 
     def name(self, index: int) -> str:
@@ -274,11 +298,11 @@ class Without(Source):
         """The number in the source of the `index`-th record that is left."""
         return int(index) + int(np.searchsorted(self.left_before, index, side="right"))
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         return self.source[self.position(index)]
 
     @property
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
         found = self.source.labels
         return None if found is None else np.delete(found, self.removed)
 
@@ -316,14 +340,15 @@ class Union(Source):
         which = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[which], int(index) - (int(self.ends[which - 1]) if which else 0)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         source, number = self.find_part(index)
         return source[number]
 
     @property
-    def labels(self) -> np.ndarray | None:
-        found = [source.labels for source in self.sources]
-        return None if any(part is None for part in found) else np.concatenate(found)
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
+        parts = (source.labels for source in self.sources)
+        found = [labels for labels in parts if labels is not None]
+        return np.concatenate(found) if len(found) == len(self.sources) else None
 
     def name(self, index: int) -> str:
         source, number = self.find_part(index)

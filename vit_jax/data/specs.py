@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote
 
 from vit_jax import files
@@ -20,12 +20,21 @@ from vit_jax.data.kinds.folder import open_folder
 from vit_jax.data.kinds.huggingface import open_hf
 from vit_jax.data.kinds.tfds import TfdsSplits
 from vit_jax.data.kinds.vtab import open_vtab
-from vit_jax.data.labels import check_labelled, withheld
+from vit_jax.data.remarks import check_labelled, withheld
 from vit_jax.data.source import Source, Without
 from vit_jax.data.splits import HELD_OUT, KEPT, last_tenth_serves
 from vit_jax.errors import UserError, nearest
 
-KINDS: dict[str, Callable[[str, str | None, Mapping[str, str]], Any]] = {
+
+class AllSplits(Protocol):
+    """The splits of a data set: their names, and a source for an expression of them."""
+
+    def names(self) -> list[str]: ...
+
+    def __call__(self, split: str) -> Source: ...
+
+
+KINDS: dict[str, Callable[[str, str | None, Mapping[str, str]], AllSplits]] = {
     "digits": open_digits,
     "folder": open_folder,
     "tfds": TfdsSplits,
@@ -127,7 +136,7 @@ def parse_name(kind: str, name: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def open_splits(spec: str, data_dir: str | None = None) -> tuple[str, Any, str]:
+def open_splits(spec: str, data_dir: str | None = None) -> tuple[str, AllSplits, str]:
     """What a spec names: (itself without a split, its splits, the split or "")."""
     kind, name, split = parse_spec(spec)
     base = f"{kind}{name}" if kind == "digits" else f"{kind}:{name}"
@@ -141,7 +150,7 @@ def open_splits(spec: str, data_dir: str | None = None) -> tuple[str, Any, str]:
 class Numbered:
     """Splits whose classes are called by their numbers: match=number."""
 
-    def __init__(self, splits: Any):
+    def __init__(self, splits: AllSplits):
         self.splits, self.names = splits, splits.names
 
     def __call__(self, split: str) -> Source:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from vit_jax.data.relabel import with_classes
-from vit_jax.data.source import Subset, Union
+from vit_jax.data.source import Source, Subset, Union
 from vit_jax.errors import UserError, nearest
 
 SPLIT_NAMES = {
@@ -151,16 +150,17 @@ def stratified_tenth(labels: np.ndarray) -> np.ndarray:
 class Splits:
     """The named splits of a data set: call it with a split expression to get a source."""
 
-    def __init__(self, base: str, splits: dict[str, Any]):
+    def __init__(self, base: str, splits: Mapping[str, Source]):
         self.base, self.splits = base, splits
 
     def names(self) -> list[str]:
         return list(self.splits)
 
-    def __call__(self, split: str) -> Any:
+    def __call__(self, split: str) -> Source:
         spec = f"{self.base}[{split}]"
         if split in (KEPT, HELD_OUT) and "train" in self.splits:
             whole = self.splits["train"]
+            assert whole.labels is not None  # those of KEPT and HELD_OUT are known
             tenth = stratified_tenth(whole.labels)
             rest = np.delete(np.arange(len(whole)), tenth)
             return Subset(whole, tenth if split == HELD_OUT else rest, spec)

@@ -10,7 +10,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 
@@ -263,7 +262,7 @@ WORDS = {
 
 def make_transform(
     *, name: str, size: Size, train: bool, orient: bool = False, **options
-) -> _Transform:
+) -> Transform:
     """A picklable transform: (image, rng) -> image in training, (image) -> image in evaluation.
 
     orient: encoded images are turned upright by their EXIF orientation when they are read.
@@ -302,7 +301,7 @@ def make_transform(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    return _Transform(name, table[name], (size[0], size[1]), options, train, orient)
+    return Transform(name, table[name], (size[0], size[1]), options, train, orient)
 
 
 #: How a model whose evaluation transform is not known is evaluated, as after fine-tuning.
@@ -311,7 +310,7 @@ DEFAULT_EVALUATION = {"name": "resize"}
 FOREIGN_EVALUATION = (("name", "resize"), ("orient", True))
 
 
-def evaluation_transform(size: Size, preprocessing: Iterable[tuple[str, Any]]) -> _Transform:
+def evaluation_transform(size: Size, preprocessing: Iterable[tuple[str, object]]) -> Transform:
     """The transform that a model's configuration carries as `preprocessing`.
 
     Models of the first version do not speak of `orient`: theirs leaves images as they are stored.
@@ -319,7 +318,7 @@ def evaluation_transform(size: Size, preprocessing: Iterable[tuple[str, Any]]) -
     return make_transform(size=size, train=False, **(dict(preprocessing) or DEFAULT_EVALUATION))
 
 
-class _Transform:
+class Transform:
     """A transform with its options; a class only so that it pickles and prints well."""
 
     def __init__(

@@ -8,12 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 from vit_jax import data
 from vit_jax.data.source import Union
 from vit_jax.dedup.page import Page
-from vit_jax.dedup.search import Pair
+from vit_jax.dedup.search import Pair, Settings
 from vit_jax.errors import UserError
 from vit_jax.files import replacing, write_text
 
@@ -30,7 +29,7 @@ def is_done(out: Path) -> bool:
     return (out / IDS).exists()
 
 
-def is_searched(file: Path, settings: dict[str, Any]) -> bool:
+def is_searched(file: Path, settings: Settings) -> bool:
     """Whether a shard was searched already, with the same settings.
 
     Raises:
@@ -48,7 +47,7 @@ def is_searched(file: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def open_tests(specs: Sequence[str], data_dir: str | None) -> tuple[Any, list[tuple[str, str]]]:
+def open_tests(specs: Sequence[str], data_dir: str | None) -> tuple[Union, list[tuple[str, str]]]:
     """The test sets as one source, and (spec, record name) of each of its images."""
     sources = [data.open_source(spec, data_dir=data_dir) for spec in specs]
     names = [
@@ -62,14 +61,14 @@ def fingerprints(test: Union) -> set[str]:
     return {source.fingerprint for source in test.sources}
 
 
-def write_shard(file: Path, settings: dict[str, Any], pairs: Sequence[Pair]) -> None:
+def write_shard(file: Path, settings: Settings, pairs: Sequence[Pair]) -> None:
     """Records the pairs that one shard found, all or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     record = {**settings, "pairs": [astuple(pair) for pair in pairs]}
     write_text(file, json.dumps(record) + "\n")
 
 
-def read_shard(file: Path) -> tuple[dict[str, Any], list[Pair]]:
+def read_shard(file: Path) -> tuple[Settings, list[Pair]]:
     """The settings and the pairs of one shard.
 
     Raises:
@@ -82,7 +81,7 @@ def read_shard(file: Path) -> tuple[dict[str, Any], list[Pair]]:
         raise UserError(f"{file} is damaged; remove it and run its shard again.") from error
 
 
-def read_shards(out: Path) -> tuple[dict[str, Any], list[Pair]]:
+def read_shards(out: Path) -> tuple[Settings, list[Pair]]:
     """The settings and the pairs of all shards in a directory, in the order of one whole search.
 
     Raises:
@@ -104,16 +103,15 @@ def read_shards(out: Path) -> tuple[dict[str, Any], list[Pair]]:
     missing = [f"{i}/{count}" for i in range(1, count + 1) if (i, count) not in files]
     if missing:
         raise UserError(f"{out} lacks the shards {', '.join(missing)}; run them with --shard.")
-    settings: dict[str, Any] = {}
-    pairs = []
-    for _, file in sorted(files.items()):
+    first, *others = (file for _, file in sorted(files.items()))
+    settings, pairs = read_shard(first)
+    for file in others:
         record, found = read_shard(file)
         pairs += found
-        settings = settings or record
-        for key in record:
-            if record[key] != settings.get(key):
+        for key, value in record.items():
+            if value != settings.get(key):
                 raise UserError(
-                    f"{file} has {key} {record[key]!r}, other shards {settings.get(key)!r}; "
+                    f"{file} has {key} {value!r}, other shards {settings.get(key)!r}; "
                     "all must come from one search."
                 )
     return settings, sorted(pairs, key=lambda pair: (pair.train, pair.test))
@@ -144,8 +142,9 @@ def write_results(out: Path, *, threshold: float | None = None) -> tuple[int, in
         )
     train = data.open_source(settings["train"], data_dir=settings["data_dir"])
     test, test_names = open_tests(settings["test"], settings["data_dir"])
-    for name, source in (("train", train), ("test", test)):
-        if source.fingerprint != settings[f"{name}_fingerprint"]:
+    searched = ((train, settings["train_fingerprint"]), (test, settings["test_fingerprint"]))
+    for source, before in searched:
+        if source.fingerprint != before:
             raise UserError(f"{source.spec} is no longer what was searched; search again.")
     train_names = train.names()
     removed = sorted({pair.train for pair in pairs if pair.score >= threshold})

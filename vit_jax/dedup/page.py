@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from vit_jax import data
-from vit_jax.dedup.search import SIDE, Pair
+from vit_jax.data import Source
+from vit_jax.dedup.search import SIDE, Pair, Settings
 from vit_jax.pages.document import data_url, document, facts_table
 
 #: Pairs that a section of the page shows at most, and the width of a picture.
@@ -17,11 +17,13 @@ SHOWN, WIDTH = 200, 160
 class Page:
     """The page on which a person chooses a threshold."""
 
-    def __init__(self, train: Any, test: Any, train_names: Sequence[str], test_names: Sequence):
+    def __init__(
+        self, train: Source, test: Source, train_names: Sequence[str], test_names: Sequence
+    ):
         self.train, self.test = train, test
         self.train_names, self.test_names = train_names, test_names
 
-    def __call__(self, settings: dict[str, Any], pairs: Sequence[Pair], threshold: float) -> str:
+    def __call__(self, settings: Settings, pairs: Sequence[Pair], threshold: float) -> str:
         removed = [pair for pair in pairs if pair.score >= threshold and pair.stage != "exact"]
         kept = [pair for pair in pairs if pair.score < threshold]
         exact = [pair for pair in pairs if pair.stage == "exact"]
@@ -41,7 +43,7 @@ class Page:
             ],
         )
 
-    def facts(self, settings: dict[str, Any], pairs: Sequence[Pair], threshold: float) -> str:
+    def facts(self, settings: Settings, pairs: Sequence[Pair], threshold: float) -> str:
         rows = [
             ("training images", f"{len(self.train):,}, {settings['train']}"),
             ("test images", f"{len(self.test):,}, {', '.join(settings['test'])}"),
@@ -72,7 +74,7 @@ class Page:
             f"{escape(names[0])}<br>{escape(spec)}: {escape(name)}</figcaption></figure>"
         )
 
-    def image(self, source: Any, row: int):
+    def image(self, source: Source, row: int):
         record = source[row]
         return data.decode(record["image"], record["name"])
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import cv2
 import numpy as np
@@ -93,11 +92,13 @@ class Images(data.Source):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> data.Record:
         return {"image": self.images[index], "label": 0, "name": f"{self.spec}/{index}"}
 
 
-def plant(test: Any, count: int, seed: int = 0) -> tuple[Images, Images, list[str], np.ndarray]:
+def plant(
+    test: data.Source, count: int, seed: int = 0
+) -> tuple[Images, Images, list[str], np.ndarray]:
     """Copies of up to `count` images of each kind, no image twice.
 
     Returns:
@@ -121,7 +122,7 @@ def plant(test: Any, count: int, seed: int = 0) -> tuple[Images, Images, list[st
     return Images(planted, "planted"), Images(tests, "tests"), labels, chosen
 
 
-def measure(train: Any, test: Any, count: int = COUNT) -> list[str]:
+def measure(train: data.Source, test: data.Source, count: int = COUNT) -> list[str]:
     """The lines of the report."""
     planted, tests, kinds, chosen = plant(test, count)
     start = time.perf_counter()
@@ -156,7 +157,7 @@ def measure(train: Any, test: Any, count: int = COUNT) -> list[str]:
     return [*lines, *speed(planted, tests)]
 
 
-def speed(train: Any, test: Any) -> list[str]:
+def speed(train: data.Source, test: data.Source) -> list[str]:
     """How fast each stage is, on the first images."""
     rows = range(min(len(train), len(test), 2 * search.BLOCK))
     with ThreadPoolExecutor(os.cpu_count()) as pool:

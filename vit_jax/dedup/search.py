@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import cv2
 import numpy as np
@@ -53,6 +53,19 @@ CHUNK = 16384
 SCALES, SHEAR, OVERLAP = (0.75, 1.34), 0.1, 0.6
 #: Width of an image's frame, in pixels of SIDE, without which the score must also hold.
 FRAME = 5
+
+
+class Settings(TypedDict):
+    """What a search was asked for, and what its data were."""
+
+    train: str
+    test: list[str]
+    data_dir: str | None
+    train_fingerprint: str
+    test_fingerprint: str
+    descriptor: str
+    threshold: float
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -223,7 +236,9 @@ def shard_size(count: int, shard: int = 0, shards: int = 1) -> int:
     return sum(len(block) for block in blocks(count, shard, shards))
 
 
-def read(source: Any, rows: Iterable[int], pool: ThreadPoolExecutor) -> tuple[list, np.ndarray]:
+def read(
+    source: data.Source, rows: Iterable[int], pool: ThreadPoolExecutor
+) -> tuple[list, np.ndarray]:
     """Hashes and thumbnails (n, SIDE, SIDE, 3) of records, decoded by threads."""
 
     def one(row: int) -> tuple[bytes, np.ndarray]:
@@ -236,12 +251,12 @@ def read(source: Any, rows: Iterable[int], pool: ThreadPoolExecutor) -> tuple[li
 
 
 def find(
-    train: Any,
-    test: Any,
+    train: data.Source,
+    test: data.Source,
     *,
     shard: int = 0,
     shards: int = 1,
-    embed: Callable[[Any], Iterator[np.ndarray]] | None = None,
+    embed: Callable[[data.Source], Iterator[np.ndarray]] | None = None,
     floor: float = FLOOR,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> list[Pair]:
@@ -260,7 +275,9 @@ def find(
     """
     seen = 0
 
-    def blocks_of(source: Any, *part: int) -> Iterator[tuple[range, list[bytes], np.ndarray]]:
+    def blocks_of(
+        source: data.Source, *part: int
+    ) -> Iterator[tuple[range, list[bytes], np.ndarray]]:
         nonlocal seen
         for block in blocks(len(source), *part):
             yield block, *read(source, block, pool)
@@ -313,24 +330,25 @@ def aligner(thumbnails: np.ndarray, bank: np.ndarray, pool: ThreadPoolExecutor) 
     return score
 
 
-class Mirrored:
+class Mirrored(data.Source):
     """A source whose images are mirrored."""
 
-    def __init__(self, source: Any):
+    def __init__(self, source: data.Source):
         self.source, self.num_classes, self.spec = source, source.num_classes, source.spec
+        self.class_names, self.fingerprint = source.class_names, f"mirrored {source.fingerprint}"
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> data.Record:
         record = self.source[index]
         return {**record, "image": cv2.flip(data.decode(record["image"], record["name"]), 1)}
 
 
 def embedder(
-    train: Any,
-    test: Any,
-    embed: Callable[[Any], Iterator[np.ndarray]],
+    train: data.Source,
+    test: data.Source,
+    embed: Callable[[data.Source], Iterator[np.ndarray]],
     shard: int,
     shards: int,
 ) -> Scorer:

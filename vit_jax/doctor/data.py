@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vit_jax.doctor.machine import Finding
 from vit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vit_jax.config import ConfigDict
 
 
 def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
@@ -36,7 +39,7 @@ def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
         yield Finding("data", str(error), False)
 
 
-def configuration(config: Any) -> Iterator[Finding]:
+def configuration(config: ConfigDict) -> Iterator[Finding]:
     """Whether a configuration could start: everything is opened and built, nothing is run."""
     from vit_jax import config as configuration
     from vit_jax.training import memory

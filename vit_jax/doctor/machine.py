@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Finding(NamedTuple):
@@ -65,7 +65,7 @@ def devices() -> Iterator[Finding]:
     """The devices of this job, by host, and their memory."""
     import jax
 
-    by_process: dict[int, list[Any]] = {}
+    by_process: dict[int, list[jax.Device]] = {}
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
     kinds = sorted({device.device_kind for device in jax.devices()})

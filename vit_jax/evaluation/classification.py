@@ -119,20 +119,19 @@ def classification(forward: Forward, data: DataSets, *, max_bad_images: int = 0)
     table.append(f"  calibration error  {100 * summary['calibration_error']:.2f}%")
     names = forward.labels or source.class_names
     matrix = calibration.confusion_matrix(results["label"], results["prediction"], len(names))
-    pictures = {
-        "confusion": functools.partial(figures.confusion, matrix, names),
-        "reliability": functools.partial(
-            figures.reliability, results["confidence"], results["correct"]
-        ),
-        "mistakes": functools.partial(figures.mistakes, results, source, names),
-    }
     return Result(
         record={"data": source.spec, **summary, **said},
         table=table,
         metrics={key: float(summary[key]) for key in ("accuracy", "top5_accuracy", "loss")},
         rows=answers.classes,
         csv="classification_per_class",
-        pictures=pictures,
+        pictures={
+            "confusion": functools.partial(figures.confusion, matrix, names),
+            "reliability": functools.partial(
+                figures.reliability, results["confidence"], results["correct"]
+            ),
+            "mistakes": functools.partial(figures.mistakes, results, source, names),
+        },
     )
 
 

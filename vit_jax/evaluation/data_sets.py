@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from vit_jax import data
-from vit_jax.data.labels import one_class
 from vit_jax.data.relabel import with_classes
+from vit_jax.data.remarks import one_class
 from vit_jax.data.source import Source
 from vit_jax.data.specs import parse_spec
 from vit_jax.errors import UserError

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from vit_jax import models
@@ -13,7 +10,7 @@ from vit_jax.errors import UserError
 COMPONENTS = 28
 
 
-def embedding_filters(config: models.ModelConfig, params: Mapping[str, Any]) -> np.ndarray:
+def embedding_filters(config: models.ModelConfig, params: models.Params) -> np.ndarray:
     """The filters that pixels meet first, (height, width, channels, filters).
 
     Of a hybrid or a ResNet they are those of its root convolution.
@@ -47,7 +44,7 @@ def filter_components(
     return (images - low) / np.maximum(high - low, 1e-12), share[:count]
 
 
-def position_table(config: models.ModelConfig, params: Mapping[str, Any]) -> np.ndarray:
+def position_table(config: models.ModelConfig, params: models.Params) -> np.ndarray:
     """Position embeddings of the patches, (n, d), without the class token's.
 
     Raises:
@@ -65,7 +62,7 @@ def position_table(config: models.ModelConfig, params: Mapping[str, Any]) -> np.
     raise UserError(f"{config.variant} adds no position embeddings to its tokens: {what}.")
 
 
-def position_similarity(config: models.ModelConfig, params: Mapping[str, Any]) -> np.ndarray:
+def position_similarity(config: models.ModelConfig, params: models.Params) -> np.ndarray:
     """Cosine similarity of every position embedding to all others (Figure 7 centre, Figure 10).
 
     Returns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from vit_jax.pages.figures import Figure, bare, new_figure
 Data = dict[str, np.ndarray]
 
 
-def filters(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Figure, Data]:
+def filters(config: models.ModelConfig, params: models.Params) -> tuple[Figure, Data]:
     """Figure 7, left: principal components of the filters that pixels meet first."""
     kernels = embeddings.embedding_filters(config, params)
     images, share = embeddings.filter_components(kernels)
@@ -30,7 +29,7 @@ def filters(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Figu
     return figure, {"components": images, "variance_share": share}
 
 
-def positions(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Figure, Data]:
+def positions(config: models.ModelConfig, params: models.Params) -> tuple[Figure, Data]:
     """Figure 7, centre, and Figure 10: cosine similarity of position embeddings, a tile each."""
     similarity = embeddings.position_similarity(config, params)
     rows, columns = config.grid
@@ -39,7 +38,6 @@ def positions(config: models.ModelConfig, params: Mapping[str, Any]) -> tuple[Fi
     figure, axes = new_figure(
         len(shown_rows), len(shown_columns), 6.4, 6.4 * len(shown_rows) / len(shown_columns)
     )
-    image = None
     for i, row in enumerate(shown_rows):
         for j, column in enumerate(shown_columns):
             bare(axes[i, j])
@@ -151,7 +149,7 @@ def similar(
     return figure, {"neighbours": neighbours, "similarities": similarities}
 
 
-def curves(records: Sequence[Mapping[str, Any]]) -> tuple[Figure, Data]:
+def curves(records: Sequence[Mapping[str, float]]) -> tuple[Figure, Data]:
     """Loss, accuracy and learning rate of a run over its steps."""
     names = ("train/loss", "eval/accuracy", "train/learning_rate")
     present = [name for name in names if any(name in record for record in records)]

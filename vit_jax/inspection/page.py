@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax.files import write_text
 from vit_jax.pages.document import data_url, document, facts_table
+
+
+class Viewer(NamedTuple):
+    """What is stepped through: images (b, h, w, 3) uint8, attention (b, layers, heads, gh, gw) and
+    distance (layers, heads) in pixels.
+    """
+
+    names: list[str]
+    images: np.ndarray
+    attention: np.ndarray
+    distance: np.ndarray
+    caption: str
 
 
 def write(
@@ -22,7 +34,7 @@ def write(
     facts: Sequence[tuple[str, str]],
     pictures: Sequence[tuple[str, str, Path]],
     notes: Sequence[str],
-    viewer: Mapping[str, Any] | None,
+    viewer: Viewer | None,
 ) -> None:
     """Writes the page.
 
@@ -30,8 +42,7 @@ def write(
       facts: (name, value) rows about the model.
       pictures: (heading, caption, PNG) in order.
       notes: what could not be drawn, and why.
-      viewer: names, images (b, h, w, 3) uint8, attention (b, layers, heads, gh, gw) and distance
-        (layers, heads) to step through; None leaves the viewer out.
+      viewer: None leaves it out.
     """
     parts = [f"<h1>{escape(title)}</h1>", facts_table(facts)]
     parts += [f"<p class=facts>{escape(note)}</p>" for note in notes]
@@ -48,30 +59,30 @@ def write(
     write_text(file, document(title, parts, script=script))
 
 
-def _viewer(viewer: Mapping[str, Any]) -> str:
-    attention = np.asarray(viewer["attention"], np.float32)
+def _viewer(viewer: Viewer) -> str:
+    attention = np.asarray(viewer.attention, np.float32)
     largest = attention.max(axis=(-2, -1), keepdims=True)
     levels = np.round(255 * attention / np.maximum(largest, 1e-12)).astype(np.uint8)
     b, layers, heads, rows, columns = levels.shape
     facts = {
         "shape": [layers, heads, rows, columns],
-        "distance": np.round(viewer["distance"], 3).tolist(),
+        "distance": np.round(viewer.distance, 3).tolist(),
         "images": [
             {
-                "name": viewer["names"][i],
-                "photo": data_url(viewer["images"][i], 320),
+                "name": viewer.names[i],
+                "photo": data_url(viewer.images[i], 320),
                 "attention": base64.b64encode(levels[i].tobytes()).decode(),
             }
             for i in range(b)
         ],
     }
-    height, width = viewer["images"][0].shape[:2]
+    height, width = viewer.images[0].shape[:2]
     options = "".join(
-        f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(viewer["names"])
+        f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(viewer.names)
     )
     text = json.dumps(facts).replace("<", "\\u003c")
     return (
-        f"<h2>Attention, head by head</h2><p class=facts>{escape(viewer['caption'])} Each map is "
+        f"<h2>Attention, head by head</h2><p class=facts>{escape(viewer.caption)} Each map is "
         "scaled by its own largest value. Tab reaches the controls, the arrow keys change them.</p>"
         '<div class="controls">'
         f'<label>image <select id="image">{options}</select></label>'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from vit_jax.evaluation import knn
 from vit_jax.evaluation.predict import find_images
 from vit_jax.inspection import figures, page, walk
 from vit_jax.interop import load
+from vit_jax.pages.figures import Figure
 from vit_jax.runtime.logbook import FILE_NAME, read_metrics
 
 MAX_IMAGES = 16
@@ -52,7 +52,9 @@ def inspect(
     pictures: list[tuple[str, str, Path]] = []
     notes: list[str] = []
 
-    def draw(name: str, heading: str, caption: str, make: Callable[[], tuple[Any, dict]]) -> None:
+    def draw(
+        name: str, heading: str, caption: str, make: Callable[[], tuple[Figure, dict]]
+    ) -> None:
         try:
             figure, numbers = make()
         except UserError as error:
@@ -127,7 +129,7 @@ def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def draw_images(config, params, files, pixels, draw, notes) -> dict[str, Any] | None:
+def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | None:
     """What needs images: distance, rollout, heads, neighbours; returns the viewer's content."""
     scaled = np.asarray(models.normalise(pixels))
     names = [file.name for file in files]
@@ -162,13 +164,7 @@ def draw_images(config, params, files, pixels, draw, notes) -> dict[str, Any] | 
             lambda: figures.heads(config, pixels[0], looked.rows[0]),
         )
         who = "the class token attends" if looked.rollout is not None else "all patches attend"
-        viewer = {
-            "names": names,
-            "images": pixels,
-            "attention": looked.rows,
-            "distance": looked.distance,
-            "caption": f"What {who} to.",
-        }
+        viewer = page.Viewer(names, pixels, looked.rows, looked.distance, f"What {who} to.")
     if len(files) > 2:
         _, apply = models.as_functions(config)
         features = jax.jit(lambda p, x: apply(p, x, return_intermediates=True)[1]["pre_logits"])

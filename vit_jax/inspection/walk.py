@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class Looked(NamedTuple):
 
 
 def attention_layers(
-    config: models.ModelConfig, params: Mapping[str, Any], images: np.ndarray
+    config: models.ModelConfig, params: models.Params, images: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Attention weights of every layer in turn, (b, heads, t, t).
 
@@ -43,7 +43,8 @@ def attention_layers(
             "looked at, and its features."
         )
     config = models.replace(models.at_rest(config), scan=False)
-    model: Any = models.set_params(models.abstract(config), jax.tree.map(jnp.asarray, dict(params)))
+    model = models.set_params(models.abstract(config), jax.tree.map(jnp.asarray, dict(params)))
+    assert isinstance(model, models.VisionTransformer)
     z = jax.jit(lambda m, x: m.embed(m.patches(x)))(model, jnp.asarray(images))
 
     @jax.jit
@@ -56,7 +57,7 @@ def attention_layers(
         yield np.asarray(weights)
 
 
-def look(config: models.ModelConfig, params: Mapping[str, Any], images: np.ndarray) -> Looked:
+def look(config: models.ModelConfig, params: models.Params, images: np.ndarray) -> Looked:
     """Distance, rollout and the class token's attention of some images."""
     distances, rows, joint = [], [], None
     has_token = getattr(config, "classifier", "") == "token"
@@ -77,7 +78,7 @@ def look(config: models.ModelConfig, params: Mapping[str, Any], images: np.ndarr
 
 
 def occlusion(
-    config: models.ModelConfig, params: Mapping[str, Any], image: np.ndarray, cells: int = 7
+    config: models.ModelConfig, params: models.Params, image: np.ndarray, cells: int = 7
 ) -> tuple[np.ndarray, int]:
     """How much the predicted class loses when a part of the image is grey.
 

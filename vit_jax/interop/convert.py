@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def convert(
     return proof._replace(notes=tuple(form.notes(config)))
 
 
-def head_for_proof(config: models.ModelConfig, params: Mapping[str, Any]) -> dict[str, Array]:
+def head_for_proof(config: models.ModelConfig, params: models.Params) -> dict[str, Array]:
     """{} for a trained classifier; for one that is all zeros, a random one in its place."""
     if not adapt.is_zero_head(params):
         return {}

@@ -7,9 +7,9 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from vit_jax.models import saved
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Array = np.ndarray
-Function = Callable[[Any], Any]
+Function = Callable[[Array], Array]
 
 
 def export(
@@ -99,7 +99,7 @@ class Exported(NamedTuple):
     run: Function
     image_size: tuple[int, int]
     channels: int
-    preprocessing: tuple[tuple[str, Any], ...]
+    preprocessing: models.Preprocessing
     labels: tuple[str, ...]
 
 
@@ -140,7 +140,7 @@ def open_exported(path: str | Path) -> Exported:
         ) from error
 
 
-def facts(config: models.ModelConfig) -> dict[str, Any]:
+def facts(config: models.ModelConfig) -> dict[str, object]:
     """What a server must know besides the function."""
     return {
         "input": "float32 (batch, height, width, channels), pixels / 127.5 - 1",
@@ -158,7 +158,7 @@ def facts(config: models.ModelConfig) -> dict[str, Any]:
 def save_stablehlo(
     directory: Path,
     config: models.ModelConfig,
-    params: Mapping[str, Any],
+    params: models.Params,
     batch_size: int,
     *,
     int8: bool = False,
@@ -202,7 +202,7 @@ def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
 
 
 def save_onnx(
-    file: Path, config: models.ModelConfig, params: Mapping[str, Any], batch_size: int
+    file: Path, config: models.ModelConfig, params: models.Params, batch_size: int
 ) -> None:
     """An ONNX file with the weights inside, and the facts as its metadata."""
     if file.suffix != ".onnx":
@@ -245,7 +245,7 @@ def open_onnx(file: str | Path) -> tuple[Function, str]:
     return run, version
 
 
-def _session(file: str | Path) -> tuple[Any, str]:
+def _session(file: str | Path):
     """What ONNX Runtime makes of a file, tried once, and the runtime's version."""
     try:
         import onnxruntime
@@ -267,10 +267,10 @@ def _session(file: str | Path) -> tuple[Any, str]:
     return session, f"onnxruntime {onnxruntime.__version__}"
 
 
-def onnx_facts(file: Path) -> dict[str, Any]:
+def onnx_facts(file: Path) -> dict:
     """The facts in the metadata of an ONNX file; entries that are no JSON are text."""
     session, _ = _session(file)
-    found: dict[str, Any] = {}
+    found = {}
     for key, value in session.get_modelmeta().custom_metadata_map.items():
         try:
             found[key] = json.loads(value)
@@ -288,7 +288,7 @@ def _zeros(shape: list[int | str]) -> Array:
 
 
 def save_savedmodel(
-    directory: Path, config: models.ModelConfig, params: Mapping[str, Any], batch_size: int
+    directory: Path, config: models.ModelConfig, params: models.Params, batch_size: int
 ) -> None:
     """A TensorFlow SavedModel with the signature "serving_default"."""
     try:

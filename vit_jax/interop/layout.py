@@ -7,7 +7,7 @@ and writing are then the two functions at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def flattened(name: str) -> Entry:
     )
 
 
-def to_foreign(layout: Layout, params: Mapping[str, Any]) -> dict[str, Array]:
+def to_foreign(layout: Layout, params: models.Params) -> dict[str, Array]:
     """Our parameters under foreign names, contiguous float32."""
     foreign: dict[str, Array] = {}
     for path, entry in layout.items():
@@ -94,7 +94,7 @@ def to_foreign(layout: Layout, params: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def from_foreign(
-    layout: Layout, weights: Mapping[str, Any], config: models.ModelConfig, where: str
+    layout: Layout, weights: Mapping[str, Array], config: models.ModelConfig, where: str
 ) -> dict[str, Array]:
     """Foreign arrays as our parameters, contiguous float32.
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished
-from vit_jax.models import Params, adapt, saved
+from vit_jax.models import adapt, saved
+from vit_jax.models.layers import Model
+
+Weights = tuple[models.ModelConfig, dict[str, np.ndarray]]
 
 
 def create_model(
@@ -59,12 +62,12 @@ def load_model(
     return models.set_params(models.abstract(target), jax.tree.map(jax.numpy.asarray, params))
 
 
-def save_model(model: Any, directory: str | Path) -> None:
+def save_model(model: Model, directory: str | Path) -> None:
     """Writes `model.safetensors` and a self-describing `config.json` into `directory`."""
     saved.save(directory, model.config, jax.device_get(models.get_params(model)))
 
 
-def read(source: str | Path, *, variant: str | None = None) -> tuple[models.ModelConfig, Params]:
+def read(source: str | Path, *, variant: str | None = None) -> Weights:
     """The configuration and the parameters (float32 NumPy arrays by path) of a checkpoint.
 
     Raises:
@@ -107,7 +110,7 @@ def local_path(source: str) -> Path:
     )
 
 
-def read_path(path: Path, variant: str | None = None) -> tuple[models.ModelConfig, Params]:
+def read_path(path: Path, variant: str | None = None) -> Weights:
     """What is at a path on disk, in whatever format it is."""
     if path.is_file():
         if path.suffix == ".npz":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -64,12 +64,12 @@ def random_head(config: models.ModelConfig, width: int) -> dict[str, Array]:
     return {"head/kernel": kernel.astype(np.float32), "head/bias": bias}
 
 
-def run_ours(config: models.ModelConfig, params: Mapping[str, Any], images: Array) -> Array:
+def run_ours(config: models.ModelConfig, params: models.Params, images: Array) -> Array:
     """Logits (b, num_classes) in float32."""
     return outputs(config, params, images).logits
 
 
-def outputs(config: models.ModelConfig, params: Mapping[str, Any], images: Array) -> Outputs:
+def outputs(config: models.ModelConfig, params: models.Params, images: Array) -> Outputs:
     """What this package computes, in float32."""
     config = models.replace(config, dtype="float32")
     _, apply = models.as_functions(config)
@@ -120,7 +120,7 @@ def run_timm(directory: Path, config: models.ModelConfig, images: Array, head) -
         return Outputs(model(pixels).numpy(), pre_logits.reshape(len(images), -1).numpy(), tokens)
 
 
-def set_head(layer: Any, head: Mapping[str, Array]) -> None:
+def set_head(layer, head: Mapping[str, Array]) -> None:
     """Puts a kernel (d, k) and a bias into a layer of torch, dense or a 1x1 convolution."""
     import torch
 

@@ -7,9 +7,10 @@ channel, which the patch embedding, being linear, takes over: the logits stay th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from vit_jax import models
 from vit_jax.errors import UserError
@@ -27,8 +28,10 @@ from vit_jax.interop.settings import (
     refuse,
 )
 
-Preprocessing = tuple[tuple[str, Any], ...]
-Scale = dict[str, Any]  # "rescale" of pixels 0..255, and "mean" and "std" by channel
+Preprocessing = models.Preprocessing
+S = TypeVar("S")
+T = TypeVar("T")
+Scale = dict[str, npt.ArrayLike]  # "rescale" of pixels 0..255, and "mean" and "std" by channel
 #: Under this key our own preprocessing stands in their files, whole: they ignore it.
 OURS = "vit_jax_preprocessing"
 
@@ -97,7 +100,7 @@ def fold(
     }
 
 
-def channels(values: Any, number: int) -> np.ndarray:
+def channels(values: npt.ArrayLike, number: int) -> np.ndarray:
     """A mean or a std for each channel; one number is for all."""
     found = np.asarray(values, np.float64)
     if found.shape not in ((), (1,), (number,)) or not np.isfinite(found).all():
@@ -105,7 +108,7 @@ def channels(values: Any, number: int) -> np.ndarray:
     return np.broadcast_to(found, (number,))
 
 
-def nonzero(values: Any, number: int) -> np.ndarray:
+def nonzero(values: npt.ArrayLike, number: int) -> np.ndarray:
     found = channels(values, number)
     if not found.all():
         raise ValueError(values)
@@ -116,7 +119,7 @@ def nonzero(values: Any, number: int) -> np.ndarray:
 
 
 def from_processor(
-    values: Mapping[str, Any], config: models.ModelConfig, where: str
+    values: Mapping[str, object], config: models.ModelConfig, where: str
 ) -> tuple[Preprocessing, Scale]:
     """Our preprocessing and the scale of pixels that `preprocessor_config.json` describes.
 
@@ -125,12 +128,12 @@ def from_processor(
     """
     check(values, PROCESSOR, where)
 
-    def setting(key: str, default: Any, parse: Any) -> Any:
+    def setting(key: str, default: T, parse: Callable[..., S]) -> S | T:
         return get(values, key, default, where, parse)
 
     number = config.channels
     scaled, normal = setting("do_rescale", True, flag), setting("do_normalize", True, flag)
-    scale = {
+    scale: Scale = {
         "rescale": setting("rescale_factor", 1 / 255, float) if scaled else 1.0,
         "mean": setting("image_mean", 0.5, lambda v: channels(v, number)) if normal else 0.0,
         "std": setting("image_std", 0.5, lambda v: nonzero(v, number)) if normal else 1.0,
@@ -139,7 +142,10 @@ def from_processor(
         refuse(where, "rescale_factor", values["rescale_factor"])
     number_ = values.get("resample")
     resample = 2 if number_ is None else number_
-    if not isinstance(resample, int) or isinstance(resample, bool) or resample not in RESAMPLE:
+    interpolation = ""
+    if isinstance(resample, int) and not isinstance(resample, bool):
+        interpolation = RESAMPLE.get(resample, "")
+    if not interpolation:
         refuse(where, "resample", resample, "only 1 (lanczos), 2 (bilinear) and 3 (bicubic) can")
     square = setting("default_to_square", True, flag)
     size, fit = _size(values.get("size"), square, config.image_size if not values else None, where)
@@ -153,14 +159,14 @@ def from_processor(
             where, key, values.get(key),
             f"images would not have the {config.image_size} pixels that the model takes",
         )  # fmt: skip
-    found: dict[str, Any] = {"name": "pillow", "interpolation": RESAMPLE[resample]}
+    found: dict[str, object] = {"name": "pillow", "interpolation": interpolation}
     if cropped:
         found |= {"resize": tuple(size), "fit": fit}
     return _with_ours(found, values.get(OURS), lambda p: to_processor(p, config)[0], values), scale
 
 
 def _size(
-    value: Any, square: bool, default: Any, where: str, key: str = "size"
+    value: object, square: bool, default: tuple[int, int] | None, where: str, key: str = "size"
 ) -> tuple[tuple[int, int], str]:
     """(height, width) and how it is met, of a size in any of transformers' forms."""
     if value is None:
@@ -184,7 +190,7 @@ def _size(
 
 def to_processor(
     preprocessing: Preprocessing, config: models.ModelConfig
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, object], list[str]]:
     """`preprocessor_config.json` for our preprocessing, and what theirs does otherwise."""
     ours, notes = dict(preprocessing) or {"name": "resize"}, []
     height, width = config.image_size
@@ -241,18 +247,21 @@ def to_processor(
 
 
 def _with_ours(
-    found: dict[str, Any], ours: Any, make: Callable[[Any], dict], values: Mapping[str, Any]
+    found: dict[str, object],
+    ours: object,
+    make: Callable[[Preprocessing], dict[str, object]],
+    values: Mapping[str, object],
 ) -> Preprocessing:
     """Our own preprocessing, if it is there and the rest of the file is what it became."""
     if isinstance(ours, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in ours):
-        kept = _frozen(ours)
+        kept = tuple((key, _frozen(value)) for key, value in ours)
         made = make(kept)
         if all(made[key] == values.get(key) for key in made if key != OURS):
             return kept
     return tuple(sorted((found | {"orient": True}).items()))
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
@@ -291,7 +300,7 @@ CROP_MODES = ("center", "squash", "border")
 
 
 def from_pretrained_cfg(
-    facts: Mapping[str, Any], config: models.ModelConfig, where: str, ours: Any = None
+    facts: Mapping[str, object], config: models.ModelConfig, where: str, ours: object = None
 ) -> tuple[Preprocessing, Scale]:
     """Our preprocessing and the scale of pixels that a `pretrained_cfg` describes.
 
@@ -303,10 +312,10 @@ def from_pretrained_cfg(
     check(facts, PRETRAINED, where)
     number, (height, width) = config.channels, config.image_size
 
-    def setting(key: str, default: Any, parse: Any) -> Any:
+    def setting(key: str, default: T, parse: Callable[..., S]) -> S | T:
         return get(facts, key, default, where, parse)
 
-    scale = {
+    scale: Scale = {
         "rescale": np.float64(1 / 255),
         "mean": setting("mean", IMAGENET["mean"], lambda v: channels(v, number)),
         "std": setting("std", IMAGENET["std"], lambda v: nonzero(v, number)),
@@ -326,7 +335,7 @@ def from_pretrained_cfg(
     if size != (number, height, width):
         refuse(where, "input_size", size, f"the weights are for {(number, height, width)}")
     larger = int(np.floor(height / share)), int(np.floor(width / share))
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "name": "pillow", "interpolation": words["interpolation"], "resize": larger,
         "centre": "nearest",
     }  # fmt: skip
@@ -343,7 +352,7 @@ def from_pretrained_cfg(
 
 def to_pretrained_cfg(
     preprocessing: Preprocessing, config: models.ModelConfig
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, object], list[str]]:
     """What of a `pretrained_cfg` our preprocessing becomes, and what theirs does otherwise."""
     ours, notes = dict(preprocessing) or {"name": "resize"}, []
     height = config.image_size[0]

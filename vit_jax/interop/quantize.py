@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,8 @@ def is_quantised(path: str) -> bool:
 
 
 def int8(
-    config: models.ModelConfig, params: Mapping[str, Any]
-) -> tuple[Callable[..., Any], dict[str, np.ndarray]]:
+    config: models.ModelConfig, params: models.Params
+) -> tuple[Callable[..., jax.Array], dict[str, np.ndarray]]:
     """apply(stored, images) -> logits with 8-bit products, and the weights as it wants them stored.
 
     A kernel is stored as int8 with one scale per output; that is a quarter of its size.
@@ -58,7 +57,7 @@ def int8(
     paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
     treedef = jax.tree.structure(state)
 
-    def apply(stored: Mapping[str, Any], images: Any) -> Any:
+    def apply(stored: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
         leaves = [
             stored[path] * stored[path + SCALE] if is_quantised(path) else stored[path]
             for path in paths

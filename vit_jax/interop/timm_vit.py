@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,12 +15,8 @@ from vit_jax.models import ViTConfig
 from vit_jax.models.vit_config import stem_stride
 
 Arrays = dict[str, np.ndarray]
-#: A hybrid's, as timm has them.
-STEM_NUMERICS: dict[str, Any] = {
-    "stem_group_norm_epsilon": 1e-5,
-    "stem_standardisation": "var",
-    "stem_standardisation_epsilon": 1e-8,
-}
+Size = int | Sequence[int]
+T = TypeVar("T")
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu",
     "silu": "silu", "swish": "silu",
@@ -41,8 +37,8 @@ STRANGERS = {
 
 def read(
     weights: Mapping[str, np.ndarray],
-    arguments: Mapping[str, Any],
-    size: Any,
+    arguments: Mapping[str, object],
+    size: Size,
     size_is_said: bool,
     labels: tuple[str, ...],
     where: str,
@@ -57,10 +53,10 @@ def read(
     check_strangers(weights, where)
     weights = dict(weights)
 
-    def argument(key: str, default: Any, parse: Any = settings.flag) -> Any:
+    def argument(key: str, default: T, parse: Callable[..., T]) -> T:
         return settings.get(arguments, key, default, where, parse)
 
-    def agree(key: str, found: Any, parse: Any = settings.count) -> None:
+    def agree(key: str, found: object, parse: Callable[..., object] = settings.count) -> None:
         if argument(key, found, parse) != found:
             settings.refuse(where, key, arguments[key], f"the weights have {found}")
 
@@ -68,7 +64,7 @@ def read(
         settings.refuse(where, "pos_embed", arguments.get("pos_embed", "none"),
                         "only learned position embeddings are read")  # fmt: skip
     token = "cls_token" in weights
-    if argument("class_token", token) != token:
+    if argument("class_token", token, settings.flag) != token:
         settings.refuse(where, "class_token", arguments["class_token"], "the weights differ")
     if not token and not is_directory:
         raise UserError(
@@ -76,7 +72,8 @@ def read(
             "says how its tokens are pooled; give its directory."
         )
     pool = pooling(arguments, token, where)
-    if argument("fc_norm", pool in ("avg", "avgmax", "max")):  # of the token alone: the same
+    # Of the token alone, it is the same.
+    if argument("fc_norm", pool in ("avg", "avgmax", "max"), settings.flag):
         weights |= {f"norm.{p}": weights.pop(f"fc_norm.{p}") for p in ("weight", "bias")
                     if f"fc_norm.{p}" in weights}  # fmt: skip
     activation = argument("act_layer", "gelu", str)
@@ -93,7 +90,7 @@ def read(
         ("qkv_bias", ("attn.qkv",)),
         ("proj_bias", ("attn.proj", "mlp.fc1", "mlp.fc2")),
     ):
-        if not argument(key, True):
+        if not argument(key, True, settings.flag):
             for name in (f"blocks.{i}.{part}" for i in blocks for part in names):
                 kernel = weights.get(f"{name}.weight", np.zeros((0, 0), np.float32))
                 weights.setdefault(f"{name}.bias", np.zeros(len(kernel), np.float32))
@@ -115,7 +112,7 @@ def read(
     stem, root = find_stem(weights)
     if root:
         channels = weights[root].shape[1]
-    if argument("no_embed_class", False) and token:
+    if argument("no_embed_class", False, settings.flag) and token:
         position = weights["pos_embed"]
         weights["pos_embed"] = np.concatenate([np.zeros_like(position[:, :1]), position], axis=1)
     tokens = weights["pos_embed"].shape[1] - token
@@ -136,12 +133,18 @@ def read(
         stem_width=weights[root].shape[0] / 64 if root else 1.0,
         activation=ACTIVATIONS[activation],
         labels=settings.class_names(labels, classes, where),
-        **(STEM_NUMERICS if stem is not None else {}),
     )
+    if stem is not None:  # as timm's hybrids have them
+        config = models.replace(
+            config,
+            stem_group_norm_epsilon=1e-5,
+            stem_standardisation="var",
+            stem_standardisation_epsilon=1e-8,
+        )
     return weights, models.replace(config, variant=models.find_variant(config)), pool
 
 
-def check_strangers(weights: Mapping[str, Any], where: str) -> None:
+def check_strangers(weights: Iterable[str], where: str) -> None:
     """Raises UserError for arrays of another kind of model, by what they are."""
     for pattern, (key, what) in STRANGERS.items():
         for name in weights:
@@ -149,7 +152,7 @@ def check_strangers(weights: Mapping[str, Any], where: str) -> None:
                 raise UserError(f"{where}: our models have no place for {what} ({key}): {name}.")
 
 
-def pooling(arguments: Mapping[str, Any], token: bool, where: str) -> str:
+def pooling(arguments: Mapping[str, object], token: bool, where: str) -> str:
     """timm's name of how tokens are pooled, if our models pool so."""
     pool = arguments.get("global_pool", "token")
     if pool == "avg" and token:
@@ -160,7 +163,7 @@ def pooling(arguments: Mapping[str, Any], token: bool, where: str) -> str:
     if pool == "avg" and arguments.get("fc_norm") is not False:
         why = "with 'avg' the norm comes after the pooling, and ours before it (fc_norm=false)"
         settings.refuse(where, "fc_norm", arguments.get("fc_norm"), why)
-    return pool
+    return str(pool)
 
 
 def fold_scales(weights: Arrays, blocks: list[int]) -> None:
@@ -177,7 +180,7 @@ def fold_scales(weights: Arrays, blocks: list[int]) -> None:
                     weights[name] = (value.T * gamma.astype(np.float32)).T
 
 
-def find_stem(weights: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, str]:
+def find_stem(weights: Iterable[str]) -> tuple[tuple[int, ...] | None, str]:
     """The depths of a hybrid's stem, and the name of its first kernel; (None, "") without one."""
     unit = re.compile(r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.conv1")
     units = [(int(m[1]), int(m[2])) for name in weights if (m := unit.match(name))]
@@ -187,12 +190,15 @@ def find_stem(weights: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, str]:
     return (tuple(max(u for s, u in units if s == n) + 1 for n in stages) if root else None), root
 
 
-def _plain(size: Any) -> Any:
-    return int(size) if isinstance(size, int) else tuple(size)
+def _plain(size: Size) -> int | tuple[int, int]:
+    if isinstance(size, int):
+        return int(size)
+    height, width = size
+    return height, width
 
 
 def find_grid(
-    tokens: int, size: Any, step: tuple[int, int], size_is_said: bool, where: str
+    tokens: int, size: Size, step: tuple[int, int], size_is_said: bool, where: str
 ) -> tuple[int, int]:
     """Rows and columns of the position embeddings: as the image size says, otherwise square."""
     height, width = models.pair(_plain(size))
@@ -207,9 +213,7 @@ def find_grid(
     return side, side
 
 
-def find_heads(
-    arguments: Mapping[str, Any], variant: str | None, hidden: int, layers: int, mlp: int
-) -> int:
+def find_heads(arguments: Mapping, variant: str | None, hidden: int, layers: int, mlp: int) -> int:
     """Heads are not in the arrays: from the arguments, the variant, the table, or 64 wide each."""
     if "num_heads" in arguments:
         return int(arguments["num_heads"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +10,8 @@ import numpy as np
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.files import read_json
-from vit_jax.models import Params, saved
-from vit_jax.models.fingerprints import RULE, digest_of, fingerprints
+from vit_jax.models import saved
+from vit_jax.models.fingerprints import RULE, Record, digest_of, fingerprints
 
 
 def steps_of(path: Path) -> list[Path]:
@@ -42,7 +40,7 @@ def is_unfinished(workdir: Path) -> bool:
     return record.get("step", 0) < record.get("total_steps", 0)
 
 
-def load(path: Path) -> tuple[models.ModelConfig, Params]:
+def load(path: Path) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
     """The model of the newest checkpoint that `steps_of(path)` names and that is not damaged.
 
     It has the weights that an evaluation would see: their average where there is one. Nothing is
@@ -74,13 +72,13 @@ def load(path: Path) -> tuple[models.ModelConfig, Params]:
     raise UserError(" ".join(problems) or f"{path} holds no checkpoint.")
 
 
-def load_step(step: Path) -> tuple[models.ModelConfig, Params, Mapping[str, Any]]:
+def load_step(step: Path) -> tuple[models.ModelConfig, dict[str, np.ndarray], Record]:
     """The configuration, the parameters and the record of one checkpoint.
 
     Raises:
       UserError: it is damaged, or does not say which model it is of.
     """
-    record = read_json(step / "meta" / "metadata")
+    record: Record | None = read_json(step / "meta" / "metadata")
     if record is None:
         raise UserError(f"{step} has no record; it is no checkpoint of vit_jax, or damaged.")
     if record.get("digest", digest_of(record)) != digest_of(record):
@@ -105,7 +103,7 @@ def load_step(step: Path) -> tuple[models.ModelConfig, Params, Mapping[str, Any]
     return config, params, record
 
 
-def _weights(record: Mapping[str, Any]) -> str:
+def _weights(record: Record) -> str:
     """Which part of the state is evaluated."""
     return "average" if any(key.startswith(".average[") for key in record["spec"]) else "params"
 

@@ -21,7 +21,7 @@ from vit_jax.models.functions import (
 from vit_jax.models.resnet import ResNet, ResNetConfig
 from vit_jax.models.variants import VARIANTS, ModelConfig, find_variant, get_config, override, pair
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.models.vit_config import ViTConfig
+from vit_jax.models.vit_config import Preprocessing, ViTConfig
 
 __all__ = [
     "VARIANTS",
@@ -29,6 +29,7 @@ __all__ = [
     "AxialTransformer",
     "ModelConfig",
     "Params",
+    "Preprocessing",
     "ResNet",
     "ResNetConfig",
     "ViTConfig",

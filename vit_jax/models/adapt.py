@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -87,12 +86,12 @@ def resample_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return repeated + (total - repeated.sum(axis=2, keepdims=True)) / channels
 
 
-def is_zero_head(params: Mapping[str, Any]) -> bool:
+def is_zero_head(params: models.Params) -> bool:
     """Whether the classifier is untrained: its kernel, which may lie on a mesh, is all zeros."""
     return not jnp.any(params["head/kernel"])
 
 
-def check_head(params: Mapping[str, Any]) -> None:
+def check_head(params: models.Params) -> None:
     """Raises UserError if the classifier is untrained, so that its answers would mean nothing."""
     if is_zero_head(params):
         raise UserError(

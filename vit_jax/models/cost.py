@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TypedDict
 
 from vit_jax import models
 from vit_jax.models import AxialConfig, ModelConfig, ResNetConfig, ViTConfig
@@ -57,14 +57,26 @@ def num_params(config: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in models.abstract_params(config).values())
 
 
-def table_6() -> list[dict[str, Any]]:
+class Row(TypedDict):
+    """A row of Table 6, see `table_6`."""
+
+    variant: str
+    epochs: int
+    params: int
+    gmacs: float
+    exaflops: float
+    published_exaflops: float
+    note: str
+
+
+def table_6() -> list[Row]:
     """Every row of Table 6: our count beside the published one.
 
     "params" and "gmacs" (1e9 multiply-accumulates per image) are those of the model with a linear
     head of 1000 classes at 224 pixels; "exaflops" is its pre-training on JFT-300M. "note" is not
     empty where the paper disagrees with itself.
     """
-    rows = []
+    rows: list[Row] = []
     for (variant, epochs), published in TABLE_6.items():
         config = models.get_config(variant, num_classes=1000)
         rows.append(

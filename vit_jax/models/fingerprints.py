@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -33,25 +33,41 @@ def fingerprint(x: jax.Array) -> jax.Array:
     return jnp.sum((bits + jnp.uint32(0x9E3779B9)) * factor, dtype=jnp.uint32)
 
 
+class Record(TypedDict, total=False):
+    """What a checkpoint says of its arrays, by the names of `tree_spec`, and of its run."""
+
+    step: int
+    fingerprint: str
+    spec: dict[str, list]
+    fingerprints: dict[str, int]
+    digest: str
+    format: int
+    train_data: list[str]
+    eval_data: list[str]
+    jax: str
+    total_steps: int
+    model: dict[str, object]
+
+
 _fingerprints = jax.jit(lambda tree: jax.tree.map(fingerprint, tree))
 
 
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+def _named_leaves(tree: object) -> list[tuple[str, jax.Array]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def fingerprints(tree: Any) -> dict[str, int]:
+def fingerprints(tree: object) -> dict[str, int]:
     """{path of the leaf: fingerprint}, the same on every process."""
     return {name: int(value) for name, value in _named_leaves(jax.device_get(_fingerprints(tree)))}
 
 
-def tree_spec(tree: Any) -> dict[str, list]:
+def tree_spec(tree: object) -> dict[str, list]:
     """{path of the leaf: [shape, dtype]}."""
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(tree)}
 
 
-def digest_of(record: Mapping[str, Any]) -> str:
+def digest_of(record: Mapping[str, object]) -> str:
     """A checksum of a checkpoint's record, without the one that it may hold."""
     values = {key: value for key, value in record.items() if key != "digest"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

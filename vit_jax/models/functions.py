@@ -6,12 +6,13 @@ path such as "blocks/0/attention/qkv/kernel" to an array: the one canonical tree
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vit_jax.models.axial import AxialConfig, AxialTransformer
@@ -23,8 +24,10 @@ from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import Machine, Numerics, of
 
 Config = TypeVar("Config", bound=ModelConfig)
+Leaf = TypeVar("Leaf")
+Module = TypeVar("Module", bound=nnx.Module)
 #: {path: array}, on the host or on devices.
-Params = dict[str, Any]
+Params = Mapping[str, jax.Array | np.ndarray]
 CLASSES = {
     ViTConfig: VisionTransformer,
     AxialConfig: AxialTransformer,
@@ -61,18 +64,18 @@ def abstract(config: ModelConfig, numerics: Numerics | None = None) -> nnx.Modul
     return nnx.eval_shape(lambda: construct(config, jax.random.key(0), numerics))
 
 
-def get_params(module: nnx.Module) -> Params:
+def get_params(module: nnx.Module) -> dict[str, jax.Array]:
     """The parameters of a module, by path."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in sorted_paths(flat)}
 
 
-def sorted_paths(flat) -> list[tuple[tuple, Any]]:
+def sorted_paths(flat: Iterable[tuple[tuple, Leaf]]) -> list[tuple[tuple, Leaf]]:
     """(path, leaf) pairs in the order of their names, numbers compared as text."""
     return sorted(flat, key=lambda item: tuple(map(str, item[0])))
 
 
-def set_params(module: nnx.Module, params: Mapping[str, Any]) -> nnx.Module:
+def set_params(module: Module, params: Params) -> Module:
     """Puts `params` (all of them, same shapes) into `module` and returns it."""
     state = nnx.state(module, nnx.Param)
     for path, leaf in nnx.to_flat_state(state):
@@ -81,14 +84,15 @@ def set_params(module: nnx.Module, params: Mapping[str, Any]) -> nnx.Module:
     return module
 
 
-def abstract_params(config: ModelConfig) -> Params:
+def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the parameters of a model, by path, without making any."""
-    return get_params(abstract(config))
+    shapes: dict = get_params(abstract(config))
+    return shapes
 
 
 def as_functions(
     config: ModelConfig, numerics: Numerics | None = None
-) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
+) -> tuple[Callable[[jax.Array], dict[str, jax.Array]], Callable[..., Any]]:
     """A model as pure functions.
 
     Args:
@@ -101,14 +105,14 @@ def as_functions(
     """
     module = abstract(config, numerics)
 
-    def init(key: jax.Array) -> Params:
+    def init(key: jax.Array) -> dict[str, jax.Array]:
         return get_params(construct(config, key))
 
     graphdef, state = nnx.split(module)
     paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
     treedef = jax.tree.structure(state)
 
-    def apply(params: Params, x: jax.Array, *, method: str = "__call__", **kwargs: Any) -> Any:
+    def apply(params: Params, x: jax.Array, *, method: str = "__call__", **kwargs: object) -> Any:
         leaves = [params[path] for path in paths]
         merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
         return getattr(merged, method)(x, **kwargs)
@@ -118,10 +122,8 @@ def as_functions(
 
 def at_rest(config: Config) -> Config:
     """The configuration of weights that are stored, without how they were computed with."""
-    changes: dict[str, Any] = {"dtype": "float32", "remat": False}
-    if isinstance(config, ViTConfig):
-        changes["attention"] = "auto"
-    return replace(config, **changes)
+    config = replace(config, dtype="float32", remat=False)
+    return replace(config, attention="auto") if isinstance(config, ViTConfig) else config
 
 
 def build(config: ModelConfig, *, seed: int = 0) -> nnx.Module:

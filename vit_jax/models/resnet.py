@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from vit_jax.models.layers import (
     zeros,
 )  # fmt: skip
 from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
+from vit_jax.models.vit_config import Preprocessing
 from vit_jax.numerics import Numerics, remat
 
 POOL_PADDINGS = ("lowest", "zeros")
@@ -55,7 +55,7 @@ class ResNetConfig:
     remat: bool | str = False  # see numerics/remat.py
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
-    preprocessing: tuple[tuple[str, Any], ...] = ()
+    preprocessing: Preprocessing = ()
 
     def __post_init__(self):
         remat.name_of(self.remat)
@@ -186,7 +186,7 @@ class ResNet(Model):
         *,
         key: Randomness = None,
         return_intermediates: bool | Collection[str] = False,
-    ) -> Any:
+    ) -> Array | tuple[Array, dict[str, Array]]:
         """Classifies images (b, h, w, c) in [-1, 1]; `key` is not used, a ResNet drops nothing.
 
         Returns:
@@ -200,7 +200,7 @@ class ResNet(Model):
                 f"{self.config.variant} was built for {self.config.channels} channels but got "
                 f"images of {tuple(images.shape[1:])}."
             )
-        out: dict[str, Any] = {}
+        out: dict[str, Array] = {}
         x = self.conv_root(images)
         out["stem"] = x = max_pool(x, padding=self.config.pool_padding)
         for number, stage in enumerate(self.stages, start=1):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -24,20 +23,20 @@ FAMILIES = {
 }
 
 
-def config_to_json(config: models.ModelConfig) -> dict[str, Any]:
+def config_to_json(config: models.ModelConfig) -> dict[str, object]:
     """A model's configuration as plain JSON values, with the format's and the family's name."""
     family = next(name for name, kind in FAMILIES.items() if kind is type(config))
     return {"format": FORMAT, "family": family, **dataclasses.asdict(config)}
 
 
-def config_from_json(values: Mapping[str, Any], where: str) -> models.ModelConfig:
+def config_from_json(values: Mapping[str, object], where: str) -> models.ModelConfig:
     """The inverse of `config_to_json`; unknown and missing settings are errors that name them."""
     values = dict(values)
     values.pop("format", None)
     family = values.pop("family", None)
     if family not in FAMILIES:
         raise UserError(f"{where}: family {family!r} is none of {', '.join(FAMILIES)}.")
-    kind = FAMILIES[family]
+    kind = FAMILIES[str(family)]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
@@ -47,17 +46,18 @@ def config_from_json(values: Mapping[str, Any], where: str) -> models.ModelConfi
         if required and key not in values:
             raise UserError(f"{where}: the setting {key!r} is missing.")
     try:
-        return kind(**{key: _frozen(value) for key, value in values.items()})
+        make: Callable[..., models.ModelConfig] = kind
+        return make(**{key: _frozen(value) for key, value in values.items()})
     except TypeError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     """JSON lists as tuples, at any depth."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str, Any]) -> None:
+def save(directory: str | Path, config: models.ModelConfig, params: models.Params) -> None:
     """Writes a model; each file appears whole or not at all. Equal models give equal bytes."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str,
 
 
 def write_safetensors(
-    file: Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None = None
+    file: Path, arrays: models.Params, metadata: dict[str, str] | None = None
 ) -> None:
     """Writes arrays in the order of their names; the file appears whole or not at all."""
     ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
@@ -188,7 +188,7 @@ def load(directory: str | Path) -> tuple[models.ModelConfig, dict[str, np.ndarra
     return config, params
 
 
-def check_params(config: models.ModelConfig, params: Mapping[str, Any], where: str) -> None:
+def check_params(config: models.ModelConfig, params: models.Params, where: str) -> None:
     """Raises UserError unless `params` has exactly the arrays of `config`, in name and shape."""
     wanted = models.abstract_params(config)
     missing = sorted(set(wanted) - set(params))

@@ -11,15 +11,15 @@ from vit_jax.models.axial import AxialConfig
 from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit_config import ViTConfig
 
-#                  hidden_size  num_layers  mlp_dim  num_heads
-SIZES: dict[str, dict[str, Any]] = {
-    "debug": dict(hidden_size=64, num_layers=2, mlp_dim=128, num_heads=4),
-    "Ti": dict(hidden_size=192, num_layers=12, mlp_dim=768, num_heads=3),
-    "S": dict(hidden_size=384, num_layers=12, mlp_dim=1536, num_heads=6),
-    "b": dict(hidden_size=384, num_layers=12, mlp_dim=1536, num_heads=6),  # Fig. 4: B, halved
-    "B": dict(hidden_size=768, num_layers=12, mlp_dim=3072, num_heads=12),
-    "L": dict(hidden_size=1024, num_layers=24, mlp_dim=4096, num_heads=16),
-    "H": dict(hidden_size=1280, num_layers=32, mlp_dim=5120, num_heads=16),
+#   hidden_size, num_layers, mlp_dim, num_heads
+SIZES = {
+    "debug": (64, 2, 128, 4),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "b": (384, 12, 1536, 6),  # Fig. 4: B, halved
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "H": (1280, 32, 5120, 16),
 }
 
 #        size, patch size, stages of the ResNet stem (None: no stem)
@@ -67,19 +67,21 @@ ModelConfig = ViTConfig | ResNetConfig
 
 
 #: The debug models are for 32-pixel images, all others for 224.
-DEBUG: dict[str, Any] = dict(image_size=(32, 32))
+DEBUG = (32, 32)
 
 
 def _vit(name: str) -> ViTConfig:
     size, patch, stem = VIT_ROWS[name]
-    shape = DEBUG | ({"stem_width": 0.5} if stem else {}) if size == "debug" else {}
-    return ViTConfig(name, patch_size=(patch, patch), stem_depths=stem, **SIZES[size], **shape)
+    config = ViTConfig(name, (patch, patch), *SIZES[size], stem_depths=stem)
+    if size != "debug":
+        return config
+    return dataclasses.replace(config, image_size=DEBUG, stem_width=0.5 if stem else 1.0)
 
 
 def _axial(name: str) -> ViTConfig:
     size, patch = AXIAL_ROWS[name]
-    shape = DEBUG if size == "debug" else {}
-    return AxialConfig(name, patch_size=(patch, patch), **SIZES[size], **shape)
+    config = AxialConfig(name, (patch, patch), *SIZES[size])
+    return dataclasses.replace(config, image_size=DEBUG) if size == "debug" else config
 
 
 def _axial_resnet(name: str) -> ResNetConfig:
@@ -89,8 +91,8 @@ def _axial_resnet(name: str) -> ResNetConfig:
 
 def _resnet(name: str) -> ResNetConfig:
     depths, width = RESNET_ROWS[name]
-    shape = DEBUG if name == "debug-resnet" else {}
-    return ResNetConfig(name, depths=depths, width_factor=width, **shape)
+    config = ResNetConfig(name, depths=depths, width_factor=width)
+    return dataclasses.replace(config, image_size=DEBUG) if name == "debug-resnet" else config
 
 
 VARIANTS: dict[str, Callable[[str], ModelConfig]] = {
@@ -109,7 +111,7 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def get_config(variant: str, **overrides: Any) -> ModelConfig:
+def get_config(variant: str, **overrides: object) -> ModelConfig:
     """The configuration of a named variant, with any of its fields replaced.
 
     `image_size` and `patch_size` may be one number. `representation_size="hidden"` means the

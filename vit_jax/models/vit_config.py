@@ -17,6 +17,8 @@ POSITIVE = (
     "representation_size",
 )  # fmt: skip
 ATTENTIONS = ("auto", "xla", "cudnn")
+#: The name of a transform and its options; of which type each is, its function says (see data).
+Preprocessing = tuple[tuple[str, Any], ...]
 
 
 def stem_stride(depths: tuple[int, ...]) -> int:
@@ -65,7 +67,7 @@ class ViTConfig:
     attention: str = "auto"
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
-    preprocessing: tuple[tuple[str, Any], ...] = ()
+    preprocessing: Preprocessing = ()
 
     def __post_init__(self):
         remat.name_of(self.remat)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-Figure = Any
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+else:
+    Figure = object  # which costs no import
 
 
-def new_figure(rows: int, columns: int, width: float, height: float):
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
     """A figure that belongs to no window, and its axes (rows, columns)."""
     import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,7 +40,7 @@ def import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = given
 
 
-def bare(axes) -> None:
+def bare(axes: Axes) -> None:
     """No ticks and no frame: the picture is all there is."""
     axes.set_xticks([])
     axes.set_yticks([])

@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from vit_jax import __version__, files
 from vit_jax.config import flatten
@@ -20,7 +19,8 @@ from vit_jax.pages import charts
 from vit_jax.pages.document import document
 from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
-Stage = tuple[str, list[dict[str, Any]]]  # heading, records
+Records = list[dict[str, float]]  # see runtime/logbook.py
+Stage = tuple[str, Records]  # heading, records
 
 
 def write_report(workdir: str | os.PathLike[str]) -> Path:
@@ -65,7 +65,7 @@ def render(workdir: Path) -> str:
 # --- what is known of the run ---
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
@@ -73,19 +73,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {"": content}
 
 
-def _records(directory: Path) -> list[dict[str, Any]]:
+def _records(directory: Path) -> Records:
     path = directory / FILE_NAME
     return read_metrics(path) if path.exists() else []
 
 
-def _series(records: Iterable[Mapping[str, Any]]) -> dict[str, charts.Points]:
+def _series(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points]:
     """{metric: [(step, value), ...]} in the order in which the metrics first appear."""
     series: dict[str, charts.Points] = {}
     for record in records:
         for key, value in record.items():
             if key in ("step", "final", "seconds") or not isinstance(value, int | float):
                 continue
-            series.setdefault(key, []).append((record["step"], float(value)))
+            series.setdefault(key, []).append((int(record["step"]), float(value)))
     return series
 
 
@@ -100,7 +100,7 @@ def _words(key: str) -> str:
     return key.replace("/", " ").replace("_", " ")
 
 
-def _title(config: Mapping[str, Any], workdir: Path) -> str:
+def _title(config: Mapping[str, object], workdir: Path) -> str:
     flat = flatten(config)
     variant, dataset = flat.get("model.variant"), flat.get("data.dataset")
     described = " on ".join(str(part) for part in (variant, dataset) if part)
@@ -110,7 +110,7 @@ def _title(config: Mapping[str, Any], workdir: Path) -> str:
 # --- the parts of the page ---
 
 
-def _header(title: str, config: Mapping[str, Any], stages: Sequence[Stage]) -> str:
+def _header(title: str, config: Mapping[str, object], stages: Sequence[Stage]) -> str:
     flat = flatten(config)
     facts = {
         "variant": flat.get("model.variant"),
@@ -136,7 +136,7 @@ def _header(title: str, config: Mapping[str, Any], stages: Sequence[Stage]) -> s
     )
 
 
-def _stage(name: str, records: list[dict[str, Any]]) -> str:
+def _stage(name: str, records: Records) -> str:
     heading = f"<h2>{escape(name)}</h2>" if name else ""
     if not records:
         return f"<section>{heading}<p class=empty>Nothing has been logged.</p></section>"
@@ -172,7 +172,7 @@ def _stage(name: str, records: list[dict[str, Any]]) -> str:
     )
 
 
-def _summary(records: list[dict[str, Any]], series: Mapping[str, charts.Points]) -> str:
+def _summary(records: Records, series: Mapping[str, charts.Points]) -> str:
     """The row of numbers that a reader looks for first."""
     cells: list[tuple[str, str, str]] = []  # name, value, note
     for key, points in list(_accuracies(series).items())[:1]:
@@ -202,7 +202,7 @@ def _summary(records: list[dict[str, Any]], series: Mapping[str, charts.Points])
     return f"<dl class=summary>{items}</dl>"
 
 
-def _evaluation_table(evaluation: Mapping[str, Any]) -> str:
+def _evaluation_table(evaluation: Mapping[str, object]) -> str:
     rows = []
     for key, value in flatten(evaluation).items():
         if isinstance(value, int):

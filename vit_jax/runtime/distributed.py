@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -14,7 +15,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import jax
 import psutil
@@ -39,23 +39,20 @@ def join(
     """
     if num_processes == 1 and not coordinator and process_id in (-1, 0):
         return
-    timeouts: dict[str, Any] = {
-        "heartbeat_timeout_seconds": 30,
-        "shutdown_timeout_seconds": 30,
-        "initialization_timeout": patience + 60,  # JAX would abort without a word of ours
-    }
+    initialize = functools.partial(
+        jax.distributed.initialize,
+        heartbeat_timeout_seconds=30,
+        shutdown_timeout_seconds=30,
+        initialization_timeout=patience + 60,  # JAX would abort without a word of ours
+    )
     given = (bool(coordinator), num_processes != 0, process_id != -1)
     if all(given):
         check_place(coordinator, num_processes, process_id)
         if process_id == 0:
             check_port(coordinator)
         with waiting(patience, coordinator, num_processes, process_id):
-            jax.distributed.initialize(
-                coordinator,
-                num_processes,
-                process_id,
-                cluster_detection_method="deactivate",
-                **timeouts,
+            initialize(
+                coordinator, num_processes, process_id, cluster_detection_method="deactivate"
             )
     elif any(given):
         raise UserError(
@@ -64,7 +61,7 @@ def join(
         )
     elif _several_processes():
         with waiting(patience):
-            jax.distributed.initialize(**timeouts)
+            initialize()
 
 
 def check_port(coordinator: str) -> None:

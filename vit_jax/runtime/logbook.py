@@ -22,18 +22,24 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from vit_jax import files
 from vit_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
 FILE_NAME = "metrics.jsonl"
+Line = dict[str, float | None]  # as it is written: a value that is not finite is None
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """Reads a `metrics.jsonl`, oldest first; NaN where a value was not finite.
 
     A last line that was cut off by a kill is left out.
@@ -81,14 +87,14 @@ class Logbook:
             return
         self._total_steps = total_steps
         self._prefix = "" if name == "train" else f"{name} "
-        self._wandb: Any = None
+        self._wandb = None
         workdir = Path(workdir)
         library = _import_wandb() if wandb else None
         workdir.mkdir(parents=True, exist_ok=True)
 
         self._path = workdir / FILE_NAME
         records = _cut_back(self._path, start_step, going_on=start_step < total_steps)
-        self._last_step = records[-1]["step"] if records else 0
+        self._last_step = int(records[-1]["step"] or 0) if records else 0
         self._seconds_before = max((r.get("seconds") or 0 for r in records), default=0.0)
         self._opened = time.monotonic()
         self._first_seen: tuple[int, float] | None = None
@@ -107,7 +113,9 @@ class Logbook:
                 file=sys.stdout,
             )
 
-    def write(self, step: int, metrics: Mapping[str, Any], *, final: bool = False) -> None:
+    def write(
+        self, step: int, metrics: Mapping[str, npt.ArrayLike], *, final: bool = False
+    ) -> None:
         """Logs `metrics` (scalars; arrays of one element will do) as the state after `step` steps.
 
         A step has one line: what is written of it again, such as its evaluation, is added to that.
@@ -116,25 +124,26 @@ class Logbook:
         if not self._enabled:
             return
         values = {key: _scalar(value) for key, value in metrics.items()}
-        record: dict[str, Any] = {"step": int(step)}
+        step, seconds = int(step), self._seconds_before + time.monotonic() - self._opened
+        record: Line = {"step": step}
         record |= {key: value if math.isfinite(value) else None for key, value in values.items()}
-        record["seconds"] = round(self._seconds_before + time.monotonic() - self._opened, 3)
+        record["seconds"] = round(seconds, 3)
         if final:
             record["final"] = True
         with self._writing():
-            if record["step"] == self._last_step:
+            if step == self._last_step:
                 record = self._added_to_last(record)
             else:
                 self._file.write(_dump(record))
                 self._file.flush()
-            self._last_step = record["step"]
+            self._last_step = step
             for key, value in values.items():
-                self._tensorboard.add_scalar(key, value, record["step"])
+                self._tensorboard.add_scalar(key, value, step)
         if self._wandb:
-            self._wandb.log(values, step=record["step"])
+            self._wandb.log(values, step=step)
         if final:
             values = {k: v for k, v in record.items() if "/" in k and v is not None}
-        self._show(record["step"], values, final=final, seconds=record["seconds"])
+        self._show(step, values, final=final, seconds=round(seconds, 3))
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -182,7 +191,7 @@ class Logbook:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _added_to_last(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _added_to_last(self, record: Line) -> Line:
         """Adds to the lines of the record's step; the file is replaced at once."""
         records, _, _ = _parse(self._path)
         others = [other for other in records if other["step"] != record["step"]]
@@ -252,7 +261,7 @@ def duration_text(seconds: float) -> str:
     return f"{total // 86400}d{total % 86400 // 3600:02d}h"
 
 
-def _scalar(value: Any) -> float | int:
+def _scalar(value: npt.ArrayLike) -> float | int:
     """A Python number; a float32 becomes the shortest decimal that reads back as that float32."""
     array = np.asarray(value)
     if array.size != 1:
@@ -262,11 +271,11 @@ def _scalar(value: Any) -> float | int:
     return float(str(array.reshape(())[()])) if array.dtype == np.float32 else float(array.item())
 
 
-def _dump(record: Mapping[str, Any]) -> str:
+def _dump(record: Line) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int], int]:
+def _parse(path: Path) -> tuple[list[Line], list[int], int]:
     """(records, numbers of the lines that are none, number of lines)."""
     lines = path.read_bytes().splitlines()
     records, damaged = [], []
@@ -280,7 +289,7 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int], int]:
     return records, damaged, len(lines)
 
 
-def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[dict[str, Any]]:
+def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[Line]:
     """Drops the torn line and what came after `start_step`; returns the records that are left.
 
     When the run goes on, its former last line keeps its numbers and loses the mark `final`.
@@ -290,7 +299,7 @@ def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[dict[str, 
     if not path.is_file():
         raise UserError(f"{path} is no file; move it away, or use another --workdir.")
     records, _, _ = _parse(path)
-    records = [record for record in records if record["step"] <= start_step]
+    records = [record for record in records if (record["step"] or 0) <= start_step]
     if going_on:
         for record in records:
             record.pop("final", None)
@@ -298,7 +307,7 @@ def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[dict[str, 
     return records
 
 
-def _rewrite(path: Path, records: list[dict[str, Any]]) -> None:
+def _rewrite(path: Path, records: list[Line]) -> None:
     """Replaces the file at once: a reader, or a run after a kill, finds the old or the new."""
     new = "".join(_dump(record) for record in records)
     if path.read_text(encoding="utf-8", errors="replace") == new:
@@ -306,7 +315,7 @@ def _rewrite(path: Path, records: list[dict[str, Any]]) -> None:
     files.write_text(path, new)
 
 
-def _tensorboard_writer(workdir: Path, start_step: int) -> Any:
+def _tensorboard_writer(workdir: Path, start_step: int) -> SummaryWriter:
     # It would import torch, where that is installed: 1.4 s and 140 MiB for nothing. Not needed to
     # read a record.
     with _without("torch"):
@@ -337,7 +346,7 @@ def _without(module: str) -> Iterator[None]:
             del sys.modules[module]
 
 
-def _import_wandb() -> Any:
+def _import_wandb() -> ModuleType:
     try:
         import wandb
     except ImportError:
@@ -348,7 +357,7 @@ def _import_wandb() -> Any:
     return wandb
 
 
-def _start_wandb(library: Any, workdir: Path, start_step: int) -> Any:
+def _start_wandb(library: ModuleType, workdir: Path, start_step: int):
     """Starts a run, or goes on with the one that this working directory began."""
     id_file = workdir / "wandb_id.txt"
     if start_step == 0 or not id_file.exists():

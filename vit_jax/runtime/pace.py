@@ -6,13 +6,15 @@ import collections
 import contextlib
 import time
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
 
 from vit_jax.runtime import host_memory, profiling
 from vit_jax.runtime.distributed import say
 from vit_jax.runtime.watchdog import Watchdog
+
+State = TypeVar("State")
 
 
 def steps_ahead() -> int:
@@ -23,7 +25,7 @@ def steps_ahead() -> int:
     return 0 if jax.default_backend() == "cpu" else 2
 
 
-def temporary_bytes(compiled: Any) -> int:
+def temporary_bytes(compiled: jax.stages.Compiled) -> int:
     """What a step takes on one device while it runs; 0 if the backend does not say."""
     analysis = compiled.memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes
@@ -44,7 +46,7 @@ class Paced:
 
     def __init__(
         self,
-        step: Any,
+        step: jax.stages.Compiled,
         start: int,
         *,
         expected_memory: int | None = None,
@@ -60,7 +62,9 @@ class Paced:
             self.limit = int(1.1 * expected_memory)
             self.temporaries = jax.local_device_count() * temporary_bytes(step)
 
-    def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def __call__(
+        self, state: State, batch: dict[str, jax.Array]
+    ) -> tuple[State, dict[str, jax.Array]]:
         self.wait(self.ahead)
         self.end_span()
         self.number += 1

@@ -10,7 +10,7 @@ import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -101,7 +101,7 @@ def facts(directory: Path) -> Facts:
     if not steps:
         raise UserError(f"The trace in {files[-1]} has no training steps.")
     begin, end = min(a for a, _ in steps), max(b for _, b in steps)
-    programs: dict[Any, Intervals] = {}  # the operations of each execution of a program
+    programs: dict[object, Intervals] = {}  # the operations of each execution of a program
     for number, event in enumerate(spans):
         if OPERATION in event.get("args", {}):
             run = event["args"].get("run_id", number)
@@ -118,11 +118,11 @@ def facts(directory: Path) -> Facts:
     )
 
 
-def _named(spans: Iterable[dict[str, Any]], name: str) -> Intervals:
+def _named(spans: Iterable[dict], name: str) -> Intervals:
     return [interval(event) for event in spans if event["name"] == name]
 
 
-def interval(event: dict[str, Any]) -> Interval:
+def interval(event: dict) -> Interval:
     """When an event of a trace, which counts in microseconds, began and ended."""
     return round(1e3 * event["ts"]), round(1e3 * (event["ts"] + event["dur"]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
 
+Tree = TypeVar("Tree")
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
@@ -77,7 +78,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec()
 
 
-def tree_shardings(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
+def tree_shardings(tree: Tree, params: Mapping[str, jax.Array], mesh: Mesh) -> Tree:
     """Shardings of a training state: everything that is kept per parameter lies as it does."""
 
     def leaf_sharding(path, leaf):
@@ -90,13 +91,15 @@ def tree_shardings(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
-def params_to_devices(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def params_to_devices(
+    params: Mapping[str, jax.Array | np.ndarray], mesh: Mesh
+) -> dict[str, jax.Array]:
     """Host arrays, the same on every process, laid out by the rule table.
 
     What lies on the mesh already stays where it is.
     """
 
-    def put(path: str, value: Any) -> jax.Array:
+    def put(path: str, value: jax.Array | np.ndarray) -> jax.Array:
         where = NamedSharding(mesh, param_spec(path, value.shape, mesh))
         if isinstance(value, jax.Array) and value.sharding == where:
             return value
@@ -136,7 +139,8 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
         size = len(value) // len(held)
         shape = (size * batch_divisor(mesh), *value.shape[1:])
 
-        def part(index: Any) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # as JAX asks of an array that is split
             start, stop, _ = index[0].indices(shape[0])
             first = int(np.searchsorted(held, start // size)) * size
             return np.ascontiguousarray(value[first : first + stop - start])

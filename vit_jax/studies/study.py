@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
     config: ConfigDict
     metrics: dict[str, float] | None
-    records: list[dict[str, Any]]
+    records: list[dict[str, float]]
 
 
 def trial(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
@@ -89,7 +89,7 @@ def run(trials: Mapping[str, ConfigDict], workdir: Path, say: Say = print) -> di
     return outcomes
 
 
-def rows(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+def rows(outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
     """A row of each trial: the settings in which trials differ, and the last metrics."""
     flat = {name: configuration.flatten(o.config.to_dict()) for name, o in outcomes.items()}
     keys = sorted({key for values in flat.values() for key in values})

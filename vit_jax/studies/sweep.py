@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +27,7 @@ def sweep(
     held_out: float | None = None,
     seeds: int = 3,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> dict:
     """Runs the protocol in `workdir`; each trial is a run of its own there, and resumes.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def suite(request: Request) -> Result:
         say(f"{TASKS[name].title}, {part}: {100 * accuracy:.2f}%")
         return accuracy
 
-    record: dict[str, Any] = {}
+    record: dict[str, object] = {}
     rate = request.learning_rates[0] if request.learning_rates else None
     if len(request.learning_rates) > 1:
         means = {
@@ -108,12 +108,12 @@ def task_config(
     return config
 
 
-def averages(found: Mapping[str, float]) -> dict[str, Any]:
+def averages(found: Mapping[str, float]) -> dict[str, float]:
     """The mean of all tasks and of each group, and whether all tasks are in it.
 
     A group or a benchmark that is not complete has a `partial_` mean: it compares with nothing.
     """
-    summary: dict[str, Any] = {"num_tasks": len(found), "complete": len(found) == len(TASKS)}
+    summary: dict[str, float] = {"num_tasks": len(found), "complete": len(found) == len(TASKS)}
     sets: dict[str, Sequence[str]] = {"mean": list(TASKS)}
     sets |= {group: [n for n in TASKS if TASKS[n].group == group] for group in GROUPS}
     for key, names in sets.items():

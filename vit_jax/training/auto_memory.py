@@ -11,9 +11,10 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jax.stages import Compiled
 
 from vit_jax import files
 from vit_jax.errors import UserError
@@ -42,7 +43,7 @@ class Choice(NamedTuple):
         return f"remat={self.remat}, accumulation_steps={self.accumulation_steps}"
 
 
-def settle(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any, int | None]:
+def settle(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Compiled, int | None]:
     """The setup that will run, its compiled step, which fits, and the bytes that it will hold.
 
     Says what it takes. The bytes are `preflight.expected_bytes`.
@@ -65,7 +66,7 @@ def settle(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Any, 
     return setup, compiled, memory.expected_bytes(setup, compiled)
 
 
-def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setup, Any, bool]:
+def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setup, Compiled, bool]:
     """The fastest choice that fits `limit` bytes: a setup, its compiled step, if pages are kept.
 
     Choices are tried from the fastest on. One that does not fit says how large activations are, and
@@ -82,7 +83,7 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
     order = sorted(itertools.product(choices(setup), ways), key=lambda way: seconds(setup, *way))
     frugal = min((choice for choice, _ in order), key=activation_share)
     order.sort(key=lambda way: way[0] != before)
-    programs: dict[Choice, tuple[Setup, Any]] = {}
+    programs: dict[Choice, tuple[Setup, Compiled | None]] = {}
     least = 0
     activations = 0.0  # bytes for the whole batch in one part without remat; not known yet
     for choice, kept in order:
@@ -99,7 +100,7 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
         if last:
             least = needed
         what = f"{choice}: {memory.gib(needed)} of {memory.gib(limit)} per device"
-        if needed <= limit:
+        if compiled is not None and needed <= limit:
             why = "as before" if choice == before else "the fastest that fits"
             memory.show_memory(f"{what}, {why}")
             if before not in (None, choice):
@@ -139,7 +140,7 @@ def activation_share(choice: Choice) -> float:
     return remat.POLICIES[choice.remat].activations / choice.accumulation_steps
 
 
-def compile_step(setup: Setup) -> Any:
+def compile_step(setup: Setup) -> Compiled | None:
     """The compiled step; None if the compiler itself saw that it does not fit: a TPU's does."""
     try:
         return compile_train_step(setup)
@@ -149,7 +150,7 @@ def compile_step(setup: Setup) -> Any:
         return None
 
 
-def bytes_of(setup: Setup, compiled: Any, kept: bool) -> int:
+def bytes_of(setup: Setup, compiled: Compiled, kept: bool) -> int:
     """`preflight.needed_bytes`, without which nothing can be chosen."""
     needed = memory.needed_bytes(setup, compiled, kept=kept)
     if needed is None:

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,8 +24,16 @@ from jax.experimental import multihost_utils
 
 from vit_jax import files
 from vit_jax.errors import UserError
-from vit_jax.models.fingerprints import RULE, digest_of, fingerprint, fingerprints, tree_spec
+from vit_jax.models.fingerprints import (
+    RULE,
+    Record,
+    digest_of,
+    fingerprint,
+    fingerprints,
+    tree_spec,
+)
 from vit_jax.runtime import sharding
+from vit_jax.training.state import TrainState
 
 __all__ = ["CheckpointError", "Checkpoints", "fingerprint"]
 
@@ -41,7 +48,7 @@ def raised_not_printed() -> None:
     if getattr(before, "__name__", "") == "without_closed_loops":
         return
 
-    def without_closed_loops(found: Any) -> None:
+    def without_closed_loops(found: sys.UnraisableHookArgs) -> None:
         if str(found.exc_value) != "Event loop is closed":
             before(found)
 
@@ -138,12 +145,12 @@ class Checkpoints:
         if jax.process_index() == 0:
             files.write_json(self.directory.parent / SAVED, {"step": step})
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> bool:
+    def save(self, step: int, state: TrainState, meta: Record) -> bool:
         """Saves in the background, unless `step` is saved already; returns whether it did."""
         if self._manager.latest_step() == step:
             return False
         self.wait()
-        record = {
+        record: Record = {
             **meta,
             "step": step,
             "fingerprint": RULE,
@@ -159,7 +166,7 @@ class Checkpoints:
         self._pending = step
         return True
 
-    def latest_meta(self) -> dict[str, Any] | None:
+    def latest_meta(self) -> Record | None:
         """The newest readable record of a checkpoint, without reading its arrays."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -170,11 +177,12 @@ class Checkpoints:
                 return meta
         return None
 
-    def _read_meta(self, step: int) -> dict[str, Any]:
+    def _read_meta(self, step: int) -> Record:
         restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        return dict(restored["meta"])
+        meta: Record = restored["meta"]
+        return meta.copy()
 
-    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Record] | None:
         """The newest checkpoint that proves to be what was saved, as (state, meta).
 
         One that is proved to be damaged is moved to `damaged/`, never deleted, and the one before
@@ -217,7 +225,9 @@ class Checkpoints:
             )
         return None
 
-    def _try_restore(self, step: int, abstract: Any) -> tuple[str | None, Any]:
+    def _try_restore(
+        self, step: int, abstract: TrainState
+    ) -> tuple[str | None, tuple[TrainState, Record] | None]:
         try:
             meta = self._read_meta(step)
         except Exception as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -21,11 +21,8 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation import classification, options, protocols, run
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import of_model
+from vit_jax.training.decided import Evaluator, Periods, Setup
 
-#: (parameters, called with the count so far after every batch) -> metrics
-Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
-#: {name: every so many steps; None: at the end}; "eval" is the accuracy on the run's own data.
-Periods = dict[str, int | None]
 #: What every section of config.evaluators has besides the options of its evaluator.
 COMMON = {
     option.name: option
@@ -44,7 +41,7 @@ class Protocol(NamedTuple):
     evaluator: protocols.Evaluator
     data: DataSets
     options: dict[str, object]
-    section: dict[str, Any]
+    section: dict[str, object]
 
 
 def chosen(config: ConfigDict) -> dict[str, Protocol]:
@@ -98,7 +95,7 @@ def sources(config: ConfigDict) -> list[Source]:
     ]
 
 
-def evaluators(setup: Any, on_bad: Callable[[str], None] | None = None) -> dict[str, Evaluator]:
+def evaluators(setup: Setup, on_bad: Callable[[str], None] | None = None) -> dict[str, Evaluator]:
     """{name: evaluator} of a training run's Setup, as in its `periods`.
 
     on_bad: called for images of the run's own data that cannot be read; None raises.
@@ -115,7 +112,7 @@ def eval_batch_size(config: ConfigDict) -> int:
     return config.eval_batch_size or config.batch_size // config.accumulation_steps
 
 
-def accuracy(setup: Any, on_bad: Callable[[str], None] | None = None) -> Evaluator:
+def accuracy(setup: Setup, on_bad: Callable[[str], None] | None = None) -> Evaluator:
     """Top-1, top-5 and loss on the evaluation split of the run's own data."""
     step = run.jit_eval_step(setup.program.objective.measure, setup.program.mesh)
 
@@ -138,7 +135,7 @@ def accuracy(setup: Any, on_bad: Callable[[str], None] | None = None) -> Evaluat
     return evaluate
 
 
-def protocol(setup: Any, key: str, asked: Protocol) -> Evaluator:
+def protocol(setup: Setup, key: str, asked: Protocol) -> Evaluator:
     """A suite of `vit-jax evaluate` as an evaluator; its metrics are KEY/..."""
 
     def evaluate(

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from vit_jax.errors import Diverged, Preempted
+from vit_jax.models.fingerprints import Record
 from vit_jax.runtime.distributed import StopRequest
 from vit_jax.runtime.logbook import Logbook
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.decided import Evaluator
 from vit_jax.training.loop import Event
 from vit_jax.training.state import TrainState, evaluated_params
-
-#: (parameters, called with the count so far after every batch) -> metrics
-Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
 
 
 class Instruments(NamedTuple):
@@ -34,7 +33,7 @@ class Instruments(NamedTuple):
     pace: Paced
     watchdog: Watchdog
     checkpoints: Checkpoints
-    meta: Mapping[str, Any]  # what every checkpoint says of its run
+    meta: Record  # what every checkpoint says of its run
 
 
 def every(steps: int | None, *, last: int, first: int | None = None) -> Callable[[int], bool]:

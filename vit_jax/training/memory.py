@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +54,7 @@ def device_memory(config: ConfigDict) -> int:
     return int(limit)
 
 
-def expected_bytes(setup: Setup, compiled: Any) -> int | None:
+def expected_bytes(setup: Setup, compiled: jax.stages.Compiled) -> int | None:
     """What `measured_memory` will say of a run that begins now; None if the backend does not say.
 
     On a CPU that is the whole process, on accelerators one device.
@@ -83,7 +82,7 @@ def measured_memory(expected: int | None) -> dict[str, float]:
     }
 
 
-def needed_bytes(setup: Setup, compiled: Any, *, kept: bool = False) -> int | None:
+def needed_bytes(setup: Setup, compiled: jax.stages.Compiled, *, kept: bool = False) -> int | None:
     """What a run holds on one device at its peak; None if the backend does not say.
 
     The state, which the new one replaces in place, one batch, and what the step needs besides; and
@@ -112,7 +111,7 @@ def needed_bytes(setup: Setup, compiled: Any, *, kept: bool = False) -> int | No
     return state + besides + batches * batch_bytes(setup)
 
 
-def compile_that_fits(setup: Setup, limit: int) -> tuple[Any, bool]:
+def compile_that_fits(setup: Setup, limit: int) -> tuple[jax.stages.Compiled, bool]:
     """The compiled step of a setup as it is configured, which fits; says what it takes.
 
     Returns:

@@ -9,7 +9,6 @@ import os
 import shlex
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -98,7 +97,7 @@ def train(
 
 def under_way(
     setup: Setup,
-    compiled: Any,
+    compiled: jax.stages.Compiled,
     workdir: Path,
     state: TrainState,
     checkpoints: Checkpoints,
@@ -147,7 +146,7 @@ def under_way(
 
 def instruments(
     setup: Setup,
-    compiled: Any,
+    compiled: jax.stages.Compiled,
     workdir: Path,
     start: int,
     checkpoints: Checkpoints,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,51 +25,20 @@ from vit_jax.objectives.classification import classification
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
 from vit_jax.training import optim, state as train_state
-from vit_jax.training.evaluators import Periods, chosen, periods
-from vit_jax.training.sources import Data, data_of, open_sources
+from vit_jax.training.decided import Plan, Program, Setup
+from vit_jax.training.evaluators import chosen, periods
+from vit_jax.training.sources import data_of, open_sources
 from vit_jax.training.step import make_train_step
 
 #: What `config.model.variant` says to take the architecture from `config.init_from`.
 OF_CHECKPOINT = "checkpoint"
-Checkpoint = tuple[models.ModelConfig, models.Params]
-
-
-class Plan(NamedTuple):
-    """How long, how fast, and when evaluators run; in steps."""
-
-    total_steps: int
-    warmup_steps: int
-    schedule: Callable  # step -> learning rate
-    periods: Periods
-
-
-class Program(NamedTuple):
-    """What is computed, as functions that are not yet jitted, and where."""
-
-    model: models.ModelConfig
-    numerics: Numerics
-    mesh: jax.sharding.Mesh
-    objective: Objective
-    train_step: Callable  # (state, batch) -> (state, metrics)
-    initialise: Callable  # () -> TrainState on the mesh
-    abstract_state: train_state.TrainState
-
-
-class Setup(NamedTuple):
-    """Everything that a configuration decides, before any array exists."""
-
-    config: ConfigDict
-    data: Data
-    plan: Plan
-    program: Program
-    notes: list[str]
 
 
 def set_up(
     config: ConfigDict,
     *,
     resuming: bool = False,
-    sources: tuple[Any, Any] | None = None,
+    sources: tuple[Source, Source] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     machine: Machine | None = None,
 ) -> Setup:
@@ -164,7 +132,7 @@ def program_of(
     model: models.ModelConfig,
     plan: Plan,
     mesh: jax.sharding.Mesh,
-    initial: Checkpoint | None,
+    initial: load.Weights | None,
     notes: list[str],
     machine: Machine | None = None,
 ) -> Program:
@@ -298,7 +266,7 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
 
 
 def model_config(
-    config: ConfigDict, source: Source, initial: Checkpoint | None
+    config: ConfigDict, source: Source, initial: load.Weights | None
 ) -> models.ModelConfig:
     """The model of `config.model` for the classes of `source`, in the compute dtype."""
     overrides = configuration.section(config, "model")
@@ -345,10 +313,10 @@ def compute_dtype(name: str) -> str:
 def initial_params(
     config: ConfigDict,
     model: models.ModelConfig,
-    initial: Checkpoint | None,
+    initial: load.Weights | None,
     mesh: jax.sharding.Mesh,
     notes: list[str],
-) -> tuple[Callable[[Any], models.Params], Any]:
+) -> tuple[Callable[..., dict[str, jax.Array]], jax.Array | dict[str, jax.Array]]:
     """Where the weights come from, as a function and its argument: `init_from`, or the seed."""
     if initial is None:
         init, _ = models.as_functions(model)
@@ -371,7 +339,7 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def jit_train_step(setup: Setup) -> Any:
+def jit_train_step(setup: Setup):
     """The training step, jitted: the old state's memory is given to the new one."""
     program = setup.program
     replicated = NamedSharding(program.mesh, PartitionSpec())
@@ -384,7 +352,7 @@ def jit_train_step(setup: Setup) -> Any:
     )
 
 
-def compile_train_step(setup: Setup) -> Any:
+def compile_train_step(setup: Setup) -> jax.stages.Compiled:
     """The training step, compiled ahead of time."""
     return (
         jit_train_step(setup).lower(setup.program.abstract_state, abstract_batch(setup)).compile()

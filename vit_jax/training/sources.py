@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from vit_jax import models
 from vit_jax.config import ConfigDict
 from vit_jax.data import specs, transforms
-from vit_jax.data.labels import one_class
 from vit_jax.data.relabel import with_classes
-from vit_jax.data.remarks import untrained_classes
+from vit_jax.data.remarks import one_class, untrained_classes
 from vit_jax.data.source import Source, Without, shared_records
 from vit_jax.errors import UserError
 
@@ -20,8 +18,8 @@ class Data(NamedTuple):
 
     train: Source
     evaluation: Source
-    train_transform: Callable
-    eval_transform: Callable
+    train_transform: transforms.Transform
+    eval_transform: transforms.Transform
     notes: list[str]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     params: dict[str, jax.Array]
-    opt_state: Any
+    opt_state: optax.OptState
     average: dict[str, jax.Array]
     skipped: jax.Array
     skipped_in_a_row: jax.Array
@@ -36,8 +36,8 @@ def create(
 
 
 def initialise(
-    make_params: Callable[[Any], dict[str, jax.Array]],
-    argument: Any,
+    make_params: Callable[..., dict[str, jax.Array]],
+    argument: object,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     *,
@@ -54,7 +54,7 @@ def initialise(
       A function that makes the state, and the state as shapes, dtypes and shardings.
     """
 
-    def make(argument: Any) -> TrainState:
+    def make(argument: object) -> TrainState:
         return create(make_params(argument), optimizer, polyak=polyak)
 
     shapes = jax.eval_shape(make, argument)

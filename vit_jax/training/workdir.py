@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.interop import unfinished
 from vit_jax.models import saved
+from vit_jax.models.fingerprints import Record
 from vit_jax.models.variants import RESNET_ROWS
 from vit_jax.runtime.distributed import say
 from vit_jax.runtime.logbook import read_metrics
@@ -66,7 +66,7 @@ def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
     return with_values(config, BEFORE | first_values(config))
 
 
-def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+def with_values(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:
     """A copy with other values at dotted keys; the configuration itself where there are none."""
     if not values:
         return config
@@ -81,9 +81,9 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def first_values(config: ConfigDict) -> dict[str, Any]:
+def first_values(config: ConfigDict) -> dict[str, object]:
     """What settings meant in format 1 that did not have them, by their dotted keys."""
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "polyak_ramp": config.polyak_decay is not None,
         "data.orient": False,
     }
@@ -95,7 +95,7 @@ def first_values(config: ConfigDict) -> dict[str, Any]:
     return values
 
 
-def read_config(workdir: Path) -> dict[str, Any] | None:
+def read_config(workdir: Path) -> dict | None:
     """What `WORKDIR/config.json` holds; None if there is none."""
     file = workdir / "config.json"
     try:
@@ -107,7 +107,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     return found
 
 
-def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[object, object]]:
     """{dotted key: (there, here)} of what changes results; {} if the workdir is new."""
     there = read_config(workdir)
     if there is None:
@@ -173,7 +173,7 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(unfinished.steps_of(workdir))
 
 
-def run_meta(setup: Setup) -> dict[str, Any]:
+def run_meta(setup: Setup) -> Record:
     """What every checkpoint says of its run: its data, which must stay the same, and its model."""
     return {
         "format": configuration.FORMAT,
@@ -192,11 +192,13 @@ def check_data(
 
     The same is known by its content: where it lies may differ.
     """
-    meta = checkpoints.latest_meta()
-    for key, now in run_meta(setup).items():
-        if meta is None or not key.endswith("_data"):
-            continue
-        (there, old), (here, new) = meta[key], now
+    meta, now = checkpoints.latest_meta(), run_meta(setup)
+    if meta is None:
+        return
+    for key, (there, old), (here, new) in (
+        ("train_data", meta["train_data"], now["train_data"]),
+        ("eval_data", meta["eval_data"], now["eval_data"]),
+    ):
         if old == new:
             continue
         what = f"{key} is {here} ({new}), it was {there} ({old})"

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from vit_jax.data.source import Columns, TableSource
 from vit_jax.data.splits import SPLIT_NAMES, Splits
 from vit_jax.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    import datasets
+
+#: A label of a table with names, or its text; None where it is withheld.
+Label = int | str | None
 #: Files that the library reads by themselves.
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
 #: Types of values that can be labels, by how their names begin.
@@ -49,7 +54,7 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
         split: _read_labels(table, label, f"{base}[{split}]") for split, table in tables.items()
     }
     where = {
-        value: f"hf:{name}[{split}], row {row}"
+        str(value): f"hf:{name}[{split}], row {row}"
         for split, (found, names) in values.items()
         if names is None
         for row, value in reversed(list(enumerate(found)))
@@ -70,7 +75,7 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
     )
 
 
-def _load(name: str, config: str | None) -> dict[str, Any]:
+def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     """{split: table} of anything that `datasets` has saved or can load."""
     try:
         import datasets
@@ -103,7 +108,7 @@ def _root(name: str) -> str:
 
 
 def choose_columns(
-    features: Mapping[str, Any], options: Mapping[str, str], base: str
+    features: Mapping[str, object], options: Mapping[str, str], base: str
 ) -> tuple[str, str]:
     """The columns of the image and of the label: those that are named, or the only ones.
 
@@ -148,7 +153,7 @@ def choose_columns(
     return chosen[0], chosen[1]
 
 
-def _kind(feature: Any) -> str:
+def _kind(feature: object) -> str:
     """ "Image", "bytes", "ClassLabel", "value" (number or text), or "" for what is neither."""
     import datasets
 
@@ -165,12 +170,12 @@ def _kind(feature: Any) -> str:
     return "value" if dtype.startswith(LABEL_TYPES) else ""
 
 
-def _element(feature: Any) -> Any:
+def _element(feature: object) -> object:
     """The feature of a list's elements; None if it is no list."""
     return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
 
 
-def _described(feature: Any) -> str:
+def _described(feature: object) -> str:
     return type(feature).__name__
 
 
@@ -178,7 +183,9 @@ def _is_number(text: str) -> bool:
     return text.lstrip("-").isdecimal()
 
 
-def _read_labels(table: Any, column: str, spec: str) -> tuple[list[Any], list[str] | None]:
+def _read_labels(
+    table: datasets.Dataset, column: str, spec: str
+) -> tuple[list[Label], list[str] | None]:
     """The labels of a table, and the names of its classes if it knows them.
 
     With names a label is a number, otherwise text; None where it is withheld.
@@ -189,7 +196,7 @@ def _read_labels(table: Any, column: str, spec: str) -> tuple[list[Any], list[st
     feature = table.features[column]
     names = getattr(_element(feature) or feature, "names", None)
     values = table.with_format(None).select_columns([column])[:][column]
-    found: list[int | str | None] = []
+    found: list[Label] = []
     for row, value in enumerate(values):
         if isinstance(value, list):
             if len(value) > 1:
@@ -214,14 +221,16 @@ def _read_labels(table: Any, column: str, spec: str) -> tuple[list[Any], list[st
 class Rows:
     """{"image", "label"} of the rows of a table: bytes from wherever the table has them."""
 
-    def __init__(self, table: Any, image: str, labels: np.ndarray, root: str, spec: str):
+    def __init__(
+        self, table: datasets.Dataset, image: str, labels: np.ndarray, root: str, spec: str
+    ):
         self.table, self.image, self.labels = table, image, labels
         self.root, self.spec = root, spec
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict:
         image = self.table[index][self.image]
         if isinstance(image, dict):
             image = image.get("bytes") or image.get("path")
@@ -238,9 +247,9 @@ class Rows:
 
 
 def _source(
-    table: Any,
+    table: datasets.Dataset,
     image: str,
-    labels: tuple[list[Any], list[str] | None],
+    labels: tuple[list[Label], list[str] | None],
     common: list[str],
     spec: str,
     root: str,
@@ -251,7 +260,7 @@ def _source(
 
     found, names = labels
     number = {name: i for i, name in enumerate(common)}
-    numbers = [NO_LABEL if value is None else value if names else number[value] for value in found]
+    numbers = [NO_LABEL if v is None else v if names else number[str(v)] for v in found]
     rows = table.with_format(None).select_columns([image])
     if isinstance(table.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))

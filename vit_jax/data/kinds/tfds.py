@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from vit_jax.data.source import Columns, TableSource
+from vit_jax.data.source import Columns, Rows, TableSource
 from vit_jax.data.splits import slice_split
 from vit_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 
 class TfdsSplits:
@@ -49,8 +53,9 @@ class TfdsSplits:
     def __call__(self, split: str) -> TableSource:
         spec, info = f"{self.base}[{split}]", self.builder.info
         rows = self.rows(split)
-        feature: Any = dict(info.features.items()).get(self.label_key)
-        if not getattr(feature, "num_classes", None) or self.image_key not in info.features:
+        feature = dict(info.features.items()).get(self.label_key)
+        classes = getattr(feature, "num_classes", None)
+        if not classes or self.image_key not in info.features:
             labels = [k for k, f in info.features.items() if getattr(f, "num_classes", None)]
             what = "image" if self.image_key not in info.features else "class label"
             raise UserError(
@@ -58,7 +63,7 @@ class TfdsSplits:
                 f"{', '.join(info.features)}; labels are {', '.join(labels) or 'none of them'}. "
                 f"Name it: tfds:{self.name}?{what.split()[-1]}=COLUMN"
             )
-        names = getattr(feature, "names", None) or list(map(str, range(feature.num_classes)))
+        names = getattr(feature, "names", None) or list(map(str, range(classes)))
         read = Columns(self.image_key, self.label_key)
         version = str(info.version)
         sizes = {name: part.num_examples for name, part in info.splits.items()}
@@ -68,7 +73,7 @@ class TfdsSplits:
         ]
         return TableSource(rows, read, names, spec=spec, version=version, stored=stored)
 
-    def rows(self, split: str) -> Any:
+    def rows(self, split: str) -> Rows:
         """The records of a split as they are stored, images still encoded."""
         spec, info = f"{self.base}[{split}]", self.builder.info
         for part in re.split(r"\+", re.sub(r"\[[^\]]*\]", "", split)):
@@ -97,12 +102,12 @@ class TfdsSplits:
         check_shards(self.instructions(split), spec)
         return rows
 
-    def instructions(self, split: str) -> Iterable[Any]:
-        """The ArrayRecord files of a split, and how many records each should hold."""
+    def instructions(self, split: str) -> Iterable[FileInstruction]:
+        """The ArrayRecord files of a split."""
         return self.builder.info.splits[split].file_instructions
 
 
-def use_array_record(info: Any) -> bool:
+def use_array_record(info: tfds.core.DatasetInfo) -> bool:
     """Makes TFDS read ArrayRecord where a data set is stored in several formats, if it is one."""
     # Builders that TFDS has code for forget the alternative formats of dataset_info.json.
     formats = {info.file_format.value, *info.as_proto.alternative_file_formats}
@@ -111,7 +116,7 @@ def use_array_record(info: Any) -> bool:
     return "array_record" in formats
 
 
-def check_shards(instructions: Iterable[Any], spec: str) -> None:
+def check_shards(instructions: Iterable[FileInstruction], spec: str) -> None:
     """Raises UserError for a local ArrayRecord file that is missing or holds other than promised.
 
     TFDS believes its metadata, so a truncated file would fail in the middle of a run.

@@ -7,14 +7,15 @@ configs/vtab.py; here is only what its examples are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax.data.decode import decode
 from vit_jax.data.kinds.tfds import TfdsSplits
-from vit_jax.data.source import Subset, TableSource, Union
+from vit_jax.data.source import Source, Stored, Subset, TableSource, Union
 from vit_jax.data.splits import Splits
 from vit_jax.errors import UserError, nearest
 
@@ -79,13 +80,15 @@ class Task(NamedTuple):
     scale: int = 1
 
 
-_SMALLNORB: dict[str, Any] = dict(
+_small_norb = functools.partial(
+    Task,
     dataset="smallnorb",
     validation=("test", 0.0),
     test=("test", 0.5),
     test_size=12_150,
 )
-_DSPRITES: dict[str, Any] = dict(
+_dsprites = functools.partial(
+    Task,
     dataset="dsprites",
     num_classes=16,
     validation=("train", 0.8),
@@ -93,8 +96,8 @@ _DSPRITES: dict[str, Any] = dict(
     test_size=73_728,
     scale=255,
 )
-_CLEVR: dict[str, Any] = dict(
-    dataset="clevr", validation=("train", 0.9), test=("validation", 0.0), test_size=15_000
+_clevr = functools.partial(
+    Task, dataset="clevr", validation=("train", 0.9), test=("validation", 0.0), test_size=15_000
 )
 _OWN, _TEST = ("validation", 0.0), ("test", 0.0)
 
@@ -122,21 +125,19 @@ TASKS: dict[str, Task] = {
         manual="Kaggle's diabetic-retinopathy-detection: MANUAL/train, test, sample and "
         "trainLabels.csv",
     ),
-    "clevr_count": Task("Clevr-Count", "structured", num_classes=8, label=clevr_count, **_CLEVR),
-    "clevr_distance": Task(
-        "Clevr-Dist", "structured", num_classes=6, label=clevr_distance, **_CLEVR
-    ),
+    "clevr_count": _clevr("Clevr-Count", "structured", num_classes=8, label=clevr_count),
+    "clevr_distance": _clevr("Clevr-Dist", "structured", num_classes=6, label=clevr_distance),
     "dmlab": Task("DMLab", "structured", "dmlab", 6, _OWN, _TEST, 22_735),
-    "dsprites_location": Task("dSpr-Loc", "structured", label=dsprites_location, **_DSPRITES),
-    "dsprites_orientation": Task("dSpr-Ori", "structured", label=dsprites_orientation, **_DSPRITES),
+    "dsprites_location": _dsprites("dSpr-Loc", "structured", label=dsprites_location),
+    "dsprites_orientation": _dsprites("dSpr-Ori", "structured", label=dsprites_orientation),
     "kitti_distance": Task(  # the benchmark took 3.1.0, which TFDS does not prepare any more
         "KITTI-Dist", "structured", "kitti", 4, _OWN, _TEST, 711, label=kitti_distance
     ),
-    "smallnorb_azimuth": Task(
-        "sNORB-Azim", "structured", num_classes=18, label="label_azimuth", **_SMALLNORB
+    "smallnorb_azimuth": _small_norb(
+        "sNORB-Azim", "structured", num_classes=18, label="label_azimuth"
     ),
-    "smallnorb_elevation": Task(
-        "sNORB-Elev", "structured", num_classes=9, label="label_elevation", **_SMALLNORB
+    "smallnorb_elevation": _small_norb(
+        "sNORB-Elev", "structured", num_classes=9, label="label_elevation"
     ),
 }  # fmt: skip
 GROUPS = ("natural", "specialized", "structured")
@@ -161,7 +162,7 @@ class ReadExample:
     def __init__(self, task: str):
         self.task = task
 
-    def __call__(self, row: dict) -> tuple[Any, int]:
+    def __call__(self, row: dict) -> tuple[Stored, int]:
         task = TASKS[self.task]
         label = row[task.label] if isinstance(task.label, str) else task.label(row)
         image = row["image"]
@@ -238,7 +239,7 @@ def open_vtab(name: str, data_dir: str | None, options: Mapping[str, str]) -> Sp
             )
         return opened[split]
 
-    splits: dict[str, Any] = {}
+    splits: dict[str, Source] = {}
     for split, parts in ranges(task, sizes).items():
         spec = f"vtab:{name}[{split}]"
         pieces = [

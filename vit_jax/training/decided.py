@@ -1,0 +1,51 @@
+"""What a configuration decides, as setup.py builds it and the parts of a run read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+
+from vit_jax import models
+from vit_jax.config import ConfigDict
+from vit_jax.numerics import Numerics
+from vit_jax.objectives.objective import Objective
+from vit_jax.training.sources import Data
+from vit_jax.training.state import TrainState
+
+#: (parameters, called with the count so far after every batch) -> metrics
+Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
+#: {name: every so many steps; None: at the end}; "eval" is the accuracy on the run's own data.
+Periods = dict[str, int | None]
+
+
+class Plan(NamedTuple):
+    """How long, how fast, and when evaluators run; in steps."""
+
+    total_steps: int
+    warmup_steps: int
+    schedule: Callable  # step -> learning rate
+    periods: Periods
+
+
+class Program(NamedTuple):
+    """What is computed, as functions that are not yet jitted, and where."""
+
+    model: models.ModelConfig
+    numerics: Numerics
+    mesh: jax.sharding.Mesh
+    objective: Objective
+    train_step: Callable  # (state, batch) -> (state, metrics)
+    initialise: Callable  # () -> TrainState on the mesh
+    abstract_state: TrainState
+
+
+class Setup(NamedTuple):
+    """Everything that a configuration decides, before any array exists."""
+
+    config: ConfigDict
+    data: Data
+    plan: Plan
+    program: Program
+    notes: list[str]

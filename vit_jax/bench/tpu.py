@@ -32,8 +32,9 @@ class Chip(NamedTuple):
     """A chip by its datasheet (Google Cloud's pages of v5e, v5p and v6e).
 
     peak: bfloat16 FLOP/s. flops_per_cycle: of its matrix units, 2 x units x rows x columns: v5e 4
-    of 128 x 128, v5p twice that (two cores), v6e 4 of 256 x 256; the estimate of a product of 4096
-    x 4096 matrices is 97%, 96% and 87% of it. hbm: bytes/s. memory: bytes. host: the topology of a host.
+    of 128 x 128, v5p twice that (two cores), v6e 4 of 256 x 256. The pages differ about v6e's
+    units (2 or 4); the compiler's own estimate of a product of 4096 x 4096 matrices does 97%, 96%
+    and 87% of these in a cycle. hbm: bytes/s. memory: bytes. host: the topology of one host.
     """
 
     peak: float

@@ -132,7 +132,7 @@ def compile_for(flags: absl_flags.FlagValues, model: list[tuple[str, ...]]) -> N
             f"--peers={name} has no meaning with --compile_for: what is known of others that were "
             "compiled in the same way is printed beside a row."
         )
-    mesh = tuple((axis, flags[f"mesh.{axis}"].value) for axis in MESH)
+    mesh = tuple((axis, getattr(flags, f"mesh.{axis}")) for axis in MESH)
     targets = tpu.targets([name for name in flags.compile_for if name])
     if not targets:
         raise UsageError(f"--compile_for takes {', '.join(tpu.CHIPS)}.")

@@ -112,12 +112,9 @@ def executions(computations: dict[str, list[str]]) -> dict[str, float]:
             called = CALLED.findall(line)
             for branches in BRANCHES.findall(line):
                 called += [branch.strip().lstrip("%") for branch in branches.split(",")]
-            if " while(" in line:
-                times_inside = times * turns_of(line, computations)
-            else:
-                times_inside = times
+            turns = turns_of(line, computations) if " while(" in line else 1
             for other in called:
-                visit(other, times_inside)
+                visit(other, times * turns)
 
     visit("ENTRY", 1.0)
     return counts

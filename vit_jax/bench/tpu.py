@@ -56,6 +56,9 @@ CHIPS = {
     "v6e": Chip(918e12, 2 * 4 * 256**2, 1640e9, 32 * 2**30, 1, "2x2"),
 }
 
+#: Others whose step can be compiled from a checkout (`vit_jax.bench.tpu_peers`).
+PEERS = ("big_vision", "vision_transformer")
+
 #: Cycles of the same estimates of other implementations, at 224 pixels and 1000 classes in
 #: bfloat16: their own models, Adam and clipping of optax, compiled with REFERENCE_VERSIONS.
 REFERENCE_VERSIONS = {"jax": "0.10.2", "libtpu": "0.0.42.1"}
@@ -72,7 +75,7 @@ REFERENCES: dict[tuple[str, str, str, int, float], dict[str, float]] = {
 class Request(NamedTuple):
     """One compilation. topology: "" is one chip. batch: images of a chip. mesh: sizes of its axes.
 
-    options: settings of the model, as text.
+    options: settings of the model, as text. peer: (name, checkout) of another implementation.
     """
 
     chip: str
@@ -85,6 +88,7 @@ class Request(NamedTuple):
     num_classes: int = 1000
     options: tuple[tuple[str, str], ...] = ()
     mesh: tuple[tuple[str, int], ...] = ()
+    peer: tuple[str, str] | None = None
 
     @property
     def target(self) -> str:
@@ -118,11 +122,16 @@ def check_libtpu() -> None:
 
 
 def bench(
-    requests: Sequence[Request], *, dump: Path | None = None, say: Callable[[str], None] = print
+    requests: Sequence[Request],
+    *,
+    peers: Sequence[tuple[str, str]] = (),
+    dump: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Compiles every request, says what comes out of it, and returns the rows of `--json`.
 
     Args:
+      peers: (name, checkout) of others, whose step is compiled beside ours.
       dump: a directory for the HLO text and the schedules of kernels.
 
     Raises:
@@ -136,6 +145,7 @@ def bench(
             if dump is not None:
                 keep(request, row, Path(scratch), dump)
         row["references"] = references(request, row)
+        row["references"] += [beside(request._replace(peer=peer), row) for peer in peers]
         say(table(row))
         rows.append(row)
     return rows
@@ -160,7 +170,8 @@ def compile_apart(request: Request, scratch: Path) -> dict[str, Any]:
         text=True,
     )
     found = files.read_json(scratch / "row.json")
-    where = f"{request.variant}, {request.task}, batch {request.batch}, for {request.target}"
+    peer = f"{request.peer[0]}, " if request.peer else ""
+    where = f"{peer}{request.variant}, {request.task}, batch {request.batch}, for {request.target}"
     if found is None:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise UserError(f"{where}: the compiler ended with code {done.returncode}: {lines[-1]}")
@@ -178,6 +189,20 @@ def keep(request: Request, row: dict[str, Any], scratch: Path, dump: Path) -> No
     for kernel in row["kernels"]:
         for file in (scratch / "llo").glob(f"*-{kernel['name']}-*final_bundles.txt"):
             files.write_text(directory / file.name.partition("-")[2], file.read_text())
+
+
+def beside(request: Request, row: dict[str, Any]) -> dict[str, Any]:
+    """What a peer's step is estimated to take, compiled here: as `references`."""
+    with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
+        theirs = compile_apart(request, Path(scratch))
+    assert request.peer is not None
+    return {
+        "peer": request.peer[0],
+        "cycles": theirs["cycles"],
+        "ratio": row["cycles"] / theirs["cycles"],
+        "temp_bytes": theirs["temp_bytes"],
+        **versions(),
+    }
 
 
 def references(request: Request, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -80,7 +80,13 @@ def compile_for(request: Request, directory: Path) -> dict[str, Any]:
     config, mesh = model_of(request), mesh_of(request)
     chips, train = mesh.devices.size, request.task == "train"
     machine = Machine("tpu", chips)
-    jitted, arguments = steps.step_of(config, machine, mesh, request.batch * chips, train=train)
+    batch = request.batch * chips
+    if request.peer:
+        from vit_jax.bench import tpu_peers
+
+        jitted, arguments = tpu_peers.step_of(*request.peer, config, mesh, batch, train=train)
+    else:
+        jitted, arguments = steps.step_of(config, machine, mesh, batch, train=train)
     begin = time.perf_counter()
     traced = jitted.trace(*arguments)
     compiled = traced.lower(lowering_platforms=("tpu",)).compile()

@@ -127,11 +127,17 @@ def compile_for(flags: absl_flags.FlagValues, model: list[tuple[str, ...]]) -> N
             raise UsageError(
                 f"--tasks={task} has no meaning with --compile_for; {' and '.join(tpu.TASKS)} have."
             )
-    for name in filter(None, flags.peers or []):
-        raise UsageError(
-            f"--peers={name} has no meaning with --compile_for: what is known of others that were "
-            "compiled in the same way is printed beside a row."
-        )
+    peers = [tuple(name.partition("=")[::2]) for name in flags.peers or [] if name]
+    for name, checkout in peers:
+        if name not in tpu.PEERS:
+            raise UsageError(
+                f"--peers={name} has no meaning with --compile_for; {' and '.join(tpu.PEERS)} have."
+            )
+        if not Path(checkout).is_dir() or not checkout:
+            raise UsageError(
+                f"--peers={name} needs a checkout: --peers={name}=DIRECTORY. Without it, what is "
+                "known of others is printed beside a row."
+            )
     mesh = tuple((axis, getattr(flags, f"mesh.{axis}")) for axis in MESH)
     targets = tpu.targets([name for name in flags.compile_for if name])
     if not targets:
@@ -156,6 +162,6 @@ def compile_for(flags: absl_flags.FlagValues, model: list[tuple[str, ...]]) -> N
         for dtype in flags.dtypes
         for task in tasks
     ]
-    rows = tpu.bench(requests, dump=Path(flags.dump) if flags.dump else None)
+    rows = tpu.bench(requests, peers=peers, dump=Path(flags.dump) if flags.dump else None)
     if flags.json:
         Path(flags.json).write_text(json.dumps(rows, indent=2) + "\n")

@@ -279,6 +279,12 @@ def test_references_are_of_the_same_work_only():
         (["--compile_for=v5e", "--plot=x.png"], 2, "--plot has no meaning"),
         (["--compile_for=v5e", "--data=digits"], 2, "--data has no meaning"),
         (["--compile_for=v5e", "--peers=timm"], 2, "--peers=timm has no meaning"),
+        (
+            ["--compile_for=v5e", "--peers=big_vision"],
+            2,
+            "needs a checkout: --peers=big_vision=DIR",
+        ),
+        (["--compile_for=v5e", "--peers=big_vision=/no/such"], 2, "needs a checkout"),
         (["--compile_for=v5e", "--tasks=latency"], 2, "--tasks=latency has no meaning"),
         (["--compile_for=v5e", "--dump=/no/such/place"], 2, "--dump=/no/such/place: there is no"),
         (["--compile_for=v5e", "--mesh.fsdp=2"], 2, "--mesh.AXIS needs several chips"),
@@ -304,6 +310,95 @@ def test_what_does_not_fit_is_said_in_the_compilers_own_figures():
     )
     assert said.startswith("it does not fit: Ran out of memory on HBM") and "22.44G" in said
     assert "\n" not in said and said.endswith("needs less.")
+
+
+BIG_VISION = """
+import flax.linen as nn
+import big_vision.utils
+
+class _Model(nn.Module):
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        x = nn.Dropout(self.dropout)(image.mean((1, 2)), not train)
+        return nn.Dense(self.num_classes)(x), {}
+
+def Model(num_classes, *, dropout, **more):
+    assert more == dict(
+        width=64, depth=2, patch_size=(8, 8), mlp_dim=128, num_heads=4, pool_type="tok",
+        dtype_mm="bfloat16",
+    )
+    return _Model(num_classes, dropout)
+"""
+VISION_TRANSFORMER = """
+from typing import Any
+import flax.linen as nn
+from vit_jax import models_resnet
+
+class VisionTransformer(nn.Module):
+    num_classes: int
+    patches: Any
+    hidden_size: int
+    transformer: Any
+
+    @nn.compact
+    def __call__(self, inputs, *, train):
+        assert self.patches.size == (8, 8) and self.transformer["num_layers"] == 2
+        return nn.Dense(self.num_classes)(inputs.mean((1, 2)) * models_resnet.ONE)
+"""
+CHECKOUTS = {
+    "big_vision": {"big_vision/__init__.py": "", "big_vision/models/__init__.py": "",
+                   "big_vision/models/vit.py": BIG_VISION},
+    "vision_transformer": {"vit_jax/models_resnet.py": "ONE = 1",
+                           "vit_jax/models_vit.py": VISION_TRANSFORMER},
+}  # fmt: skip
+LOWER_PEER = """
+import sys
+from vit_jax import models
+from vit_jax.bench import tpu_peers
+from vit_jax.runtime import sharding
+name, checkout = sys.argv[1:]
+config = models.get_config("debug", num_classes=10, dtype="bfloat16", dropout_rate=0.1)
+mesh = sharding.make_mesh()
+for train in (True, False):
+    step, arguments = tpu_peers.step_of(name, checkout, config, mesh, 4, train=train)
+    state, out = step.trace(*arguments).out_info if train else (None, step.trace(*arguments).out_info)
+    print(out.shape)
+config = models.replace(config, classifier="gap")
+try:
+    tpu_peers.step_of(name, checkout, config, mesh, 4, train=True)
+except ValueError as error:
+    print(error)
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("name", tpu.PEERS)
+def test_the_step_of_a_peer(name, tmp_path):
+    """Of checkouts that have the two names which are used of them."""
+    for file, text in CHECKOUTS[name].items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-c", LOWER_PEER, name, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    loss, logits, refusal = done.stdout.splitlines()
+    assert (loss, logits) == ("()", "(4, 10)")
+    assert f"--peers={name} has no debug with these settings" in refusal
+
+
+def test_a_checkout_that_is_none(tmp_path):
+    from vit_jax import models
+    from vit_jax.bench import tpu_peers
+
+    config = models.get_config("debug", dtype="bfloat16")
+    with pytest.raises(UserError, match=r"--peers=vision_transformer=.* cannot be used"):
+        tpu_peers.module_of("vision_transformer", str(tmp_path), config)
 
 
 # --- compilations ---------------------------------------------------------------------------------

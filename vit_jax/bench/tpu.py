@@ -228,8 +228,8 @@ def table(row: dict[str, Any]) -> str:
         f"{row['task']}, {row['variant']} at {row['image_size']}, batch {row['batch']} a chip, "
         f"{row['dtype']}, {row['chip']} ({chips}{f': {axes}' if axes else ''})",
         f"  estimated by the compiler, not measured (jax {row['jax']}, libtpu {row['libtpu']}):",
-        f"  {cycles / 1e6:.1f} M cycles, {row['kernel_cycles'] / 1e6:.1f} M of them in kernels; "
-        f"{1e3 * cycles / chip.clock:.1f} ms, {row['images_per_second']:.0f} images/s a chip, "
+        f"  {cycles / 1e6:.4g} M cycles, {row['kernel_cycles'] / 1e6:.4g} M of them in kernels; "
+        f"{1e3 * cycles / chip.clock:.4g} ms, {row['images_per_second']:.0f} images/s a chip, "
         f"{100 * row['share_of_peak']:.1f}% of the peak of {chip.peak / 1e12:.0f} TFLOP/s",
         f"  memory {row['argument_bytes'] / 2**30:.2f} GiB of arguments, "
         f"{row['temp_bytes'] / 2**30:.2f} GiB of temporaries, of {chip.memory / 2**30:.1f} GiB",
@@ -245,7 +245,7 @@ def table(row: dict[str, Any]) -> str:
         )
     for one in row["references"]:
         lines.append(
-            f"  {one['ratio']:.2f} of the cycles of {one['peer']}, {one['cycles'] / 1e6:.0f} M "
+            f"  {one['ratio']:.2f} of the cycles of {one['peer']}, {one['cycles'] / 1e6:.4g} M "
             f"(jax {one['jax']}, libtpu {one['libtpu']})"
         )
     return "\n".join(lines)

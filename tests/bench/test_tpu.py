@@ -229,23 +229,38 @@ def test_clocks_follow_from_peaks():
 
 COLLECTIVES = """HloModule jit_step, num_partitions=4
 
+%first (p: f32[8,4]) -> f32[64,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  ROOT %all-gather.5 = f32[64,4]{1,0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%piece (q: f32[8,4]) -> f32[64,4] {
+  %q = f32[8,4]{1,0} parameter(0)
+  ROOT %all-gather.6 = f32[64,4]{1,0} all-gather(%q), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
 ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %x = f32[8,4]{1,0} parameter(0)
-  %all-gather-start.1 = (f32[8,4]{1,0}, f32[32,4]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+  %all-gather-start.1 = (f32[8,4]{1,0}, f32[32,4]{1,0}) all-gather-start(%x), channel_id=3, replica_groups={{0,1,2,3}}, dimensions={0}
   %a = f32[8,4]{1,0} fusion(%x), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"70"}
   %all-gather-done.1 = f32[32,4]{1,0} all-gather-done(%all-gather-start.1)
+  %start = f32[64,4]{1,0} fusion(%x), kind=kCustom, calls=%first
   %b = f32[8,4]{1,0} fusion(%x), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"11"}
+  %c = f32[8,4]{1,0} fusion(%x), kind=kCustom, calls=%piece, backend_config={"estimated_cycles":"5"}
+  %done = f32[64,4]{1,0} fusion(%x), kind=kCustom, calls=%piece
   ROOT %all-reduce.2 = f32[8,4]{1,0} all-reduce(%b), replica_groups={{0,1},{2,3}}, to_apply=%sum
 }
 """  # noqa: E501
 
 
-def test_what_stands_beside_a_collective():
-    gather, reduce = tpu_worker.exchanges(COLLECTIVES)
+def test_what_runs_beside_a_collective():
+    streamed, gather, reduce = tpu_worker.exchanges(COLLECTIVES)
     assert gather == {
         "name": "all-gather-start.1", "kind": "all-gather", "bytes": 4 * 32 * 4, "times": 1,
         "overlapped_cycles": 70,
     }  # fmt: skip
+    assert streamed["name"] == "all-gather.5" and streamed["bytes"] == 4 * 64 * 4
+    assert streamed["overlapped_cycles"] == 11 + 5
     assert reduce["bytes"] == 4 * 8 * 4 and reduce["overlapped_cycles"] == 0
 
 
@@ -430,7 +445,7 @@ def test_the_step_of_a_chip(chip, tmp_path, libtpu, capsys):
         assert set(row) >= KEYS and row["chip"] == chip
         assert sum(row["parts"].values()) == row["cycles"] > 1000
         assert row["parts"]["other"] < 0.05 * row["cycles"]
-        assert row["kernel_cycles"] <= row["parts"]["attention"]
+        assert 0 <= row["kernel_cycles"] < row["cycles"]
         clock = tpu.CHIPS[chip].clock
         assert row["images_per_second"] == pytest.approx(8 * clock / row["cycles"])
         assert 0 < row["share_of_peak"] < 1 and row["collectives"] == []

@@ -237,11 +237,13 @@ def table(row: dict[str, Any]) -> str:
     for part, count in sorted(row["parts"].items(), key=lambda item: -item[1]):
         name = part.replace("_", " ")
         lines.append(f"    {name:<16}{count / 1e6:9.2f} M {100 * count / cycles:5.1f}%")
-    for one in row["collectives"]:
-        hidden = f"beside {one['overlapped_cycles'] / 1e6:.2f} M cycles"
+    for kind in dict.fromkeys(one["kind"] for one in row["collectives"]):
+        ones = [one for one in row["collectives"] if one["kind"] == kind]
+        size = sum(one["times"] * one["bytes"] for one in ones)
+        hidden = sum(one["times"] * one["bytes"] for one in ones if one["overlapped_cycles"])
         lines.append(
-            f"    {one['times']} x {one['name']}: {one['bytes'] / 2**20:.1f} MiB, "
-            + (hidden if one["overlapped_cycles"] else "with nothing beside it")
+            f"    {sum(one['times'] for one in ones)} x {kind}: {size / 2**20:.4g} MiB, "
+            f"{100 * hidden / size:.0f}% of it beside other work (not in the cycles)"
         )
     for one in row["references"]:
         lines.append(

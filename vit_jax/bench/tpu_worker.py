@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_traceback_in_locations_limit", -1)  # parts are found by functions
     try:
         row = compile_for(request, Path(directory))
-    except UserError as error:
+    except ValueError as error:  # a UserError, or a loop of unknown length
         row = {"error": str(error)}
     except jax.errors.JaxRuntimeError as error:
         row = {"error": refusal(str(error))}
@@ -146,26 +146,38 @@ def estimate(
 
 
 def exchanges(text: str) -> list[dict[str, Any]]:
-    """The collectives, and how many estimated cycles stand between the start and the end of each.
+    """The collectives, and how many estimated cycles run while each is on its way.
 
-    One that is not asynchronous has nothing beside it: 0.
+    An asynchronous one is a pair of instructions, or on a TPU a first fusion, others that each send
+    a piece beside a product, and a last one. What has neither has nothing beside it: 0.
     """
+    computations = collectives.split_computations(text)
+    caller = {
+        called: (name, number)
+        for name, lines in computations.items()
+        for number, line in enumerate(lines)
+        for called in hlo.CALLS.findall(line)
+    }
+    defined: dict[str, tuple[str, int]] = {}
+    stages: dict[str, list[tuple[str, int]]] = {}
+    for name, lines in computations.items():
+        for number, line in enumerate(lines):
+            if match := collectives.INSTRUCTION.search(line):
+                place = caller.get(name, (name, number))
+                channel = collectives.CHANNEL.search(line)
+                defined[match[1]] = place
+                stages.setdefault(channel[1] if channel else match[1], []).append(place)
+                stages[match[1]] = stages[channel[1] if channel else match[1]]
+            elif done := re.search(r"-done\(.*?%([\w.\-]+)\)", line):
+                stages.setdefault(done[1], []).append((name, number))
     found = []
-    lines = text.splitlines()
     for one in collectives.read(text):
-        done = re.compile(rf"-done\(.*%{re.escape(one.name)}\b")
-        start = next(number for number, line in enumerate(lines) if f"%{one.name} = " in line)
-        end = next((n for n in range(start, len(lines)) if done.search(lines[n])), start)
-        beside = sum(int(c) for line in lines[start:end] for c in hlo.CYCLES.findall(line))
-        found.append(
-            {
-                "name": one.name,
-                "kind": one.kind,
-                "bytes": one.size,
-                "times": one.times,
-                "overlapped_cycles": beside,
-            }
-        )
+        host = defined[one.name][0]
+        numbers = [number for name, number in stages[one.name] if name == host]
+        between = computations[host][min(numbers) + 1 : max(numbers)]
+        beside = sum(int(cycles) for line in between for cycles in hlo.CYCLES.findall(line))
+        row = {"name": one.name, "kind": one.kind, "bytes": one.size, "times": one.times}
+        found.append({**row, "overlapped_cycles": beside})
     return found
 
 

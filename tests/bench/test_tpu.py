@@ -327,6 +327,20 @@ def test_what_does_not_fit_is_said_in_the_compilers_own_figures():
     assert "\n" not in said and said.endswith("needs less.")
 
 
+def test_what_is_dumped(tmp_path):
+    (tmp_path / "llo").mkdir()
+    (tmp_path / tpu.HLO).write_text("HloModule")
+    for name in ("k.1-71-schedule-analysis_final_bundles", "k.1-72-final_bundles", "z-72-final_x"):
+        (tmp_path / "llo" / f"179-{name}.txt").write_text("bundles")
+    request = REQUEST._replace(topology="2x2")
+    tpu.keep(request, {"kernels": [{"name": "k.1"}]}, tmp_path, tmp_path / "out")
+    (directory,) = (tmp_path / "out").iterdir()
+    assert directory.name == "v5e-2x2_B-16_train_128_bfloat16"
+    assert {file.name for file in directory.iterdir()} == {
+        tpu.HLO, "k.1-71-schedule-analysis_final_bundles.txt", "k.1-72-final_bundles.txt",
+    }  # fmt: skip
+
+
 BIG_VISION = """
 import flax.linen as nn
 import big_vision.utils

@@ -154,6 +154,45 @@ def test_a_loop_of_unknown_length_is_refused():
         collectives.read(hlo)
 
 
+COUNTED = """HloModule jit_f, num_partitions=2
+
+%body (a: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %i = s32[]{:T(128)} get-tuple-element(%a), index=0
+  %x = f32[8]{0} get-tuple-element(%a), index=1
+  %r = f32[8]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%sum
+  %next = s32[]{:T(128)} add(%i, %one), metadata={op_name="while/body/add"}
+  ROOT %t = (s32[]{:T(128)}, f32[8]{0}) tuple(%next, %r)
+}
+
+%condition (c: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(24)
+  %c = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %limit), direction=LT, metadata={op_name="while/cond/lt"}
+}
+
+ENTRY %main (b: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %b = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  ROOT %while = (s32[]{:T(128)}, f32[8]{0}) while(%b), condition=%condition, body=%body
+}
+"""
+
+
+def test_turns_are_read_from_the_counter_of_a_loop():
+    (one,) = collectives.read(COUNTED)
+    assert one.times == 24
+    for text in (
+        COUNTED.replace("direction=LT", "direction=NE"),
+        COUNTED.replace("constant(1)", "constant(2)"),
+        COUNTED.replace("get-tuple-element(%c), index=0", "get-tuple-element(%c), index=1"),
+        COUNTED.replace("constant(24)", "parameter(1)"),
+    ):
+        with pytest.raises(ValueError, match="loop of unknown length"):
+            collectives.read(text)
+
+
 # One line in each notation that XLA prints groups and asynchronous pairs in.
 @pytest.mark.parametrize(
     "line, kind, size, group",

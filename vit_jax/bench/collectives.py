@@ -26,6 +26,8 @@ CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 TURNS = re.compile(r"known_trip_count\W+n\W+(\d+)")
+SCALAR = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* (.*)")
+COUNTER = r"get-tuple-element\(.*\), index=(\d+)"
 MESH = re.compile(
     r"replica_groups=mesh\[(?P<axes>[^\]]*)\]"
     r"(?:, device_ids=\(\[(?P<source>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?\))?"
@@ -110,16 +112,44 @@ def executions(computations: dict[str, list[str]]) -> dict[str, float]:
             called = CALLED.findall(line)
             for branches in BRANCHES.findall(line):
                 called += [branch.strip().lstrip("%") for branch in branches.split(",")]
-            if " while(" in line:
-                turns = TURNS.search(line)
-                times_inside = times * (int(turns[1]) if turns else math.nan)
-            else:
-                times_inside = times
+            turns = turns_of(line, computations) if " while(" in line else 1
             for other in called:
-                visit(other, times_inside)
+                visit(other, times * turns)
 
     visit("ENTRY", 1.0)
     return counts
+
+
+def turns_of(loop: str, computations: dict[str, list[str]]) -> float:
+    """How often a loop goes round, as its line says or as its counter does; else not a number.
+
+    Where the compiler does not write it, as for TPUs, it is read from a counter of the form that
+    JAX gives to loops: from 0, one more in every turn, while it is less than a constant.
+    """
+    if said := TURNS.search(loop):
+        return int(said[1])
+    parts = dict(re.findall(r"\b(condition|body)=%?([\w.\-]+)", loop))
+    if len(parts) < 2 or any(name not in computations for name in parts.values()):
+        return math.nan
+    condition, body = (
+        {match[1]: match[2] for match in map(SCALAR.search, computations[parts[key]]) if match}
+        for key in ("condition", "body")
+    )
+    test = next((line for line in computations[parts["condition"]] if "ROOT " in line), "")
+    compared = re.search(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT", test)
+    if not compared:
+        return math.nan
+    index, limit = (
+        re.search(pattern, condition.get(name, ""))
+        for pattern, name in zip((COUNTER, r"constant\((\d+)\)"), compared.groups(), strict=True)
+    )
+    for text in body.values():
+        added = re.search(r"\badd\(%?([\w.\-]+), %?([\w.\-]+)\)", text)
+        counter = re.search(COUNTER, body.get(added[1], "")) if added else None
+        step = "constant(1)" in body.get(added[2], "") if added else False
+        if index and limit and counter and counter[1] == index[1] and step:
+            return int(limit[1])
+    return math.nan
 
 
 def array_bytes(shapes: str) -> list[int]:

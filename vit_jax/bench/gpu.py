@@ -19,18 +19,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from vit_jax import models
-from vit_jax.bench import collectives
+from vit_jax.bench import collectives, steps
 from vit_jax.errors import UserError
 from vit_jax.models import cost
 from vit_jax.numerics import Machine
-from vit_jax.objectives.classification import classification
 from vit_jax.runtime import sharding
-from vit_jax.training import optim, state
-from vit_jax.training.step import make_train_step
 
 #: FLOP/s of a large bfloat16 product, and bytes/s of a copy, as measured on an H200.
 PEAK, BANDWIDTH = 790e12, 4.3e12
@@ -121,37 +116,8 @@ def pretended_gpu() -> Iterator[Any]:
 def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True) -> Any:
     """The training step of a model (Adam, clipped gradients), or inference, compiled for a GPU."""
     with pretended_gpu() as device:
-        init, apply = models.as_functions(config, models.numerics_of(config, H100))
-        optimizer = optim.adam(weight_decay=0.1)
-        key = jax.random.key(0)
-        images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), np.uint8)
-        run: Any
-        shapes: Any
-        if train:
-            run = make_train_step(
-                classification(apply, config.num_classes),
-                optimizer,
-                schedule=lambda step: jnp.float32(1e-3),
-                seed=0,
-                gradient_clip_norm=1.0,
-            )
-            start = jax.eval_shape(
-                lambda key: state.create(init(key), optimizer, polyak=False), key
-            )
-            shapes = start, {"image": images, "label": jax.ShapeDtypeStruct((batch,), np.int32)}
-        else:
-
-            def run(params, images):
-                return apply(params, models.normalise(images))
-
-            shapes = jax.eval_shape(init, key), images
-        where = jax.sharding.NamedSharding(
-            sharding.make_mesh(devices=[device]), jax.sharding.PartitionSpec()
-        )
-        arguments = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes
-        )
-        jitted = jax.jit(run, donate_argnums=(0,) if train else (), out_shardings=where)
+        mesh = sharding.make_mesh(devices=[device])
+        jitted, arguments = steps.step_of(config, H100, mesh, batch, train=train)
         lowered = jitted.trace(*arguments).lower(lowering_platforms=("cuda",))
         return lowered.compile({"xla_gpu_autotune_level": "0"})
 

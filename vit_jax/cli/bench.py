@@ -5,6 +5,8 @@ example:
   vit-jax bench --variant=L/16 --batch=256 --dtypes=bfloat16 --tasks=train,inference \\
       --peers=timm,timm-compile --json=bench.json --plot=bench.png
   vit-jax bench --tasks=input --batch=64 --data=folder:/data/photos[train]
+  vit-jax bench --compile_for=v5e,v6e --variant=B/16 --batch=128 --tasks=train --json=tpu.json
+  vit-jax bench --compile_for=v5e:4x4 --mesh.fsdp=4 --variant=L/16 --batch=64 --tasks=train
 
 Tasks: train, inference, latency (batch 1), attention (alone), input (JPEG files to batches),
 checkpoint (how long a save holds up the training). Peers are timm, timm-compile, transformers and
@@ -23,6 +25,12 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from vit_jax.errors import UsageError
+
+#: Axes of `config.mesh`.
+MESH = {"data": -1, "fsdp": 1, "tensor": 1}
+#: Flags that say nothing about a program that is compiled and does not run, and the other way.
+OF_RUNS = ("rounds", "seconds", "plot", "data")
+OF_COMPILER = ("dump", *(f"mesh.{axis}" for axis in MESH))
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -49,6 +57,19 @@ def define(flags: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_string("json", None, "File for the rows.", flag_values=flags)
     absl_flags.DEFINE_string("plot", None, "PNG file for the bars.", flag_values=flags)
+    absl_flags.DEFINE_list(
+        "compile_for",
+        None,
+        "CHIP or CHIP:TOPOLOGY, e.g. v5e or v5e:4x4: what the compiler estimates for TPUs.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_string(
+        "dump", None, "Directory for the HLO text and the kernels' schedules.", flag_values=flags
+    )
+    for axis, size in MESH.items():
+        absl_flags.DEFINE_integer(
+            f"mesh.{axis}", size, f"As config.mesh.{axis}, of a topology.", flag_values=flags
+        )
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
@@ -61,6 +82,12 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     for file in filter(None, (flags.json, flags.plot)):
         if not Path(file).absolute().parent.is_dir():
             raise UsageError(f"{file}: there is no such directory.")
+    if flags.compile_for is not None:
+        compile_for(flags, model)
+        return
+    for name in OF_COMPILER:
+        if flags[name].present:
+            raise UsageError(f"--{name} says something only with --compile_for=CHIP.")
 
     from vit_jax.bench import measure, peers
 
@@ -82,3 +109,59 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         Path(flags.json).write_text(json.dumps(rows, indent=2) + "\n")
     if flags.plot:
         measure.plot(rows, Path(flags.plot))
+
+
+def compile_for(flags: absl_flags.FlagValues, model: list[tuple[str, ...]]) -> None:
+    """What libtpu's compiler estimates of the tasks, for each chip that was named."""
+    for name in OF_RUNS:
+        if flags[name].present:
+            raise UsageError(f"--{name} has no meaning with --compile_for: nothing runs.")
+    if flags.dump and not Path(flags.dump).absolute().parent.is_dir():
+        raise UsageError(f"--dump={flags.dump}: there is no directory to make it in.")
+
+    from vit_jax.bench import tpu
+
+    tasks = flags.tasks if flags["tasks"].present else list(tpu.TASKS)
+    for task in tasks:
+        if task not in tpu.TASKS:
+            raise UsageError(
+                f"--tasks={task} has no meaning with --compile_for; {' and '.join(tpu.TASKS)} have."
+            )
+    peers = [tuple(name.partition("=")[::2]) for name in flags.peers or [] if name]
+    for name, checkout in peers:
+        if name not in tpu.PEERS:
+            raise UsageError(
+                f"--peers={name} has no meaning with --compile_for; {' and '.join(tpu.PEERS)} have."
+            )
+        if not Path(checkout).is_dir() or not checkout:
+            raise UsageError(
+                f"--peers={name} needs a checkout: --peers={name}=DIRECTORY. Without it, what is "
+                "known of others is printed beside a row."
+            )
+    mesh = tuple((axis, getattr(flags, f"mesh.{axis}")) for axis in MESH)
+    targets = tpu.targets([name for name in flags.compile_for if name])
+    if not targets:
+        raise UsageError(f"--compile_for takes {', '.join(tpu.CHIPS)}.")
+    for _, topology in targets:
+        if not topology and mesh != tuple(MESH.items()):
+            raise UsageError("--mesh.AXIS needs several chips: --compile_for=CHIP:TOPOLOGY.")
+    requests = [
+        tpu.Request(
+            chip=chip,
+            topology=topology,
+            task=task,
+            variant=flags.variant,
+            image_size=flags.image_size,
+            batch=flags.batch,
+            dtype=dtype,
+            num_classes=flags.num_classes,
+            options=tuple((key, value) for key, value in model),
+            mesh=mesh,
+        )
+        for chip, topology in targets
+        for dtype in flags.dtypes
+        for task in tasks
+    ]
+    rows = tpu.bench(requests, peers=peers, dump=Path(flags.dump) if flags.dump else None)
+    if flags.json:
+        Path(flags.json).write_text(json.dumps(rows, indent=2) + "\n")

@@ -1,0 +1,111 @@
+"""Pallas kernels of a program for a TPU: what the compiler scheduled for one step of their grid."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vit_jax.bench.hlo import Instruction
+
+#: For LIBTPU_INIT_ARGS: the schedules of all programs, to a directory.
+DUMP = (
+    "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true "
+    "--xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
+)
+ANALYSIS = "schedule-analysis_final_bundles.txt"
+LETTERS = {"float": "f", "int": "s", "uint": "u", "complex": "c", "bfloat": "bf"}
+
+
+class Grid(NamedTuple):
+    """steps: of the whole grid. parallel: whether the cores of a chip may share them."""
+
+    steps: int
+    parallel: bool
+
+
+def grids(jaxpr: Any) -> dict[tuple[str, ...], Grid]:
+    """The grid of every kernel that a traced function calls, by the types of operands and results.
+
+    Of several kernels with the same types, the largest. A grid of unknown size is left out.
+    """
+    found: dict[tuple[str, ...], Grid] = {}
+    for equation in calls(jaxpr):
+        sizes = equation.params["grid_mapping"].grid
+        if not all(isinstance(size, int) for size in sizes):
+            continue
+        semantics = getattr(equation.params["compiler_params"], "dimension_semantics", None) or ()
+        parallel = any("parallel" in str(one).lower() for one in semantics)
+        key = tuple(type_of(one.aval) for one in (*equation.invars, *equation.outvars))
+        found[key] = max(found.get(key, Grid(0, False)), Grid(math.prod(sizes), parallel))
+    return found
+
+
+def calls(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr, and of those inside it, that call a kernel."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation
+            continue
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from calls(inner)
+
+
+def type_of(aval: Any) -> str:
+    """As HLO writes it: "bf16[8,197,192]"."""
+    name, bits = re.fullmatch(r"([a-z]+)(\d*)", np.dtype(aval.dtype).name).groups()  # type: ignore[union-attr]
+    letters = "pred" if name == "bool" else LETTERS[name] + bits
+    return f"{letters}[{','.join(map(str, aval.shape))}]"
+
+
+def bundles(directory: Path, name: str) -> int | None:
+    """Bundles scheduled for one step of a kernel's grid; None where the compiler wrote none.
+
+    A bundle takes a cycle at the least. A loop inside the kernel counts once.
+    """
+    for file in sorted(directory.glob(f"*-{name}-*{ANALYSIS}")):
+        match = re.search(r"total scheduled bundles:\s+(\d+)", file.read_text())
+        if match and re.fullmatch(rf"\d+-{re.escape(name)}-\d+-{ANALYSIS}", file.name):
+            return int(match[1])
+    return None
+
+
+class Cost(NamedTuple):
+    """Of one execution. cycles: of the arithmetic or of moving the bytes, whichever is longer.
+
+    steps, bundles: None where they are not known; then the bytes alone count.
+    """
+
+    name: str
+    times: int
+    steps: int | None
+    bundles: int | None
+    bytes: int
+    cycles: int
+
+
+def cost_of(
+    one: Instruction,
+    grids: dict[tuple[str, ...], Grid],
+    directory: Path,
+    *,
+    bytes_per_cycle: float,
+    cores: int,
+) -> Cost:
+    """What a kernel of a compiled program takes; `directory` is where DUMP wrote to."""
+    grid, scheduled = grids.get(one.signature), bundles(directory, one.name)
+    arithmetic = 0.0
+    if grid and scheduled:
+        arithmetic = scheduled * grid.steps / (cores if grid.parallel else 1)
+    cycles = math.ceil(max(arithmetic, one.bytes / bytes_per_cycle))
+    steps = grid.steps if grid else None
+    return Cost(one.name, one.times, steps, scheduled, one.bytes, cycles)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import config as configuration, data, models, numerics
+from vit_jax.bench import Row
 from vit_jax.data.source import digest
 from vit_jax.data.specs import open_source
 from vit_jax.errors import UserError
@@ -239,7 +240,7 @@ class JpegSource(data.Source):
     def __len__(self) -> int:
         return NUM_RECORDS
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> data.Record:
         file = self.files[int(index) % len(self.files)]
         return {"image": file, "label": int(index) % 10, "name": str(index)}
 
@@ -327,9 +328,9 @@ def gemm_shapes(config: models.ViTConfig, batch: int) -> dict[str, tuple[int, in
     }
 
 
-def machine(spec: Spec) -> dict[str, Any]:
+def machine(spec: Spec) -> Row:
     """What this machine can do: FLOP/s of a large product and of the model's, bytes/s of a copy."""
-    found: dict[str, Any] = {
+    found: Row = {
         "device": jax.devices()[0].device_kind,
         "matmul": matmul_ceiling(spec.dtype),
         "copy": copy_rate(),

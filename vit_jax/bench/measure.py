@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.bench import peers
+from vit_jax.bench import Row, peers
 from vit_jax.bench.jobs import TASKS, Spec
 from vit_jax.errors import UserError, nearest
 
@@ -47,9 +47,9 @@ class Contender:
         )
         self.seconds: list[list[float]] = []
         self.cpu_seconds: list[float] = []
-        self.ready: dict[str, Any] = {}
+        self.ready: Row = {}
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Row:
         """The next answer; a UserError if it is an error, or if the process is gone."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -59,7 +59,7 @@ class Contender:
             raise UserError(f"{self.name}, {self.spec.task}: {found['error']}")
         return found
 
-    def ask(self, **order: Any) -> dict[str, Any]:
+    def ask(self, **order: Any) -> Row:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
@@ -86,7 +86,7 @@ class Options(NamedTuple):
     data: str = ""
 
 
-def bench(options: Options, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def bench(options: Options, say: Callable[[str], None] = print) -> list[Row]:
     """Measures every task in every dtype; one row for each contender.
 
     A peer that cannot run is said and left out.
@@ -152,7 +152,7 @@ def file_name(form: str) -> str:
     return "model.onnx" if form == "onnx" else form
 
 
-def ask_machine(options: Options, dtype: str) -> dict[str, Any]:
+def ask_machine(options: Options, dtype: str) -> Row:
     """What the machine can do; the ceiling of MFU is its fastest product."""
     worker = Contender("machine", spec_of(options, "inference", dtype, {}, "vit_jax"))
     try:
@@ -193,10 +193,10 @@ def run_task(
     task: str,
     dtype: str,
     weights: dict[str, str],
-    machine: dict[str, Any],
+    machine: Row,
     scratch: Path,
     say: Callable[[str], None],
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """One task in one dtype: all contenders in turn."""
     running: list[Contender] = []
     try:
@@ -245,7 +245,7 @@ def prove_equal(running: Sequence[Contender], options: Options, dtype: str, scra
             )
 
 
-def row(worker: Contender, machine: dict[str, Any]) -> dict[str, Any]:
+def row(worker: Contender, machine: Row) -> Row:
     """What `--json` holds of one contender; seconds are medians over the rounds."""
     spec = worker.spec
     medians = [statistics.median(seconds) for seconds in worker.seconds]
@@ -289,7 +289,7 @@ def ours_flops(spec: Spec) -> float:
     return (6 if spec.task == "train" else 2) * cost.forward_macs(config) * spec.batch
 
 
-def machine_text(machine: dict[str, Any], dtype: str) -> str:
+def machine_text(machine: Row, dtype: str) -> str:
     products = "".join(
         f", {name} {100 * rate / machine['matmul']:.0f}%"
         for name, rate in machine.get("products", {}).items()
@@ -300,7 +300,7 @@ def machine_text(machine: dict[str, Any], dtype: str) -> str:
     )
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """The rows of one task, aligned, each beside this package's."""
     if not rows:
         return ""
@@ -321,7 +321,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def details(found: dict[str, Any]) -> str:
+def details(found: Row) -> str:
     """What matters of one task and not of the others."""
     if found["task"] == "input":
         per_image = found["cpu_milliseconds"] / found["batch"]
@@ -332,11 +332,11 @@ def details(found: dict[str, Any]) -> str:
     return text
 
 
-def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def plot(rows: Sequence[Row], file: Path) -> None:
     """Images per second as bars, a panel for each task and dtype."""
     from vit_jax.pages.figures import new_figure
 
-    panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    panels: dict[tuple[str, str], list[Row]] = {}
     for found in rows:
         if found["images_per_second"]:
             panels.setdefault((found["task"], found["dtype"]), []).append(found)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from vit_jax import config as configuration, models
+from vit_jax import config as configuration, data, models
 from vit_jax.bench import collectives
 from vit_jax.models import ViTConfig, cost
 from vit_jax.runtime import sharding
@@ -237,7 +237,7 @@ def table_input(variants: Iterable[str] = ("L/16", "H/14")) -> list[str]:
 # --- the same, read from compiled steps -----------------------------------------------------------
 
 
-class Jft:
+class Jft(data.Source):
     """A data set of JFT-300M's size that cannot be read; enough to prepare a run."""
 
     spec, fingerprint = "jft", "none"
@@ -246,6 +246,9 @@ class Jft:
 
     def __len__(self) -> int:
         return cost.JFT_IMAGES
+
+    def __getitem__(self, index: int) -> data.Record:
+        raise NotImplementedError
 
 
 def compiled_text(variant: str, mesh: Mesh, **settings: Any) -> str:

@@ -18,10 +18,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vit_jax import files
-from vit_jax.bench import kernels
+from vit_jax.bench import Row, kernels
 from vit_jax.errors import UserError, nearest
 
 TASKS = ("train", "inference")
@@ -127,7 +127,7 @@ def bench(
     peers: Sequence[tuple[str, str]] = (),
     dump: Path | None = None,
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Compiles every request, says what comes out of it, and returns the rows of `--json`.
 
     Args:
@@ -151,7 +151,7 @@ def bench(
     return rows
 
 
-def compile_apart(request: Request, scratch: Path) -> dict[str, Any]:
+def compile_apart(request: Request, scratch: Path) -> Row:
     """The row of one request, from a process of its own that leaves its files in `scratch`."""
     environment = {
         **os.environ,
@@ -180,7 +180,7 @@ def compile_apart(request: Request, scratch: Path) -> dict[str, Any]:
     return found
 
 
-def keep(request: Request, row: dict[str, Any], scratch: Path, dump: Path) -> None:
+def keep(request: Request, row: Row, scratch: Path, dump: Path) -> None:
     """The HLO text and the schedules of the kernels, to a directory below `dump`."""
     name = f"{request.target}_{request.variant}_{request.task}_{request.batch}_{request.dtype}"
     directory = dump / name.replace("/", "-").replace(":", "-")
@@ -191,7 +191,7 @@ def keep(request: Request, row: dict[str, Any], scratch: Path, dump: Path) -> No
             files.write_text(directory / file.name.partition("-")[2], file.read_text())
 
 
-def beside(request: Request, row: dict[str, Any]) -> dict[str, Any]:
+def beside(request: Request, row: Row) -> Row:
     """What a peer's step is estimated to take, compiled here: as `references`."""
     with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
         theirs = compile_apart(request, Path(scratch))
@@ -205,7 +205,7 @@ def beside(request: Request, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def references(request: Request, row: dict[str, Any]) -> list[dict[str, Any]]:
+def references(request: Request, row: Row) -> list[Row]:
     """What is known of others that do the same: cycles, and ours as a share of theirs."""
     options = dict(request.options)
     rate = float(options.pop("dropout_rate", 0))
@@ -219,7 +219,7 @@ def references(request: Request, row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def table(row: dict[str, Any]) -> str:
+def table(row: Row) -> str:
     """A row for people; says that its numbers are the compiler's estimate."""
     chip, cycles = CHIPS[row["chip"]], row["cycles"]
     chips = f"{row['chips']} chips" if row["chips"] > 1 else "one chip"

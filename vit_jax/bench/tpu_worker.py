@@ -11,14 +11,13 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import topologies
 
 from vit_jax import config as configuration, files, models
-from vit_jax.bench import collectives, hlo, kernels, steps, tpu
+from vit_jax.bench import Row, collectives, hlo, kernels, steps, tpu
 from vit_jax.bench.tpu import CHIPS, HLO, Request
 from vit_jax.errors import UserError
 from vit_jax.models import cost
@@ -75,7 +74,7 @@ def mesh_of(request: Request) -> jax.sharding.Mesh:
     return sharding.make_mesh(**dict(request.mesh), devices=np.asarray(chosen))
 
 
-def compile_for(request: Request, directory: Path) -> dict[str, Any]:
+def compile_for(request: Request, directory: Path) -> Row:
     """The row of a request; the HLO text is left in `directory`."""
     config, mesh = model_of(request), mesh_of(request)
     chips, train = mesh.devices.size, request.task == "train"
@@ -121,7 +120,7 @@ def compile_for(request: Request, directory: Path) -> dict[str, Any]:
 
 def estimate(
     text: str, grids: dict[tuple[str, ...], kernels.Grid], directory: Path, chip_name: str
-) -> dict[str, Any]:
+) -> Row:
     """What the compiler expects of a program: cycles, their parts, kernels, collectives."""
     chip, instructions = CHIPS[chip_name], hlo.read(text)
     costs = {
@@ -145,7 +144,7 @@ def estimate(
     }
 
 
-def exchanges(text: str) -> list[dict[str, Any]]:
+def exchanges(text: str) -> list[Row]:
     """The collectives, and how many estimated cycles run while each is on its way.
 
     An asynchronous one is a pair of instructions, or on a TPU a first fusion, others that each send

@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import time
-from typing import Any
+
+from vit_jax.bench import Row
 
 BEGIN = time.perf_counter()
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    def say(answer: dict[str, Any]) -> None:
+    def say(answer: Row) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -56,7 +57,7 @@ def write_weights(out: str, variant: str, size: int, classes: int, formats: list
         make(f"{out}/native", f"{out}/{name}", form)
 
 
-def serve(contender: str, spec_of: dict[str, Any], say) -> None:
+def serve(contender: str, spec_of: Row, say) -> None:
     import numpy as np
 
     from vit_jax.bench import jobs, peers
@@ -95,7 +96,7 @@ def serve(contender: str, spec_of: dict[str, Any], say) -> None:
     say({"peak": peak_memory()})
 
 
-def run_round(job, seconds: float, pause) -> dict[str, Any]:
+def run_round(job, seconds: float, pause) -> Row:
     """The duration of every step of a round, and the CPU seconds of all threads per step.
 
     A step that returns a number says its duration itself. `pause(seconds)` is what a training loop

@@ -7,7 +7,6 @@ pre-training head (its pooler) and no classifier.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def check_supported(config: models.ModelConfig) -> ViTConfig:
     return config
 
 
-def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str, Any]) -> None:
+def save(directory: str | Path, config: models.ModelConfig, params: models.Params) -> None:
     """Writes a directory that `transformers` loads, `pipeline("image-classification")` included.
 
     Raises:
@@ -246,7 +245,7 @@ def read_processor(directory: Path) -> tuple[dict[str, Any], str]:
 
 
 def find_config(
-    values: Mapping[str, Any], weights: dict[str, np.ndarray], where: str
+    values: settings.Values, weights: dict[str, np.ndarray], where: str
 ) -> tuple[ViTConfig, dict[str, np.ndarray]]:
     """The configuration that `config.json` describes, and the arrays that are read of `weights`.
 
@@ -326,7 +325,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return settings.count(height), settings.count(width)
 
 
-def labels_of(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def labels_of(values: settings.Values, where: str) -> tuple[str, ...]:
     """Class names in order; () where they are only LABEL_0, ..., or not of 0, 1, ... (is said)."""
     table = values.get("id2label") or {}
     if isinstance(table, list):

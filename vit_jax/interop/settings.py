@@ -7,9 +7,12 @@ configuration and in no table is refused as well, where the other side would tak
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from vit_jax.errors import UserError, nearest
+
+#: A JSON object of the other side.
+Values = Mapping[str, Any]
 
 
 class Read(NamedTuple):
@@ -35,7 +38,7 @@ WORDS = Nothing("names and remarks")
 Table = Mapping[str, Read | Only | Nothing]
 
 
-def check(values: Mapping[str, Any], table: Table, where: str, *, strict: bool = True) -> None:
+def check(values: Values, table: Table, where: str, *, strict: bool = True) -> None:
     """Raises UserError that names the first setting that our models cannot follow.
 
     Args:
@@ -59,14 +62,14 @@ def check(values: Mapping[str, Any], table: Table, where: str, *, strict: bool =
         print(f"{where}: not read, as they are no settings of this model: {', '.join(unknown)}")
 
 
-def refuse(where: str, key: str, value: Any, why: str = "our models have no place for it") -> None:
+def refuse(
+    where: str, key: str, value: Any, why: str = "our models have no place for it"
+) -> NoReturn:
     """Raises UserError for a setting."""
     raise UserError(f"{where}: {key}={value!r} cannot be followed: {why}.")
 
 
-def get(
-    values: Mapping[str, Any], key: str, default: Any, where: str, parse: Callable[[Any], Any]
-) -> Any:
+def get(values: Values, key: str, default: Any, where: str, parse: Callable[[Any], Any]) -> Any:
     """A setting as `parse` makes it; the default where it is missing or null.
 
     Raises:

@@ -197,7 +197,7 @@ def layout(config: models.ModelConfig) -> Layout:
     )
 
 
-def save(directory: str | Path, config: models.ModelConfig, params: Mapping[str, Any]) -> None:
+def save(directory: str | Path, config: models.ModelConfig, params: models.Params) -> None:
     """Writes a directory for `timm.create_model("local-dir:DIRECTORY", pretrained=True)`.
 
     Raises:
@@ -257,7 +257,7 @@ def timm_config(config: models.ModelConfig) -> dict[str, Any]:
     return values
 
 
-def is_timm(weights: Mapping[str, Any]) -> bool:
+def is_timm(weights: Mapping[str, np.ndarray]) -> bool:
     """Whether these are the arrays of a timm ViT, hybrid or BiT."""
     return "patch_embed.proj.weight" in weights or "stem.conv.weight" in weights
 
@@ -293,7 +293,7 @@ def load(
     )
 
 
-def as_written(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def as_written(values: settings.Values, where: str) -> tuple[dict, dict]:
     """`config.json` and its `pretrained_cfg`, which older versions wrote as one."""
     values = dict(values)
     if values and "pretrained_cfg" not in values:
@@ -307,8 +307,8 @@ def as_written(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], d
 
 def find_config(
     weights: dict[str, np.ndarray],
-    values: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    values: settings.Values,
+    facts: settings.Values,
     where: str,
     variant: str | None,
 ) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
@@ -342,7 +342,7 @@ def find_config(
     return config, weights
 
 
-def _implied(values: Mapping[str, Any], is_bit: bool, where: str) -> dict[str, Any]:
+def _implied(values: settings.Values, is_bit: bool, where: str) -> dict[str, Any]:
     """What the name of an architecture stands for, besides what its arrays tell.
 
     Raises:
@@ -361,7 +361,7 @@ def _implied(values: Mapping[str, Any], is_bit: bool, where: str) -> dict[str, A
 
 
 def _find_resnet(
-    weights: Mapping[str, Any], size: tuple[int, int], labels: tuple[str, ...], where: str
+    weights: Mapping[str, np.ndarray], size: tuple[int, int], labels: tuple[str, ...], where: str
 ) -> ResNetConfig:
     unit = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.conv1")
     units = [(int(m[1]), int(m[2])) for name in weights if (m := unit.match(name))]

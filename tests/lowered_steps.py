@@ -35,28 +35,28 @@ class Case(NamedTuple):
 
 DEBUG = {"model.variant": "debug"}
 HALF = {"compute_dtype": "bfloat16"}
+#: Of pre-training, with all that is optional.
+RECIPE = DEBUG | {
+    "model.representation_size": "hidden",
+    "model.classifier": "map",
+    "model.position_embedding": "2d",
+    "model.dropout_rate": 0.1,
+    "model.stochastic_depth_rate": 0.1,
+    "loss.name": "sigmoid_cross_entropy",
+    "loss.label_smoothing": 1e-4,
+    "optimizer": {"name": "adam", "weight_decay": 0.1},
+    "schedule.decay": "linear",
+    "schedule.warmup_steps": 2,
+    "gradient_clip_norm": 1.0,
+    "polyak_decay": 0.9999,
+    "mixup_alpha": 0.2,
+}
 CASES = {
     "debug_float32": Case(DEBUG),
     "debug_bfloat16_one_device": Case(DEBUG | HALF),
     "debug_bfloat16_two_devices": Case(DEBUG | HALF, devices=2),
-    "recipe": Case(  # of pre-training, with all that is optional
-        DEBUG
-        | {
-            "model.representation_size": "hidden",
-            "model.classifier": "map",
-            "model.position_embedding": "2d",
-            "model.dropout_rate": 0.1,
-            "model.stochastic_depth_rate": 0.1,
-            "loss.name": "sigmoid_cross_entropy",
-            "loss.label_smoothing": 1e-4,
-            "optimizer": {"name": "adam", "weight_decay": 0.1},
-            "schedule.decay": "linear",
-            "schedule.warmup_steps": 2,
-            "gradient_clip_norm": 1.0,
-            "polyak_decay": 0.9999,
-            "mixup_alpha": 0.2,
-        }
-    ),
+    "recipe": Case(RECIPE),
+    "recipe_threefry": Case(RECIPE | {"dropout_bits": "threefry"}),
     "scan_relative": Case(DEBUG | {"model.scan": True, "model.position_embedding": "relative"}),
     "hybrid": Case(
         {"model.variant": "R26+S/32", "model.num_layers": 1, "model.image_size": 64} | HALF,

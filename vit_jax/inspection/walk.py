@@ -12,6 +12,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.inspection.attention import attention_distance, patch_attention, rollout_step
+from vit_jax.models import ablations
 
 
 class Looked(NamedTuple):
@@ -52,7 +53,7 @@ def attention_layers(
         return block(z), block.attention_weights(z)
 
     for i, block in enumerate(model.blocks):
-        z = model.add_position(z, i) if i else z
+        z = ablations.add_position(model.position_embedding, model.config, z, i) if i else z
         z, weights = layer(block, z)
         yield np.asarray(weights)
 

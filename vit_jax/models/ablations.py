@@ -20,6 +20,7 @@ from vit_jax.models.layers import (
     Dense,
     Keys,
     LayerNorm,
+    PositionEmbedding,
     Randomness,
     add_float32,
     fold,
@@ -51,11 +52,9 @@ class PositionEmbedding2D(nnx.Module):
         return add_float32(z, self.table())
 
 
-def position_embeddings(
-    config: ViTConfig, one_dimensional: Callable[..., nnx.Module], *, keys: Keys
-) -> nnx.List:
+def position_embeddings(config: ViTConfig, *, keys: Keys) -> nnx.List:
     """The modules that add E_pos: one for the stem, one for every block, or none (Table 8)."""
-    kinds = {"1d": one_dimensional, "2d": PositionEmbedding2D}
+    kinds = {"1d": PositionEmbedding, "2d": PositionEmbedding2D}
     if config.position_embedding not in kinds:
         return nnx.List()
     count = config.num_layers if config.position_embedding_at == "every" else 1

@@ -45,6 +45,11 @@ def zeros(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:
     return jnp.zeros(shape, dtype)
 
 
+def all_zeros(**_) -> Callable[..., Array]:
+    """`kernel_init` of a head that begins at zero."""
+    return zeros
+
+
 def constant(value: float):
     """Initialiser: `value` everywhere."""
     return initializers.constant(value)
@@ -183,6 +188,17 @@ def check_images(images: Any, config: Any, *, exactly: bool = False) -> None:
 def add_float32(z: Array, table: Array) -> Array:
     """z + table, summed in float32, in the dtype of z."""
     return (z.astype(jnp.float32) + table).astype(z.dtype)
+
+
+class PositionEmbedding(nnx.Module):
+    """Adds E_pos (Eq. 1), one learned vector per token, to (b, n, d)."""
+
+    def __init__(self, config: ViTConfig, *, keys: Keys):
+        shape = (1, config.num_tokens, config.hidden_size)
+        self.embedding = nnx.Param(initializers.normal(stddev=0.02)(keys(), shape, jnp.float32))
+
+    def __call__(self, z: Array) -> Array:
+        return add_float32(z, self.embedding[...])
 
 
 def dropout(x: Array, rate: float, key: Randomness, *, shape: Sequence[int] | None = None) -> Array:

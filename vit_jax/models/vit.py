@@ -14,28 +14,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.models import ablations, layers
-from vit_jax.models.layers import (
-    MLP,
-    Array,
-    Dense,
-    Keys,
-    LayerNorm,
-    Randomness,
-    dropout,
-    fold,
-    initializers,
-)  # fmt: skip
+from vit_jax.models.layers import MLP, Array, Dense, Keys, LayerNorm, Randomness, dropout, fold
 from vit_jax.models.stem import HybridStem
 from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import Numerics
 from vit_jax.numerics.plain import attention_weights, heads
+
+Outputs = dict[str, Any] | None  # where intermediates are put, if they are asked for
 
 
 class PatchEmbedding(nnx.Module):
     """x_p E (Eq. 1): flattened patches times a matrix. (b, h, w, c) to (b, grid_h * grid_w, d)."""
 
     def __init__(self, config: ViTConfig, numerics: Numerics, channels: int, *, keys: Keys):
-        init = initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        init = layers.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
         shape = (*config.patch_size, channels, config.hidden_size)
         self.kernel = nnx.Param(init(keys(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((config.hidden_size,), jnp.float32))
@@ -48,17 +40,6 @@ class PatchEmbedding(nnx.Module):
         x = x.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, -1, ph * pw * c)
         return self.dense(x, self.kernel[...].reshape(-1, d), self.bias[...])
-
-
-class PositionEmbedding(nnx.Module):
-    """Adds E_pos (Eq. 1), one learned vector per token, to (b, n, d)."""
-
-    def __init__(self, config: ViTConfig, *, keys: Keys):
-        shape = (1, config.num_tokens, config.hidden_size)
-        self.embedding = nnx.Param(initializers.normal(stddev=0.02)(keys(), shape, jnp.float32))
-
-    def __call__(self, z: Array) -> Array:
-        return layers.add_float32(z, self.embedding[...])
 
 
 class SelfAttention(nnx.Module):
@@ -88,9 +69,7 @@ class SelfAttention(nnx.Module):
 class EncoderBlock(nnx.Module):
     """One layer of the encoder: Eq. 2 and Eq. 3, pre-norm, each with its residual."""
 
-    def __init__(
-        self, config: ViTConfig, numerics: Numerics, *, drop_path: float = 0.0, keys: Keys
-    ):
+    def __init__(self, config: ViTConfig, numerics: Numerics, *, drop_path=0.0, keys: Keys):
         d, epsilon = config.hidden_size, config.layer_norm_epsilon
         self.attention_norm = LayerNorm(d, epsilon=epsilon, numerics=numerics)
         self.attention = SelfAttention(config, numerics, keys=keys)
@@ -103,8 +82,7 @@ class EncoderBlock(nnx.Module):
             return dropout(y, self.drop_path, fold(key, index), shape=(y.shape[0], 1, 1))
 
         z = self.add(z, drop(self.attention(self.attention_norm(z), key), 1))  # Eq. 2
-        z = self.add(z, drop(self.mlp(self.mlp_norm(z), fold(key, 2)), 3))  # Eq. 3
-        return z
+        return self.add(z, drop(self.mlp(self.mlp_norm(z), fold(key, 2)), 3))  # Eq. 3
 
     def attention_weights(self, z: Array) -> Array:
         """A of Eq. 6, (b, h, n, n), of what the block is given."""
@@ -131,28 +109,20 @@ class VisionTransformer(layers.Model):
         self.patch_embedding = PatchEmbedding(config, numerics, channels, keys=keys)
         if config.classifier == "token":
             self.class_token = nnx.Param(jnp.zeros((1, 1, d), jnp.float32))
-        self.position_embedding = ablations.position_embeddings(
-            config, PositionEmbedding, keys=keys
-        )
-        last = max(config.num_layers - 1, 1)
+        self.position_embedding = ablations.position_embeddings(config, keys=keys)
+        rate, last = config.stochastic_depth_rate, max(config.num_layers - 1, 1)
         self.blocks = nnx.List(
-            self.block(
-                config, numerics, drop_path=config.stochastic_depth_rate * i / last, keys=keys
-            )
+            self.block(config, numerics, drop_path=rate * i / last, keys=keys)
             for i in range(config.num_layers)
         )
         self.encoder_norm = LayerNorm(d, epsilon=epsilon, numerics=numerics)
         if config.classifier != "token":
             self.pooling = ablations.pooling(config, numerics, keys=keys)
         if config.representation_size is not None:
-            init = initializers.lecun_normal
+            init = layers.initializers.lecun_normal
             self.pre_logits = dense(d, config.representation_size, kernel_init=init)
-        self.head = dense(
-            config.representation_size or d,
-            config.num_classes,
-            kernel_init=lambda **_: layers.zeros,
-            bias_init=layers.constant(config.head_bias),
-        )
+        width, start = config.representation_size or d, layers.constant(config.head_bias)
+        self.head = dense(width, config.num_classes, kernel_init=layers.all_zeros, bias_init=start)
 
     def __call__(
         self,
@@ -178,7 +148,7 @@ class VisionTransformer(layers.Model):
         Raises:
           UserError: the images have another shape than the position embeddings were made for.
         """
-        out: dict[str, Any] | None = {} if return_intermediates else None
+        out: Outputs = {} if return_intermediates else None
         if out is not None and not isinstance(return_intermediates, bool):
             out |= {"attention": []} if "attention" in return_intermediates else {}
         blocks = None if return_intermediates == ("pre_logits",) else out  # a scan can stay one
@@ -198,16 +168,10 @@ class VisionTransformer(layers.Model):
         if self.config.classifier == "token":
             token = self.class_token[...].astype(z.dtype)
             z = jnp.concatenate([jnp.broadcast_to(token, (z.shape[0], 1, z.shape[2])), z], axis=1)
-        z = self.add_position(z, 0)
+        z = ablations.add_position(self.position_embedding, self.config, z, 0)
         return dropout(z, self.config.dropout_rate, fold(key, self.config.num_layers))
 
-    def add_position(self, z: Array, layer: int) -> Array:
-        """z + E_pos at layer 0; the ablations of Table 8 add it elsewhere or not at all."""
-        return ablations.add_position(self.position_embedding, self.config, z, layer)
-
-    def encode(
-        self, z: Array, *, key: Randomness = None, out: dict[str, Any] | None = None
-    ) -> Array:
+    def encode(self, z: Array, *, key: Randomness = None, out: Outputs = None) -> Array:
         """LN(z_L) (b, n, d) of x_p E (b, N, d). `out`, if given, receives the intermediates."""
         z = self.embed(z, key=key)  # Eq. 1
         if self.config.scan and out is None:
@@ -216,7 +180,7 @@ class VisionTransformer(layers.Model):
         out = {} if out is None else out
         out["embedded"] = z
         for i, block in enumerate(self.blocks):  # Eq. 2 and 3, L times
-            z = self.add_position(z, i) if i else z
+            z = ablations.add_position(self.position_embedding, self.config, z, i) if i else z
             if "attention" in out:
                 out["attention"].append(block.attention_weights(z))
             out[f"block_{i}"] = z = self.numerics.layer(block.__call__)(z, fold(key, i))
@@ -225,9 +189,7 @@ class VisionTransformer(layers.Model):
         out["encoded"] = z = self.encoder_norm(z)
         return z
 
-    def classify(
-        self, z: Array, *, key: Randomness = None, out: dict[str, Any] | None = None
-    ) -> Array:
+    def classify(self, z: Array, *, key: Randomness = None, out: Outputs = None) -> Array:
         """Logits (b, num_classes) float32 of LN(z_L) (b, n, d): Eq. 4 and the head."""
         out = {} if out is None else out
         y = z[:, 0] if self.config.classifier == "token" else self.pooling(z, key)  # Eq. 4

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 Array = jax.Array
 #: Axes that a product sums over: rows with rows, columns with rows, and columns with columns.
@@ -26,6 +27,14 @@ LANES = 128
 #: Heads whose scores are asked for before the softmax of a head is computed, so that the matrix
 #: unit and the vector unit work at the same time.
 AHEAD = 2
+#: Axes of a mesh that images and heads are split over (vit_jax/runtime/sharding.py).
+IMAGES, HEADS = ("data", "fsdp"), "tensor"
+
+
+def most_tokens(heads: int, size: int, itemsize: int) -> int:
+    """The longest sequence that the kernels have vector memory for."""
+    del heads, size, itemsize
+    return 640
 
 
 def dot(a: Array, b: Array, axes: Any) -> Array:
@@ -161,31 +170,69 @@ def on_the_platform(kernel: Callable, heads: int, out_shapes: Any, *arrays: Arra
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def attention(qkv: Array, heads: int) -> Array:
-    """softmax(q k^T / sqrt(e)) v: (b, n, 3 h e) to (b, n, h e), in the dtype of qkv.
+def run_forward(qkv: Array, *, sums: bool) -> tuple[Array, ...]:
+    """(y (b, n, h e),) of qkv (b, n, 3, h, e), and with `sums` (b, h, n) float32, on one device."""
+    b, n, _, h, e = qkv.shape
+    out = [jax.ShapeDtypeStruct((b, n, h * e), qkv.dtype)]
+    out += [jax.ShapeDtypeStruct((b, h, n), jnp.float32)] if sums else []
+    return tuple(on_the_platform(forward_kernel, h, out, qkv.reshape(b, n, -1)))
+
+
+def run_backward(qkv: Array, dy: Array, sums: Array) -> Array:
+    """dqkv (b, n, 3, h, e) on one device."""
+    b, n, _, h, _ = qkv.shape
+    rows = qkv.reshape(b, n, -1)
+    out = [jax.ShapeDtypeStruct(rows.shape, rows.dtype)]
+    return on_the_platform(backward_kernel, h, out, rows, dy, sums)[0].reshape(qkv.shape)
+
+
+def on_the_mesh(run: Callable, qkv: Array, *more: Array, inputs: Any, outputs: Any) -> Any:
+    """`run` on every device with its own images and heads, where qkv is on a mesh.
+
+    XLA cannot split a kernel by itself. An axis that does not divide is not split.
+
+    Args:
+      inputs, outputs: of `more` and of the results, the places of images and heads: "b", "h", "".
+    """
+    mesh = jax.typeof(qkv).sharding.mesh  # as the arguments of the jitted function have it
+    if mesh.empty or mesh.size == 1:
+        return run(qkv, *more)
+    images = tuple(axis for axis in IMAGES if axis in mesh.axis_names)
+    share = math.prod(mesh.shape[axis] for axis in images)
+    names: dict[str, Any] = {"b": images if qkv.shape[0] % share == 0 else None, ".": None}
+    fits = HEADS in mesh.axis_names and qkv.shape[3] % mesh.shape[HEADS] == 0
+    names["h"] = HEADS if fits else None
+    spec = lambda places: PartitionSpec(*(names[place] for place in places))  # noqa: E731
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(spec("b..h."), *map(spec, inputs)),
+        out_specs=jax.tree.map(spec, outputs),
+        check_vma=False,
+    )(qkv, *more)
+
+
+@jax.custom_vjp
+def attention(qkv: Array) -> Array:
+    """softmax(q k^T / sqrt(e)) v: (b, n, 3, h, e) to (b, n, h e), in the dtype of qkv.
 
     Products have operands in that dtype and sums in float32; the softmax is in float32. For the
     gradient, qkv and one number per head and token are kept.
     """
-    b, n, width = qkv.shape
-    y = jax.ShapeDtypeStruct((b, n, width // 3), qkv.dtype)
-    return on_the_platform(forward_kernel, heads, [y], qkv)[0]
+    run = functools.partial(run_forward, sums=False)
+    return on_the_mesh(run, qkv, inputs=[], outputs=("b.h",))[0]
 
 
-def _forward(qkv: Array, heads: int) -> tuple[Array, tuple[Array, Array]]:
-    b, n, width = qkv.shape
-    y = jax.ShapeDtypeStruct((b, n, width // 3), qkv.dtype)
-    sums = jax.ShapeDtypeStruct((b, heads, n), jnp.float32)
-    y, sums = on_the_platform(forward_kernel, heads, [y, sums], qkv)
+def _forward(qkv: Array) -> tuple[Array, tuple[Array, Array]]:
+    run = functools.partial(run_forward, sums=True)
+    y, sums = on_the_mesh(run, qkv, inputs=[], outputs=("b.h", "bh."))
     return y, (qkv, sums)
 
 
-def _backward(heads: int, kept: tuple[Array, Array], dy: Array) -> tuple[Array]:
+def _backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array]:
     qkv, sums = kept
-    out = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     dy = dy.astype(qkv.dtype)
-    return tuple(on_the_platform(backward_kernel, heads, [out], qkv, dy, sums))
+    return (on_the_mesh(run_backward, qkv, dy, sums, inputs=["b.h", "bh."], outputs="b..h."),)
 
 
 attention.defvjp(_forward, _backward)

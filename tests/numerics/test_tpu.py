@@ -179,7 +179,7 @@ def test_when_attention_is_fused():
         (dict(backend="cpu"), "no TPU"),
         (dict(relative=True), "relative"),
         (dict(head_size=20), "20 wide"),
-        (dict(tokens=10000), "10000 tokens"),
+        (dict(tokens=10000), "10000 tokens are too many"),
     ):
         assert not asked("auto", **changes)
         with pytest.raises(UserError, match=f"fused' cannot be: .*{text}.*use 'auto'"):

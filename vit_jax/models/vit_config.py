@@ -34,8 +34,8 @@ class ViTConfig:
     (as here) or "gelu" (exact). `representation_size` is the hidden layer of the pre-training head
     (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
     evaluation transform with its options, if known; they travel with the weights. `attention` is
-    "xla", "cudnn" (its kernel, on GPUs), "fused" (ours, on TPUs) or "auto", a kernel where it can be
-    had.
+    "xla", "cudnn" (its kernel, on GPUs), "fused" (ours, on TPUs) or "auto", a kernel where there is
+    one.
     """
 
     variant: str

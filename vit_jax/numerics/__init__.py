@@ -94,8 +94,8 @@ def of(
     Args:
       dtype: of the operands of products, "float32" or "bfloat16".
       remat_policy: `model.remat`.
-      attention: `model.attention`; what it may be depends on `heads`, their size, `tokens` (0: attention
-        is not over all of them) and on whether position embeddings are `relative`.
+      attention: `model.attention`; what it may be depends on `heads`, `head_size`, `tokens` (0: not
+        over all of them) and on whether position embeddings are `relative`.
 
     Raises:
       UserError: that kind of attention cannot be had there.

@@ -16,7 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+
+from vit_jax.numerics import kernels
 
 Array = jax.Array
 #: Axes that a product sums over: rows with rows, columns with rows, and columns with columns.
@@ -27,14 +28,24 @@ LANES = 128
 #: Heads whose scores are asked for before the softmax of a head is computed, so that the matrix
 #: unit and the vector unit work at the same time.
 AHEAD = 2
-#: Axes of a mesh that images and heads are split over (vit_jax/runtime/sharding.py).
-IMAGES, HEADS = ("data", "fsdp"), "tensor"
+#: Bytes of vector memory that kernels are given by default, and that every chip from v5e on has.
+#: Above so many tokens, of which one program has a part for each, XLA's attention is as good.
+DEFAULT_MEMORY, MOST_MEMORY, MOST_TOKENS = 16 << 20, 60 << 20, 640
 
 
-def most_tokens(heads: int, size: int, itemsize: int) -> int:
-    """The longest sequence that the kernels have vector memory for."""
-    del heads, size, itemsize
-    return 640
+def memory(tokens: int, width: int, itemsize: int) -> int:
+    """Bytes of vector memory that the backward kernel takes, the larger of the two, about.
+
+    The blocks of an image, which are there twice, so that one is moved while the other is worked
+    on; and scores and what is made of them, for the heads that are under way.
+    """
+    blocks = 2 * (3 + 1 + 3) * tokens * width * itemsize
+    scores = tokens * -(-tokens // LANES) * LANES * 4
+    return blocks + (2 * AHEAD + 6) * scores
+
+
+def fits(tokens: int, width: int, itemsize: int) -> bool:
+    return tokens <= MOST_TOKENS and memory(tokens, width, itemsize) <= MOST_MEMORY
 
 
 def dot(a: Array, b: Array, axes: Any) -> Array:
@@ -73,7 +84,7 @@ def pipelined(count: int, begin: Callable[[int], Any], end: Callable[[int, Any],
             end(i - AHEAD, begun.pop(i - AHEAD))
 
 
-def forward_kernel(qkv: Any, y: Any, *sums: Any, heads: int, size: int) -> None:
+def attention_forward(qkv: Any, y: Any, *sums: Any, heads: int, size: int) -> None:
     """y (1, n, h e) of qkv (1, n, 3 h e); if asked for, log sum exp of the logits, (1, h, n)."""
     width, scale = heads * size, size**-0.5
     places = [(group, i) for group in groups(heads, size) for i in range(len(group))]
@@ -104,7 +115,7 @@ def forward_kernel(qkv: Any, y: Any, *sums: Any, heads: int, size: int) -> None:
     pipelined(heads, begin, end)
 
 
-def backward_kernel(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, size: int) -> None:
+def attention_backward(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, size: int) -> None:
     """dqkv (1, n, 3 h e) of qkv, of dy (1, n, h e) and of what the forward kernel summed."""
     width, scale = heads * size, size**-0.5
     places = [(group, i) for group in groups(heads, size) for i in range(len(group))]
@@ -138,36 +149,11 @@ def backward_kernel(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, size
     pipelined(heads, begin, end)
 
 
-def call(kernel: Callable, heads: int, out_shapes: Any, *arrays: Array, interpret: bool) -> Any:
-    """`kernel` over the images of `arrays`, one a step."""
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import tpu as pltpu
-
-    size = arrays[0].shape[-1] // heads // 3
-
-    def whole(array: Any) -> pl.BlockSpec:
-        return pl.BlockSpec((1, *array.shape[1:]), lambda image: (image, 0, 0))
-
-    return pl.pallas_call(
-        functools.partial(kernel, heads=heads, size=size),
-        out_shape=out_shapes,
-        grid=(arrays[0].shape[0],),
-        in_specs=[whole(array) for array in arrays],
-        out_specs=[whole(array) for array in out_shapes],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
-        interpret=interpret,
-        name=kernel.__name__.removesuffix("_kernel"),
-    )(*arrays)
-
-
-def on_the_platform(kernel: Callable, heads: int, out_shapes: Any, *arrays: Array) -> Any:
-    """`call`, compiled for a TPU and interpreted on the CPU devices that stand in for one."""
-    run = functools.partial(call, kernel, heads, out_shapes)
-    return jax.lax.platform_dependent(
-        *arrays,
-        cpu=functools.partial(run, interpret=True),
-        default=functools.partial(run, interpret=False),
-    )
+def given(qkv: Array) -> int | None:
+    """Vector memory for the kernels of qkv (b, n, 3, h, e), where the default is too little."""
+    _, n, _, h, e = qkv.shape
+    needed = memory(n, h * e, qkv.dtype.itemsize)
+    return needed if needed > DEFAULT_MEMORY else None
 
 
 def run_forward(qkv: Array, *, sums: bool) -> tuple[Array, ...]:
@@ -175,41 +161,24 @@ def run_forward(qkv: Array, *, sums: bool) -> tuple[Array, ...]:
     b, n, _, h, e = qkv.shape
     out = [jax.ShapeDtypeStruct((b, n, h * e), qkv.dtype)]
     out += [jax.ShapeDtypeStruct((b, h, n), jnp.float32)] if sums else []
-    return tuple(on_the_platform(forward_kernel, h, out, qkv.reshape(b, n, -1)))
+    kernel = functools.partial(attention_forward, heads=h, size=e)
+    return tuple(kernels.by_image(kernel, out, qkv.reshape(b, n, -1), memory=given(qkv)))
 
 
 def run_backward(qkv: Array, dy: Array, sums: Array) -> Array:
     """dqkv (b, n, 3, h, e) on one device."""
-    b, n, _, h, _ = qkv.shape
+    b, n, _, h, e = qkv.shape
     rows = qkv.reshape(b, n, -1)
+    kernel = functools.partial(attention_backward, heads=h, size=e)
     out = [jax.ShapeDtypeStruct(rows.shape, rows.dtype)]
-    return on_the_platform(backward_kernel, h, out, rows, dy, sums)[0].reshape(qkv.shape)
+    return kernels.by_image(kernel, out, rows, dy, sums, memory=given(qkv))[0].reshape(qkv.shape)
 
 
-def on_the_mesh(run: Callable, qkv: Array, *more: Array, inputs: Any, outputs: Any) -> Any:
-    """`run` on every device with its own images and heads, where qkv is on a mesh.
-
-    XLA cannot split a kernel by itself. An axis that does not divide is not split.
-
-    Args:
-      inputs, outputs: of `more` and of the results, the places of images and heads: "b", "h", "".
-    """
-    mesh = jax.typeof(qkv).sharding.mesh  # as the arguments of the jitted function have it
-    if mesh.empty or mesh.size == 1:
-        return run(qkv, *more)
-    images = tuple(axis for axis in IMAGES if axis in mesh.axis_names)
-    share = math.prod(mesh.shape[axis] for axis in images)
-    names: dict[str, Any] = {"b": images if qkv.shape[0] % share == 0 else None, ".": None}
-    fits = HEADS in mesh.axis_names and qkv.shape[3] % mesh.shape[HEADS] == 0
-    names["h"] = HEADS if fits else None
-    spec = lambda places: PartitionSpec(*(names[place] for place in places))  # noqa: E731
-    return jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=(spec("b..h."), *map(spec, inputs)),
-        out_specs=jax.tree.map(spec, outputs),
-        check_vma=False,
-    )(qkv, *more)
+def run(function: Callable, *arrays: Array, outputs: Any) -> Any:
+    """`function` of qkv, and dy (b, n, h e) and sums (b, h, n), on whatever devices they are."""
+    inputs = ("b..h.", "b.h", "bh.")[: len(arrays)]
+    heads = arrays[0].shape[3]
+    return kernels.on_the_mesh(function, *arrays, inputs=inputs, outputs=outputs, heads=heads)
 
 
 @jax.custom_vjp
@@ -219,20 +188,18 @@ def attention(qkv: Array) -> Array:
     Products have operands in that dtype and sums in float32; the softmax is in float32. For the
     gradient, qkv and one number per head and token are kept.
     """
-    run = functools.partial(run_forward, sums=False)
-    return on_the_mesh(run, qkv, inputs=[], outputs=("b.h",))[0]
+    return run(functools.partial(run_forward, sums=False), qkv, outputs=("b.h",))[0]
 
 
 def _forward(qkv: Array) -> tuple[Array, tuple[Array, Array]]:
-    run = functools.partial(run_forward, sums=True)
-    y, sums = on_the_mesh(run, qkv, inputs=[], outputs=("b.h", "bh."))
+    forward = functools.partial(run_forward, sums=True)
+    y, sums = run(forward, qkv, outputs=("b.h", "bh."))
     return y, (qkv, sums)
 
 
 def _backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array]:
     qkv, sums = kept
-    dy = dy.astype(qkv.dtype)
-    return (on_the_mesh(run_backward, qkv, dy, sums, inputs=["b.h", "bh."], outputs="b..h."),)
+    return (run(run_backward, qkv, dy.astype(qkv.dtype), sums, outputs="b..h."),)
 
 
 attention.defvjp(_forward, _backward)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.numerics import remat, short_attention
+from vit_jax.numerics import kernels, remat, short_attention
 from vit_jax.numerics.dense import summed_in_float32
 
 Array = jax.Array
@@ -33,13 +33,13 @@ def fused_attention(
     Raises:
       UserError: `asked` is "fused", which cannot be.
     """
-    most = short_attention.most_tokens(heads, head_size, jnp.dtype(dtype).itemsize)
+    fits = short_attention.fits(tokens, heads * head_size, jnp.dtype(dtype).itemsize)
     obstacles = {
         "the device is no TPU": backend != "tpu",
         "position embeddings are relative": relative,
         "it is along rows and columns": tokens == 0,
         f"the heads are {head_size} wide, which is no multiple of 8": head_size % 8 != 0,
-        f"there are {tokens} tokens, and the kernel's memory is enough for {most}": tokens > most,
+        f"{tokens} tokens are too many for the chip's vector memory": not fits,
     }
     found = [text for text, there in obstacles.items() if there]
     if asked == "fused" and found:
@@ -68,8 +68,7 @@ def dense(
     with the batch in the lanes, and copies it. A split over the heads would be undone by that.
     """
     out, features = jnp.dtype(out_dtype or dtype), kernel.shape[1:]
-    mesh = jax.typeof(kernel).sharding.mesh
-    if mesh.empty or mesh.shape.get(short_attention.HEADS, 1) == 1:
+    if not kernels.heads_are_split(kernel):
         kernel, bias = kernel.reshape(len(kernel), -1), bias.reshape(-1)
     y = remat.product(affine(x.astype(dtype), kernel, bias, out))
     y = y.reshape(*x.shape[:-1], *features)
@@ -93,7 +92,13 @@ def _affine_backward(out_dtype, kept, dy):
     dy = dy.astype(x.dtype)
     rows, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, dy.ndim))
     dx = jnp.tensordot(dy, kernel, (features, tuple(range(1, kernel.ndim))))
-    d_kernel = summed_in_float32(functools.partial(jnp.tensordot, axes=(rows, rows)), x, dy)
+    over_rows = functools.partial(jnp.tensordot, axes=(rows, rows))
+    d_kernel = summed_in_float32(over_rows, x, dy)
+    if x.ndim == 3 and kernel.shape[1:] == (
+        3 * len(kernel),
+    ):  # of a kernel's result: nothing fuses
+        ones = jnp.ones((*x.shape[:-1], 8), x.dtype)  # of one row, XLA would make a sum again
+        return dx, d_kernel, summed_in_float32(over_rows, ones, dy)[0]
     return dx, d_kernel, dy.astype(jnp.float32).sum(rows)
 
 

@@ -1,6 +1,11 @@
 """The row for TPUs, its kernels interpreted: against the plain row, on one device and on meshes."""
 
 import functools
+import importlib.util
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import models, numerics
 from vit_jax.errors import UserError
-from vit_jax.numerics import Machine, plain, short_attention, tpu
+from vit_jax.numerics import Machine, plain, self_check, short_attention, tpu
 from vit_jax.runtime import sharding
+from vit_jax.training import kernel_check
 
 ONE = Machine("tpu", 1)
 
@@ -198,3 +204,106 @@ def test_the_row_says_what_it_is():
         models.numerics_of(models.replace(config, attention="fused"), Machine("cpu", 1))
     axial = models.get_config("Axial-B/16", dtype="bfloat16")
     assert "kernel" not in numerics.describe(models.numerics_of(axial, ONE))
+
+
+def clock_of(*seconds):
+    """A clock that says what each run of `verify` took: of the kernel first, then of XLA."""
+    times = iter([t for length in seconds for t in (0.0, length)])
+    return lambda: next(times)
+
+
+def verify(kernel=tpu.attention, seconds=(1.0, 2.0)):
+    return self_check.verify(
+        2, 5, 2, 16, "float32", kernel=kernel, clock=clock_of(*seconds), repeats=1
+    )
+
+
+def test_the_kernel_is_checked_before_it_is_used():
+    verdict = verify()
+    assert verdict.fused and "takes 0.50 of the time" in verdict.text
+    slow = verify(seconds=(3.0, 2.0))
+    assert not slow.fused and "slower" in slow.text and "1.50" in slow.text
+    wrong = verify(lambda qkv: tpu.attention(qkv) * 1.03)
+    assert not wrong.fused and "wrong" in wrong.text
+    not_a_number = verify(lambda qkv: tpu.attention(qkv) * jnp.nan)
+    assert not not_a_number.fused and "wrong" in not_a_number.text
+
+    @jax.custom_vjp
+    def wrong_gradient(qkv):
+        return tpu.attention(qkv)
+
+    wrong_gradient.defvjp(lambda qkv: (tpu.attention(qkv), qkv), lambda qkv, dy: (0 * qkv,))
+    assert "wrong" in verify(wrong_gradient).text
+
+    def refused(qkv):
+        raise RuntimeError("out of vector memory")
+
+    assert not verify(refused).fused and "out of vector memory" in verify(refused).text
+
+
+def test_a_verdict_is_kept_for_the_same_chip_and_shapes():
+    clock = clock_of(1.0, 2.0)  # it runs out at a second measurement
+    ask = functools.partial(self_check.verify, 2, 5, 2, 16, "float32", clock=clock, repeats=1)
+    assert ask() is ask()
+
+
+def test_a_run_uses_what_the_check_allows():
+    mesh, notes = sharding.make_mesh(data=4, tensor=2), []
+    config = models.get_config("debug", dtype="bfloat16")
+    row = models.numerics_of(config, Machine("tpu", 8))
+    asked = []
+
+    def verdict(fused):
+        def verify(*shapes):
+            asked.append(shapes)
+            return self_check.Verdict(fused, f"said {fused}")
+
+        return verify
+
+    def checked(config, row, fused):
+        return kernel_check.checked(config, row, mesh, 64, notes, verify=verdict(fused))
+
+    assert checked(config, row, True) == (config, row)
+    assert asked == [(16, 17, 2, 16, "bfloat16")]  # images, tokens and heads of one device
+    model, other = checked(config, row, False)
+    assert model.attention == "xla" and "kernel" not in numerics.describe(other)
+    forced = models.replace(config, attention="fused")
+    assert checked(forced, row, False) == (forced, row)
+    assert notes == ["said True", "said False", "said False"]
+    assert checked(model, other, True) == (model, other) and len(notes) == 3  # nothing to check
+
+
+SCRIPT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from vit_jax import models
+from vit_jax.numerics import Machine
+device = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices[0]
+mesh = jax.sharding.Mesh(np.array([device]), ("data",))
+where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+config = models.get_config("B/16", dtype="bfloat16", num_layers=1)
+init, apply = models.as_functions(config, models.numerics_of(config, Machine("tpu", 1)))
+shapes = jax.eval_shape(init, jax.random.key(0)), jax.ShapeDtypeStruct((16, 224, 224, 3), "float32")
+shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+step = jax.jit(jax.grad(lambda params, images: apply(params, images).mean())).trace(*shapes)
+print(step.lower(lowering_platforms=("tpu",)).compile().as_text())
+"""
+
+
+@pytest.mark.compile
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_the_compiler_copies_nothing_around_the_kernel():
+    """The kernels compile, and their neighbours read and write q, k and v as the kernels do."""
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('custom_call_target="tpu_custom_call"') == 2
+    # Programs of their own have an estimate; what is inside of others costs nothing.
+    alone = r"= bf16\[16,197,(2304|3,12,64)\]\S* copy\(.*estimated_cycles"
+    assert not re.findall(alone, done.stdout)

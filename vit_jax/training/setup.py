@@ -25,7 +25,7 @@ from vit_jax.objectives import losses
 from vit_jax.objectives.classification import classification
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
-from vit_jax.training import optim, state as train_state
+from vit_jax.training import kernel_check, optim, state as train_state
 from vit_jax.training.evaluators import Periods, periods
 from vit_jax.training.sources import Data, data_of, open_sources
 from vit_jax.training.step import make_train_step
@@ -157,6 +157,9 @@ def program_of(
 ) -> Program:
     """The functions of a run; what was adapted of `initial` weights is added to `notes`."""
     numerics = models.numerics_of(model, machine)
+    if machine is None:  # this one, where it can be tried
+        rows = config.batch_size // config.accumulation_steps
+        model, numerics = kernel_check.checked(model, numerics, mesh, rows, notes)
     objective = objective_of(config, model, numerics)
     make_params, argument = initial_params(config, model, initial, mesh, notes)
     initialise, abstract_state = train_state.initialise(

@@ -7,6 +7,7 @@ changed and why.
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import importlib.metadata
@@ -80,10 +81,24 @@ CASES = {
 
 def canonical(text: str) -> str:
     """`text` without source locations, its symbols numbered in the order of their appearance."""
+    text = re.sub(r"\\22body\\22: \\22([\w+/=]+)\\22", lambda m: kernel_text(m[1]), text)
     text = re.sub(r"^#loc.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r" loc\((?:[^()]|\([^()]*\))*\)", "", text)
     numbers: dict[str, str] = {}
     return re.sub(r"@[\w$.]+", lambda m: numbers.setdefault(m[0], f"@{len(numbers)}"), text)
+
+
+def kernel_text(body: str) -> str:
+    """The program of a kernel for TPUs, which stands in the step as bytes with source locations."""
+    from jax._src.interpreters import mlir
+    from jax._src.lib import tpu
+    from jax._src.lib.mlir import ir
+
+    context = mlir.make_ir_context()
+    tpu.register_dialect(context)
+    context.allow_unregistered_dialects = True
+    with context:
+        return str(ir.Module.parse(base64.b64decode(body)))
 
 
 def digest(text: str) -> str:
@@ -112,10 +127,12 @@ def lower(case: Case) -> dict[str, str]:
     import numpy as np
 
     from vit_jax.evaluation import run
+    from vit_jax.numerics import Machine
     from vit_jax.training.setup import abstract_batch, jit_train_step, set_up
 
     assert jax.device_count() == case.devices
-    setup = set_up(configure(case.settings))
+    machine = Machine("tpu", case.devices) if case.platform == "tpu" else None  # None: this one
+    setup = set_up(configure(case.settings), machine=machine)
     batch = abstract_batch(setup)
     b = batch["label"].sharding
     masked = batch | {

@@ -159,7 +159,9 @@ SETTINGS: dict[str, Setting] = {
         "What the backward pass computes again to save memory; True is full.",
     ),
     "model.scan": Setting(None, FLAG, "Blocks as one loop: compiles faster, runs a little slower."),
-    "model.attention": Setting(None, _word("auto", "xla", "cudnn"), "The kernel of attention."),
+    "model.attention": Setting(
+        None, _word("auto", "xla", "cudnn", "fused"), "The kernel: cuDNN's on GPUs, ours on TPUs."
+    ),
     "init_from": Setting("", TEXT, "Any checkpoint that load_model reads; empty: from scratch."),
     "keep_head": Setting(
         False, FLAG, "The head of init_from stays; otherwise a zero head replaces it (3.2)."

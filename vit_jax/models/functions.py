@@ -48,7 +48,9 @@ def numerics_of(config: ModelConfig, machine: Machine | None = None) -> Numerics
         machine,
         remat_policy=config.remat,
         attention=config.attention,
+        heads=config.num_heads,
         head_size=config.hidden_size // config.num_heads,
+        tokens=0 if isinstance(config, AxialConfig) else config.num_tokens,
         relative=config.position_embedding == "relative",
     )
 

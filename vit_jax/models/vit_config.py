@@ -16,7 +16,7 @@ POSITIVE = (
     "hidden_size", "num_layers", "mlp_dim", "num_heads", "channels", "num_classes",
     "representation_size",
 )  # fmt: skip
-ATTENTIONS = ("auto", "xla", "cudnn")
+ATTENTIONS = ("auto", "xla", "cudnn", "fused")
 #: The name of a transform and its options; of which type each is, its function says (see data).
 Preprocessing = tuple[tuple[str, Any], ...]
 
@@ -36,7 +36,8 @@ class ViTConfig:
     (as here) or "gelu" (exact). `representation_size` is the hidden layer of the pre-training head
     (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
     evaluation transform with its options, if known; they travel with the weights. `attention` is
-    "xla", "cudnn" (its fused kernel) or "auto", cuDNN's where it can be had.
+    "xla", "cudnn" (its kernel, on GPUs), "fused" (ours, on TPUs) or "auto", a kernel where there is
+    one.
     """
 
     variant: str

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vit_jax.numerics import dense, gpu, norm, one_cpu, plain, remat
+from vit_jax.numerics import dense, gpu, norm, one_cpu, plain, remat, tpu
 from vit_jax.numerics.plain import ACTIVATIONS
 
 __all__ = ["ACTIVATIONS", "PLAIN", "Machine", "Numerics", "describe", "of", "this_machine"]
 
 Array = jax.Array
+Kernel = Callable[..., Array]
 
 
 class Machine(NamedTuple):
@@ -83,7 +84,9 @@ def of(
     *,
     remat_policy: bool | str = False,
     attention: str = "xla",
+    heads: int = 0,
     head_size: int = 0,
+    tokens: int = 0,
     relative: bool = False,
 ) -> Numerics:
     """The row for a machine: this one, unless another is named to be compiled for.
@@ -91,26 +94,50 @@ def of(
     Args:
       dtype: of the operands of products, "float32" or "bfloat16".
       remat_policy: `model.remat`.
-      attention: `model.attention`; what it may be depends on `head_size` and on whether position
-        embeddings are `relative`.
+      attention: `model.attention`; what it may be depends on `heads`, `head_size`, `tokens` (0: not
+        over all of them) and on whether position embeddings are `relative`.
 
     Raises:
       UserError: that kind of attention cannot be had there.
     """
     machine = machine or this_machine()
-    fused = gpu.fused_attention(
+    cudnn = gpu.fused_attention(
         attention,
         capability=machine.capability,
         dtype=dtype,
         head_size=head_size,
         relative=relative,
     )
-    return _row(dtype, machine, remat.name_of(remat_policy), fused)
+    fused = tpu.fused_attention(
+        attention,
+        backend=machine.backend,
+        dtype=dtype,
+        heads=heads,
+        head_size=head_size,
+        tokens=tokens,
+        relative=relative,
+    )
+    kernel = gpu.attention if cudnn else tpu.attention if fused else None
+    return _row(dtype, machine, remat.name_of(remat_policy), kernel)
 
 
 @functools.cache  # the same row is the same object, so that modules of it are equal
-def _row(dtype: str, machine: Machine, policy: str, fused: bool) -> Numerics:
+def _row(dtype: str, machine: Machine, policy: str, kernel: Kernel | None) -> Numerics:
     operands = jnp.dtype(dtype)
+    attention = kernel or functools.partial(plain.attention, product=dense.product)
+    if machine.backend == "tpu":
+        return Numerics(
+            dense=functools.partial(tpu.dense, dtype=operands),
+            norm=functools.partial(tpu.norm, dtype=operands),
+            attention=attention,
+            product=dense.product,
+            add=plain.add,
+            activation_dtype=operands,
+            convolution=dense.convolution,
+            layer=functools.partial(remat.apply, remat=policy),
+            dtype=operands,
+            machine=machine,
+        )
     on_one_cpu = machine.backend == "cpu" and machine.devices == 1
     activations = one_cpu.ACTIVATION_DTYPE if on_one_cpu else operands
     multiply = one_cpu.multiply if on_one_cpu else dense.bfloat16_product
@@ -122,9 +149,7 @@ def _row(dtype: str, machine: Machine, policy: str, fused: bool) -> Numerics:
             recompute=policy == "none",  # otherwise the layer is computed again
         ),
         norm=functools.partial(norm.norm, dtype=activations),
-        attention=(
-            gpu.attention if fused else functools.partial(plain.attention, product=dense.product)
-        ),
+        attention=attention,
         product=dense.product,
         add=one_cpu.add if on_one_cpu else plain.add,
         activation_dtype=activations,
@@ -142,6 +167,8 @@ def describe(numerics: Numerics) -> str:
     text += " and activations" if kept == numerics.dtype else f", {kept} activations"
     if numerics.attention is gpu.attention:
         text += ", attention by cuDNN"
+    if numerics.attention is tpu.attention:
+        text += ", attention by one fused kernel"
     if machine is None:
         return text
     count = "one" if machine.devices == 1 else f"{machine.devices}"

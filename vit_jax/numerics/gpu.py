@@ -27,7 +27,7 @@ def fused_attention(
     knows no relative positions.
 
     Args:
-      asked: `model.attention`: "auto", "xla" or "cudnn".
+      asked: `model.attention`; "auto" and "cudnn" mean this kernel.
       capability: compute capability of the GPU; 0 on anything else.
 
     Raises:
@@ -42,7 +42,7 @@ def fused_attention(
     found = [text for text, there in obstacles.items() if there]
     if asked == "cudnn" and found:
         raise UserError(f"model.attention='cudnn' cannot be: {found[0]}; use 'auto'.")
-    return asked != "xla" and not found
+    return asked in ("auto", "cudnn") and not found
 
 
 def attention(qkv: Array, extra_logits: None = None) -> Array:

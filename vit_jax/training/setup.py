@@ -24,7 +24,7 @@ from vit_jax.objectives import losses
 from vit_jax.objectives.classification import classification
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
-from vit_jax.training import optim, state as train_state
+from vit_jax.training import kernel_check, optim, state as train_state
 from vit_jax.training.decided import Plan, Program, Setup
 from vit_jax.training.evaluators import chosen, periods
 from vit_jax.training.sources import data_of, open_sources
@@ -138,6 +138,9 @@ def program_of(
 ) -> Program:
     """The functions of a run; what was adapted of `initial` weights is added to `notes`."""
     numerics = models.numerics_of(model, machine)
+    if machine is None:  # this one, where it can be tried
+        rows = config.batch_size // config.accumulation_steps
+        model, numerics = kernel_check.checked(model, numerics, mesh, rows, notes)
     objective = objective_of(config, model, numerics)
     make_params, argument = initial_params(config, model, initial, mesh, notes)
     initialise, abstract_state = train_state.initialise(

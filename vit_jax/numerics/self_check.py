@@ -1,0 +1,91 @@
+"""Whether attention's kernel is right and fast on the chip at hand, found out before it is used."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.numerics import plain, tpu
+from vit_jax.numerics.dense import product
+
+Array = jax.Array
+#: Largest difference of values and of gradients, as a share of the largest number, that rounding to
+#: 8 bits explains: 2^-8 in each of the two, and as much again in what is summed up from them.
+TOLERANCE = 2.0**-6
+#: What is used where the kernel is not.
+XLA = functools.partial(plain.attention, product=product)
+
+
+class Verdict(NamedTuple):
+    """fused: the kernel is to be used. text: why, for the plan."""
+
+    fused: bool
+    text: str
+
+
+def verify(
+    images: int,
+    tokens: int,
+    heads: int,
+    size: int,
+    dtype: str,
+    *,
+    kernel: Callable[[Array], Array] = tpu.attention,
+    reference: Callable[[Array], Array] = XLA,
+    clock: Callable[[], float] = time.perf_counter,
+    repeats: int = 10,
+) -> Verdict:
+    """Runs `kernel` and `reference`, values and gradients, on the shapes of a run's device.
+
+    The verdict is kept for the same chip, shapes and functions, as long as the process lives.
+    """
+    chip = jax.devices()[0].device_kind
+    return _verify(chip, (images, tokens, 3, heads, size), dtype, kernel, reference, clock, repeats)
+
+
+@functools.cache
+def _verify(chip, shape, dtype, kernel, reference, clock, repeats) -> Verdict:
+    keys = jax.random.split(jax.random.key(0))
+    qkv = jax.random.normal(keys[0], shape, dtype)
+    dy = jax.random.normal(keys[1], (*shape[:2], shape[3] * shape[4]), dtype)
+    try:
+        found, seconds = _run(kernel, qkv, dy, clock, repeats)
+    except Exception as error:  # a compiler or a chip of another generation may refuse anything
+        reason = (str(error).strip().split("\n") or [""])[0][:200]
+        return Verdict(False, f"attention by XLA: the kernel does not run on {chip} ({reason})")
+    wanted, others = _run(reference, qkv, dy, clock, repeats)
+    difference = max(_difference(a, b) for a, b in zip(found, wanted, strict=True))
+    text = f"on {chip} it differs by {difference:.2g} and takes {seconds / others:.2f} of the time"
+    if not difference <= TOLERANCE:  # NaN is not, either
+        return Verdict(False, f"attention by XLA: the kernel is wrong, {text}")
+    if not seconds < others:
+        return Verdict(False, f"attention by XLA: the kernel is slower, {text}")
+    return Verdict(True, f"attention by the kernel, checked against XLA's: {text}")
+
+
+def _run(
+    attention: Callable, qkv: Array, dy: Array, clock: Callable, repeats: int
+) -> tuple[tuple[Array, Array], float]:
+    """(y, dqkv), and the shortest time in which they are computed."""
+
+    @jax.jit
+    def both(qkv: Array, dy: Array) -> tuple[Array, Array]:
+        y, pull = jax.vjp(attention, qkv)
+        return y, pull(dy.astype(y.dtype))[0]
+
+    results, seconds = jax.block_until_ready(both(qkv, dy)), []
+    for _ in range(repeats):
+        start = clock()
+        jax.block_until_ready(both(qkv, dy))
+        seconds.append(clock() - start)
+    return results, min(seconds)
+
+
+def _difference(found: Array, wanted: Array) -> float:
+    found, wanted = found.astype(jnp.float32), wanted.astype(jnp.float32)
+    return float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max())

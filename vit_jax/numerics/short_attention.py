@@ -1,0 +1,205 @@
+"""Attention of short sequences as one kernel for TPUs: nothing of (n, n) leaves the chip.
+
+One grid step is one image. Its q, k and v come in as rows of tokens, (n, 3 h e), and are turned to
+(3 h e, n) on the way: a head is then a range of sublanes, which costs nothing to cut out whatever
+its size, where in the last axis a head of 64 would fill half of the 128 lanes. Scores lie as
+(keys, queries), so that the sums of the softmax run over sublanes, and all products but the scores
+have the head's e rows as what is streamed through the matrix unit. Measured: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.numerics import kernels
+
+Array = jax.Array
+#: Axes that a product sums over: rows with rows, columns with rows, and columns with columns.
+COLUMN_ROW = (((1,), (0,)), ((), ()))
+COLUMN_COLUMN = (((1,), (1,)), ((), ()))
+ROW_ROW = (((0,), (0,)), ((), ()))
+LANES = 128
+#: Heads whose scores are asked for before the softmax of a head is computed, so that the matrix
+#: unit and the vector unit work at the same time.
+AHEAD = 2
+#: Bytes of vector memory that kernels are given by default, and that every chip from v5e on has.
+#: Above so many tokens, of which one program has a part for each, XLA's attention is as good.
+DEFAULT_MEMORY, MOST_MEMORY, MOST_TOKENS = 16 << 20, 60 << 20, 640
+
+
+def memory(tokens: int, width: int, itemsize: int) -> int:
+    """Bytes of vector memory that the backward kernel takes, the larger of the two, about.
+
+    The blocks of an image, which are there twice, so that one is moved while the other is worked
+    on; and scores and what is made of them, for the heads that are under way.
+    """
+    blocks = 2 * (3 + 1 + 3) * tokens * width * itemsize
+    scores = tokens * -(-tokens // LANES) * LANES * 4
+    return blocks + (2 * AHEAD + 6) * scores
+
+
+def fits(tokens: int, width: int, itemsize: int) -> bool:
+    return tokens <= MOST_TOKENS and memory(tokens, width, itemsize) <= MOST_MEMORY
+
+
+def dot(a: Array, b: Array, axes: Any) -> Array:
+    """A product summed in float32; operands of 32 bits are multiplied as such."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
+
+
+def groups(heads: int, size: int) -> Iterator[range]:
+    """Ranges of heads whose columns begin at whole lanes: pairs of 64, one of 128, eight of 80."""
+    step = LANES // math.gcd(size, LANES)
+    return (range(i, min(i + step, heads)) for i in range(0, heads, step))
+
+
+def turned(ref: Any, offset: int, group: range, size: int) -> list[Array]:
+    """The columns of a group of heads in (1, n, columns), for each head as (e, n)."""
+    first = group[0] * size
+    rows = ref[0, :, offset + first : offset + first + len(group) * size].T
+    return [rows[i * size : (i + 1) * size] for i in range(len(group))]
+
+
+def put(ref: Any, offset: int, group: range, parts: list[Array]) -> None:
+    """What `turned` takes, put back: one (e, n) for each head."""
+    size = len(parts[0])
+    first = offset + group[0] * size
+    ref[0, :, first : first + len(group) * size] = jnp.concatenate(parts).astype(ref.dtype).T
+
+
+def pipelined(count: int, begin: Callable[[int], Any], end: Callable[[int, Any], None]) -> None:
+    """`end(i, begin(i))` in order, each `begin` written `AHEAD` heads before its `end`."""
+    begun: dict[int, Any] = {}
+    for i in range(count + AHEAD):
+        if i < count:
+            begun[i] = begin(i)
+        if i >= AHEAD:
+            end(i - AHEAD, begun.pop(i - AHEAD))
+
+
+def attention_forward(qkv: Any, y: Any, *sums: Any, heads: int, size: int) -> None:
+    """y (1, n, h e) of qkv (1, n, 3 h e); if asked for, log sum exp of the logits, (1, h, n)."""
+    width, scale = heads * size, size**-0.5
+    places = [(group, i) for group in groups(heads, size) for i in range(len(group))]
+    parts: dict[range, list[list[Array]]] = {}
+    found: list[Array] = []
+
+    def begin(head: int) -> Array:
+        group, i = places[head]
+        if i == 0:
+            parts[group] = [turned(qkv, part * width, group, size) for part in range(3)]
+        q, k, _ = parts[group]
+        return dot(k[i], q[i], ROW_ROW)  # (keys, queries)
+
+    def end(head: int, scores: Array) -> None:
+        group, i = places[head]
+        logits = scores * scale
+        largest = logits.max(axis=0, keepdims=True)
+        weights = jnp.exp(logits - largest)
+        total = weights.sum(axis=0, keepdims=True)
+        v = parts[group][2][i]
+        found.append(dot(v, weights.astype(v.dtype), COLUMN_ROW) * (1 / total))
+        if sums:
+            sums[0][0, head : head + 1, :] = largest + jnp.log(total)
+        if i == len(group) - 1:
+            put(y, 0, group, found)
+            found.clear()
+
+    pipelined(heads, begin, end)
+
+
+def attention_backward(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, size: int) -> None:
+    """dqkv (1, n, 3 h e) of qkv, of dy (1, n, h e) and of what the forward kernel summed."""
+    width, scale = heads * size, size**-0.5
+    places = [(group, i) for group in groups(heads, size) for i in range(len(group))]
+    parts: dict[range, list[list[Array]]] = {}
+    found: list[list[Array]] = [[], [], []]
+
+    def begin(head: int) -> tuple[Array, Array]:
+        group, i = places[head]
+        if i == 0:
+            parts[group] = [turned(qkv, part * width, group, size) for part in range(3)]
+            parts[group].append(turned(dy, 0, group, size))
+        q, k, v, dy_ = (part[i] for part in parts[group])
+        return dot(k, q, ROW_ROW), dot(v, dy_, ROW_ROW)  # (keys, queries)
+
+    def end(head: int, begun: tuple[Array, Array]) -> None:
+        group, i = places[head]
+        scores, d_weights = begun
+        q, k, _, dy_ = (part[i] for part in parts[group])
+        weights = jnp.exp(scores * scale - sums[0, head : head + 1, :])
+        product = weights * d_weights
+        d_logits = product - weights * product.sum(axis=0, keepdims=True)
+        weights, d_logits = weights.astype(q.dtype), d_logits.astype(q.dtype)
+        found[0].append(dot(k, d_logits, COLUMN_ROW) * scale)
+        found[1].append(dot(q, d_logits, COLUMN_COLUMN) * scale)
+        found[2].append(dot(dy_, weights, COLUMN_COLUMN))
+        if i == len(group) - 1:
+            for part in range(3):
+                put(dqkv, part * width, group, found[part])
+                found[part].clear()
+
+    pipelined(heads, begin, end)
+
+
+def given(qkv: Array) -> int | None:
+    """Vector memory for the kernels of qkv (b, n, 3, h, e), where the default is too little."""
+    _, n, _, h, e = qkv.shape
+    needed = memory(n, h * e, qkv.dtype.itemsize)
+    return needed if needed > DEFAULT_MEMORY else None
+
+
+def run_forward(qkv: Array, *, sums: bool) -> tuple[Array, ...]:
+    """(y (b, n, h e),) of qkv (b, n, 3, h, e), and with `sums` (b, h, n) float32, on one device."""
+    b, n, _, h, e = qkv.shape
+    out = [jax.ShapeDtypeStruct((b, n, h * e), qkv.dtype)]
+    out += [jax.ShapeDtypeStruct((b, h, n), jnp.float32)] if sums else []
+    kernel = functools.partial(attention_forward, heads=h, size=e)
+    return tuple(kernels.by_image(kernel, out, qkv.reshape(b, n, -1), memory=given(qkv)))
+
+
+def run_backward(qkv: Array, dy: Array, sums: Array) -> Array:
+    """dqkv (b, n, 3, h, e) on one device."""
+    b, n, _, h, e = qkv.shape
+    rows = qkv.reshape(b, n, -1)
+    kernel = functools.partial(attention_backward, heads=h, size=e)
+    out = [jax.ShapeDtypeStruct(rows.shape, rows.dtype)]
+    return kernels.by_image(kernel, out, rows, dy, sums, memory=given(qkv))[0].reshape(qkv.shape)
+
+
+def run(function: Callable, *arrays: Array, outputs: Any) -> Any:
+    """`function` of qkv, and dy (b, n, h e) and sums (b, h, n), on whatever devices they are."""
+    inputs = ("b..h.", "b.h", "bh.")[: len(arrays)]
+    heads = arrays[0].shape[3]
+    return kernels.on_the_mesh(function, *arrays, inputs=inputs, outputs=outputs, heads=heads)
+
+
+@jax.custom_vjp
+def attention(qkv: Array) -> Array:
+    """softmax(q k^T / sqrt(e)) v: (b, n, 3, h, e) to (b, n, h e), in the dtype of qkv.
+
+    Products have operands in that dtype and sums in float32; the softmax is in float32. For the
+    gradient, qkv and one number per head and token are kept.
+    """
+    return run(functools.partial(run_forward, sums=False), qkv, outputs=("b.h",))[0]
+
+
+def _forward(qkv: Array) -> tuple[Array, tuple[Array, Array]]:
+    forward = functools.partial(run_forward, sums=True)
+    y, sums = run(forward, qkv, outputs=("b.h", "bh."))
+    return y, (qkv, sums)
+
+
+def _backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    qkv, sums = kept
+    return (run(run_backward, qkv, dy.astype(qkv.dtype), sums, outputs="b..h."),)
+
+
+attention.defvjp(_forward, _backward)

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, str] = {
     "data": "errors files",
     "pages": "errors files config runtime",
     "models": "errors files numerics",
-    "objectives": "errors models",
+    "objectives": "errors numerics models",
     "interop": "errors files numerics models data",
     "evaluation": "errors files runtime data pages models objectives",
 }

@@ -228,3 +228,12 @@ def split(key: Randomness) -> tuple[Randomness, Array]:
     assert key is not None
     own, other = jax.random.split(key)
     return own, other
+
+
+def example_keys(key: Randomness, count: int) -> Array:
+    """(count,) keys of `jax.random`, one for each example of a batch, wherever it is computed."""
+    if isinstance(key, bits.Key):
+        other, rows = jax.random.split(key.key)[1], key.rows
+    else:
+        other, rows = split(key)[1], jnp.arange(count)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(other, rows)

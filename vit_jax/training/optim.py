@@ -99,7 +99,7 @@ def adam(
     falls on every parameter unless `decay_on="kernels"`.
     """
     return optax.chain(
-        optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon),
+        promoting(optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon)),
         optax.add_decayed_weights(weight_decay, mask=lambda params: decayed(params, decay_on)),
     )
 
@@ -115,16 +115,20 @@ def sgd(
 
     Weight decay, where there is one, is added to the gradient before the momentum.
     """
-    trace = optax.trace(decay=momentum, accumulator_dtype=jnp.dtype(accumulator_dtype))
-
-    def update(updates, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):  # a buffer of 16 bits, added to float32
-            return trace.update(updates, state, params)
-
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=lambda params: decayed(params, decay_on)),
-        optax.GradientTransformation(trace.init, update),
+        promoting(optax.trace(decay=momentum, accumulator_dtype=jnp.dtype(accumulator_dtype))),
     )
+
+
+def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same where dtypes may meet: optax adds bfloat16 to float32 and takes powers of counts."""
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": adam, "sgd": sgd}

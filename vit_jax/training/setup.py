@@ -22,6 +22,7 @@ from vit_jax.models import adapt
 from vit_jax.numerics import Machine, Numerics, remat
 from vit_jax.objectives import losses
 from vit_jax.objectives.classification import classification
+from vit_jax.objectives.masked_patches import masked_patches
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
 from vit_jax.training import kernel_check, optim, state as train_state
@@ -159,7 +160,10 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     return configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
 
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"classification": classification}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "classification": classification,
+    "masked_patches": masked_patches,
+}
 
 
 def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numerics) -> Objective:
@@ -178,6 +182,7 @@ def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numeri
     offered = {
         "apply": apply,
         "model": model,
+        "numerics": numerics,
         "num_classes": model.num_classes,
         "loss": loss,
         "training_loss": None if is_plain(config.loss) else loss,

@@ -1,0 +1,270 @@
+"""Masked patch prediction (Appendix B.1.2): a model is pre-trained on images without labels.
+
+Half of the patch embeddings are corrupted, and the model says what was there: by default the mean
+colour of the patch, one of 512. What the paper does not say is an argument of `masked_patches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.models.layers import Array, Randomness, example_keys, split
+from vit_jax.numerics import Numerics
+from vit_jax.objectives.objective import Batch, Objective
+
+Params = dict[str, Array]
+
+
+class Corruption(NamedTuple):
+    """Of N patches of each of b images; all (b, N).
+
+    corrupted: bool, what is to be predicted. masked: bool, of these, the embedding becomes the
+    learned one. source: int32, the number of the patch whose embedding stands there otherwise.
+    """
+
+    corrupted: Array
+    masked: Array
+    source: Array
+
+
+class Target(NamedTuple):
+    """What is predicted of a patch.
+
+    outputs: how many numbers the head has for it. of: (b, h, w, 3) uint8 to (b, N, ...) targets.
+    loss: (outputs (b, N, outputs) float32, targets) -> (b, N). right: likewise, the share of the
+    predictions that are the target.
+    """
+
+    outputs: int
+    of: Callable[[Array], Array]
+    loss: Callable[[Array, Array], Array]
+    right: Callable[[Array, Array], Array]
+
+
+def masked_patches(
+    apply: Callable[..., Array],
+    model: models.ViTConfig,
+    numerics: Numerics,
+    *,
+    target: str = "mean_colour",
+    corrupted: float = 0.5,
+    masked: float = 0.8,
+    replaced: float = 0.1,
+    bits: int = 3,
+    exactly: bool = False,
+    replaced_from: str = "image",
+    hidden_layers: int = 0,
+) -> Objective:
+    """The objective of self-supervised pre-training; labels are not read.
+
+    The corruption is that of embeddings without their positions: a masked patch still says where it
+    is, or else all masked patches of an image would have to get one prediction.
+
+    Args:
+      target: "mean_colour", one class of 2^(3 bits) a patch; "downsized", one for each part of the
+        patch made 4 x 4; "pixels", the squared error of every pixel in [-1, 1], their mean.
+      corrupted: share of the patches; 0.15, as of words in BERT, is slightly worse (B.1.2).
+      masked: share of these that becomes a learned embedding.
+      replaced: share of these that becomes the embedding of another patch. The rest stays.
+      bits: of a colour channel. Its values 0 to 255 are cut into 2^bits bins of one width, each
+        channel apart: the mean of 8-bit colours needs no statistics of the data.
+      exactly: the share is that of every image, to the nearest patch; otherwise each patch is drawn
+        by itself, as with words in BERT.
+      replaced_from: "image", another patch of the same image, so that no example depends on
+        the others of its batch; or "batch", any patch of the next image of the micro-batch.
+      hidden_layers: of the head, with GELU, each as wide as the model; 0 is a linear head, which
+        leaves the work to the model.
+
+    Raises:
+      UserError: the architecture has no patches, shares are impossible, or a name does not exist.
+    """
+    check(model, corrupted, masked, replaced, bits, replaced_from)
+    wanted = target_of(target, model, bits)
+    width = model.hidden_size
+
+    def init(key: Array) -> Params:
+        keys = jax.random.split(key, hidden_layers + 2)
+        normal = jax.nn.initializers.normal(0.02)
+        dense = jax.nn.initializers.lecun_normal()
+        params = {"objective/mask": normal(keys[0], (width,), jnp.float32)}
+        for i in range(hidden_layers + 1):
+            outputs = wanted.outputs if i == hidden_layers else width
+            params[f"objective/dense_{i}/kernel"] = dense(keys[i + 1], (width, outputs))
+            params[f"objective/dense_{i}/bias"] = jnp.zeros((outputs,))
+        return params
+
+    def predict(params: Params, images: Array, corruption: Corruption, key: Randomness) -> Array:
+        z = apply(params, models.normalise(images), method="patches")
+        z = corrupt(z, params["objective/mask"], corruption, replaced_from)
+        y = apply(params, z, key=key, method="encode")[:, -z.shape[1] :]  # not the class token
+        for i in range(hidden_layers + 1):
+            last = i == hidden_layers
+            y = numerics.dense(
+                y,
+                params[f"objective/dense_{i}/kernel"],
+                params[f"objective/dense_{i}/bias"],
+                activation=None if last else jax.nn.gelu,
+                out_dtype=jnp.float32 if last else None,
+            )
+        return y
+
+    def over(keys: Array) -> Corruption:
+        one = lambda key: draw(key, model, corrupted, masked, replaced, exactly)  # noqa: E731
+        return Corruption(*jax.vmap(one)(keys))
+
+    def loss(params: Params, batch: Batch, key: Randomness) -> Array:
+        corruption = over(example_keys(key, len(batch["image"])))
+        y = predict(params, batch["image"], corruption, split(key)[0])
+        return mean_over(wanted.loss(y, wanted.of(batch["image"])), corruption.corrupted)
+
+    def measure(params: Params, batch: Batch) -> dict[str, Array]:
+        # The same corruption of an image in every evaluation, however it is batched.
+        numbers = batch.get("index", jnp.arange(len(batch["image"])))
+        fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+        corruption = over(fold(jax.random.key(0), numbers))
+        y = predict(params, batch["image"], corruption, None)
+        targets = wanted.of(batch["image"])
+        return {
+            "loss": mean_over(wanted.loss(y, targets), corruption.corrupted),
+            "right": mean_over(wanted.right(y, targets), corruption.corrupted),
+        }
+
+    return Objective(loss, measure, init)
+
+
+def check(
+    model: models.ModelConfig,
+    corrupted: float,
+    masked: float,
+    replaced: float,
+    bits: int,
+    replaced_from: str,
+) -> None:
+    """Raises UserError for what cannot be."""
+    where = "config.objective"
+    if not isinstance(model, models.ViTConfig):
+        raise UserError(
+            f"{where}.name='masked_patches' corrupts patch embeddings, and {model.variant} has "
+            "none; choose a ViT or a hybrid."
+        )
+    if not 0 < corrupted <= 1:
+        raise UserError(f"{where}.corrupted={corrupted} must lie in (0, 1].")
+    if min(masked, replaced) < 0 or masked + replaced > 1 + 1e-9:
+        raise UserError(
+            f"{where}.masked={masked} and {where}.replaced={replaced} are shares of the corrupted "
+            "patches; they must be at least 0 and at most 1 together."
+        )
+    if not 1 <= bits <= 8:
+        raise UserError(f"{where}.bits={bits} must be 1 to 8; a colour channel has 8.")
+    if replaced_from not in ("image", "batch"):
+        raise UserError(f"{where}.replaced_from={replaced_from!r} must be image or batch.")
+
+
+def draw(
+    key: Array,
+    model: models.ViTConfig,
+    corrupted: float,
+    masked: float,
+    replaced: float,
+    exactly: bool,
+) -> Corruption:
+    """The corruption of one image, (N,) each."""
+    n = model.grid[0] * model.grid[1]
+    chosen_key, kind_key, other_key = jax.random.split(key, 3)
+    chance = jax.random.uniform(chosen_key, (n,))
+    if exactly:
+        chosen = jnp.argsort(jnp.argsort(chance)) < round(corrupted * n)
+    else:
+        chosen = chance < corrupted
+    kind = jax.random.uniform(kind_key, (n,))
+    here = jnp.arange(n)
+    other = (here + jax.random.randint(other_key, (n,), 1, max(n, 2))) % n
+    moved = chosen & (kind >= masked) & (kind < masked + replaced)
+    return Corruption(chosen, chosen & (kind < masked), jnp.where(moved, other, here))
+
+
+def corrupt(z: Array, mask: Array, corruption: Corruption, replaced_from: str = "image") -> Array:
+    """x_p E with corrupted embeddings: (b, N, d), `mask` (d,)."""
+    others = jnp.roll(z, -1, axis=0) if replaced_from == "batch" else z
+    moved = corruption.source != jnp.arange(z.shape[1])
+    taken = jnp.take_along_axis(others, corruption.source[..., None], axis=1)
+    z = jnp.where(moved[..., None], taken, z)
+    return jnp.where(corruption.masked[..., None], mask.astype(z.dtype), z)
+
+
+def mean_over(values: Array, where: Array) -> Array:
+    """(b, N) to (b,): the mean where it is asked for; 0 for an image where it is nowhere."""
+    where = where.astype(jnp.float32)
+    return (values * where).sum(axis=1) / jnp.maximum(where.sum(axis=1), 1.0)
+
+
+def target_of(name: str, model: models.ViTConfig, bits: int) -> Target:
+    """The three targets of B.1.2 by name."""
+    height, width = (
+        size // count for size, count in zip(model.image_size, model.grid, strict=True)
+    )
+    if name == "mean_colour":
+        return colours(model.grid, 1, bits)
+    if name == "downsized":
+        if height % 4 or width % 4:
+            raise UserError(
+                f"config.objective.target='downsized' makes patches 4 x 4, and those of "
+                f"{model.variant} are {height} x {width}; choose mean_colour or pixels."
+            )
+        return colours(model.grid, 4, bits)
+    if name == "pixels":
+
+        def squares(y: Array, wanted: Array) -> Array:
+            return jnp.square(y - wanted).mean(axis=-1)
+
+        return Target(
+            height * width * model.channels,
+            lambda images: cells(models.normalise(images), model.grid),
+            squares,
+            lambda y, wanted: (jnp.abs(y - wanted) < 1 / 2**bits).mean(axis=-1),  # of a bin
+        )
+    raise UserError(f"config.objective.target={name!r} must be mean_colour, downsized or pixels.")
+
+
+def colours(grid: tuple[int, int], side: int, bits: int) -> Target:
+    """Classes of the mean colours of side x side parts of every patch."""
+
+    def of(images: Array) -> Array:
+        b, h, w, c = images.shape
+        rows, columns = grid[0] * side, grid[1] * side
+        x = images.astype(jnp.float32).reshape(b, rows, h // rows, columns, w // columns, c)
+        means = x.mean(axis=(2, 4)).reshape(b, grid[0], side, grid[1], side, c)
+        means = means.transpose(0, 1, 3, 2, 4, 5).reshape(b, grid[0] * grid[1], side * side, c)
+        return colour_classes(means, bits)
+
+    def logits(y: Array) -> Array:
+        return y.reshape(*y.shape[:2], side * side, -1)
+
+    def loss(y: Array, wanted: Array) -> Array:
+        likely = jax.nn.log_softmax(logits(y))
+        return -jnp.take_along_axis(likely, wanted[..., None], axis=-1)[..., 0].mean(axis=-1)
+
+    def right(y: Array, wanted: Array) -> Array:
+        return (logits(y).argmax(axis=-1) == wanted).mean(axis=-1)
+
+    return Target(side * side * 2 ** (3 * bits), of, loss, right)
+
+
+def colour_classes(colour: Array, bits: int) -> Array:
+    """Colours (..., 3) in [0, 255] as whole numbers in [0, 2^(3 bits)); red is the highest."""
+    levels = 2**bits
+    bins = jnp.minimum((colour * (levels / 256)).astype(jnp.int32), levels - 1)
+    return (bins[..., 0] * levels + bins[..., 1]) * levels + bins[..., 2]
+
+
+def cells(images: Array, grid: tuple[int, int]) -> Array:
+    """(b, h, w, c) cut into the patches of a grid, (b, N, values)."""
+    b, h, w, c = images.shape
+    x = images.reshape(b, grid[0], h // grid[0], grid[1], w // grid[1], c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, grid[0] * grid[1], -1)

@@ -178,8 +178,9 @@ def test_a_kernel_takes_its_arithmetic_or_its_bytes(tmp_path):
         file.write_text(ANALYSIS.format(count))
 
     def cycles(grids, directory=tmp_path, bytes_per_cycle=1.0, cores=1):
+        scheduled = kernels.schedules([kernel], directory)[kernel.name]
         cost = kernels.cost_of(
-            kernel, grids, directory, bytes_per_cycle=bytes_per_cycle, cores=cores
+            kernel, grids, scheduled, bytes_per_cycle=bytes_per_cycle, cores=cores
         )
         assert cost.bytes == 256 and cost.times == 12
         return cost.cycles
@@ -190,6 +191,23 @@ def test_a_kernel_takes_its_arithmetic_or_its_bytes(tmp_path):
     assert cycles({kernel.signature: kernels.Grid(8, True)}, cores=2) == 4 * 1383
     assert cycles(grids, bytes_per_cycle=0.01) == 25600
     assert cycles({}) == 256 == cycles(grids, tmp_path / "nothing")
+
+
+def test_equal_kernels_are_scheduled_once(tmp_path):
+    """Those of other layers; not one of another name, or of other types."""
+    (kernel,) = (one for one in hlo.read(HLO) if one.cycles is None)
+    file = tmp_path / f"179-{kernel.name}-71-schedule-analysis_final_bundles.txt"
+    file.write_text(ANALYSIS.format(1383))
+    stem = kernel.name.partition(".")[0]
+    others = [
+        kernel._replace(name=f"{stem}.77"),
+        kernel._replace(name="backward.78"),
+        kernel._replace(name=f"{stem}.79", operands="f32[1]"),
+    ]
+    found = kernels.schedules([*others, kernel], tmp_path)
+    assert found == {
+        f"{stem}.77": 1383, "backward.78": None, f"{stem}.79": None, kernel.name: 1383
+    }  # fmt: skip
 
 
 def pallas_program():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +79,19 @@ def bundles(directory: Path, name: str) -> int | None:
     return None
 
 
+def schedules(kernels: Collection[Instruction], directory: Path) -> dict[str, int | None]:
+    """{name: bundles} of kernels. Of those that are equal the compiler schedules only the first."""
+    found = {one.name: bundles(directory, one.name) for one in kernels}
+    alike: dict[tuple, int] = {}
+    for one in kernels:
+        if count := found[one.name]:
+            alike[one.name.partition(".")[0], one.signature] = count
+    return {
+        one.name: found[one.name] or alike.get((one.name.partition(".")[0], one.signature))
+        for one in kernels
+    }
+
+
 class Cost(NamedTuple):
     """Of one execution. cycles: of the arithmetic or of moving the bytes, whichever is longer.
 
@@ -96,13 +109,13 @@ class Cost(NamedTuple):
 def cost_of(
     one: Instruction,
     grids: dict[tuple[str, ...], Grid],
-    directory: Path,
+    scheduled: int | None,
     *,
     bytes_per_cycle: float,
     cores: int,
 ) -> Cost:
-    """What a kernel of a compiled program takes; `directory` is where DUMP wrote to."""
-    grid, scheduled = grids.get(one.signature), bundles(directory, one.name)
+    """What a kernel of a compiled program takes, of `scheduled` bundles."""
+    grid = grids.get(one.signature)
     arithmetic = 0.0
     if grid and scheduled:
         arithmetic = scheduled * grid.steps / (cores if grid.parallel else 1)

@@ -123,16 +123,17 @@ def estimate(
 ) -> Row:
     """What the compiler expects of a program: cycles, their parts, kernels, collectives."""
     chip, instructions = CHIPS[chip_name], hlo.read(text)
+    called = [one for one in instructions if one.cycles is None]
+    scheduled = kernels.schedules(called, directory / "llo")
     costs = {
         one.name: kernels.cost_of(
             one,
             grids,
-            directory / "llo",
+            scheduled[one.name],
             bytes_per_cycle=chip.hbm / chip.clock,
             cores=chip.cores,
         )
-        for one in instructions
-        if one.cycles is None
+        for one in called
     }
     parts = hlo.parts(instructions, lambda one: costs[one.name].cycles)
     return {

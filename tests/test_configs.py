@@ -98,7 +98,7 @@ def trace_one_step(setup):
     c = setup.config
     key = (
         models.replace(setup.program.model, num_classes=1, labels=()),
-        *(c.optimizer.name, c.loss.name, c.objective.name),
+        *(c.optimizer.name, c.loss.name, str(c.objective)),
         *(bool(c.mixup_alpha), c.polyak_decay is None, c.accumulation_steps > 1),
     )
     if key in TRACED:
@@ -109,6 +109,20 @@ def trace_one_step(setup):
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
     assert all(jax.tree.leaves(same))
     assert metrics["train/loss"].shape == ()
+
+
+@pytest.mark.parametrize("target", ["mean_colour", "downsized", "pixels"])
+def test_masked_patches(setup_of, target):
+    """B.1.2: B/16, batch 4096, Adam at 2e-4, 10k warm-up steps, cosine, 1M steps."""
+    c = configuration.load(f"configs/masked_patch.py:B/16,jft,target={target}")
+    setup = setup_of(c)
+    assert (c.batch_size, c.schedule.learning_rate, c.schedule.decay) == (4096, 2e-4, "cosine")
+    assert (setup.plan.total_steps, setup.plan.warmup_steps) == (1_000_000, 10_000)
+    outputs = {"mean_colour": 512, "downsized": 8192, "pixels": 768}[target]
+    kernel = setup.program.abstract_state.params["objective/dense_0/kernel"]
+    assert kernel.shape == (768, outputs)
+    trace_one_step(setup)
+    assert dict(c.objective) == {"name": "masked_patches", "target": target}
 
 
 @pytest.mark.parametrize("row", TABLE_3, ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}")

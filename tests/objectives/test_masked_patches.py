@@ -243,6 +243,7 @@ def test_a_run_is_killed_resumed_and_fine_tuned_from(tmp_path, capsys):
     from vit_jax.cli import main
 
     assert main(["train", *settings, f"--workdir={tmp_path / 'whole'}"]) == 0
+    assert "without the objective's own parameters: objective/dense_0" in capsys.readouterr().out
     cut = ["train", *settings, f"--workdir={tmp_path / 'cut'}"]
     assert main([*cut, "--config.data.prefetch=oops"]) == 1  # nothing is there yet
     with pytest.MonkeyPatch.context() as patch:

@@ -233,11 +233,10 @@ def check_history(workdir: Path) -> None:
 
 def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
     """Writes the final weights to `WORKDIR/model`, from whatever sharding they have."""
-    params: models.Params = {
-        path: value
-        for path, value in train_state.evaluated_params(state).items()
-        if not path.startswith("objective/")
-    }
+    every = train_state.evaluated_params(state)
+    params: models.Params = {p: v for p, v in every.items() if not p.startswith("objective/")}
+    if own := sorted(every.keys() - params.keys()):
+        say(f"  export  without the objective's own parameters: {', '.join(own)}")
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from safetensors.numpy import load_file
 from tiny_runs import three_classes, train
@@ -149,6 +150,27 @@ def test_the_loss_is_numpys(target):
         assert value[i] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize("target, largest", [
+    ("mean_colour", 17), ("downsized", 17), ("pixels", 1),
+])  # fmt: skip
+def test_pictures_of_right_answers_are_the_images(target, largest):
+    """An answer that is right is half a bin from the colour at most."""
+    images = jnp.asarray(np.round(photos() / 8) * 8).astype(jnp.uint8)
+    images = images.reshape(4, 4, 8, 4, 8, 3)[:, :, :1, :, :1].repeat(8, 2).repeat(8, 4)
+    images = images.reshape(4, 32, 32, 3)  # of one colour in each patch
+    wanted = mp.target_of(target, CONFIG, 3)
+    answers = wanted.of(images)
+    if target != "pixels":
+        answers = jax.nn.one_hot(answers, 512).reshape(4, 16, -1)
+    given = mp.Corruption(*(jnp.asarray(x) for x in corruption(CONFIG, 4)))
+    rows = mp.pictures(images, given, wanted.picture(answers), CONFIG.grid, "image")
+    far = np.abs(np.asarray(rows["predicted"], int) - np.asarray(images, int))
+    assert far.max() <= largest
+    seen = np.asarray(rows["corrupted"]).reshape(4, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5)
+    grey = (seen.reshape(4, 16, -1) == 128).all(axis=-1)
+    np.testing.assert_array_equal(grey, np.asarray(given.masked))
+
+
 # --- training -----------------------------------------------------------------------------------
 
 
@@ -254,6 +276,10 @@ def test_a_run_is_killed_resumed_and_fine_tuned_from(tmp_path, capsys):
     weights = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not [path for path in load_file(weights[0]) if path.startswith("objective")]
+    with PIL.Image.open(tmp_path / "whole" / "objective.png") as strip:
+        assert strip.info["rows"] == "original, corrupted, predicted"
+        assert strip.size == (8 * 68, 3 * 68)
+    assert "Rows: original, corrupted, predicted" in (tmp_path / "whole/report.html").read_text()
     records = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert {"eval/loss", "eval/right"} <= set(records[-1]) and "eval/accuracy" not in records[-1]
     capsys.readouterr()

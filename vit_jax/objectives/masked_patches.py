@@ -38,13 +38,14 @@ class Target(NamedTuple):
 
     outputs: how many numbers the head has for it. of: (b, h, w, 3) uint8 to (b, N, ...) targets.
     loss: (outputs (b, N, outputs) float32, targets) -> (b, N). right: likewise, the share of the
-    predictions that are the target.
+    predictions that are the target. picture: outputs to (b, N, rows, columns, 3) in [0, 255].
     """
 
     outputs: int
     of: Callable[[Array], Array]
     loss: Callable[[Array, Array], Array]
     right: Callable[[Array, Array], Array]
+    picture: Callable[[Array], Array]
 
 
 def masked_patches(
@@ -135,7 +136,32 @@ def masked_patches(
             "right": mean_over(wanted.right(y, targets), corruption.corrupted),
         }
 
-    return Objective(loss, measure, init)
+    def show(params: Params, images: Array) -> dict[str, Array]:
+        corruption = over(jax.random.split(jax.random.key(0), len(images)))
+        found = wanted.picture(predict(params, images, corruption, None))
+        return {"original": images} | pictures(images, corruption, found, model.grid, replaced_from)
+
+    return Objective(loss, measure, init, show)
+
+
+def pictures(
+    images: Array, corruption: Corruption, found: Array, grid: tuple[int, int], replaced_from: str
+) -> dict[str, Array]:
+    """Images (b, h, w, c) as the model is given them, masks grey, and as it says they were."""
+    b, h, w, c = images.shape
+    size = (h // grid[0], w // grid[1], c)
+
+    def whole(patches: Array) -> Array:
+        x = patches.reshape(b, *grid, *size).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
+        return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
+
+    patches = cells(images.astype(jnp.float32), grid)
+    seen = corrupt(patches, jnp.full(patches.shape[-1], 128.0), corruption, replaced_from)
+    found = found.repeat(size[0] // found.shape[2], axis=2).repeat(
+        size[1] // found.shape[3], axis=3
+    )
+    filled = jnp.where(corruption.corrupted[..., None], found.reshape(patches.shape), patches)
+    return {"corrupted": whole(seen), "predicted": whole(filled)}
 
 
 def check(
@@ -227,7 +253,8 @@ def target_of(name: str, model: models.ViTConfig, bits: int) -> Target:
             height * width * model.channels,
             lambda images: cells(models.normalise(images), model.grid),
             squares,
-            lambda y, wanted: (jnp.abs(y - wanted) < 1 / 2**bits).mean(axis=-1),  # of a bin
+            lambda y, wanted: (jnp.abs(y - wanted) < 1 / 2**bits).mean(axis=-1),  # half a bin
+            lambda y: 127.5 * (y.reshape(*y.shape[:2], height, width, -1) + 1),
         )
     raise UserError(f"config.objective.target={name!r} must be mean_colour, downsized or pixels.")
 
@@ -253,7 +280,13 @@ def colours(grid: tuple[int, int], side: int, bits: int) -> Target:
     def right(y: Array, wanted: Array) -> Array:
         return (logits(y).argmax(axis=-1) == wanted).mean(axis=-1)
 
-    return Target(side * side * 2 ** (3 * bits), of, loss, right)
+    def picture(y: Array) -> Array:
+        classes, levels = logits(y).argmax(axis=-1), 2**bits
+        bins = jnp.stack([classes // levels**2, classes // levels % levels, classes % levels], -1)
+        middle = (bins.astype(jnp.float32) + 0.5) * (256 / levels)
+        return middle.reshape(*y.shape[:2], side, side, 3)
+
+    return Target(side * side * 2 ** (3 * bits), of, loss, right, picture)
 
 
 def colour_classes(colour: Array, bits: int) -> Array:

@@ -26,8 +26,10 @@ class Objective(NamedTuple):
     measure: (params, batch) -> {name: (b,)}, what an evaluation reports of each example.
     init: key -> parameters of its own; their paths begin with "objective/", and neither an export
       nor fine-tuning has them.
+    show: (params, images (b, h, w, c) uint8) -> {name: likewise}, rows of pictures for the report.
     """
 
     loss: Callable[[dict[str, jax.Array], Batch, Randomness], jax.Array]
     measure: Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]
     init: Callable[[jax.Array], dict[str, Any]] = nothing_of_its_own
+    show: Callable[[dict[str, jax.Array], jax.Array], dict[str, jax.Array]] | None = None

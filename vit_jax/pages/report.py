@@ -15,7 +15,7 @@ from pathlib import Path
 from vit_jax import __version__, files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
-from vit_jax.pages import charts
+from vit_jax.pages import charts, strip
 from vit_jax.pages.document import document
 from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
@@ -53,6 +53,7 @@ def render(workdir: Path) -> str:
         ]
     parts = [_header(title, config, stages)]
     parts += [_stage(name, records) for name, records in stages]
+    parts.append(strip.section(workdir))
     if evaluation:
         parts.append(_evaluation_table(evaluation))
     if config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +13,19 @@ from jax.experimental import multihost_utils
 
 from vit_jax import config as configuration, files, models
 from vit_jax.config import ConfigDict
+from vit_jax.data.batches import read
 from vit_jax.errors import UserError
 from vit_jax.interop import unfinished
 from vit_jax.models import saved
 from vit_jax.models.fingerprints import Record
 from vit_jax.models.variants import RESNET_ROWS
+from vit_jax.pages import strip
 from vit_jax.runtime.distributed import say
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import state as train_state
 from vit_jax.training.checkpoint import SAVED, Checkpoints
 from vit_jax.training.setup import Setup
+from vit_jax.training.sources import Data
 
 #: What settings meant to runs of format 2 that began before them, where that is not the default.
 BEFORE = {"dropout_bits": "threefry"}
@@ -233,15 +237,31 @@ def check_history(workdir: Path) -> None:
 
 def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
     """Writes the final weights to `WORKDIR/model`, from whatever sharding they have."""
-    every = train_state.evaluated_params(state)
+    every: Mapping = train_state.evaluated_params(state)
+    if jax.process_count() > 1:
+        every = multihost_utils.process_allgather(every, tiled=True)
+    every = {path: np.asarray(jax.device_get(value)) for path, value in every.items()}
     params: models.Params = {p: v for p, v in every.items() if not p.startswith("objective/")}
     if own := sorted(every.keys() - params.keys()):
         say(f"  export  without the objective's own parameters: {', '.join(own)}")
-    if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)
-    params = {path: np.asarray(jax.device_get(value)) for path, value in params.items()}
     if jax.process_index() == 0:
         saved.save(workdir / "model", models.at_rest(setup.program.model), params)
+        if show := setup.program.objective.show:
+            rows = show(
+                every, jax.numpy.asarray(first_images(setup.data, 8))
+            )  # not jitted, which would sort them
+            strip.write({name: np.asarray(row) for name, row in rows.items()}, workdir)
+
+
+def first_images(data: Data, count: int) -> np.ndarray:
+    """The first images to be evaluated on that can be read, (b, h, w, c) uint8."""
+    found: list[np.ndarray] = []
+    for index in range(len(data.evaluation)):
+        if len(found) == count:
+            break
+        with contextlib.suppress(UserError):
+            found.append(read(data.evaluation, index, data.eval_transform)[0])
+    return np.stack(found)
 
 
 def write_evaluation(workdir: Path, record: dict[str, float], step: int, setup: Setup) -> None:

@@ -58,6 +58,44 @@ def test_a_trial_that_diverges_is_a_row(tmp_path, capsys):
     assert "diverged" in capsys.readouterr().out
 
 
+def test_machines_share_a_study_and_a_failure_stops_no_other_trial(tmp_path, capsys):
+    from vit_jax.studies import study as module
+
+    def broken(config, workdir):
+        if config.schedule.learning_rate == 0.01:
+            raise OSError("the disk is gone")
+        return train_run(config, workdir)
+
+    train_run = module.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train", broken)
+        assert study(tmp_path) == 1
+    said = capsys.readouterr()
+    assert "1 of 2 trials failed: rate_0.01 (OSError: the disk is gone)" in said.err
+    assert "1 of 2 trials in" in said.out and not (tmp_path / "study.png").exists()
+    assert [
+        r["trial"] for r in csv.DictReader((tmp_path / "study.csv").read_text().splitlines())
+    ] == ["rate_0.1"]
+    before = contents(tmp_path / "rate_0.1")
+    assert study(tmp_path, "--trial=1/2") == 0  # the first of two machines: what is left
+    said = capsys.readouterr().out
+    assert "trial 1 of 1: rate_0.01" in said and "2 of 2 trials in" in said
+    assert (tmp_path / "study.png").exists() and contents(tmp_path / "rate_0.1") == before
+    assert study(tmp_path, "--only=rate_0.1") == 0
+    assert "trial 1 of 1: rate_0.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [
+    (["--trial=3/2"], 2, "--trial=3/2 must be I/N"), (["--trial=0/2"], 2, "--trial=0/2 must"),
+    (["--trial=x"], 2, "--trial=x must"),
+    (["--only=depth-*"], 1, "--only=depth-. fits no trial; there are rate_0.01, rate_0.1."),
+])  # fmt: skip
+def test_parts_that_are_none(tmp_path, capsys, words, code, message):
+    assert study(tmp_path / "work", *words) == code
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

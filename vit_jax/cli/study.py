@@ -3,39 +3,65 @@
 example:
   vit-jax study --config=configs/studies/position_embedding.py --workdir=/runs/positions
   vit-jax study --config=my_study.py --workdir=/runs/mine --config.total_steps=100
+  vit-jax study --config=my_study.py --workdir=/shared/mine --trial=2/4   # the second of 4 machines
+  vit-jax study --config=my_study.py --workdir=/runs/mine --only='rate_*'
 
 The study's file defines trials(), named configurations, and draw(), a figure of what came out. The
 trial NAME is a run in WORKDIR/NAME; run the command again to go on. --config.KEY=VALUE changes a
-setting of every trial. Writes study.csv, study.json, study.png and study.svg into WORKDIR.
+setting of every trial. A trial that fails stops no other; it is named at the end, and the exit code
+is 1. Writes study.csv and study.json into WORKDIR, and once all trials are finished study.png and
+study.svg.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, UserError
 
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_config(flags)
     absl_flags.DEFINE_string("workdir", None, "Directory of the trials.", flag_values=flags)
+    absl_flags.DEFINE_string("only", "", "Trials whose names fit NAME*.", flag_values=flags)
+    absl_flags.DEFINE_string("trial", "1/1", "I/N: the I-th of N parts.", flag_values=flags)
     options.define_processes(flags)
+
+
+def part(text: str) -> tuple[int, int]:
+    """ "2/4" as (2, 4)."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise UsageError(f"--trial={text} must be I/N with I from 1 to N, e.g. --trial=1/4.")
+    return int(match[1]), int(match[2])
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     workdir = Path(options.workdir(flags)).expanduser().resolve()
     if not flags.config:
         raise UsageError("--config=FILE is needed.")
+    share = part(flags.trial)
     with options.processes(flags):
         from vit_jax.runtime.distributed import say
         from vit_jax.studies import study
 
         trials = study.load(flags.config, options.overrides(flags))
-        outcomes = study.run(trials, workdir, say)
-        study.write(flags.config, outcomes, workdir)
+        found, failed = study.run(study.chosen(trials, flags.only, share), workdir, say)
+        others = study.finished({n: c for n, c in trials.items() if n not in found}, workdir)
+        outcomes = {name: (found | others)[name] for name in trials if name in found | others}
+        whole = len(outcomes) == len(trials)
+        study.write(flags.config, outcomes, workdir, whole=whole)
         for line in study.table(outcomes):
             say(line)
-        say(f"in {workdir / 'study.csv'}, drawn in {workdir / 'study.png'}")
+        drawn = f", drawn in {workdir / 'study.png'}" if whole else ""
+        say(f"{len(outcomes)} of {len(trials)} trials in {workdir / 'study.csv'}{drawn}")
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(trials)} trials failed: "
+                + "; ".join(f"{name} ({error})" for name, error in failed.items())
+                + " The same command tries them again."
+            )

@@ -8,6 +8,7 @@ WORKDIR/NAME; finished ones return at once, so the same command goes on where it
 from __future__ import annotations
 
 import csv
+import fnmatch
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ import jax
 
 from vit_jax import config as configuration, files
 from vit_jax.config import ConfigDict
-from vit_jax.errors import Diverged, UserError
+from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.runtime.logbook import FILE_NAME, read_metrics
 from vit_jax.training.run import train
 from vit_jax.training.setup import check
@@ -67,8 +68,32 @@ def load(source: str, overrides: Mapping[str, str]) -> dict[str, ConfigDict]:
     return dict(found)
 
 
-def run(trials: Mapping[str, ConfigDict], workdir: Path, say: Say = print) -> dict[str, Outcome]:
+def chosen(
+    trials: Mapping[str, ConfigDict], only: str = "", part: tuple[int, int] = (1, 1)
+) -> dict[str, ConfigDict]:
+    """The trials that this machine is to run.
+
+    Args:
+      only: a pattern of their names, as of files: "depth-*".
+      part: (I, N) is the I-th of N parts, taken in turns, so that N machines share a study.
+
+    Raises:
+      UserError: none is left.
+    """
+    named = [name for name in trials if fnmatch.fnmatchcase(name, only or "*")]
+    if not named:
+        raise UserError(f"--only={only} fits no trial; there are {', '.join(trials)}.")
+    index, count = part
+    return {name: trials[name] for name in named[index - 1 :: count]}
+
+
+def run(
+    trials: Mapping[str, ConfigDict], workdir: Path, say: Say = print
+) -> tuple[dict[str, Outcome], dict[str, str]]:
     """Runs the trials in `workdir`, one after the other, from wherever they are.
+
+    Returns:
+      What came out of them, and {name: error} of those that failed, which stop no other.
 
     Raises:
       UserError: a trial that cannot be; all are looked at before the first one runs.
@@ -80,13 +105,35 @@ def run(trials: Mapping[str, ConfigDict], workdir: Path, say: Say = print) -> di
                 check(config)
             except UserError as error:
                 raise UserError(f"The trial {name}: {error}") from error
-    outcomes = {}
+    outcomes, failed = {}, {}
     for number, (name, config) in enumerate(trials.items(), start=1):
         say(f"trial {number} of {len(trials)}: {name}")
-        metrics = trial(config, workdir / name)
-        file = workdir / name / FILE_NAME
-        outcomes[name] = Outcome(config, metrics, read_metrics(file) if file.exists() else [])
-    return outcomes
+        try:
+            outcomes[name] = outcome(config, trial(config, workdir / name), workdir / name)
+        except Preempted:
+            raise
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            failed[name] = f"{kind}{first}"
+            say(f"trial {name} failed: {failed[name]}")
+    return outcomes, failed
+
+
+def finished(trials: Mapping[str, ConfigDict], workdir: Path) -> dict[str, Outcome]:
+    """What came out of the trials that another machine has finished in the same directory."""
+    found = {name: finished_metrics(workdir / name) for name in trials}
+    return {
+        name: outcome(trials[name], metrics, workdir / name)
+        for name, metrics in found.items()
+        if metrics is not None
+    }
+
+
+def outcome(config: ConfigDict, metrics: dict[str, float] | None, workdir: Path) -> Outcome:
+    """Of the trial in `workdir`."""
+    file = workdir / FILE_NAME
+    return Outcome(config, metrics, read_metrics(file) if file.exists() else [])
 
 
 def rows(outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
@@ -103,9 +150,9 @@ def rows(outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
     ]
 
 
-def write(source: str, outcomes: Mapping[str, Outcome], workdir: Path) -> None:
-    """`study.json`, `study.csv` and what the study draws, as `study.png` and `study.svg`."""
-    if jax.process_index():
+def write(source: str, outcomes: Mapping[str, Outcome], workdir: Path, *, whole: bool) -> None:
+    """`study.json`, `study.csv` and what a `whole` study draws, as `study.png` and `study.svg`."""
+    if jax.process_index() or not outcomes:
         return
     table = rows(outcomes)
     finite = [
@@ -117,6 +164,8 @@ def write(source: str, outcomes: Mapping[str, Outcome], workdir: Path) -> None:
         writer = csv.DictWriter(out, fieldnames=list(table[0]))
         writer.writeheader()
         writer.writerows(table)
+    if not whole:
+        return
     path = configuration.find_file(source.partition(":")[0])
     figure = files.call_in(path, "draw", outcomes)
     if not hasattr(figure, "savefig"):

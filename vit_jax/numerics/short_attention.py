@@ -149,36 +149,56 @@ def attention_backward(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, s
     pipelined(heads, begin, end)
 
 
-def given(qkv: Array) -> int | None:
-    """Vector memory for the kernels of qkv (b, n, 3, h, e), where the default is too little."""
-    _, n, _, h, e = qkv.shape
-    needed = memory(n, h * e, qkv.dtype.itemsize)
+def given(rows: Array) -> int | None:
+    """Vector memory for the kernels of qkv (b, n, 3 h e), where the default is too little."""
+    needed = memory(rows.shape[1], rows.shape[2] // 3, rows.dtype.itemsize)
     return needed if needed > DEFAULT_MEMORY else None
 
 
-def run_forward(qkv: Array, *, sums: bool) -> tuple[Array, ...]:
-    """(y (b, n, h e),) of qkv (b, n, 3, h, e), and with `sums` (b, h, n) float32, on one device."""
-    b, n, _, h, e = qkv.shape
-    out = [jax.ShapeDtypeStruct((b, n, h * e), qkv.dtype)]
-    out += [jax.ShapeDtypeStruct((b, h, n), jnp.float32)] if sums else []
-    kernel = functools.partial(attention_forward, heads=h, size=e)
-    return tuple(kernels.by_image(kernel, out, qkv.reshape(b, n, -1), memory=given(qkv)))
+def run_forward(qkv: Array, *, size: int, sums: bool) -> tuple[Array, ...]:
+    """(y (b, n, h e),) of qkv (b, n, 3 h e), and with `sums` (b, h, n) float32, on one device.
+
+    qkv may also be (b, n, 3, h, e), here and below.
+    """
+    rows = qkv.reshape(*qkv.shape[:2], -1)
+    b, n, width = rows.shape
+    heads = width // 3 // size
+    out = [jax.ShapeDtypeStruct((b, n, heads * size), rows.dtype)]
+    out += [jax.ShapeDtypeStruct((b, heads, n), jnp.float32)] if sums else []
+    kernel = functools.partial(attention_forward, heads=heads, size=size)
+    return tuple(kernels.by_image(kernel, out, rows, memory=given(rows)))
 
 
-def run_backward(qkv: Array, dy: Array, sums: Array) -> Array:
-    """dqkv (b, n, 3, h, e) on one device."""
-    b, n, _, h, e = qkv.shape
-    rows = qkv.reshape(b, n, -1)
-    kernel = functools.partial(attention_backward, heads=h, size=e)
+def run_backward(qkv: Array, dy: Array, sums: Array, *, size: int) -> Array:
+    """dqkv, shaped as qkv, on one device."""
+    rows = qkv.reshape(*qkv.shape[:2], -1)
+    kernel = functools.partial(attention_backward, heads=sums.shape[1], size=size)
     out = [jax.ShapeDtypeStruct(rows.shape, rows.dtype)]
-    return kernels.by_image(kernel, out, rows, dy, sums, memory=given(qkv))[0].reshape(qkv.shape)
+    return kernels.by_image(kernel, out, rows, dy, sums, memory=given(rows))[0].reshape(qkv.shape)
 
 
-def run(function: Callable, *arrays: Array, outputs: Any) -> Any:
-    """`function` of qkv, and dy (b, n, h e) and sums (b, h, n), on whatever devices they are."""
-    inputs = ("b..h.", "b.h", "bh.")[: len(arrays)]
-    heads = arrays[0].shape[3]
-    return kernels.on_the_mesh(function, *arrays, inputs=inputs, outputs=outputs, heads=heads)
+def run(function: Callable, qkv: Array, *more: Array, outputs: Any = None) -> Any:
+    """`function` of qkv, and dy (b, n, h e) and sums (b, h, n), on whatever devices they are.
+
+    qkv (b, n, 3, h, e) goes there as (b, n, 3 h e) unless its heads are split: five axes would be
+    laid out otherwise, and copied.
+
+    Args:
+      outputs: as in `kernels.on_the_mesh`; None is shaped as qkv.
+    """
+    *_, heads, size = shape = qkv.shape
+    axes = "b..h."
+    if not kernels.heads_are_split(qkv):
+        qkv, axes, heads = qkv.reshape(*shape[:2], -1), "b..", 0
+    found = kernels.on_the_mesh(
+        functools.partial(function, size=size),
+        qkv,
+        *more,
+        inputs=(axes, "b.h", "bh.")[: 1 + len(more)],
+        outputs=outputs or axes,
+        heads=heads,
+    )
+    return found if outputs else found.reshape(shape)
 
 
 @jax.custom_vjp
@@ -199,7 +219,7 @@ def _forward(qkv: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array]:
     qkv, sums = kept
-    return (run(run_backward, qkv, dy.astype(qkv.dtype), sums, outputs="b..h."),)
+    return (run(run_backward, qkv, dy.astype(qkv.dtype), sums),)
 
 
 attention.defvjp(_forward, _backward)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import models, numerics
+from vit_jax import config, models, numerics
 from vit_jax.errors import UserError
 from vit_jax.numerics import Machine, plain, self_check, short_attention, tpu
 from vit_jax.runtime import sharding
 from vit_jax.training import kernel_check
+from vit_jax.training.setup import computed_as, set_up
 
 ONE = Machine("tpu", 1)
 
@@ -247,30 +248,47 @@ def test_a_verdict_is_kept_for_the_same_chip_and_shapes():
     assert ask() is ask()
 
 
-def test_a_run_uses_what_the_check_allows():
-    mesh, notes = sharding.make_mesh(data=4, tensor=2), []
-    config = models.get_config("debug", dtype="bfloat16")
-    row = models.numerics_of(config, Machine("tpu", 8))
+def test_a_run_uses_what_the_check_allows_and_goes_on_with_it(tmp_path):
+    c = config.load("configs/quickstart.py")
+    c.update(pretrain=None, batch_size=64, compute_dtype="bfloat16")
+    c.mesh.update(data=4, tensor=2)
+    setup = set_up(c, machine=Machine("tpu", 8))
+    heads, size = setup.program.model.num_heads // 2, 16
     asked = []
 
-    def verdict(fused):
+    def settle(setup, fused, name):
         def verify(*shapes):
             asked.append(shapes)
             return self_check.Verdict(fused, f"said {fused}")
 
-        return verify
+        (tmp_path / name).mkdir(exist_ok=True)
+        found, keep = kernel_check.settle(setup, tmp_path / name, verify=verify)
+        kernel_check.write(tmp_path / name, keep)
+        return found, keep
 
-    def checked(config, row, fused):
-        return kernel_check.checked(config, row, mesh, 64, notes, verify=verdict(fused))
-
-    assert checked(config, row, True) == (config, row)
-    assert asked == [(16, 17, 2, 16, "bfloat16")]  # images, tokens and heads of one device
-    model, other = checked(config, row, False)
-    assert model.attention == "xla" and "kernel" not in numerics.describe(other)
-    forced = models.replace(config, attention="fused")
-    assert checked(forced, row, False) == (forced, row)
-    assert notes == ["said True", "said False", "said False"]
-    assert checked(model, other, True) == (model, other) and len(notes) == 3  # nothing to check
+    found, keep = settle(setup, True, "a")
+    assert found is setup and keep["fused"] and setup.notes[-1] == "said True"
+    tokens = setup.program.model.num_tokens
+    assert asked == [(16, tokens, heads, size, "bfloat16")]  # of one device
+    found, _ = settle(setup, False, "b")
+    assert found.program.model.attention == "xla"
+    assert "kernel" not in numerics.describe(found.program.numerics)
+    # What was found is kept, and is another matter for other shapes.
+    for fused, name in ((False, "a"), (True, "b")):
+        again, _ = settle(setup, fused, name)
+        assert (again is setup) == (name == "a") and len(asked) == 2
+        assert setup.notes[-1].endswith("(found when the run began)")
+    file = tmp_path / "b" / kernel_check.FILE
+    file.write_text(file.read_text().replace(f"{tokens},", "99,"))
+    assert settle(setup, True, "b")[0] is setup and len(asked) == 3
+    file.write_text('{"fused": 3}')
+    with pytest.raises(UserError, match=r"attention\.json is damaged; remove it"):
+        settle(setup, True, "b")
+    forced = computed_as(setup, attention="fused")
+    assert settle(forced, False, "c")[0] is forced
+    plain = computed_as(setup, attention="xla")
+    assert settle(plain, True, "d") == (plain, None) and len(asked) == 4  # nothing to check
+    assert not (tmp_path / "d" / kernel_check.FILE).exists()
 
 
 SCRIPT = """

@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
-from vit_jax import models
-from vit_jax.numerics import Numerics, self_check, tpu
+from vit_jax import files, models
+from vit_jax.errors import UserError
+from vit_jax.numerics import self_check, tpu
 from vit_jax.runtime import sharding
+from vit_jax.training.decided import Setup
+from vit_jax.training.setup import computed_as
+
+#: In a workdir: what was found, so that a run goes on as it began.
+FILE = "attention.json"
 
 
-def checked(
-    model: models.ModelConfig,
-    numerics: Numerics,
-    mesh: jax.sharding.Mesh,
-    batch_size: int,
-    notes: list[str],
-    *,
-    verify: Callable[..., self_check.Verdict] = self_check.verify,
-) -> tuple[models.ModelConfig, Numerics]:
-    """The model and how it computes: as it was, or with XLA's attention if the check says so.
+def settle(
+    setup: Setup, workdir: Path, *, verify: Callable[..., self_check.Verdict] = self_check.verify
+) -> tuple[Setup, dict[str, object] | None]:
+    """The setup as it was, or with XLA's attention if the check says so; and what to keep of it.
 
-    What was found is added to `notes`. All processes do what any of them must: their programs have
-    to be the same. With model.attention=fused the kernel is used whatever the check says.
+    What was found is added to the plan's notes. All processes do what any of them must: their
+    programs have to be the same. A run that goes on with the same shapes on the same chip keeps
+    what it found, for a kernel that is as fast as XLA would otherwise be taken at one start and not
+    at the next. With model.attention=fused the kernel is used whatever the check says.
 
-    Args:
-      batch_size: of one forward pass, over all devices.
+    Raises:
+      UserError: what is kept in the workdir is damaged.
     """
+    model, numerics = setup.program.model, setup.program.numerics
     if numerics.attention is not tpu.attention or not isinstance(model, models.ViTConfig):
-        return model, numerics
+        return setup, None
+    mesh, accumulation = setup.program.mesh, setup.config.accumulation_steps
     heads, parts = model.num_heads, mesh.shape["tensor"]
-    verdict = verify(
-        max(1, batch_size // sharding.batch_divisor(mesh)),
-        model.num_tokens,
-        heads // parts if heads % parts == 0 else heads,
-        model.hidden_size // heads,
-        model.dtype,
-    )
-    notes.append(verdict.text)
-    if all(sharding.gathered(int(verdict.fused))) or model.attention == "fused":
-        return model, numerics
-    model = models.replace(model, attention="xla")
-    return model, models.numerics_of(model, numerics.machine)
+    images = setup.config.batch_size // accumulation // sharding.batch_divisor(mesh)
+    shape = [max(1, images), model.num_tokens, heads // parts if heads % parts == 0 else heads]
+    shape.append(model.hidden_size // heads)
+    about = {"chip": jax.devices()[0].device_kind, "shape": shape, "dtype": model.dtype}
+    kept = files.read_json(workdir / FILE)
+    if kept is not None and not (isinstance(kept, dict) and isinstance(kept.get("fused"), bool)):
+        raise UserError(f"{workdir / FILE} is damaged; remove it to check attention anew.")
+    if kept is not None and about == {key: kept.get(key) for key in about}:
+        fused, text = kept["fused"], f"{kept.get('found')} (found when the run began)"
+    else:
+        verdict = verify(*shape, model.dtype)
+        fused = all(sharding.gathered(int(verdict.fused))) or model.attention == "fused"
+        text = verdict.text
+    setup.notes.append(text)
+    keep = about | {"fused": fused, "found": text.removesuffix(" (found when the run began)")}
+    return (setup if fused else computed_as(setup, attention="xla")), keep
+
+
+def write(workdir: Path, keep: dict[str, object] | None) -> None:
+    """Notes what was found, if there was anything to check."""
+    if keep is not None and jax.process_index() == 0:
+        files.write_json(workdir / FILE, keep)

@@ -23,7 +23,7 @@ from vit_jax.runtime.distributed import StopRequest, say
 from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.training import auto_memory, events, memory
+from vit_jax.training import auto_memory, events, kernel_check, memory
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.evaluators import evaluators, sources
 from vit_jax.training.loop import Run, loop
@@ -80,6 +80,7 @@ def train(
     setup = set_up(config, resuming=resuming)
     if finished is not None and finished["step"] >= setup.plan.total_steps:
         return still_finished(setup, whole, workdir, finished)
+    setup, attention = kernel_check.settle(setup, workdir)
     show_plan(setup)
     if not resuming:
         check_images(setup)
@@ -90,6 +91,7 @@ def train(
         state = restore_or_initialise(setup, checkpoints)
         write_config(workdir, whole)  # nothing refuses any more
         auto_memory.write(workdir, setup)
+        kernel_check.write(workdir, attention)
         return under_way(setup, compiled, workdir, state, checkpoints, expected)
     finally:
         checkpoints.close()

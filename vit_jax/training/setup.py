@@ -25,7 +25,7 @@ from vit_jax.objectives.classification import classification
 from vit_jax.objectives.masked_patches import masked_patches
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
-from vit_jax.training import kernel_check, optim, state as train_state
+from vit_jax.training import optim, state as train_state
 from vit_jax.training.decided import Plan, Program, Setup
 from vit_jax.training.evaluators import chosen, periods
 from vit_jax.training.sources import data_of, open_sources
@@ -139,9 +139,6 @@ def program_of(
 ) -> Program:
     """The functions of a run; what was adapted of `initial` weights is added to `notes`."""
     numerics = models.numerics_of(model, machine)
-    if machine is None:  # this one, where it can be tried
-        rows = config.batch_size // config.accumulation_steps
-        model, numerics = kernel_check.checked(model, numerics, mesh, rows, notes)
     objective = objective_of(config, model, numerics)
     make_params, argument = initial_params(config, model, initial, mesh, notes)
     initialise, abstract_state = train_state.initialise(
@@ -220,11 +217,19 @@ def train_step_of(config: ConfigDict, objective: Objective, plan: Plan) -> Calla
     )
 
 
-def computed_as(setup: Setup, *, remat: str, accumulation_steps: int) -> Setup:
-    """The same run, computed another way."""
-    config = setup.config.copy_and_resolve_references()
-    config.accumulation_steps = accumulation_steps
-    model = models.replace(setup.program.model, remat=remat)
+def computed_as(
+    setup: Setup,
+    *,
+    remat: bool | str | None = None,
+    attention: str | None = None,
+    accumulation_steps: int | None = None,
+) -> Setup:
+    """The same run, computed another way; what is None stays."""
+    config, model = setup.config.copy_and_resolve_references(), setup.program.model
+    config.accumulation_steps = accumulation_steps or config.accumulation_steps
+    model = models.replace(model, remat=model.remat if remat is None else remat)
+    if attention is not None and isinstance(model, models.ViTConfig):
+        model = models.replace(model, attention=attention)
     numerics = models.numerics_of(model, setup.program.numerics.machine)
     objective = objective_of(config, model, numerics)
     step = train_step_of(config, objective, setup.plan)

@@ -234,10 +234,7 @@ def table_input(variants: Iterable[str] = ("L/16", "H/14")) -> list[str]:
     return rows
 
 
-# --- the same, read from compiled steps -----------------------------------------------------------
-
-
-class Jft(data.Source):
+class Jft(data.Source):  # what follows is read from compiled steps
     """A data set of JFT-300M's size that cannot be read; enough to prepare a run."""
 
     spec, fingerprint = "jft", "none"

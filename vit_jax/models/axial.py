@@ -92,9 +92,10 @@ class AxialConv(nnx.Module):
         x = self.row(x)
         if self.stride == 1:
             return x
-        pooled = nnx.avg_pool(
-            x, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False
-        )
+        with jax.numpy_dtype_promotion("standard"):  # flax divides by counts in float32
+            pooled = nnx.avg_pool(
+                x, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False
+            )
         return pooled.astype(x.dtype)
 
 

@@ -51,8 +51,9 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    # Google Cloud, "TPU v5e": 197 TFLOP/s, 16 GB at 819 GB/s, 1600 Gbit/s between chips.
-    "v5e": Chip(197e12, 819e9, 16e9, 200e9, 0.0, 256, 4, mfu=0.45, price=1.20),
+    # Google Cloud, "TPU v5e": 197 TFLOP/s, 16 GB at 819 GB/s, 1600 Gbit/s between chips. Its mfu is
+    # what the compiler estimates for the step of L/16, 64 images a chip (docs/performance.md).
+    "v5e": Chip(197e12, 819e9, 16e9, 200e9, 0.0, 256, 4, mfu=0.74, price=1.20),
     # NVIDIA, "H100 SXM": 989 TFLOP/s dense, 80 GB at 3.35 TB/s, NVLink 900 GB/s both ways together;
     # one ConnectX-7 of 400 Gbit/s per GPU, as in a DGX H100.
     "H100": Chip(989e12, 3.35e12, 80e9, 450e9, 50e9, 8, 8, mfu=0.40, price=3.00),

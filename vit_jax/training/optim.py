@@ -70,7 +70,7 @@ def learning_rate_schedule(
             rate = learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         elif decay == "staircase":
             passed = jnp.searchsorted(jnp.asarray(edges, jnp.float32), t, side="left")
-            rate = learning_rate * jnp.power(0.1, passed.astype(jnp.float32))
+            rate = learning_rate * jax.lax.pow(jnp.float32(0.1), passed)
         else:
             rate = jnp.full_like(t, learning_rate)
         return rate * jnp.minimum(1.0, t / warmup_steps) if warmup_steps else rate

@@ -18,10 +18,9 @@ from jax.typing import DTypeLike
 from vit_jax.errors import UserError
 from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import ACTIVATIONS, Numerics, bits
+from vit_jax.numerics.bits import Randomness
 
 Array = jax.Array
-#: Of dropout and stochastic depth: training's own key, or one of `jax.random`; None is inference.
-Randomness = bits.Key | jax.Array | None
 initializers = jax.nn.initializers
 
 

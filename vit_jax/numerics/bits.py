@@ -1,14 +1,11 @@
 """Random bits of dropout: a hash of what they are for, computed where they are used.
 
-A bit follows from seed, step, place in the model and place in the global batch, and from nothing
-else. So it is the same on every mesh, for any number of processes and micro-batches, and
-after a resume; and neither bits nor masks are kept in memory for the backward pass, which computes
-them again. Threefry, JAX's own generator, costs half a training step of B/16 on a TPU with Table
-3's dropout (docs/performance.md).
+A bit follows from seed, step, place in the model and place in the global batch: it is the same on
+every mesh, for any number of processes and micro-batches, and after a resume. Neither bits nor masks
+are kept for the backward pass, which computes them again (docs/performance.md, decision 9).
 
 `mix` is "lowbias32" of Chris Wellons' hash-prospector (2018, public domain): a bijection of 32-bit
-words, each bit of which depends on all. tests/numerics/test_bits.py has what statistics say of it
-as it is used here. These bits are not for secrets.
+words, each bit of which depends on all. It is no cipher; tests/numerics/test_bits.py tests it.
 """
 
 from __future__ import annotations
@@ -31,6 +28,10 @@ class Key(NamedTuple):
 
     key: Array
     rows: Array
+
+
+#: Of dropout and stochastic depth: training's own key, or one of `jax.random`; None is inference.
+Randomness = Key | Array | None
 
 
 def fold(key: Key, index: Array | int) -> Key:

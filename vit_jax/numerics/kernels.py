@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
 Array = jax.Array
+Shape = jax.ShapeDtypeStruct
 #: Axes of a mesh that images and heads are split over (vit_jax/runtime/sharding.py).
 IMAGES, HEADS = ("data", "fsdp"), "tensor"
 
 
 def by_image(
-    kernel: Callable, outputs: Sequence[Any], *arrays: Array, memory: int | None = None
+    kernel: Callable, outputs: Sequence[Shape], *arrays: Array, memory: int | None = None
 ) -> list[Array]:
     """`kernel(*references)` for each image of arrays (b, ., .); arrays (., .) are given whole.
 
@@ -36,7 +36,7 @@ def by_image(
 
 def _call(
     kernel: Callable,
-    outputs: Sequence[Any],
+    outputs: Sequence[Shape],
     memory: int | None,
     *arrays: Array,
     interpret: bool,
@@ -44,7 +44,7 @@ def _call(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    def block(array: Any) -> pl.BlockSpec:
+    def block(array: Array | Shape) -> pl.BlockSpec:
         if array.ndim == 2:
             return pl.BlockSpec(array.shape, lambda image: (0, 0))
         return pl.BlockSpec((1, *array.shape[1:]), lambda image: (image, 0, 0))
@@ -63,7 +63,9 @@ def _call(
     )(*arrays)
 
 
-def on_the_mesh(run: Callable, *arrays: Array, inputs: Any, outputs: Any, heads: int = 0) -> Any:
+def on_the_mesh(
+    run: Callable, *arrays: Array, inputs: Sequence[str], outputs: object, heads: int = 0
+):
     """`run(*arrays)` on every device with its own images and heads, where the first is on a mesh.
 
     XLA cannot split a kernel by itself. An axis that does not divide is not split.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vit_jax.models.layers import Randomness
+from vit_jax.numerics.bits import Randomness
 
 Batch = dict[str, jax.Array]
 

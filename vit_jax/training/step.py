@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.models.layers import Randomness
-from vit_jax.numerics import bits
+from vit_jax.numerics.bits import Key, Randomness
 from vit_jax.objectives.objective import Batch, Objective
 from vit_jax.training import optim
 from vit_jax.training.state import TrainState
@@ -44,7 +43,7 @@ def make_train_step(
         """Of the examples with these numbers in the batch, which are one of its parts."""
         key = jax.random.fold_in(jax.random.key(seed), step)
         if not threefry:
-            return bits.Key(key, rows)
+            return Key(key, rows)
         return key if part is None else jax.random.fold_in(key, part)
 
     def gradients(params, batch: Batch, step: jax.Array):

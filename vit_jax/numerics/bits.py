@@ -1,8 +1,8 @@
 """Random bits of dropout: a hash of what they are for, computed where they are used.
 
 A bit follows from seed, step, place in the model and place in the global batch: it is the same on
-every mesh, for any number of processes and micro-batches, and after a resume. Neither bits nor masks
-are kept for the backward pass, which computes them again (docs/performance.md, decision 9).
+every mesh, for any number of processes and micro-batches, and after a resume. Neither bits nor
+masks are kept for the backward pass, which computes them again (docs/performance.md, decision 9).
 
 `mix` is "lowbias32" of Chris Wellons' hash-prospector (2018, public domain): a bijection of 32-bit
 words, each bit of which depends on all. It is no cipher; tests/numerics/test_bits.py tests it.

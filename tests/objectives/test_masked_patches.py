@@ -265,7 +265,9 @@ def test_a_run_is_killed_resumed_and_fine_tuned_from(tmp_path, capsys):
     from vit_jax.cli import main
 
     assert main(["train", *settings, f"--workdir={tmp_path / 'whole'}"]) == 0
-    assert "without the objective's own parameters: objective/dense_0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "without the objective's own parameters: objective/dense_0" in said
+    assert "weight_decay=0.1, masked_patches" in said
     cut = ["train", *settings, f"--workdir={tmp_path / 'cut'}"]
     assert main([*cut, "--config.data.prefetch=oops"]) == 1  # nothing is there yet
     with pytest.MonkeyPatch.context() as patch:
@@ -282,6 +284,7 @@ def test_a_run_is_killed_resumed_and_fine_tuned_from(tmp_path, capsys):
     assert "Rows: original, corrupted, predicted" in (tmp_path / "whole/report.html").read_text()
     records = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert {"eval/loss", "eval/right"} <= set(records[-1]) and "eval/accuracy" not in records[-1]
+    assert "eval/index" not in records[-1]
     capsys.readouterr()
     tuned = [f"--config.init_from={tmp_path / 'whole'}", f"--config.data.dataset=folder:{folder}",
              "--config.model.variant=checkpoint", "--config.model.hidden_size=None",

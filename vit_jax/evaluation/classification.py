@@ -143,7 +143,7 @@ def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
     mean = {name: float(values.mean()) for name, values in results.items()}
     count = {"num_examples": len(next(iter(results.values())))}
     if "correct" not in results:
-        return {name: value for name, value in mean.items() if name != "label"} | count
+        return {k: value for k, value in mean.items() if k not in ("label", "index")} | count
     summary = {"accuracy": mean["correct"], "top5_accuracy": mean["top5"]}
     return summary | {k: mean[k] for k in ("loss", "training_loss") if k in mean} | count
 

@@ -89,9 +89,9 @@ def optimiser_text(setup: Setup) -> str:
     options = dict(config.optimizer)
     text = f"{options.pop('name')} " + " ".join(f"{key}={value}" for key, value in options.items())
     clip = config.gradient_clip_norm
-    polyak = config.polyak_decay
+    polyak, objective = config.polyak_decay, config.objective.name
     return (
-        f"{text.strip()}, {config.loss.name}"
+        f"{text.strip()}, {config.loss.name if objective == 'classification' else objective}"
         + (f", clip at global norm {clip:g}" if clip else "")
         + (f", Polyak average {polyak:g}" if polyak else "")
     )

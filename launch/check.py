@@ -360,6 +360,7 @@ try:
     except ImportError:
         pass
     else:
+        setup.check_memory(loaded)
         setup.check_names(loaded)
 except UserError as error:
     sys.exit(str(error))

@@ -278,13 +278,14 @@ def test_a_run_uses_what_the_check_allows_and_goes_on_with_it(tmp_path):
         again, _ = settle(setup, fused, name)
         assert (again is setup) == (name == "a") and len(asked) == 2
         assert setup.notes[-1].endswith("(found when the run began)")
+    forced = computed_as(setup, attention="fused")
+    assert settle(forced, False, "b")[0] is forced and len(asked) == 2  # whatever is kept
     file = tmp_path / "b" / kernel_check.FILE
     file.write_text(file.read_text().replace(f"{tokens},", "99,"))
     assert settle(setup, True, "b")[0] is setup and len(asked) == 3
     file.write_text('{"fused": 3}')
     with pytest.raises(UserError, match=r"attention\.json is damaged; remove it"):
         settle(setup, True, "b")
-    forced = computed_as(setup, attention="fused")
     assert settle(forced, False, "c")[0] is forced
     plain = computed_as(setup, attention="xla")
     assert settle(plain, True, "d") == (plain, None) and len(asked) == 4  # nothing to check

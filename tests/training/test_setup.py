@@ -1,5 +1,6 @@
 """What a run is said to need before it starts: counted in full, given to the new state in full."""
 
+import gc
 import types
 
 import jax
@@ -9,6 +10,7 @@ from small_run import MESH, ONE, prepared
 
 from vit_jax import config as configuration, data, models
 from vit_jax.bench import peak_memory
+from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.runtime import host_memory, sharding
 from vit_jax.runtime.pace import Clock, steps_ahead
@@ -125,6 +127,7 @@ def test_the_measured_peak_is_that_of_the_fullest_device(monkeypatch):
 def test_on_a_cpu_memory_is_that_of_the_process():
     setup = prepared()
     compiled = compile_train_step(setup)
+    gc.collect()  # or what other tests left is freed between the two looks
     now = host_memory.resident_bytes()
     rest = memory.expected_bytes(setup, compiled) - now
     needed = jax.local_device_count() * memory.needed_bytes(setup, compiled)
@@ -208,3 +211,12 @@ def test_e13_small_models_of_every_family(variant):
     names = " ".join(params)
     assert ("attention" in names) == (variant != "debug-resnet")
     assert ("stage" in names or "stem" in names) == (variant != "debug-axial")
+
+
+@pytest.mark.parametrize("attention", ["fused", "cudnn"])
+def test_attention_that_cannot_be_is_said_before_the_first_stage(tmp_path, capsys, attention):
+    """Pre-training would otherwise run to its end first."""
+    words = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
+    assert main([*words, f"--config.model.attention={attention}"]) == 1
+    assert f"model.attention='{attention}' cannot be: the device is no" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

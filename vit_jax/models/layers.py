@@ -235,4 +235,4 @@ def example_keys(key: Randomness, count: int) -> Array:
         other, rows = jax.random.split(key.key)[1], key.rows
     else:
         other, rows = split(key)[1], jnp.arange(count)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(other, rows)
+    return bits.folded(other, rows)

@@ -124,24 +124,10 @@ def of(
 @functools.cache  # the same row is the same object, so that modules of it are equal
 def _row(dtype: str, machine: Machine, policy: str, kernel: Kernel | None) -> Numerics:
     operands = jnp.dtype(dtype)
-    attention = kernel or functools.partial(plain.attention, product=dense.product)
-    if machine.backend == "tpu":
-        return Numerics(
-            dense=functools.partial(tpu.dense, dtype=operands),
-            norm=functools.partial(tpu.norm, dtype=operands),
-            attention=attention,
-            product=dense.product,
-            add=plain.add,
-            activation_dtype=operands,
-            convolution=dense.convolution,
-            layer=functools.partial(remat.apply, remat=policy),
-            dtype=operands,
-            machine=machine,
-        )
     on_one_cpu = machine.backend == "cpu" and machine.devices == 1
     activations = one_cpu.ACTIVATION_DTYPE if on_one_cpu else operands
     multiply = one_cpu.multiply if on_one_cpu else dense.bfloat16_product
-    return Numerics(
+    row = Numerics(
         dense=functools.partial(
             dense.affine,
             multiply=dense.float32_product if dtype == "float32" else multiply,
@@ -149,7 +135,7 @@ def _row(dtype: str, machine: Machine, policy: str, kernel: Kernel | None) -> Nu
             recompute=policy == "none",  # otherwise the layer is computed again
         ),
         norm=functools.partial(norm.norm, dtype=activations),
-        attention=attention,
+        attention=kernel or functools.partial(plain.attention, product=dense.product),
         product=dense.product,
         add=one_cpu.add if on_one_cpu else plain.add,
         activation_dtype=activations,
@@ -157,6 +143,12 @@ def _row(dtype: str, machine: Machine, policy: str, kernel: Kernel | None) -> Nu
         layer=functools.partial(remat.apply, remat=policy),
         dtype=operands,
         machine=machine,
+    )
+    if machine.backend != "tpu":
+        return row
+    return row._replace(
+        dense=functools.partial(tpu.dense, dtype=operands),
+        norm=functools.partial(tpu.norm, dtype=operands),
     )
 
 

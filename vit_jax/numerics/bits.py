@@ -61,15 +61,10 @@ def _dropped(rate: float, shape: tuple[int, ...], x: Array, words: Array) -> Arr
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def _forward(rate, shape, x, words):
-    return _dropped(rate, shape, x, words), words
-
-
-def _backward(rate, shape, words, dy):
-    return _dropped(rate, shape, dy, words), None
-
-
-_dropped.defvjp(_forward, _backward)
+_dropped.defvjp(
+    lambda rate, shape, x, words: (_dropped(rate, shape, x, words), words),
+    lambda rate, shape, words, dy: (_dropped(rate, shape, dy, words), None),
+)
 
 
 def threshold(rate: float) -> np.uint32:
@@ -77,9 +72,14 @@ def threshold(rate: float) -> np.uint32:
     return np.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
+def folded(key: Array, numbers: Array) -> Array:
+    """(b,) keys of `jax.random`, one for each of some numbers (b,)."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+
+
 def words_of(key: Key) -> Array:
     """(b, 2) uint32: 64 bits for each example, by JAX's generator, which is sound and slow."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key.key, key.rows)
+    keys = folded(key.key, key.rows)
     return jax.lax.optimization_barrier(jax.random.key_data(keys)[:, :2])  # small: so it is kept
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.models.layers import Array, Randomness, example_keys, split
-from vit_jax.numerics import Numerics
+from vit_jax.numerics import Numerics, bits as random_bits
 from vit_jax.objectives.objective import Batch, Objective
 
 Params = dict[str, Array]
@@ -127,8 +127,7 @@ def masked_patches(
     def measure(params: Params, batch: Batch) -> dict[str, Array]:
         # The same corruption of an image in every evaluation, however it is batched.
         numbers = batch.get("index", jnp.arange(len(batch["image"])))
-        fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-        corruption = over(fold(jax.random.key(0), numbers))
+        corruption = over(random_bits.folded(jax.random.key(0), numbers))
         y = predict(params, batch["image"], corruption, None)
         targets = wanted.of(batch["image"])
         return {

@@ -41,17 +41,17 @@ def settle(
     shape.append(model.hidden_size // heads)
     about = {"chip": jax.devices()[0].device_kind, "shape": shape, "dtype": model.dtype}
     kept = files.read_json(workdir / FILE)
-    if kept is not None and not (isinstance(kept, dict) and isinstance(kept.get("fused"), bool)):
+    if kept is not None and not {"fused", "found"} <= set(kept if isinstance(kept, dict) else ()):
         raise UserError(f"{workdir / FILE} is damaged; remove it to check attention anew.")
     if kept is not None and about == {key: kept.get(key) for key in about}:
-        fused, text = kept["fused"], f"{kept.get('found')} (found when the run began)"
+        fused, found, since = kept["fused"], kept["found"], " (found when the run began)"
     else:
-        verdict = verify(*shape, model.dtype)
-        fused = all(sharding.gathered(int(verdict.fused))) or model.attention == "fused"
-        text = verdict.text
-    setup.notes.append(text)
-    keep = about | {"fused": fused, "found": text.removesuffix(" (found when the run began)")}
-    return (setup if fused else computed_as(setup, attention="xla")), keep
+        fused, found = verify(*shape, model.dtype)
+        fused, since = all(sharding.gathered(int(fused))), ""
+    setup.notes.append(f"{found}{since}")
+    keep = about | {"fused": fused, "found": found}
+    used = fused or model.attention == "fused"
+    return (setup if used else computed_as(setup, attention="xla")), keep
 
 
 def write(workdir: Path, keep: dict[str, object] | None) -> None:

@@ -75,7 +75,9 @@ def check(config: ConfigDict) -> None:
     check_names(config)
     opened = open_sources(config)
     if config.model.variant != OF_CHECKPOINT:
-        data_of(config, model_config(config, opened[0], None), *opened)
+        model = model_config(config, opened[0], None)
+        models.numerics_of(model)
+        data_of(config, model, *opened)
     plan_of(config, len(opened[0]))
 
 
@@ -84,8 +86,6 @@ def check_names(config: ConfigDict) -> None:
 
     Launchers call it where one types, which need be no machine that could run the experiment.
     """
-    configuration.check(config)
-    check_memory(config)
     if config.model.variant != OF_CHECKPOINT:
         models.get_config(**configuration.section(config, "model"))
     optimizer_of(config)

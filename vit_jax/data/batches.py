@@ -22,32 +22,46 @@ from vit_jax.errors import UserError
 
 Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
+#: A number, int32; of multi-label data (k,) int8.
+Label = np.int32 | np.ndarray
 #: Seconds without a batch after which the input is declared stuck.
 TIMEOUT = 300.0
 
 
 def read(
     source: Source, index: int, transform: Transform, rng: np.random.Generator | None = None
-) -> tuple[np.ndarray, np.int32]:
+) -> tuple[np.ndarray, Label]:
     """A record as the model gets it: image (h, w, 3) uint8 and label.
 
     Raises:
       UserError: it cannot be read, decoded, or has no usable label; names the record.
     """
     record = source[index]
-    label = check_label(record, source.num_classes)
+    check = check_labels if isinstance(record["label"], np.ndarray) else check_label
+    label = check(record, source.num_classes)
     exif = record.get("exif", True)  # whether images of this source are turned by it
     return transform.read(record["image"], record["name"], rng, exif=exif), label
 
 
-def check_label(record: Record, num_classes: int) -> np.int32:
+def check_label(record: Record, num_classes: int) -> Label:
     """The record's label, or a UserError that names the record if it is out of range."""
     label = record["label"]
-    if label is None or not 0 <= label < num_classes:
+    if label is None or isinstance(label, np.ndarray) or not 0 <= label < num_classes:
         raise UserError(
             f"The record {record['name']} has the label {label}, outside 0..{num_classes - 1}."
         )
     return np.int32(label)
+
+
+def check_labels(record: Record, num_classes: int) -> Label:
+    """The record's labels, (k,) int8, or a UserError that names the record if they are none."""
+    labels = np.asarray(record["label"])
+    if labels.shape != (num_classes,) or not np.isin(labels, (0, 1)).all():
+        raise UserError(
+            f"The record {record['name']} has labels of {num_classes} classes that are withheld, "
+            "or neither 0 nor 1."
+        )
+    return labels.astype(np.int8)
 
 
 class BadImages:
@@ -147,6 +161,8 @@ def train_batches(
     on_bad: Callable[[str], None] | None = None,
 ) -> Batches:
     """Endless training batches of this host: "image" (b, h, w, 3) uint8, "label" (b,) int32.
+
+    The labels of multi-label data are (b, k) int8, 1 for each class that an image has.
 
     Args:
       transform: from `make_transform`.
@@ -303,16 +319,18 @@ class _Padded:
                 if self.on_bad is None:
                     raise
                 self.on_bad(str(error))
-        return _row(np.zeros((*self.transform.size, 3), np.uint8), 0, False, index)
+        several = getattr(self.source, "multilabel", False)
+        label = np.zeros(self.source.num_classes, np.int8) if several else np.int32(0)
+        return _row(np.zeros((*self.transform.size, 3), np.uint8), label, False, index)
 
     def __repr__(self) -> str:
         return f"_Padded({self.source!r}, {self.total})"
 
 
-def _row(image: np.ndarray, label: int | np.int32, mask: bool, index: int) -> Example:
+def _row(image: np.ndarray, label: Label, mask: bool, index: int) -> Example:
     return {
         "image": image,
-        "label": np.int32(label),
+        "label": label,
         "mask": np.bool_(mask),
         "index": np.int32(index),
     }

@@ -56,9 +56,12 @@ class ResNetConfig:
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing = ()
+    multilabel: bool = False
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self):
         remat.name_of(self.remat)
+        check_thresholds(self.multilabel, self.thresholds, self.num_classes)
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
         if self.pool_padding not in POOL_PADDINGS:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vit_jax.data import multilabel
 from vit_jax.data.image_files import is_hidden, shown
 from vit_jax.data.labels import NO_LABEL, class_names_of, normal
 from vit_jax.data.splits import one_each, split_of
@@ -23,7 +24,6 @@ COLUMNS = {
     "label": ("label", "class"),
     "split": ("split",),
 }
-COLUMNS_NEEDED = ("image", "label")
 #: Other names by which they go, in lower case.
 ALIASES = {
     "image": ("file_name", "filepath", "file_path", "image_path", "image_name", "img", "image_id"),
@@ -33,6 +33,9 @@ ALIASES = {
 DELIMITERS = ",;\t|"
 #: What is no part of a cell at its ends, beside blanks: zero-width space, word joiner, BOM.
 INVISIBLE = "\u200b\u2060\ufeff"
+
+
+Numbers = int | set[int] | None
 
 
 class Table(NamedTuple):
@@ -46,9 +49,12 @@ class Table(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """What tables say: {split: [(path, class)]}, the classes of all, and what to know of them."""
+    """What tables say: {split: [(path, label)]}, the classes of all, and what to know of them.
 
-    records: dict[str, list[tuple[str, int]]]
+    A label is the number of its class; of multi-label data those of its classes, None: withheld.
+    """
+
+    records: dict[str, list[tuple[str, Numbers]]]
     class_names: list[str]
     notes: list[str]
 
@@ -168,7 +174,7 @@ def column_of(table: Table, what: str, asked: str | None, base: str) -> int | No
     """
     folded = [column.lower() for column in table.columns]
     names = (asked.lower(),) if asked else COLUMNS[what] + ALIASES[what]
-    if asked in table.columns:
+    if asked and table.columns.count(asked) == 1:
         return table.columns.index(asked)
     found = [number for number, column in enumerate(folded) if column in names]
     if len(found) > 1:
@@ -206,9 +212,13 @@ def find_tables(root: str, options: Mapping[str, str], base: str) -> Found:
             continue
         try:
             table = read_table(os.path.join(root, name), options.get("encoding", ""))
-            image, _ = (column_of(table, what, options.get(what), base) for what in COLUMNS_NEEDED)
+            image = column_of(table, "image", options.get("image"), base)
+            if multilabel.asked(options, base):
+                label_columns(table, options, base)
+            else:
+                column_of(table, "label", options.get("label"), base)
             for line, cells in table.rows[:1]:
-                _find(root, cells[image or 0], table.encoding, f"{shown(table.file)}, line {line}")
+                find(root, cells[image or 0], table.encoding, f"{shown(table.file)}, line {line}")
             usable.append(name)
         except UserError as error:
             passed.append(error)
@@ -241,8 +251,11 @@ def read_all(
     for of, file in files:
         table = read_table(file, options.get("encoding", ""))
         notes += table.notes
-        for split, *record in _records(table, of, options, base, notes):
-            rows.setdefault(split, []).append((record[0], record[1], record[2]))
+        column_of(table, "image", options.get("image"), base)  # which is missed first
+        column = column_of(table, "label", options.get("label"), base)
+        assert column is not None
+        for split, path, (label,), line in records_of(table, of, options, base, notes, [column]):
+            rows.setdefault(split, []).append((path, label, line))
     labelled = {
         split: mine
         for split, mine in rows.items()
@@ -274,15 +287,56 @@ def read_all(
     )
 
 
-def _records(
-    table: Table, of: str, options: Mapping[str, str], base: str, notes: list[str]
-) -> Iterable[tuple[str, str, str, str]]:
-    """(split, path, label, where) of the rows of a table."""
-    image, label, split = (
-        column_of(table, what, options.get(what), base) for what in ("image", "label", "split")
-    )
-    assert image is not None and label is not None
-    used = {image, label, split}
+def label_columns(
+    table: Table, options: Mapping[str, str], base: str
+) -> tuple[list[int], list[str] | None]:
+    """The columns of several labels an image, and the classes that they name.
+
+    One column, which lists its labels, names none. Of a 0/1 matrix there is one for each class:
+    those of ?label=A,B,C, or, without a column that is called a label, all that are left.
+
+    Raises:
+      UserError: none, one that is missing, or two of one name.
+    """
+    asked, file = options.get("label"), shown(table.file)
+    if twice := [name for name in table.columns if table.columns.count(name) > 1]:
+        raise UserError(f"{file} has two columns called {twice[0]!r}; give each a name of its own.")
+    if not asked or asked in table.columns or "," not in asked:
+        called = {*COLUMNS["label"], *ALIASES["label"]}
+        if asked or any(column.lower() in called for column in table.columns):
+            column = column_of(table, "label", asked, base)
+            assert column is not None
+            return [column], None
+    used = {column_of(table, what, options.get(what), base) for what in ("image", "split")}
+    names = [name for i, name in enumerate(table.columns) if i not in used]
+    if asked:
+        wanted = [normal(name.strip()) for name in asked.split(",")]
+        if lacking := [name for name in wanted if name not in names]:
+            raise UserError(
+                f"{file} has no column {lacking[0]!r}; it has {', '.join(table.columns)}."
+                f"{nearest(lacking[0], names)}"
+            )
+        names = wanted
+    if not names:
+        raise UserError(
+            f"{file} needs a column of labels, or one of 0 and 1 for each class; it has "
+            f"{', '.join(table.columns) or 'none'}."
+        )
+    return [table.columns.index(name) for name in names], names
+
+
+def records_of(
+    table: Table,
+    of: str,
+    options: Mapping[str, str],
+    base: str,
+    notes: list[str],
+    labels: Sequence[int],
+) -> Iterable[tuple[str, str, list[str], str]]:
+    """(split, path, cells of the columns `labels`, where) of the rows of a table."""
+    image, split = (column_of(table, what, options.get(what), base) for what in ("image", "split"))
+    assert image is not None
+    used = {image, split, *labels}
     others = [(i, name) for i, name in enumerate(table.columns) if i not in used]
     file, root = shown(table.file), os.path.dirname(table.file)
     for number, name in others if split is None else ():
@@ -308,10 +362,11 @@ def _records(
         if split is not None and not cells[split]:
             raise UserError(f"{where}: the split is empty.")
         named = of if split is None else split_of(cells[split]) or cells[split]
-        yield named, _find(root, cells[image], table.encoding, where), normal(cells[label]), where
+        found = [normal(cells[number]) for number in labels]
+        yield named, find(root, cells[image], table.encoding, where), found, where
 
 
-def _find(root: str, path: str, encoding: str, where: str) -> str:
+def find(root: str, path: str, encoding: str, where: str) -> str:
     """The path of an image as the file system has it: in another Unicode form, with slashes.
 
     Raises:
@@ -335,5 +390,5 @@ def _check_one_class(rows: Iterable[tuple[str, str, str]]) -> None:
         if other != label:
             raise UserError(
                 f"{where}: {shown(path)} is a {label!r}, and a {other!r} in {there}; an image has "
-                "one class."
+                "one class (with several: see multi-label data in docs/data.md)."
             )

@@ -121,6 +121,32 @@ class _Example(grain.transforms.RandomMap):
         raise UserError(f"{IN_A_ROW} records in a row cannot be read; the last: {problem}")
 
 
+class _Balanced(grain.transforms.MapWithIndex):
+    """The record of a draw: draw d is of class d mod k, of the k classes that have any record.
+
+    A class gives its records in an order of its own, each once before any comes again. An epoch is
+    n draws for n records, in a new order: about n / k of every class.
+    """
+
+    def __init__(self, source: Source, seed: int):
+        """source: its labels are known, (n,)."""
+        assert source.labels is not None and source.labels.ndim == 1
+        self.size = len(source)
+        order = np.argsort(source.labels, kind="stable")
+        starts = np.flatnonzero(np.diff(source.labels[order], prepend=-1))
+        self.records = np.split(order, starts[1:])
+        seeds = np.random.SeedSequence(seed).generate_state(len(self.records))
+        self.orders = [
+            grain.MapDataset.range(len(mine)).seed(int(own)).shuffle().repeat(None)
+            for mine, own in zip(self.records, seeds, strict=True)
+        ]
+
+    def map_with_index(self, index: int, element: int) -> int:
+        draw = index // self.size * self.size + element
+        number, which = divmod(draw, len(self.records))
+        return int(self.records[which][self.orders[which][number]])
+
+
 class _HostRows(grain.MapDataset):
     """Some rows of every global batch: those that this host feeds to its devices."""
 
@@ -159,6 +185,7 @@ def train_batches(
     num_threads: int = 4,
     num_workers: int = 0,
     on_bad: Callable[[str], None] | None = None,
+    balanced: bool = False,
 ) -> Batches:
     """Endless training batches of this host: "image" (b, h, w, 3) uint8, "label" (b,) int32.
 
@@ -173,12 +200,15 @@ def train_batches(
       num_workers: processes besides this one; threads are enough below about eight cores.
       on_bad: called with what is wrong with a record that cannot be read, which is then replaced
         by the next one that can; None raises it.
+      balanced: every class is drawn equally often, see `_Balanced`.
 
     Raises:
       UserError: while iterating, a bad record.
     """
     rows = np.arange(batch_size) if rows is None else rows
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    if balanced:
+        dataset = dataset.map_with_index(_Balanced(source, seed))
     dataset = dataset.random_map(_Example(source, transform, on_bad is not None))
     dataset = _HostRows(dataset, batch_size, rows)
     dataset = dataset.batch(len(rows), drop_remainder=True)[start_step:]

@@ -24,7 +24,7 @@ from vit_jax.models.layers import (
     zeros,
 )  # fmt: skip
 from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
-from vit_jax.models.vit_config import Preprocessing
+from vit_jax.models.vit_config import Preprocessing, check_thresholds
 from vit_jax.numerics import Numerics, remat
 
 POOL_PADDINGS = ("lowest", "zeros")

@@ -52,6 +52,7 @@ WIDE = "width,path,cat,dog\n9,0.png,1,1\n9,1.png,0,1\n9,2.png,1,0\n9,3.png,0,0\n
         (LISTED, "?separator=;"),
         (LISTED.replace(";", "%26"), "?multilabel=true&separator=%2526"),
         (ROWS, "?multilabel=true"),
+        (ROWS.replace("label", "Tags"), "?multilabel=true"),
         (MATRIX, "?multilabel=true"),
         (WIDE, "?multilabel=true&label=cat,dog"),
     ],
@@ -110,6 +111,8 @@ def test_withheld_labels_are_not_the_same_as_none(images):
         (MATRIX.replace("0.0", "2"), "", r"line 4: the column 'dog' has '2', .* neither 0 nor 1"),
         (MATRIX.replace("0.0", "nan"), "", "'nan', which is neither 0 nor 1"),
         (MATRIX.replace(",0.0", ""), "", "the column 'dog' has '', which is neither 0 nor 1"),
+        ("path,class,bee\n0.png,0,1\n1.png,1,1\n", "", r"all labels are 0 or 1\. If the columns"),
+        ("path,label,tags\n0.png,a,b\n", "", "could be the labels: label, tags; choose one"),
         (WIDE, "", r"the column 'width' has '9'.*label=A,B,C"),
         (WIDE, "&label=cat,dig", r"has no column 'dig'; it has .*mean 'dog'\?"),
         ("path,cat,dog,cat\n0.png,1,0,1\n", "", "two columns called 'cat'"),
@@ -179,7 +182,7 @@ def test_more_labels_than_fit(monkeypatch):
 # --- Hugging Face and TFDS ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["names", "numbers", "text", "cells", "floats", "bytes"])
+@pytest.mark.parametrize("kind", ["names", "numbers", "text", "cells", "floats", "flags", "bytes"])
 def test_hugging_face(tmp_path, monkeypatch, kind):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -190,6 +193,7 @@ def test_hugging_face(tmp_path, monkeypatch, kind):
         "text": ([["cat", "dog"], ["dog"], ["cat"], []], datasets.Sequence(value("string"))),
         "cells": (["cat/dog", "dog", "cat", ""], value("string")),
         "floats": ([[1, 1], [0, 1], [1, 0], [0, 0]], datasets.Sequence(value("float32"))),
+        "flags": ([[1, 1], [0, 1], [1, 0], [0, 0]], datasets.Sequence(value("bool"))),
         "bytes": ([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0] * 3], datasets.Sequence(value("uint8"))),
     }[kind]
     table = datasets.Dataset.from_dict(

@@ -276,8 +276,8 @@ def _width_of_matrix(values: list) -> int:
     rows = [value for value in values if isinstance(value, list)]
     if len({len(row) for row in rows}) != 1 or not all({*row} <= {0, 1} for row in rows):
         return 0
-    width, floats = len(rows[0]), {type(value) for row in rows for value in row} == {float}
-    return width if floats or width > 2 else 0
+    width, kinds = len(rows[0]), {type(value) for row in rows for value in row}
+    return width if kinds in ({float}, {bool}) or width > 2 else 0
 
 
 class Rows:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from vit_jax.data import multilabel
 from vit_jax.data.image_files import shown
-from vit_jax.data.kinds.table import Listed, Numbers, label_columns, read_table, records_of
+from vit_jax.data.kinds.cells import read_table
+from vit_jax.data.kinds.table import Listed, Numbers, label_columns, records_of
 from vit_jax.data.labels import NO_LABEL, class_names_of
 from vit_jax.errors import UserError, nearest
 
@@ -64,7 +65,7 @@ def read_all(
         separator = options.get(multilabel.SEPARATOR, "")
         named = multilabel.how(base, f"{multilabel.SEPARATOR}=")
         advice = "" if separator else f"what is between them is named by {named}"
-        check_numbers(where)
+        check_numbers(where, options, base)
         class_names = class_names_of(where, where.__getitem__, advice)
         check_known(splits, where)
         notes += suspicions(splits, separator)
@@ -136,8 +137,17 @@ def hide_unlabelled(splits: Splits, base: str) -> None:
         raise UserError(f"{base}: no image has a label.")
 
 
-def check_numbers(where: Mapping[str, str]) -> None:
-    """Raises UserError for a number below 0 among labels that are numbers."""
+def check_numbers(where: Mapping[str, str], options: Mapping[str, str], base: str) -> None:
+    """Raises UserError for a number below 0 among labels that are numbers, and for 0 and 1 alone.
+
+    Those could be a column of a matrix, whose class is called as labels are.
+    """
+    if where.keys() <= CELLS.keys() and "label" not in options:
+        line = next(iter(where.values()))
+        raise UserError(
+            f"{line}: all labels are 0 or 1. If the columns are those of a matrix, name them, "
+            f"{multilabel.how(base, 'label=A,B,C')}; otherwise name that of the labels."
+        )
     if where and all(re.fullmatch("-?[0-9]+", label) for label in where):
         for label, line in where.items():
             if label.startswith("-"):

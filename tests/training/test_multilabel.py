@@ -11,7 +11,7 @@ import tiny_runs
 from sklearn import metrics
 from small_run import prepared
 
-from vit_jax import data, models
+from vit_jax import config as configuration, data, models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.evaluation import forward as forwards, multilabel
@@ -20,6 +20,8 @@ from vit_jax.evaluation.protocols import EVALUATORS
 from vit_jax.evaluation.result import Result
 from vit_jax.interop import export, huggingface, load
 from vit_jax.models import saved
+from vit_jax.runtime import sharding
+from vit_jax.training.setup import abstract_batch, jit_train_step, set_up
 from vit_jax.training.workdir import check_data, run_meta
 
 NAMES = ("blue", "green", "red")
@@ -274,8 +276,32 @@ def test_features_have_all_labels(run, spec, tmp_path):
 
 def test_an_evaluator_while_training(run, spec):
     config, params = load.read(run)
-    from vit_jax.runtime import sharding
-
     forward = forwards.of_model(config, params, sharding.make_mesh())
     result = EVALUATORS["classification"](forward, DataSets((f"{spec}[test]",)))
     assert isinstance(result, Result) and set(result.metrics) >= {"mAP", "micro_f1", "macro_f1"}
+
+
+def test_a_step_is_the_same_on_one_device_and_on_several():
+    """Of a model with more classes than the data have, with weights, in two micro-batches."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (32, 3))
+    source = data.ArraySource(rng.integers(0, 256, (32, 8, 8, 3), np.uint8), labels, NAMES)
+    config = configuration.default()
+    config.model.update(variant="debug", image_size=8, patch_size=4, hidden_size=16)
+    config.model.update(num_layers=1, num_heads=2, mlp_dim=16, num_classes=5)
+    config.update(batch_size=16, total_steps=4, accumulation_steps=2, class_weights="balanced")
+    config.loss.name = "sigmoid_cross_entropy"
+    batch = {"image": source.images[:16], "label": source.labels[:16]}
+    found = []
+    for devices in (1, 2):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        setup = set_up(config, sources=(source, source), mesh=mesh)
+        assert abstract_batch(setup)["label"].shape == (16, 3)
+        state = setup.program.initialise()
+        on_mesh = sharding.to_devices(batch, mesh)
+        _, metrics_of = jit_train_step(setup)(state, on_mesh)
+        found.append(float(metrics_of["train/loss"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    weights = setup.data.class_weights
+    wanted = weights[:3] * labels[:16] + (1 - labels[:16])  # a head of zeros: every p is 1/2
+    assert found[0] == pytest.approx(np.log(2) * (wanted.sum(axis=1) + 2).mean(), rel=1e-3)

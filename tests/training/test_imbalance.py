@@ -7,6 +7,7 @@ import pytest
 from small_run import prepared
 
 from vit_jax import config as configuration, data
+from vit_jax.data.batches import _Balanced
 from vit_jax.data.source import ArraySource
 from vit_jax.errors import UserError
 from vit_jax.training import imbalance
@@ -138,6 +139,13 @@ def test_draws_are_the_same_however_they_are_read():
     assert (drawn(9, num_threads=1)[0] == records).all()
     assert (drawn(4, num_workers=1)[0] == records[:4]).all()
     assert (drawn(3, batch_size=12)[0].ravel() == records.ravel()).all()
+
+
+def test_classes_of_one_size_have_orders_of_their_own():
+    twelve = ArraySource(np.zeros((24, 4, 4, 3), np.uint8), [0] * 12 + [1] * 12, NAMES[:2])
+    draws = [_Balanced(twelve, seed=5).map_with_index(i, i) for i in range(24)]
+    assert sorted(draws) == list(range(24))
+    assert draws[0::2] != [record - 12 for record in draws[1::2]]
 
 
 def test_what_balanced_sampling_means_is_said():

@@ -21,7 +21,7 @@ from vit_jax.evaluation.result import Result
 from vit_jax.interop import export, huggingface, load
 from vit_jax.models import saved
 from vit_jax.runtime import sharding
-from vit_jax.training.setup import abstract_batch, jit_train_step, set_up
+from vit_jax.training.setup import abstract_batch, is_plain, jit_train_step, set_up
 from vit_jax.training.workdir import check_data, run_meta
 
 NAMES = ("blue", "green", "red")
@@ -279,6 +279,15 @@ def test_an_evaluator_while_training(run, spec):
     forward = forwards.of_model(config, params, sharding.make_mesh())
     result = EVALUATORS["classification"](forward, DataSets((f"{spec}[test]",)))
     assert isinstance(result, Result) and set(result.metrics) >= {"mAP", "micro_f1", "macro_f1"}
+
+
+def test_the_loss_is_measured_twice_only_if_they_differ():
+    config = configuration.default()
+    assert is_plain(config, False) and not is_plain(config, True)
+    config.loss.name = "sigmoid_cross_entropy"
+    assert is_plain(config, True) and not is_plain(config, False)
+    config.loss.label_smoothing = 0.1
+    assert not is_plain(config, True)
 
 
 def test_a_step_is_the_same_on_one_device_and_on_several():

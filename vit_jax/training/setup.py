@@ -190,7 +190,7 @@ def objective_of(
         "numerics": numerics,
         "num_classes": model.num_classes,
         "loss": loss,
-        "training_loss": None if is_plain(config) else loss,
+        "training_loss": None if is_plain(config, model.multilabel) else loss,
         "multilabel": model.multilabel,
         "mixup_alpha": config.mixup_alpha,
     }
@@ -264,10 +264,10 @@ def loss_function(config: ConfigDict) -> Callable:
     return functools.partial(losses.LOSSES[options.pop("name")], **options)
 
 
-def is_plain(config: ConfigDict) -> bool:
-    """Whether the configured loss is what evaluations of single labels report anyway."""
-    name, weights = config.loss.name, config.class_weights
-    return (name, weights) == ("softmax_cross_entropy", "none") and not is_smooth(config)
+def is_plain(config: ConfigDict, multilabel: bool) -> bool:
+    """Whether the configured loss is what evaluations report anyway."""
+    plain = "sigmoid_cross_entropy" if multilabel else "softmax_cross_entropy"
+    return (config.loss.name, config.class_weights) == (plain, "none") and not is_smooth(config)
 
 
 def is_smooth(config: ConfigDict) -> bool:

@@ -112,6 +112,7 @@ def test_withheld_labels_are_not_the_same_as_none(images):
         (MATRIX.replace("0.0", "nan"), "", "'nan', which is neither 0 nor 1"),
         (MATRIX.replace(",0.0", ""), "", "the column 'dog' has '', which is neither 0 nor 1"),
         ("path,class,bee\n0.png,0,1\n1.png,1,1\n", "", r"all labels are 0 or 1\. If the columns"),
+        (MATRIX, "&separator=;", "has a column for each class, and separator= is of one that"),
         ("path,label,tags\n0.png,a,b\n", "", "could be the labels: label, tags; choose one"),
         (WIDE, "", r"the column 'width' has '9'.*label=A,B,C"),
         (WIDE, "&label=cat,dig", r"has no column 'dig'; it has .*mean 'dog'\?"),
@@ -210,6 +211,8 @@ def test_hugging_face(tmp_path, monkeypatch, kind):
         assert source.class_names == ("cat", "dog", "eel")
         with pytest.raises(UserError, match=r"has 2 labels.*any number with .*\?multilabel=true"):
             data.open_source(f"hf:{tmp_path}/set")
+        with pytest.raises(UserError, match=r"separator= is of text"):
+            data.open_source(f"hf:{tmp_path}/set?separator=;")
 
 
 def test_tfds(tmp_path):

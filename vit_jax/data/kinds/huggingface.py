@@ -245,6 +245,11 @@ def _read_several(
     where they are more than two.
     """
     names, values = _column(table, column)
+    if separator and not any(isinstance(value, str) for value in values):
+        raise UserError(
+            f"{spec}: {multilabel.SEPARATOR}= is of text, and the column {column!r} has none; "
+            f"leave it out, with {multilabel.MULTILABEL}=true."
+        )
     if not names and (length := _width_of_matrix(values)):
         names = list(map(str, range(length)))
         values = [row and [i for i, value in enumerate(row) if value] for row in values]

@@ -45,6 +45,11 @@ def read_all(
                 f"{shown(file)} and {shown(files[0][1])} are of two forms: one has a column of "
                 "labels, the other one for each class; make them alike."
             )
+        if classes is not None and multilabel.SEPARATOR in options:
+            raise UserError(
+                f"{shown(file)} has a column for each class, and {multilabel.SEPARATOR}= is of one "
+                "that lists labels; leave it out, or name that column: label=COLUMN."
+            )
         if classes is not None:
             first, wanted = declared = declared or (shown(file), classes)
             check_same(wanted, first, classes, shown(file))

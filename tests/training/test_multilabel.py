@@ -52,11 +52,8 @@ def spec(tmp_path_factory):
 def run(tmp_path_factory, spec):
     """A run of 40 steps, with rare classes weighted."""
     workdir = tmp_path_factory.mktemp("run") / "run"
-    more = (
-        "--config.total_steps=40",
-        "--config.class_weights=balanced",
-        "--config.mixup_alpha=0.1",
-    )
+    more = ("--config.total_steps=40", "--config.log_every_steps=40", "--config.mixup_alpha=0.1")
+    more += ("--config.class_weights=balanced", "--config.checkpoint_every_steps=40")
     assert tiny_runs.train(workdir, f"--config.data.dataset={spec}", SIGMOID, *more) == 0
     return workdir
 
@@ -175,7 +172,7 @@ def test_models_and_data_of_other_kinds(run, spec, tmp_path, capsys):
     saved.save(tmp_path / "one", one, params)
     assert evaluate(tmp_path / "one", f"{spec}[test]", tmp_path / "out") == 1
     assert "was trained for one" in capsys.readouterr().err
-    assert evaluate(tmp_path / "one", f"folder:{tmp_path}/one_each", tmp_path / "out",
+    assert evaluate(tmp_path / "one", f"folder:{tmp_path}/one_each[train]", tmp_path / "out",
                     "--threshold=one") == 1  # fmt: skip
     assert "a threshold is of several" in capsys.readouterr().err
 

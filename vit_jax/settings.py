@@ -177,6 +177,11 @@ SETTINGS: dict[str, Setting] = {
     "data.eval_split": Setting("", TEXT, "The same for evaluation."),
     "data.data_dir": Setting(None, TEXT, "Where TFDS data sets lie.", free=True),
     "data.orient": Setting(True, FLAG, "Photos are turned upright by EXIF, but for TFDS' own."),
+    "data.sampling": Setting(
+        "uniform",
+        _word("uniform", "balanced"),
+        "uniform: every image once an epoch; balanced: every class equally often (docs/data.md).",
+    ),
     "data.exclude": Setting("", TEXT, "A file of record names to leave out of training."),
     "data.max_bad_images": Setting(
         0, COUNT, "Images that cannot be read and are left out; more end the run.", free=True
@@ -238,6 +243,11 @@ SETTINGS: dict[str, Setting] = {
         "softmax_cross_entropy", TEXT, "softmax_cross_entropy; pre-training: sigmoid_cross_entropy."
     ),
     "loss.label_smoothing": Setting(0.0, BELOW_1, "0.0001 on ImageNet-21k in pre-training."),
+    "class_weights": Setting(
+        "none",
+        TEXT,
+        "Of the loss: none; balanced, rare classes more; or a JSON file of {class: weight}.",
+    ),
     "optimizer.name": Setting("sgd", TEXT, "sgd in fine-tuning, adam in pre-training (4.1)."),
     "optimizer.momentum": option(BELOW_1, "Of sgd; 0.9 (section 4.1)."),
     "optimizer.beta1": option(BELOW_1, "Of adam; 0.9 (section 4.1)."),

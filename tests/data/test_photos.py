@@ -10,6 +10,7 @@ import pytest
 import vit_jax
 from vit_jax import data, models
 from vit_jax.data import decode, photos, source, turbojpeg
+from vit_jax.data.columns import Columns
 from vit_jax.data.decode import Encoded, open_image, orientation
 from vit_jax.errors import UserError
 
@@ -97,7 +98,7 @@ def test_which_data_are_turned(tmp_path):
     lying, upright = decode(record["image"], "x"), decode(record["image"], "x", orient=True)
     (tmp_path / "a.jpg").write_bytes(record["image"])
     folder = source.FileSource(str(tmp_path), np.array(["a.jpg"]), np.zeros(1), ["a"], "folder:x")
-    columns = source.Columns("image", "label")
+    columns = Columns("image", "label")
     table = dict(rows=[record], read=columns, class_names=["a"], spec="t", version="1")
     cases = [
         (folder, upright),

@@ -7,7 +7,7 @@ from image_folders import class_folders, save
 
 from vit_jax import config as configuration, data, models
 from vit_jax.errors import UserError
-from vit_jax.evaluation import classification, features
+from vit_jax.evaluation import features, matching
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import of_model
 from vit_jax.evaluation.protocols import EVALUATORS
@@ -126,7 +126,7 @@ def test_fewer_classes_and_numbers_go_on_working(tmp_path, by_colour):
     found = evaluate("classification", by_colour, f"folder:{tmp_path}/numbers[train]")
     assert found.record["accuracy"] == 1.0
     nameless = models.replace(by_colour[0], labels=()), by_colour[1]
-    mapping, remark = classification.match_labels(
+    mapping, remark = matching.match_labels(
         nameless[0], data.open_source(f"folder:{tmp_path}/numbers")
     )
     assert mapping.tolist() == [0, 1, 2] and remark == ""

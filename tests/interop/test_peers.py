@@ -113,12 +113,14 @@ def test_a_model_that_transformers_made_is_read(transformers, tmp_path):
     assert ours.representation_size == 48 and not params["head/kernel"].any()
 
 
-def test_the_pipeline_agrees_with_predict_on_a_photo(transformers, tmp_path, capsys):
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_pipeline_agrees_with_predict_on_a_photo(transformers, tmp_path, capsys, multilabel):
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
     photo = tmp_path / "photo.png"
     PIL.Image.fromarray(small).resize((64, 64), PIL.Image.Resampling.BICUBIC).save(photo)
-    source = saved_model(tmp_path, *golden_model())
+    config, params = golden_model()
+    source = saved_model(tmp_path, models.replace(config, multilabel=multilabel), params)
     convert.convert(str(source), tmp_path / "hf", "huggingface")
     (ours,) = predict.predict(*saved.load(source), [photo], top_k=5)
     pipe = transformers.pipeline("image-classification", model=str(tmp_path / "hf"))

@@ -3,6 +3,8 @@
 example:
   vit-jax evaluate --checkpoint=/runs/pets --data='folder:/data/pets[test]'
   vit-jax evaluate --checkpoint=pets.onnx --data='folder:/data/pets[test]'
+  vit-jax evaluate --checkpoint=/runs/tags --data='folder:/data/tags.csv?separator=;[test]' \\
+      --threshold=per_class --save_threshold
   vit-jax evaluate --checkpoint=ViT-B_16.npz --suite=fewshot,knn --data=folder:/data/pets,digits
   vit-jax evaluate --checkpoint=/runs/imagenet --suite=real --data='folder:/data/imagenet[val]' \\
       --real_labels=real.json
@@ -10,7 +12,8 @@ example:
   vit-jax evaluate --checkpoint=B/16-imagenet21k --suite=vtab --out=/runs/vtab --tasks=dtd,pets
 
 --suite is any of:
-  classification  top-1, top-5, every class, calibration, confusions, the surest mistakes
+  classification  top-1, top-5, every class, calibration, confusions, the surest mistakes;
+                  of several labels an image mAP, and F1 at a threshold
   fewshot         ridge regression from frozen features, 1 to 25 shots (section 4.1)
   knn, probe      cosine neighbours, and logistic regression, from frozen features
   real            ImageNet ReaL: --real_labels=real.json, or --data=tfds:imagenet2012_real
@@ -55,6 +58,12 @@ def define(flags: absl_flags.FlagValues) -> None:
         "learning_rates",
         [],
         "Of vtab, to choose one from by the mean on val200; by default 0.01, without choosing.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "save_threshold",
+        False,
+        "Writes the threshold that was chosen into the model, for predict and later evaluations.",
         flag_values=flags,
     )
     options.define_overrides(flags)
@@ -108,6 +117,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         from vit_jax.data.specs import split_specs
         from vit_jax.evaluation import protocols, result
         from vit_jax.evaluation.data_sets import DataSets
+        from vit_jax.interop import load
         from vit_jax.studies import vtab
 
         table = protocols.EVALUATORS | {"vtab": vtab.suite}
@@ -115,6 +125,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(f"--suite={','.join(flags.suite)} has two of the same name.")
         evaluators = {key_of(name): pick(table, name, "--suite") for name in flags.suite}
         chosen = chosen_options(flags, evaluators)
+        if flags.save_threshold:
+            check_saves(checkpoint, chosen)
         data = DataSets(split_specs(flags.data or ""), flags.data_dir, options.progress)
         forward = None
         for name, evaluator in evaluators.items():
@@ -128,6 +140,17 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
                 file = result.write(out, name, record, found)
                 print("\n".join(found.table))
                 print(f"  in {file}")
+                if flags.save_threshold and found.model:
+                    print(f"  saved in {load.replace_settings(checkpoint, found.model)}")
+
+
+def check_saves(checkpoint: str, chosen: Mapping[str, Mapping[str, object]]) -> None:
+    """Raises UsageError or UserError where no threshold is chosen, or the model is no own one."""
+    from vit_jax.interop import load
+
+    if not any(each.get("threshold") in ("one", "per_class") for each in chosen.values()):
+        raise UsageError("--save_threshold is of --threshold=one or --threshold=per_class.")
+    load.own_directory(checkpoint)
 
 
 def out_directory(flags: absl_flags.FlagValues, checkpoint: str) -> Path:

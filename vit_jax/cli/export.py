@@ -55,10 +55,11 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         from vit_jax.evaluation.data_sets import DataSets
 
         source = data.open_source(flags.data)
-        before, after = (
-            classification.classify(
+        scores = [
+            classification.score(
                 options.forward(model, flags.batch_size or 64), source, DataSets((flags.data,))
-            ).summary["accuracy"]
+            )
             for model in (checkpoint, flags.out)
-        )
-        print(f"accuracy on {flags.data}: {before:.2%} before, {after:.2%} after")
+        ]
+        (name, before), (_, after) = scores
+        print(f"{name} on {flags.data}: {before:.2%} before, {after:.2%} after")

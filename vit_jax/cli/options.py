@@ -192,6 +192,8 @@ def forward(checkpoint: str, batch_size: int) -> Forward:
         channels=found.channels,
         labels=found.labels,
         preprocessing=found.preprocessing,
+        multilabel=found.multilabel,
+        thresholds=found.thresholds,
         batch_size=batch_size,
     )
 

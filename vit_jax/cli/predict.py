@@ -4,6 +4,10 @@ example:
   vit-jax predict --checkpoint=/runs/pets cat.jpg photos/
   find . -name '*.jpg' | vit-jax predict --checkpoint=/runs/pets --json -
 
+Of a model of several labels an image, each class has a probability of its own, and those that reach
+the model's threshold are marked with *; it is chosen by `vit-jax evaluate --threshold=...
+--save_threshold`, and is 0.5 until then.
+
 Arguments are image files, folders (searched for images), or - for a list of paths on standard
 input, one a line. An image that cannot be read is named ({"image", "error"} with --json) and the
 rest is classified; the exit code is 1 then.
@@ -41,7 +45,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     files = find_images(paths)
     bad = 0
-    for result in predict(*load.read(checkpoint), files, top_k=flags.top_k):
+    config, params = load.read(checkpoint)
+    if config.multilabel and not config.thresholds:
+        print("no threshold was chosen for this model: 0.5 is taken", file=sys.stderr)
+    for result in predict(config, params, files, top_k=flags.top_k):
         if "error" in result:
             bad += 1
             print(f"vit-jax: {result['error']}", file=sys.stderr)
@@ -50,6 +57,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         elif "predictions" in result:
             print(result["image"])
             for row in result["predictions"]:
-                print(f"  {100 * row['probability']:6.2f}%  {row['class']}")
+                mark = "* " if row.get("chosen") else "  " if config.multilabel else ""
+                print(f"  {100 * row['probability']:6.2f}%  {mark}{row['class']}")
     if bad:
         raise UserError(f"{bad} of {len(files)} images could not be read; they are named above.")

@@ -22,32 +22,46 @@ from vit_jax.errors import UserError
 
 Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
+#: A number, int32; of multi-label data (k,) int8.
+Label = np.int32 | np.ndarray
 #: Seconds without a batch after which the input is declared stuck.
 TIMEOUT = 300.0
 
 
 def read(
     source: Source, index: int, transform: Transform, rng: np.random.Generator | None = None
-) -> tuple[np.ndarray, np.int32]:
+) -> tuple[np.ndarray, Label]:
     """A record as the model gets it: image (h, w, 3) uint8 and label.
 
     Raises:
       UserError: it cannot be read, decoded, or has no usable label; names the record.
     """
     record = source[index]
-    label = check_label(record, source.num_classes)
+    check = check_labels if isinstance(record["label"], np.ndarray) else check_label
+    label = check(record, source.num_classes)
     exif = record.get("exif", True)  # whether images of this source are turned by it
     return transform.read(record["image"], record["name"], rng, exif=exif), label
 
 
-def check_label(record: Record, num_classes: int) -> np.int32:
+def check_label(record: Record, num_classes: int) -> Label:
     """The record's label, or a UserError that names the record if it is out of range."""
     label = record["label"]
-    if label is None or not 0 <= label < num_classes:
+    if label is None or isinstance(label, np.ndarray) or not 0 <= label < num_classes:
         raise UserError(
             f"The record {record['name']} has the label {label}, outside 0..{num_classes - 1}."
         )
     return np.int32(label)
+
+
+def check_labels(record: Record, num_classes: int) -> Label:
+    """The record's labels, (k,) int8, or a UserError that names the record if they are none."""
+    labels = np.asarray(record["label"])
+    if labels.shape != (num_classes,) or not np.isin(labels, (0, 1)).all():
+        raise UserError(
+            f"The record {record['name']} has labels of {num_classes} classes that are withheld, "
+            "or neither 0 nor 1."
+        )
+    return labels.astype(np.int8)
 
 
 class BadImages:
@@ -107,6 +121,32 @@ class _Example(grain.transforms.RandomMap):
         raise UserError(f"{IN_A_ROW} records in a row cannot be read; the last: {problem}")
 
 
+class _Balanced(grain.transforms.MapWithIndex):
+    """The record of a draw: draw d is of class d mod k, of the k classes that have any record.
+
+    A class gives its records in an order of its own, each once before any comes again. An epoch is
+    n draws for n records, in a new order: about n / k of every class.
+    """
+
+    def __init__(self, source: Source, seed: int):
+        """source: its labels are known, (n,)."""
+        assert source.labels is not None and source.labels.ndim == 1
+        self.size = len(source)
+        order = np.argsort(source.labels, kind="stable")
+        starts = np.flatnonzero(np.diff(source.labels[order], prepend=-1))
+        self.records = np.split(order, starts[1:])
+        seeds = np.random.SeedSequence(seed).generate_state(len(self.records))
+        self.orders = [
+            grain.MapDataset.range(len(mine)).seed(int(own)).shuffle().repeat(None)
+            for mine, own in zip(self.records, seeds, strict=True)
+        ]
+
+    def map_with_index(self, index: int, element: int) -> int:
+        draw = index // self.size * self.size + element
+        number, which = divmod(draw, len(self.records))
+        return int(self.records[which][self.orders[which][number]])
+
+
 class _HostRows(grain.MapDataset):
     """Some rows of every global batch: those that this host feeds to its devices."""
 
@@ -145,8 +185,11 @@ def train_batches(
     num_threads: int = 4,
     num_workers: int = 0,
     on_bad: Callable[[str], None] | None = None,
+    balanced: bool = False,
 ) -> Batches:
     """Endless training batches of this host: "image" (b, h, w, 3) uint8, "label" (b,) int32.
+
+    The labels of multi-label data are (b, k) int8, 1 for each class that an image has.
 
     Args:
       transform: from `make_transform`.
@@ -157,12 +200,15 @@ def train_batches(
       num_workers: processes besides this one; threads are enough below about eight cores.
       on_bad: called with what is wrong with a record that cannot be read, which is then replaced
         by the next one that can; None raises it.
+      balanced: every class is drawn equally often, see `_Balanced`.
 
     Raises:
       UserError: while iterating, a bad record.
     """
     rows = np.arange(batch_size) if rows is None else rows
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    if balanced:
+        dataset = dataset.map_with_index(_Balanced(source, seed))
     dataset = dataset.random_map(_Example(source, transform, on_bad is not None))
     dataset = _HostRows(dataset, batch_size, rows)
     dataset = dataset.batch(len(rows), drop_remainder=True)[start_step:]
@@ -303,16 +349,18 @@ class _Padded:
                 if self.on_bad is None:
                     raise
                 self.on_bad(str(error))
-        return _row(np.zeros((*self.transform.size, 3), np.uint8), 0, False, index)
+        several = getattr(self.source, "multilabel", False)
+        label = np.zeros(self.source.num_classes, np.int8) if several else np.int32(0)
+        return _row(np.zeros((*self.transform.size, 3), np.uint8), label, False, index)
 
     def __repr__(self) -> str:
         return f"_Padded({self.source!r}, {self.total})"
 
 
-def _row(image: np.ndarray, label: int | np.int32, mask: bool, index: int) -> Example:
+def _row(image: np.ndarray, label: Label, mask: bool, index: int) -> Example:
     return {
         "image": image,
-        "label": np.int32(label),
+        "label": label,
         "mask": np.bool_(mask),
         "index": np.int32(index),
     }

@@ -75,12 +75,23 @@ def unnamed(class_names: Sequence[str]) -> bool:
     return all(map(NUMBER.fullmatch, class_names))
 
 
-def class_names_of(labels: Iterable[str], where: Callable[[str], str]) -> list[str]:
+#: What is to be done about a label that lists several classes.
+ONE = (
+    "a record has one. Keep one, or give the combination a name of its own, or see multi-label "
+    "data in docs/data.md."
+)
+
+
+def class_names_of(
+    labels: Iterable[str], where: Callable[[str], str], advice: str = ONE
+) -> list[str]:
     """The classes of labels that are text, sorted: numbers if they are 0, 1, ... without a gap.
 
     Args:
       labels: any order, any number of times.
       where: (label) -> where it is first found, for the message.
+      advice: the end of the message on a label that lists several classes; "": they are not looked
+        for.
 
     Raises:
       UserError: a label that lists several classes, or two that differ in case only.
@@ -88,7 +99,8 @@ def class_names_of(labels: Iterable[str], where: Callable[[str], str]) -> list[s
     distinct = set(labels)
     if distinct and unnamed(sorted(distinct)):
         return sorted(distinct, key=int)
-    _check_single(distinct, where)
+    if advice:
+        _check_single(distinct, where, advice)
     check_case(distinct, where)
     return sorted(distinct)
 
@@ -110,7 +122,7 @@ def check_case(class_names: Iterable[str], where: Callable[[str], str]) -> None:
 BY_CHANCE = 0.04
 
 
-def _check_single(labels: set[str], where: Callable[[str], str]) -> None:
+def _check_single(labels: set[str], where: Callable[[str], str], advice: str) -> None:
     """Raises UserError for a label such as "cat,dog" where cat or dog are classes, too.
 
     A comma and a space, or a space alone, are prose ("tench, Tinca tinca") unless every part is a
@@ -123,7 +135,7 @@ def _check_single(labels: set[str], where: Callable[[str], str]) -> None:
             if separator + " " in label:
                 continue
             if any(part in labels or count[part] > 1 for part in mine):
-                raise _several(label, where)
+                raise _several(label, where, advice)
     for pattern, shared in ((r"[,;|] ", 1), (r"\s+|[/+&]", len(labels))):
         parts = _parts(labels, pattern)
         count = Counter(part for mine in parts.values() for part in set(mine))
@@ -133,10 +145,10 @@ def _check_single(labels: set[str], where: Callable[[str], str]) -> None:
             if all(part in labels or count[part] > shared for part in mine)
         ]
         if len(listed) > BY_CHANCE * len(labels):
-            raise _several(listed[0], where)
+            raise _several(listed[0], where, advice)
     for label in sorted(labels):
         if re.fullmatch(r"\[.*\]", label):
-            raise _several(label, where)
+            raise _several(label, where, advice)
 
 
 def _parts(labels: set[str], separator: str) -> dict[str, list[str]]:
@@ -147,8 +159,5 @@ def _parts(labels: set[str], separator: str) -> dict[str, list[str]]:
     return {label: mine for label, mine in found.items() if len(mine) > 1}
 
 
-def _several(label: str, where: Callable[[str], str]) -> UserError:
-    return UserError(
-        f"{where(label)}: the label {label!r} lists several classes; a record has one. Keep one, "
-        "or give the combination a name of its own."
-    )
+def _several(label: str, where: Callable[[str], str], advice: str) -> UserError:
+    return UserError(f"{where(label)}: the label {label!r} lists several classes; {advice}")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.labels import match_classes
+from vit_jax.data.labels import NO_LABEL, match_classes
+from vit_jax.data.multilabel import withheld
 from vit_jax.data.source import Record, Source, digest
 from vit_jax.errors import UserError
 
@@ -16,7 +17,7 @@ class Relabelled(Source):
 
     def __init__(self, source: Source, numbers: np.ndarray, class_names: Sequence[str]):
         self.source, self.numbers = source, numbers
-        self.spec, self.notes = source.spec, source.notes
+        self.spec, self.notes, self.multilabel = source.spec, source.notes, source.multilabel
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.fingerprint = digest(source.fingerprint.encode(), b"classes", numbers.tobytes())
 
@@ -26,6 +27,8 @@ class Relabelled(Source):
     def __getitem__(self, index: int) -> Record:
         record = self.source[index]
         label = record["label"]
+        if isinstance(label, np.ndarray):
+            return record | {"label": self.scattered(label[None])[0]}
         if label >= len(self.numbers):
             raise UserError(
                 f"The record {record['name']} has the label {label}, outside "
@@ -38,7 +41,16 @@ class Relabelled(Source):
         found = self.source.labels
         if found is None:
             return None
+        if self.multilabel:
+            return self.scattered(found)
         return np.where(found < 0, found, self.numbers[np.clip(found, 0, len(self.numbers) - 1)])
+
+    def scattered(self, labels: np.ndarray) -> np.ndarray:
+        """Several labels each, (n, theirs) as (n, ours); a class that they lack is in no record."""
+        found = np.zeros((len(labels), self.num_classes), np.int8)
+        found[:, self.numbers] = labels
+        found[withheld(labels)] = NO_LABEL
+        return found
 
     def name(self, index: int) -> str:
         return self.source.name(index)

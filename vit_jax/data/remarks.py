@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vit_jax.data import multilabel
 from vit_jax.data.decode import image_size
 from vit_jax.data.labels import NO_LABEL
 from vit_jax.data.source import Source
@@ -18,6 +19,8 @@ def untrained_classes(train_source: Source, eval_source: Source) -> list[str]:
     trained, evaluated = train_source.labels, eval_source.labels
     if trained is None or evaluated is None:
         return []
+    if train_source.multilabel:
+        return _unseen(train_source, trained, evaluated)
     alone = ~np.isin(evaluated, trained)
     if not alone.any():
         return []
@@ -27,6 +30,20 @@ def untrained_classes(train_source: Source, eval_source: Source) -> list[str]:
         f"{train_source.class_names[classes[0]]!r}): {int(alone.sum()):,} of the "
         f"{len(evaluated):,} evaluation records cannot be right"
     ]
+
+
+def _unseen(train_source: Source, trained: np.ndarray, evaluated: np.ndarray) -> list[str]:
+    """The same of records with several labels; and classes that are in every training image."""
+    names = train_source.class_names
+    has, wanted = (multilabel.counts(labels, len(names)) for labels in (trained, evaluated))
+    notes = []
+    for which, text in (
+        ((has == 0) & (wanted > 0), "have no training image and are evaluated"),
+        (has == len(trained), "are in every training image: nothing is learnt of them"),
+    ):
+        if count := int(which.sum()):
+            notes.append(f"{count:,} classes {text} (e.g. {names[int(np.argmax(which))]!r})")
+    return notes
 
 
 def small_images(source: Source, size: tuple[int, int]) -> list[str]:
@@ -57,16 +74,16 @@ def unlabelled(source: Source) -> int | None:
     """
     labels = source.labels
     if labels is not None:
-        found = np.flatnonzero(labels < 0)
+        found = np.flatnonzero(multilabel.withheld(labels))
         return int(found[0]) if len(found) else None
     few = sorted({0, len(source) // 2, len(source) - 1}) if len(source) else []
-    return next((number for number in few if source[number]["label"] < 0), None)
+    return next((number for number in few if np.any(np.less(source[number]["label"], 0))), None)
 
 
 def withheld(source: Source) -> bool:
     """Whether the labels of a source are not given, as of the test splits of competitions."""
     if source.labels is not None:
-        return len(source) > 0 and bool((source.labels < 0).all())
+        return len(source) > 0 and bool(multilabel.withheld(source.labels).all())
     return unlabelled(source) is not None
 
 

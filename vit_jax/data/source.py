@@ -8,13 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from vit_jax.data.image_files import encoded, shown
-from vit_jax.data.labels import NO_LABEL
 from vit_jax.errors import UserError
 
 #: An encoded file, or pixels (h, w[, c]) uint8.
@@ -22,10 +20,13 @@ Stored = bytes | np.ndarray
 
 
 class Record(TypedDict):
-    """A record of a source. exif: whether its image may be turned by it, which is the rule."""
+    """A record of a source. label: its number; of multi-label data (k,) int8, see multilabel.py.
+
+    exif: whether its image may be turned by it, which is the rule.
+    """
 
     image: Stored
-    label: int
+    label: int | np.ndarray
     name: str
     exif: NotRequired[bool]
 
@@ -36,7 +37,8 @@ class Source(Protocol):
     Whoever inherits from it has its names for nothing: by default records are called by their
     number in the source. A label that is withheld is NO_LABEL.
 
-    labels: those of all records, (n,), where they are known without reading any; otherwise None.
+    labels: those of all records, (n,) or, if they are `multilabel`, (n, k), where they are known
+      without reading any; otherwise None.
     notes: what a person should know of the data, such as files that are passed over.
     """
 
@@ -45,6 +47,7 @@ class Source(Protocol):
     class_names: tuple[str, ...]
     fingerprint: str
     labels: np.ndarray | None = None
+    multilabel: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int: ...
@@ -80,23 +83,25 @@ class Source(Protocol):
 
 
 class ArraySource(Source):
-    """Images that are in memory: (n, h, w[, c]) uint8 and integer labels (n,)."""
+    """Images that are in memory: (n, h, w[, c]) uint8 and integer labels (n,) or (n, k) of 0, 1."""
 
     labels: np.ndarray
 
     def __init__(
         self,
         images: np.ndarray,
-        labels: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
         class_names: Sequence[str] | None = None,
         *,
         spec: str = "arrays",
         names: Sequence[str] | np.ndarray | None = None,
     ):
-        self.images, self.labels = np.asarray(images), np.asarray(labels, np.int32)
+        self.images, self.multilabel = np.asarray(images), np.ndim(labels) == 2
+        self.labels = np.asarray(labels, np.int8 if self.multilabel else np.int32)
         if len(self.images) != len(self.labels):
             raise UserError(f"{spec}: {len(self.images)} images but {len(self.labels)} labels.")
-        count = int(self.labels.max(initial=-1)) + 1
+        last = self.labels.max(initial=-1)
+        count = self.labels.shape[1] if self.multilabel else int(last) + 1
         self.class_names = tuple(class_names or map(str, range(count)))
         self.keys = np.asarray(names if names is not None else range(len(self.labels)), np.str_)
         self.spec, self.num_classes = spec, len(self.class_names)
@@ -108,7 +113,7 @@ class ArraySource(Source):
     def __getitem__(self, index: int) -> Record:
         return {
             "image": self.images[index],
-            "label": int(self.labels[index]),
+            "label": self.labels[index] if self.multilabel else int(self.labels[index]),
             "name": f"{self.spec}/{self.keys[index]}",
         }
 
@@ -131,6 +136,7 @@ class FileSource(Source):
         notes: Sequence[str] = (),
     ):
         self.root, self.paths, self.labels = root, paths, labels
+        self.multilabel = labels.ndim == 2
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec, self.notes = spec, tuple(notes)
         self.fingerprint = digest(encoded("\n".join(paths)), labels.tobytes())
@@ -148,7 +154,8 @@ class FileSource(Source):
                 f"The image {shown(os.path.join(self.root, path))} cannot be read "
                 f"({error.strerror})."
             ) from error
-        return {"image": data, "label": int(self.labels[index]), "name": shown(path)}
+        label = self.labels[index] if self.multilabel else int(self.labels[index])
+        return {"image": data, "label": label, "name": shown(path)}
 
     def names(self) -> list[str]:
         return [shown(str(path)) for path in self.paths]
@@ -176,7 +183,7 @@ class TableSource(Source):
     def __init__(
         self,
         rows: Rows,
-        read: Callable[[dict], tuple[Stored, int]],
+        read: Callable[[dict], tuple[Stored, int | np.ndarray]],
         class_names: Sequence[str],
         *,
         spec: str,
@@ -185,6 +192,7 @@ class TableSource(Source):
         labels: np.ndarray | None = None,
         notes: Sequence[str] = (),
         exif: bool = False,
+        multilabel: bool = False,
     ):
         """stored: the stores that the rows come from, and which of theirs; () is one of its own.
 
@@ -193,6 +201,7 @@ class TableSource(Source):
         self.rows, self.read, self.stored, self.exif = rows, read, tuple(stored), exif
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.spec, self.labels, self.notes = spec, labels, tuple(notes)
+        self.multilabel = multilabel
         self.fingerprint = digest(f"{spec} {version} {len(rows)}".encode())
 
     def __len__(self) -> int:
@@ -226,27 +235,13 @@ class TableSource(Source):
         return found
 
 
-class Columns:
-    """Picks image and label out of a row of a table; picklable."""
-
-    def __init__(self, image: str, label: str):
-        self.image, self.label = image, label
-
-    def __call__(self, row: dict) -> tuple[Stored, int]:
-        image = row[self.image]
-        if isinstance(image, dict):  # Hugging Face: {"bytes": ..., "path": ...}
-            image = image["bytes"] or Path(image["path"]).read_bytes()
-        label = row[self.label]
-        return image, NO_LABEL if label is None else int(label)
-
-
 class Subset(Source):
     """Some records of a source, in a given order."""
 
     def __init__(self, source: Source, indices: np.ndarray, spec: str):
         self.source, self.indices, self.spec = source, np.asarray(indices, np.int64), spec
         self.class_names, self.num_classes = source.class_names, source.num_classes
-        self.notes = source.notes
+        self.notes, self.multilabel = source.notes, source.multilabel
         self.fingerprint = digest(source.fingerprint.encode(), self.indices.tobytes())
 
     def __len__(self) -> int:
@@ -287,6 +282,7 @@ class Without(Source):
         self.removed, self.missing = removed, missing
         self.source, self.spec, self.notes = source, source.spec, source.notes
         self.class_names, self.num_classes = source.class_names, source.num_classes
+        self.multilabel = source.multilabel
         # Of the records left, how many come before each gap.
         self.left_before = removed - np.arange(len(removed))
         self.fingerprint = digest(source.fingerprint.encode(), b"without", removed.tobytes())
@@ -304,7 +300,7 @@ class Without(Source):
     @property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
         found = self.source.labels
-        return None if found is None else np.delete(found, self.removed)
+        return None if found is None else np.delete(found, self.removed, axis=0)
 
     def name(self, index: int) -> str:
         return self.source.name(self.position(index))
@@ -326,7 +322,7 @@ class Union(Source):
     """Several sources of the same classes, one after the other."""
 
     def __init__(self, sources: Sequence[Source], spec: str):
-        self.sources, self.spec = list(sources), spec
+        self.sources, self.spec, self.multilabel = list(sources), spec, sources[0].multilabel
         self.class_names, self.num_classes = sources[0].class_names, sources[0].num_classes
         self.notes = tuple(dict.fromkeys(note for source in sources for note in source.notes))
         self.ends = np.cumsum([len(source) for source in sources])

@@ -20,6 +20,7 @@ from vit_jax.data.kinds.folder import open_folder
 from vit_jax.data.kinds.huggingface import open_hf
 from vit_jax.data.kinds.tfds import TfdsSplits
 from vit_jax.data.kinds.vtab import open_vtab
+from vit_jax.data.multilabel import MULTILABEL, SEPARATOR, withheld as hidden_ones
 from vit_jax.data.remarks import check_labelled, withheld
 from vit_jax.data.source import Source, Without
 from vit_jax.data.splits import HELD_OUT, KEPT, last_tenth_serves
@@ -43,9 +44,9 @@ KINDS: dict[str, Callable[[str, str | None, Mapping[str, str]], AllSplits]] = {
 }
 #: What may follow the name, as ?key=value&key=value: columns of the data, by their names.
 OPTIONS = {
-    "folder": ("image", "label", "split", "encoding"),
-    "tfds": ("image", "label"),
-    "hf": ("image", "label", "config"),
+    "folder": ("image", "label", "split", "encoding", MULTILABEL, SEPARATOR),
+    "tfds": ("image", "label", MULTILABEL),
+    "hf": ("image", "label", "config", MULTILABEL, SEPARATOR),
 }
 #: A kind of data that a Python file defines: "FILE.py:NAME", with `open_splits` as those above.
 PLUG_IN = re.compile(r"(?P<file>[^:\[\]]+\.py):(?P<name>.+)", re.DOTALL)
@@ -237,7 +238,7 @@ def choose_splits(spec: str, *, data_dir: str | None = None, watch: bool = False
     if found:
         return Choice(f"{base}[{train}]", f"{base}[{found[0]}]", notes)
     labels = splits(train).labels
-    if labels is None or (labels < 0).any() or last_tenth_serves(labels):
+    if labels is None or hidden_ones(labels).any() or last_tenth_serves(labels):
         return Choice(f"{base}[{train}[:90%]]", f"{base}[{train}[90%:]]", notes)
     return Choice(f"{base}[{KEPT}]", f"{base}[{HELD_OUT}]", notes)
 

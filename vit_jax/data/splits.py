@@ -122,8 +122,11 @@ def bound(text: str, size: int, percent: bool) -> int:
 def last_tenth_serves(labels: np.ndarray) -> bool:
     """Whether train[90%:] leaves every class a training image, and has one of every class of ten.
 
-    labels: (n,), in the order of the split. Classes of one image are in one part only in any case.
+    labels: (n,), in the order of the split. Classes of one image are in one part only in any case;
+      where records have several labels, (n, k), it serves.
     """
+    if labels.ndim == 2:  # no tenth has its share of every class
+        return True
     cut, classes = bound("90%", len(labels), True), int(labels.max(initial=-1)) + 1
     kept, held = (np.bincount(part, minlength=classes) for part in (labels[:cut], labels[cut:]))
     size = kept + held
@@ -160,6 +163,11 @@ class Splits:
         spec = f"{self.base}[{split}]"
         if split in (KEPT, HELD_OUT) and "train" in self.splits:
             whole = self.splits["train"]
+            if whole.multilabel:
+                raise UserError(
+                    f"{self.base}: {split} is of data with one label an image; take train[:90%] "
+                    "and train[90%:]."
+                )
             assert whole.labels is not None  # those of KEPT and HELD_OUT are known
             tenth = stratified_tenth(whole.labels)
             rest = np.delete(np.arange(len(whole)), tenth)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vit_jax.data.multilabel import withheld
 from vit_jax.doctor.machine import Finding
 from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
     from vit_jax.config import ConfigDict
+    from vit_jax.data.source import Source
 
 
 def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
@@ -30,13 +32,30 @@ def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
             yield Finding(
                 "data",
                 f"{split}: {len(source):,} examples, {source.num_classes} classes, images such as "
-                f"{', '.join(dict.fromkeys(shapes))}",
+                f"{', '.join(dict.fromkeys(shapes))}{labels_text(source)}",
                 True,
             )
         for note in source.notes:
             yield Finding("data", note, True)
     except UserError as error:
         yield Finding("data", str(error), False)
+
+
+def labels_text(source: Source) -> str:
+    """Of data with several labels an image: how many, where that is known."""
+    if not source.multilabel:
+        return ""
+    if source.labels is None:
+        return ", any number of labels an image"
+    known = source.labels[~withheld(source.labels)]
+    if not len(known):
+        return ", labels withheld"
+    sizes = known.sum(axis=1, dtype=int)
+    return (
+        f", {sizes.mean():.3g} labels an image ({sizes.min()} to {sizes.max()}; "
+        f"{int((sizes == 0).sum()):,} images without, {int((known.sum(axis=0) == 0).sum()):,} "
+        "classes without)"
+    )
 
 
 def configuration(config: ConfigDict) -> Iterator[Finding]:

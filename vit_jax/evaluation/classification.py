@@ -8,57 +8,29 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from vit_jax import models
-from vit_jax.data.labels import match_classes
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluation import calibration, figures
+from vit_jax.evaluation import calibration, figures, multilabel
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import Forward, Measure, left_out, measured
+from vit_jax.evaluation.matching import match_labels
 from vit_jax.evaluation.result import Result
 from vit_jax.objectives.classification import measures_of
 
-IMAGENET21K = (
-    "Published ImageNet-21k weights have 21,843 outputs, two of them for classes without images; "
-    "the fall 2011 release has images of 21,841, which are other numbers."
-)
-
-
-def match_labels(model: Forward | models.ModelConfig, source: Source) -> tuple[np.ndarray, str]:
-    """Which of the model's classes each class of the data is, and a remark ("" if none is due).
-
-    Classes are matched by name where both sides know the names, otherwise by number.
-
-    Raises:
-      UserError: the data has classes that the model does not have.
-    """
-    theirs = tuple(source.class_names)
-    if not model.labels:
-        if source.num_classes != model.num_classes:
-            both = {source.num_classes, model.num_classes}
-            why = " " + IMAGENET21K if both == {21_841, 21_843} else ""
-            raise UserError(
-                f"{source.spec} has {source.num_classes} classes and the model "
-                f"{model.num_classes}; fine-tune the model on this data first.{why}"
-            )
-        return np.arange(source.num_classes, dtype=np.int32), ""
-    try:
-        numbers, by = match_classes(model.labels, theirs, there=source.spec)
-    except UserError as error:
-        base = source.spec.partition("[")[0]
-        how = f" They can be matched by number: {base}?match=number"
-        same = len(theirs) == model.num_classes and "match=number" not in str(error)
-        raise UserError(
-            f"{error} Fine-tune the model on this data first.{how if same else ''}"
-        ) from None
-    of = f" ({len(theirs)} of the model's {model.num_classes})"
-    return numbers, "" if by == "same" else f"classes matched by {by}{of}"
-
-
-#: label: its number. class: its name. examples, correct: how many. accuracy: None of none.
+#: label: its number. class: its name. examples, correct: how many. accuracy is the recall; it and
+#: what follows are None of a class without examples, and precision is 0 of one that is never said.
 ClassRow = TypedDict(
     "ClassRow",
-    {"label": int, "class": str, "examples": int, "correct": int, "accuracy": float | None},
+    {
+        "label": int,
+        "class": str,
+        "examples": int,
+        "correct": int,
+        "accuracy": float | None,
+        "precision": float | None,
+        "recall": float | None,
+        "f1": float | None,
+    },
 )
 
 
@@ -80,6 +52,8 @@ def classify(
       UserError: the classifier is untrained, or does not know the classes; more than
         `max_bad_images` cannot be read.
     """
+    if source.multilabel or forward.multilabel:
+        raise UserError(f"{forward.name} on {source.spec}: there is no accuracy of several labels.")
     forward.check_head()
     mapping, remark = match_labels(forward, source)
     measure = measure_of(forward.num_classes)
@@ -91,7 +65,16 @@ def classify(
     summary["calibration_error"] = calibration.expected_calibration_error(
         results["confidence"], results["correct"]
     )
-    return Answers(summary, per_class(results, names), results, remark)
+    rows = per_class(results, names)
+    return Answers(summary | macro(rows), rows, results, remark)
+
+
+def score(forward: Forward, source: Source, data: DataSets) -> tuple[str, float]:
+    """("accuracy", top-1) of a classifier, or ("mAP", its mean average precision)."""
+    if not (forward.multilabel or source.multilabel):
+        return "accuracy", classify(forward, source, data).summary["accuracy"]
+    results, labels, _ = multilabel.answers(forward, source, data)
+    return "mAP", multilabel.summarise(results["logits"], labels).get("mAP", float("nan"))
 
 
 @functools.lru_cache(maxsize=4)
@@ -100,13 +83,34 @@ def measure_of(num_classes: int) -> Measure:
     return functools.partial(measures_of, num_classes=num_classes)
 
 
-def classification(forward: Forward, data: DataSets, *, max_bad_images: int = 0) -> Result:
+def classification(
+    forward: Forward,
+    data: DataSets,
+    *,
+    threshold: multilabel.Threshold = "model",
+    threshold_data: str = "",
+    max_bad_images: int = 0,
+) -> Result:
     """Top-1 and top-5 of the classifier, every class, calibration, confusions and mistakes.
 
+    Of a model of several labels an image, mean average precision, and F1 at a threshold.
+
     Args:
+      threshold: of multi-label models: a probability; model, its own; one or per_class, those of
+        the best F1 on the validation split.
+      threshold_data: other data to choose the threshold on.
       max_bad_images: images that may be left out because they cannot be read.
     """
     source = data.open()
+    if forward.multilabel or source.multilabel:
+        return multilabel.evaluate(
+            *(forward, source, data),
+            threshold=threshold,
+            threshold_data=threshold_data,
+            max_bad_images=max_bad_images,
+        )
+    if threshold != "model" or threshold_data:
+        raise UserError(f"{forward.name} has one label an image; a threshold is of several.")
     answers = classify(forward, source, data, max_bad_images=max_bad_images)
     summary, results = answers.summary, answers.results
     said, lines = left_out(len(results["label"]), source)
@@ -117,10 +121,19 @@ def classification(forward: Forward, data: DataSets, *, max_bad_images: int = 0)
         table.append(f"  {text}  {100 * summary[key]:.2f}%")
     table.append(f"  loss   {summary['loss']:.4f}")
     table.append(f"  calibration error  {100 * summary['calibration_error']:.2f}%")
+    known = [row for row in answers.classes if row["examples"]]
+    means = ", ".join(
+        f"{name} {100 * summary[f'macro_{key}']:.2f}%"
+        for key, name in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+    )
+    table.append(f"  mean of {len(known)} classes  {means}")
+    if gone := len(answers.classes) - len(known):
+        table.append(f"  {gone} classes have no example here and are left out of these means")
+    table += multilabel.class_lines(known, ("precision", "recall", "f1"))
     names = forward.labels or source.class_names
     matrix = calibration.confusion_matrix(results["label"], results["prediction"], len(names))
     return Result(
-        record={"data": source.spec, **summary, **said},
+        record={"data": source.spec, **summary, **said, "per_class": answers.classes},
         table=table,
         metrics={key: float(summary[key]) for key in ("accuracy", "top5_accuracy", "loss")},
         rows=answers.classes,
@@ -138,8 +151,15 @@ def classification(forward: Forward, data: DataSets, *, max_bad_images: int = 0)
 def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
     """{"accuracy", "top5_accuracy", losses if known, "num_examples"}; accuracies in [0, 1].
 
-    Of an objective that does not classify, the mean of each of its measures.
+    Of several labels an image, {"mAP", losses, "num_examples"}. Of an objective that does not
+    classify, the mean of each of its measures.
     """
+    several = "logits" in results and results["label"].ndim == 2
+    if several:
+        results = dict(results)
+        precision = multilabel.summarise(results.pop("logits"), results["label"])
+        losses = {k: float(results[k].mean()) for k in ("loss", "training_loss") if k in results}
+        return precision | losses | {"num_examples": len(results["label"])}
     mean = {name: float(values.mean()) for name, values in results.items()}
     count = {"num_examples": len(next(iter(results.values())))}
     if "correct" not in results:
@@ -150,17 +170,38 @@ def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 def per_class(results: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -> list[ClassRow]:
     """One row per class, in their order."""
+    total, right = len(class_names), results["correct"].astype(bool)
+    found = multilabel.Counts(
+        np.bincount(results["label"], minlength=total),
+        np.bincount(results["prediction"], minlength=total),
+        np.bincount(results["label"][right], minlength=total),
+    )
+    columns = [column.tolist() for column in multilabel.scores_of(found)]
     rows: list[ClassRow] = []
     for label, name in enumerate(class_names):
-        mine = results["label"] == label
-        count, correct = int(mine.sum()), int(results["correct"][mine].sum())
+        count = int(found.there[label])
+        precision, recall, f1 = (column[label] if count else None for column in columns)
         rows.append(
             {
                 "label": label,
                 "class": name,
                 "examples": count,
-                "correct": correct,
-                "accuracy": correct / count if count else None,
+                "correct": int(found.both[label]),
+                "accuracy": recall,
+                "precision": precision,
+                "recall": recall,
+                "f1": f1,
             }
         )
     return rows
+
+
+def macro(rows: list[ClassRow]) -> dict[str, float]:
+    """Means over the classes that have an example, and how many have none."""
+    known = [row for row in rows if row["examples"]]
+    means: dict[str, float] = {
+        "macro_precision": float(np.mean([row["precision"] for row in known])),
+        "macro_recall": float(np.mean([row["recall"] for row in known])),
+        "macro_f1": float(np.mean([row["f1"] for row in known])),
+    }
+    return means | {"classes_without_examples": len(rows) - len(known)}

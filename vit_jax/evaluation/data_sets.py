@@ -11,7 +11,7 @@ from vit_jax import data
 from vit_jax.data.relabel import with_classes
 from vit_jax.data.remarks import one_class
 from vit_jax.data.source import Source
-from vit_jax.data.specs import parse_spec
+from vit_jax.data.specs import open_splits, parse_spec
 from vit_jax.errors import UserError
 
 
@@ -48,6 +48,25 @@ class DataSets(NamedTuple):
         spec = data.evaluation_spec(spec or self.one_spec(), data_dir=self.data_dir)
         return data.open_source(spec, data_dir=self.data_dir, labelled=True)
 
+    def validation(self, source: Source, spec: str = "") -> Source:
+        """What something may be chosen on that is measured on `source`: its validation split.
+
+        Args:
+          spec: other data, with a split.
+
+        Raises:
+          UserError: there is none.
+        """
+        if not spec:
+            base, splits, _ = open_splits(self.one_spec(), self.data_dir)
+            if "validation" not in splits.names():
+                raise UserError(
+                    f"{base} has no validation split to choose a threshold on, and it is not "
+                    "chosen on what it is measured on; name other data: threshold_data=SPEC."
+                )
+            spec = f"{base}[validation]"
+        return data.open_source(spec, data_dir=self.data_dir, labelled=True)
+
     def training_and_evaluation(self, spec: str) -> tuple[Source, Source]:
         """Both splits of a data set, with the same classes under the same numbers.
 
@@ -58,6 +77,11 @@ class DataSets(NamedTuple):
             data.open_source(split, data_dir=self.data_dir, labelled=True)
             for split in data.default_splits(spec, data_dir=self.data_dir)
         )
+        if train.multilabel:
+            raise UserError(
+                f"{train.spec} has several labels an image, and this suite is of one; use "
+                "--suite=classification."
+            )
         if train.num_classes < 2:
             raise one_class(train)
         return train, with_classes(test, train.class_names, train.spec)

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from vit_jax import data, files, models
+from vit_jax.data.labels import NO_LABEL
+from vit_jax.data.multilabel import withheld
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError, nearest
 from vit_jax.evaluation import run
@@ -89,7 +91,7 @@ def batches_of_features(
         tokens and "token" takes the class token; "none" keeps everything.
       transform: how images are prepared; None: as the model says.
       on_bad: called for images that cannot be read, which have NaN for features and the label -1;
-        None raises.
+        None raises. Of multi-label data, labels are (b, k) of 0 and 1.
 
     Raises:
       UserError: no such layer (the nearest is named), or one that cannot be pooled so.
@@ -108,12 +110,13 @@ def batches_of_features(
     )
     seen = 0
     for batch in batches:
-        label = np.where(batch["mask"], batch["label"], np.int32(-1))
+        mask = batch["mask"] if batch["label"].ndim == 1 else batch["mask"][:, None]
+        label = np.where(mask, batch["label"], batch["label"].dtype.type(NO_LABEL))
         on_device = sharding.to_devices({"image": batch["image"], "label": label}, mesh)
         found, labels = jax.device_get(run(on_mesh, on_device))
         count = min(batch_size, len(source) - seen)
         found = found[:count].astype(np.float32)
-        found[labels[:count] < 0] = np.nan
+        found[withheld(labels[:count])] = np.nan
         yield found, labels[:count]
         seen += count
 
@@ -193,9 +196,10 @@ def write(
 
 def _write_npy(partial: Path, features, names: list[str], on_batch):
     """Returns the labels, and the shape of the features."""
-    array, labels, seen = None, np.zeros(len(names), np.int32), 0
+    array, labels, seen = None, np.zeros(0), 0
     for found, wanted in features:
         if array is None:
+            labels = np.zeros((len(names), *wanted.shape[1:]), wanted.dtype)
             shape = (len(names), *found.shape[1:])
             array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
         array[seen : seen + len(found)], labels[seen : seen + len(found)] = found, wanted
@@ -220,7 +224,9 @@ def _write_parquet(partial: Path, features, names: list[str], on_batch):
         table = pa.table(
             {
                 "name": names[seen : seen + len(found)],
-                "label": pa.array(labels, pa.int32()),
+                "label": pa.array(labels, pa.int32())
+                if labels.ndim == 1
+                else pa.array(list(labels), pa.list_(pa.int8())),
                 "features": column,
             }
         )

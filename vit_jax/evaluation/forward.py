@@ -36,6 +36,7 @@ class Forward(NamedTuple):
     preprocessing: how images are prepared, as a model's configuration has it.
     has_features: whether pre_logits are given.
     check_head: raises UserError if the classifier was never trained.
+    multilabel, thresholds: see models.ViTConfig.
     """
 
     function: Callable[[jax.Array], Outputs]
@@ -48,6 +49,8 @@ class Forward(NamedTuple):
     batch_size: int
     has_features: bool
     check_head: Callable[[], None]
+    multilabel: bool = False
+    thresholds: tuple[float, ...] = ()
 
     def __call__(self, images: jax.Array) -> Outputs:
         return self.function(images)
@@ -74,6 +77,8 @@ def of_model(
         batch_size=batch_size,
         has_features=True,
         check_head=functools.partial(adapt.check_head, params),
+        multilabel=config.multilabel,
+        thresholds=config.thresholds,
     )
 
 
@@ -100,6 +105,8 @@ def of_function(
     channels: int,
     labels: tuple[str, ...],
     preprocessing: tuple[tuple[str, object], ...],
+    multilabel: bool = False,
+    thresholds: tuple[float, ...] = (),
     batch_size: int = 64,
 ) -> Forward:
     """`answer(images (b, h, w, c) float32 in [-1, 1]) -> logits`, such as an exported model.
@@ -133,6 +140,8 @@ def of_function(
         batch_size=batch_size,
         has_features=False,
         check_head=check_head,
+        multilabel=multilabel,
+        thresholds=thresholds,
     )
 
 

@@ -16,6 +16,7 @@ from vit_jax import data, models
 from vit_jax.data.image_files import images_below, passed_over, shown
 from vit_jax.data.photos import read_file
 from vit_jax.errors import UserError
+from vit_jax.evaluation.multilabel import DEFAULT
 from vit_jax.models import adapt
 
 BATCH_SIZE = 32
@@ -62,7 +63,9 @@ def predict(
     Yields:
       {"image": path, "predictions": [{"label", "class", "probability"}, ...]}, best first, in the
       order of `files`. "class" is the label's name, or its number where names are unknown. For a
-      file that cannot be read, {"image": path, "error": the reason}.
+      file that cannot be read, {"image": path, "error": the reason}. Of a model of several labels
+      an image, probabilities are sigmoids, of each class by itself, and each has "threshold" and
+      "chosen": whether it is reached.
 
     Raises:
       UserError: a classifier that was never trained.
@@ -72,9 +75,14 @@ def predict(
     _, apply = models.as_functions(config)
     k = min(top_k, config.num_classes)
 
+    of_logits = jax.nn.sigmoid if config.multilabel else jax.nn.softmax
+    thresholds = np.broadcast_to(
+        np.array(config.thresholds or (DEFAULT,)), (config.num_classes,)
+    ).tolist()
+
     @jax.jit
     def top(params, images):
-        probabilities = jax.nn.softmax(apply(params, models.normalise(images)))
+        probabilities = of_logits(apply(params, models.normalise(images)))
         return jax.lax.top_k(probabilities, k)
 
     params = jax.tree.map(jnp.asarray, params)
@@ -96,10 +104,11 @@ def predict(
             if i in problems:
                 yield {"image": shown(str(file)), "error": problems[i]}
                 continue
-            yield {
-                "image": shown(str(file)),
-                "predictions": [
-                    {"label": int(i), "class": names[i], "probability": float(p)}
-                    for p, i in zip(values, indices, strict=True)
-                ],
-            }
+            predictions: list[dict] = [
+                {"label": int(i), "class": names[i], "probability": float(p)}
+                for p, i in zip(values, indices, strict=True)
+            ]
+            for row in predictions if config.multilabel else ():
+                row["threshold"] = thresholds[row["label"]]
+                row["chosen"] = row["probability"] >= row["threshold"]
+            yield {"image": shown(str(file)), "predictions": predictions}

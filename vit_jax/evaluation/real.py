@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.data.columns import Columns
 from vit_jax.data.kinds.tfds import TfdsSplits
-from vit_jax.data.source import Columns, Source, Subset, TableSource
+from vit_jax.data.source import Source, Subset, TableSource
 from vit_jax.data.specs import parse_spec
 from vit_jax.errors import UserError
 from vit_jax.evaluation.data_sets import DataSets

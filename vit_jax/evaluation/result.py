@@ -15,7 +15,8 @@ from vit_jax.pages.figures import Figure
 class Result(NamedTuple):
     """record: for evaluation.json. table: lines to print. metrics: what a training run logs.
     rows: for a CSV, if there is one, named `csv` or as the protocol is. pictures: name -> function
-    that draws it, or gives None.
+    that draws it, or gives None. model: settings of the model that were found, and are saved with
+    it by request.
     """
 
     record: Mapping[str, object]
@@ -24,6 +25,7 @@ class Result(NamedTuple):
     rows: Sequence[Mapping[str, object]] = ()
     csv: str = ""
     pictures: Mapping[str, Callable[[], Figure | None]] = {}
+    model: Mapping[str, object] = {}
 
 
 def write(directory: Path, name: str, record: Mapping[str, object], result: Result) -> Path:

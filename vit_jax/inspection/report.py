@@ -119,13 +119,14 @@ def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray
 
 
 def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
-    """Accuracies that a workdir's `evaluation.json` holds."""
+    """Accuracies, or mean average precisions, that a workdir's `evaluation.json` holds."""
     found = files.read_json(workdir / "evaluation.json") if workdir.is_dir() else None
     rows = []
     for suite, record in (found or {}).items():
-        if isinstance(record, dict) and "accuracy" in record:
-            text = f"{100 * record['accuracy']:.2f}% on {record.get('data', '?')}"
-            rows.append((f"accuracy ({suite})", text))
+        for name in ("accuracy", "mAP") if isinstance(record, dict) else ():
+            if name in record:
+                text = f"{100 * record[name]:.2f}% on {record.get('data', '?')}"
+                rows.append((f"{name} ({suite})", text))
     return rows
 
 

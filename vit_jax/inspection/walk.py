@@ -95,7 +95,8 @@ def occlusion(
         for size, stride in zip((h, w), getattr(config, "stride", (1, 1)), strict=True)
     )
     _, apply = models.as_functions(models.replace(config, dtype="float32"))
-    run = jax.jit(lambda p, x: jax.nn.softmax(apply(p, x)))
+    probability = jax.nn.sigmoid if config.multilabel else jax.nn.softmax
+    run = jax.jit(lambda p, x: probability(apply(p, x)))
     whole = np.asarray(run(params, image[None]))[0]
     label = int(whole.argmax())
     tops, lefts = range(0, h, step_h), range(0, w, step_w)

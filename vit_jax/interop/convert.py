@@ -50,23 +50,35 @@ class Format(NamedTuple):
     notes: Callable[[models.ModelConfig], list[str]] = lambda config: []
 
 
-def _npz_notes(config: models.ModelConfig) -> list[str]:
-    held = [name for name in ("labels", "preprocessing") if getattr(config, name)]
-    return [f"an .npz has no place for {' and '.join(held)}"] if held else []
+def _no_place(config: models.ModelConfig, of: str, *names: str) -> list[str]:
+    """What a format loses of the settings that it has no place for."""
+    held = [name for name in names if getattr(config, name)]
+    return [f"{of} has no place for {' and '.join(held)}"] if held else []
 
 
 FORMATS: dict[str, Format] = {
     "native": Format(saved.save),
-    "npz": Format(npz.save, "", ".npz", _npz_notes),
+    "npz": Format(
+        *(npz.save, "", ".npz"),
+        lambda config: _no_place(
+            *(config, "an .npz", "labels", "preprocessing", "multilabel", "thresholds")
+        ),
+    ),
     "huggingface": Format(
         huggingface.save,
         "transformers",
-        notes=lambda config: pixels.to_processor(config.preprocessing, config)[1],
+        notes=lambda config: (
+            pixels.to_processor(config.preprocessing, config)[1]
+            + _no_place(config, "its config.json", "thresholds")
+        ),
     ),
     "timm": Format(
         timm.save,
         "timm",
-        notes=lambda config: pixels.to_pretrained_cfg(config.preprocessing, config)[1],
+        notes=lambda config: (
+            pixels.to_pretrained_cfg(config.preprocessing, config)[1]
+            + _no_place(config, "timm", "multilabel", "thresholds")
+        ),
     ),
 }
 PEERS = {"transformers": peers.run_transformers, "timm": peers.run_timm}

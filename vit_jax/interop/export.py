@@ -101,6 +101,8 @@ class Exported(NamedTuple):
     channels: int
     preprocessing: models.Preprocessing
     labels: tuple[str, ...]
+    multilabel: bool
+    thresholds: tuple[float, ...]
 
 
 def is_exported(path: str | Path) -> bool:
@@ -132,6 +134,8 @@ def open_exported(path: str | Path) -> Exported:
                 for key, value in known["preprocessing"].items()
             ),
             labels=tuple(known["labels"]),
+            multilabel=bool(known.get("multilabel", False)),
+            thresholds=tuple(map(float, known.get("thresholds", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -142,6 +146,7 @@ def open_exported(path: str | Path) -> Exported:
 
 def facts(config: models.ModelConfig) -> dict[str, object]:
     """What a server must know besides the function."""
+    several = {"multilabel": True, "probabilities": "sigmoid", "thresholds": config.thresholds}
     return {
         "input": "float32 (batch, height, width, channels), pixels / 127.5 - 1",
         "image_size": list(config.image_size),
@@ -149,6 +154,7 @@ def facts(config: models.ModelConfig) -> dict[str, object]:
         "preprocessing": dict(config.preprocessing) or data.DEFAULT_EVALUATION,
         "labels": list(config.labels),
         "variant": config.variant,
+        **(several if config.multilabel else {}),
     }
 
 

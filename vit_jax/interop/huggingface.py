@@ -34,6 +34,7 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "quick_gelu": "quick_gelu",
 }  # fmt: skip
 NAMES = {"gelu_tanh": "gelu_pytorch_tanh"}
+SEVERAL = "multi_label_classification"  # their problem_type, of several labels an image
 #: transformers' ViTConfig, what it inherits, and what older versions wrote into their files.
 SETTINGS: settings.Table = {
     **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads",
@@ -164,6 +165,7 @@ def save(directory: str | Path, config: models.ModelConfig, params: models.Param
         "pooler_act": "tanh",
         "pooler_output_size": config.hidden_size,
         "dtype": "float32",
+        **({"problem_type": SEVERAL} if config.multilabel else {}),
         "id2label": {str(i): name for i, name in enumerate(labels)},
         "label2id": {name: i for i, name in enumerate(labels)},
     }
@@ -284,7 +286,7 @@ def find_config(
                             f"the weights have {len(pooler)}")  # fmt: skip
     labels = labels_of(values, where)
     problem = values.get("problem_type")
-    if problem not in (None, "single_label_classification"):
+    if problem not in (None, "single_label_classification", SEVERAL):
         print(f"{where}: problem_type={problem!r}; probabilities here are those of a softmax")
     classes = len(weights["classifier.bias"]) if classifier else max(len(labels), 1)
     config = ViTConfig(
@@ -302,6 +304,7 @@ def find_config(
         layer_norm_epsilon=setting("layer_norm_eps", 1e-12, float),
         dropout_rate=setting("hidden_dropout_prob", 0.0, float),
         labels=settings.class_names(labels, classes, where),
+        multilabel=problem == SEVERAL,
     )
     config = models.replace(config, variant=models.find_variant(config))
     unread = [f"{prefix}embeddings.mask_token"]  # of masked images

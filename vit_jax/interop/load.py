@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished
 from vit_jax.models import adapt, saved
@@ -65,6 +66,31 @@ def load_model(
 def save_model(model: Model, directory: str | Path) -> None:
     """Writes `model.safetensors` and a self-describing `config.json` into `directory`."""
     saved.save(directory, model.config, jax.device_get(models.get_params(model)))
+
+
+def own_directory(source: str) -> Path:
+    """Where a finished model of our own format lies on disk.
+
+    Raises:
+      UserError: it is none, e.g. of a run that is not finished.
+    """
+    path = Path(source).expanduser()
+    found = [directory for directory in (path, path / "model") if saved.is_native(directory)]
+    if not found or unfinished.is_unfinished(path):
+        raise UserError(
+            f"Nothing can be saved into {source}: only into a finished run, or a directory that "
+            "vit_jax wrote; convert it first (vit-jax convert --to=native)."
+        )
+    return found[0]
+
+
+def replace_settings(source: str, changes: Mapping[str, object]) -> Path:
+    """Changes settings of a model of our own, and none of its weights; returns the file."""
+    directory = own_directory(source)
+    config, _ = saved.load(directory)
+    file = directory / "config.json"
+    files.write_json(file, saved.config_to_json(models.override(config, **changes)))
+    return file
 
 
 def read(source: str | Path, *, variant: str | None = None) -> Weights:

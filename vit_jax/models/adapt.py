@@ -194,7 +194,7 @@ def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
             for key, value in config.preprocessing
         )
     if changes.get("num_classes", config.num_classes) != config.num_classes:
-        changes.setdefault("labels", ())
+        changes |= {"labels": changes.get("labels", ()), "thresholds": ()}
         if getattr(config, "representation_size", None) is not None:
             changes.setdefault("representation_size", None)
     return dataclasses.replace(config, **changes)

@@ -44,6 +44,7 @@ class Record(TypedDict, total=False):
     format: int
     train_data: list[str]
     eval_data: list[str]
+    class_weights: list[str]
     jax: str
     total_steps: int
     model: dict[str, object]

@@ -24,7 +24,7 @@ from vit_jax.models.layers import (
     zeros,
 )  # fmt: skip
 from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
-from vit_jax.models.vit_config import Preprocessing
+from vit_jax.models.vit_config import Preprocessing, check_thresholds
 from vit_jax.numerics import Numerics, remat
 
 POOL_PADDINGS = ("lowest", "zeros")
@@ -56,9 +56,12 @@ class ResNetConfig:
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing = ()
+    multilabel: bool = False
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self):
         remat.name_of(self.remat)
+        check_thresholds(self.multilabel, self.thresholds, self.num_classes)
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
         if self.pool_padding not in POOL_PADDINGS:

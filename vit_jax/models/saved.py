@@ -23,10 +23,15 @@ FAMILIES = {
 }
 
 
+#: Settings that are written where they say something: earlier versions read all other models.
+RARE = ("multilabel", "thresholds")
+
+
 def config_to_json(config: models.ModelConfig) -> dict[str, object]:
     """A model's configuration as plain JSON values, with the format's and the family's name."""
     family = next(name for name, kind in FAMILIES.items() if kind is type(config))
-    return {"format": FORMAT, "family": family, **dataclasses.asdict(config)}
+    values = {k: v for k, v in dataclasses.asdict(config).items() if v or k not in RARE}
+    return {"format": FORMAT, "family": family, **values}
 
 
 def config_from_json(values: Mapping[str, object], where: str) -> models.ModelConfig:

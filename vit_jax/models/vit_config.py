@@ -26,6 +26,21 @@ def stem_stride(depths: tuple[int, ...]) -> int:
     return 4 * 2 ** max(len(depths) - 1, 0)
 
 
+def check_thresholds(multilabel: bool, thresholds: tuple[float, ...], num_classes: int) -> None:
+    """Raises UserError for thresholds that are no probabilities, or not of these classes."""
+    if multilabel not in (True, False):
+        raise UserError(f"model.multilabel={multilabel!r} must be true or false.")
+    if not isinstance(thresholds, tuple) or len(thresholds) not in (0, 1, num_classes):
+        raise UserError(
+            f"model.thresholds must be one number, or one for each of the {num_classes} classes."
+        )
+    if thresholds and not multilabel:
+        raise UserError("model.thresholds are of a model of several labels an image.")
+    for threshold in thresholds:
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise UserError(f"model.thresholds: {threshold!r} is no probability.")
+
+
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """The shape of one Vision Transformer: a row of Table 1 plus what the ablations vary.
@@ -35,7 +50,10 @@ class ViTConfig:
     families may have others; so may their `layer_norm_epsilon` and their `activation`, "gelu_tanh"
     (as here) or "gelu" (exact). `representation_size` is the hidden layer of the pre-training head
     (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
-    evaluation transform with its options, if known; they travel with the weights. `attention` is
+    evaluation transform with its options, if known; they travel with the weights, as do
+    `multilabel`, whether an image has any number of the classes, each with a probability by the
+    sigmoid of its logit, and `thresholds`, from which probability on it has it: one, or one for
+    each class; () if none was chosen. `attention` is
     "xla", "cudnn" (its kernel, on GPUs), "fused" (ours, on TPUs) or "auto", a kernel where there is
     one.
     """
@@ -69,9 +87,12 @@ class ViTConfig:
     dtype: str = "float32"
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing = ()
+    multilabel: bool = False
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self):
         remat.name_of(self.remat)
+        check_thresholds(self.multilabel, self.thresholds, self.num_classes)
         sizes = {key: getattr(self, key) for key in POSITIVE}
         sizes |= {"patch_size": min(self.patch_size)}
         for key, size in sizes.items():

@@ -91,8 +91,9 @@ def _series(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points]:
 
 
 def _accuracies(series: Mapping[str, charts.Points]) -> dict[str, charts.Points]:
-    """The curves `eval/*accuracy`, top-1 first."""
-    found = {k: v for k, v in series.items() if k.startswith("eval/") and k.endswith("accuracy")}
+    """The curves `eval/*accuracy`, top-1 first, and `eval/mAP`."""
+    ends = ("accuracy", "mAP")
+    found = {k: v for k, v in series.items() if k.startswith("eval/") and k.endswith(ends)}
     return dict(sorted(found.items(), key=lambda item: item[0] != "eval/accuracy"))
 
 
@@ -209,9 +210,12 @@ def _evaluation_table(evaluation: Mapping[str, object]) -> str:
         if isinstance(value, int):
             text = str(value) if isinstance(value, bool) else f"{value:,}"
         elif isinstance(value, float):
-            is_share = key.endswith("accuracy") and 0 <= value <= 1
+            shares = ("accuracy", "mAP", "precision", "recall", "f1")
+            is_share = key.endswith(shares) and 0 <= value <= 1
             text = f"{100 * value:.2f}%" if is_share else charts.number(value)
-        elif isinstance(value, list) and len(value) > 12:
+        elif isinstance(value, list) and (
+            len(value) > 12 or any(isinstance(v, dict) for v in value)
+        ):
             text = f"{len(value)} values"
         else:
             text = "not measured" if value is None else str(value)

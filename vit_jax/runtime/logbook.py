@@ -242,7 +242,7 @@ def summary(metrics: Mapping[str, float]) -> str:
             parts.append(f"waits for input {value:.0f}%")
         elif key == "train/skipped_updates" and value > 0:
             parts.append(f"skipped {value:.0f}")
-        elif stage == "eval" and name.endswith("accuracy"):
+        elif stage == "eval" and name.endswith(("accuracy", "mAP")):
             parts.append(f"{words} {100 * value:.1f}%")
         elif stage == "eval" and name != "num_examples":
             parts.append(f"{words} {value:.4f}")

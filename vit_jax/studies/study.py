@@ -180,10 +180,11 @@ def table(outcomes: Mapping[str, Outcome]) -> list[str]:
     width = max(map(len, outcomes))
     lines = []
     for name, (_, metrics, _) in outcomes.items():
-        found = {k: v for k, v in (metrics or {}).items() if k in ("eval/accuracy", "eval/loss")}
+        shown = ("eval/accuracy", "eval/mAP", "eval/loss")
+        found = {k: v for k, v in (metrics or {}).items() if k in shown}
         text = "  ".join(
             f"{key.removeprefix('eval/')} {100 * value:.2f}%"
-            if key.endswith("accuracy")
+            if key.endswith(("accuracy", "mAP"))
             else f"{key.removeprefix('eval/')} {value:.4f}"
             for key, value in found.items()
         )

@@ -5,7 +5,7 @@ training set, then runs on all of it, each tested once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -57,8 +57,9 @@ def sweep(
             rows.append({"learning_rate": float(rate), "accuracy": 0.0, "diverged": True})
             say(f"learning rate {rate:g}: diverged, which counts as 0%")
             continue
-        rows.append({"learning_rate": float(rate), "accuracy": found["eval/accuracy"]})
-        say(f"learning rate {rate:g}: {100 * found['eval/accuracy']:.2f}% of {dev_eval}")
+        accuracy = score(found)
+        rows.append({"learning_rate": float(rate), "accuracy": accuracy})
+        say(f"learning rate {rate:g}: {100 * accuracy:.2f}% of {dev_eval}")
     if all("diverged" in row for row in rows):
         raise UserError(
             "All learning rates diverged; name lower ones with --learning_rates, or set "
@@ -71,7 +72,7 @@ def sweep(
         trial.schedule.learning_rate = best
         trial.seed = config.seed + seed
         found = train(trial, workdir / f"final_{seed}")
-        accuracies.append(found["eval/accuracy"])
+        accuracies.append(score(found))
         say(f"seed {trial.seed}: {100 * accuracies[-1]:.2f}% of {test_split}")
     result = {
         "held_out": rows,
@@ -83,6 +84,11 @@ def sweep(
     if jax.process_index() == 0:
         files.write_json(workdir / "sweep.json", result)
     return result
+
+
+def score(metrics: Mapping[str, float]) -> float:
+    """What learning rates are compared by: top-1, or mAP where images have several labels."""
+    return metrics["eval/mAP" if "eval/mAP" in metrics else "eval/accuracy"]
 
 
 def splits(config: ConfigDict) -> tuple[str, str]:

@@ -92,6 +92,7 @@ def optimiser_text(setup: Setup) -> str:
     polyak, objective = config.polyak_decay, config.objective.name
     return (
         f"{text.strip()}, {config.loss.name if objective == 'classification' else objective}"
+        + (f", class weights {weights}" if (weights := config.class_weights) != "none" else "")
         + (f", clip at global norm {clip:g}" if clip else "")
         + (f", Polyak average {polyak:g}" if polyak else "")
     )

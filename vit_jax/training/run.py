@@ -254,6 +254,7 @@ def training_batches(
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
         on_bad=on_bad,
+        balanced=config.data.sampling == "balanced",
     )
     ahead: collections.deque = collections.deque()
     try:

@@ -28,7 +28,7 @@ from vit_jax.runtime import profiling, sharding
 from vit_jax.training import optim, state as train_state
 from vit_jax.training.decided import Plan, Program, Setup
 from vit_jax.training.evaluators import chosen, periods
-from vit_jax.training.sources import data_of, open_sources
+from vit_jax.training.sources import Data, data_of, open_sources
 from vit_jax.training.step import make_train_step
 
 #: What `config.model.variant` says to take the architecture from `config.init_from`.
@@ -62,7 +62,7 @@ def set_up(
     data = data_of(config, model, *opened)
     plan = plan_of(config, len(data.train))
     notes = [*data.notes, *([] if sources else small_images(data.train, model.image_size))]
-    program = program_of(config, model, plan, mesh, initial, notes, machine)
+    program = program_of(config, model, data, plan, mesh, initial, notes, machine)
     return Setup(config, data, plan, program, notes)
 
 
@@ -131,6 +131,7 @@ def plan_of(config: ConfigDict, num_examples: int) -> Plan:
 def program_of(
     config: ConfigDict,
     model: models.ModelConfig,
+    data: Data,
     plan: Plan,
     mesh: jax.sharding.Mesh,
     initial: load.Weights | None,
@@ -139,7 +140,7 @@ def program_of(
 ) -> Program:
     """The functions of a run; what was adapted of `initial` weights is added to `notes`."""
     numerics = models.numerics_of(model, machine)
-    objective = objective_of(config, model, numerics)
+    objective = objective_of(config, model, numerics, data.class_weights)
     make_params, argument = initial_params(config, model, initial, mesh, notes)
     initialise, abstract_state = train_state.initialise(
         lambda argument: make_params(argument) | objective.init(jax.random.key(config.seed)),
@@ -163,18 +164,25 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 }
 
 
-def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numerics) -> Objective:
+def objective_of(
+    config: ConfigDict,
+    model: models.ModelConfig,
+    numerics: Numerics,
+    class_weights: np.ndarray | None = None,
+) -> Objective:
     """What a model is trained for.
 
-    An objective is a function that is given what it asks for by name: `model`, `num_classes` and
-    `apply` (`apply(params, x, method="encode")` is a part of the model), and of the configuration
-    `loss`, `training_loss` and `mixup_alpha`. Its other arguments are its options, the keys of
-    `config.objective`.
+    An objective is a function that is given what it asks for by name: `model`, `num_classes`,
+    `multilabel` and `apply` (`apply(params, x, method="encode")` is a part of the model), and of
+    the configuration `loss`, `training_loss` and `mixup_alpha`. Its other arguments are its
+    options, the keys of `config.objective`. The loss knows the class weights (k,) already.
 
     Raises:
       UserError: no such objective or option, or a setting that this one does not read.
     """
     loss = loss_function(config)
+    if class_weights is not None:
+        loss = functools.partial(loss, class_weights=class_weights)
     _, apply = models.as_functions(model, numerics)
     offered = {
         "apply": apply,
@@ -182,7 +190,8 @@ def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numeri
         "numerics": numerics,
         "num_classes": model.num_classes,
         "loss": loss,
-        "training_loss": None if is_plain(config.loss) else loss,
+        "training_loss": None if is_plain(config, model.multilabel) else loss,
+        "multilabel": model.multilabel,
         "mixup_alpha": config.mixup_alpha,
     }
     name = config.objective.name
@@ -190,7 +199,8 @@ def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numeri
         configuration.pick(OBJECTIVES, name, "config.objective.name")
     ).parameters
     for setting, read, changed in (
-        ("loss", "loss", not is_plain(config.loss)),
+        ("loss", "loss", config.loss.name != "softmax_cross_entropy" or is_smooth(config)),
+        ("class_weights", "loss", config.class_weights != "none"),
         ("mixup_alpha", "mixup_alpha", bool(config.mixup_alpha)),
     ):
         if changed and read not in takes:
@@ -231,7 +241,7 @@ def computed_as(
     if attention is not None and isinstance(model, models.ViTConfig):
         model = models.replace(model, attention=attention)
     numerics = models.numerics_of(model, setup.program.numerics.machine)
-    objective = objective_of(config, model, numerics)
+    objective = objective_of(config, model, numerics, setup.data.class_weights)
     step = train_step_of(config, objective, setup.plan)
     program = setup.program._replace(
         model=model, numerics=numerics, objective=objective, train_step=step
@@ -245,15 +255,24 @@ def loss_function(config: ConfigDict) -> Callable:
     empty = jnp.zeros((1, 2))
     jax.eval_shape(
         lambda: configuration.call(
-            losses.LOSSES, "config.loss", options, logits=empty, targets=empty
+            *(losses.LOSSES, "config.loss", options),
+            logits=empty,
+            targets=empty,
+            class_weights=None,
         )
     )
     return functools.partial(losses.LOSSES[options.pop("name")], **options)
 
 
-def is_plain(loss: ConfigDict) -> bool:
-    """Whether a configured loss is what evaluations report anyway."""
-    return loss.name == "softmax_cross_entropy" and not loss.get("label_smoothing", 0)
+def is_plain(config: ConfigDict, multilabel: bool) -> bool:
+    """Whether the configured loss is what evaluations report anyway."""
+    plain = "sigmoid_cross_entropy" if multilabel else "softmax_cross_entropy"
+    return (config.loss.name, config.class_weights) == (plain, "none") and not is_smooth(config)
+
+
+def is_smooth(config: ConfigDict) -> bool:
+    """Whether labels are smoothed."""
+    return bool(config.loss.get("label_smoothing", 0))
 
 
 def check_memory(config: ConfigDict) -> None:
@@ -297,6 +316,8 @@ def model_config(
     labels = tuple(source.class_names) if classes == source.num_classes else ()
     overrides |= {
         "labels": labels,
+        "multilabel": source.multilabel,
+        "thresholds": (),
         "preprocessing": tuple(
             sorted(({"orient": config.data.orient} | config.eval_preprocess.to_dict()).items())
         ),
@@ -346,9 +367,12 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     model = setup.program.model
     where = sharding.batch_sharding(setup.program.mesh)
     b, (h, w), c = setup.config.batch_size, model.image_size, model.channels
+    label = jax.ShapeDtypeStruct((b,), np.int32, sharding=where)
+    if model.multilabel:
+        label = jax.ShapeDtypeStruct((b, setup.data.train.num_classes), np.int8, sharding=where)
     return {
         "image": jax.ShapeDtypeStruct((b, h, w, c), np.uint8, sharding=where),
-        "label": jax.ShapeDtypeStruct((b,), np.int32, sharding=where),
+        "label": label,
     }
 
 

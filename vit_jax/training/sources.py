@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from vit_jax import models
 from vit_jax.config import ConfigDict
 from vit_jax.data import specs, transforms
@@ -11,16 +13,21 @@ from vit_jax.data.relabel import with_classes
 from vit_jax.data.remarks import one_class, untrained_classes
 from vit_jax.data.source import Source, Without, shared_records
 from vit_jax.errors import UserError
+from vit_jax.training import imbalance
 
 
 class Data(NamedTuple):
-    """What is trained and evaluated on, and how images are prepared."""
+    """What is trained and evaluated on, and how images are prepared.
+
+    class_weights: (k,) float32 of the loss; None: all are 1.
+    """
 
     train: Source
     evaluation: Source
     train_transform: transforms.Transform
     eval_transform: transforms.Transform
     notes: list[str]
+    class_weights: np.ndarray | None = None
 
 
 def open_sources(config: ConfigDict) -> tuple[Source, Source, list[str]]:
@@ -48,7 +55,7 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source, list[str]]:
     exclude = config.data.exclude or None
     train_source = specs.open_source(train_spec, exclude=exclude, labelled=True, **options)
     eval_source = specs.open_source(eval_spec, labelled=True, **options)
-    if train_source.num_classes < 2:
+    if train_source.num_classes < (1 if train_source.multilabel else 2):
         raise one_class(train_source)
     eval_source = with_classes(eval_source, train_source.class_names, train_source.spec)
     return train_source, eval_source, notes
@@ -73,10 +80,18 @@ def data_notes(train_source: Source, eval_source: Source) -> list[str]:
 def data_of(
     config: ConfigDict, model: models.ModelConfig, train: Source, evaluation: Source, notes: list
 ) -> Data:
-    """The data of a run of `model`, from its open sources."""
+    """The data of a run of `model`, from its open sources.
+
+    Raises:
+      UserError: settings that these data cannot have.
+    """
+    imbalance.check(config, train)
     train_transform = transforms.make_transform(
         size=model.image_size, train=True, orient=config.data.orient, **config.augment.to_dict()
     )
     eval_transform = transforms.evaluation_transform(model.image_size, model.preprocessing)
-    notes = [*notes, *data_notes(train, evaluation)]
-    return Data(train, evaluation, train_transform, eval_transform, notes)
+    weights, of_weights = imbalance.class_weights(config, train, model.num_classes)
+    notes = [*notes, *data_notes(train, evaluation), *of_weights]
+    if config.data.sampling == "balanced":
+        notes += imbalance.sampling_notes(train)
+    return Data(train, evaluation, train_transform, eval_transform, notes, weights)

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from vit_jax import config as configuration, files, models
 from vit_jax.config import ConfigDict
 from vit_jax.data.batches import read
+from vit_jax.data.source import digest
 from vit_jax.errors import UserError
 from vit_jax.interop import unfinished
 from vit_jax.models import saved
@@ -179,7 +180,11 @@ def has_checkpoint(workdir: Path) -> bool:
 
 def run_meta(setup: Setup) -> Record:
     """What every checkpoint says of its run: its data, which must stay the same, and its model."""
-    return {
+    weights = setup.data.class_weights
+    of_loss: Record = {}
+    if weights is not None:
+        of_loss["class_weights"] = [setup.config.class_weights, digest(weights.tobytes())]
+    return of_loss | {
         "format": configuration.FORMAT,
         "train_data": [setup.data.train.spec, setup.data.train.fingerprint],
         "eval_data": [setup.data.evaluation.spec, setup.data.evaluation.fingerprint],
@@ -199,9 +204,11 @@ def check_data(
     meta, now = checkpoints.latest_meta(), run_meta(setup)
     if meta is None:
         return
+    none = ["none", ""]
     for key, (there, old), (here, new) in (
         ("train_data", meta["train_data"], now["train_data"]),
         ("eval_data", meta["eval_data"], now["eval_data"]),
+        ("class_weights", meta.get("class_weights", none), now.get("class_weights", none)),
     ):
         if old == new:
             continue

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from vit_jax.data import multilabel
 from vit_jax.data.image_files import (
     encoded,
     image_suffixes,
@@ -17,7 +18,7 @@ from vit_jax.data.image_files import (
     shown,
     subfolders,
 )
-from vit_jax.data.kinds import table
+from vit_jax.data.kinds import label_table, table
 from vit_jax.data.labels import check_case
 from vit_jax.data.source import FileSource
 from vit_jax.data.splits import Splits, one_each, split_of
@@ -31,7 +32,8 @@ def open_folder(path: str, data_dir: str | None, options: Mapping[str, str]) -> 
 
     Args:
       options: names of the columns "image", "label" and "split" of a table, where they are others;
-        "encoding" of tables that are neither UTF nor Windows-1252.
+        "encoding" of tables that are neither UTF nor Windows-1252; "multilabel" and "separator",
+        see multilabel.py.
     """
     root = os.path.abspath(os.path.expanduser(path))
     query = "&".join(f"{key}={value}" for key, value in options.items())
@@ -48,7 +50,10 @@ def open_folder(path: str, data_dir: str | None, options: Mapping[str, str]) -> 
             return _open_tables(root, base, tables.files, options, tables.notes)
         problem = next((why for why in tables.passed if isinstance(why, UserError)), None)
         if options:
-            raise problem or UserError(f"{base}: options are of tables, and {root} holds none.")
+            raise problem or UserError(
+                f"{base}: options are of tables, and {root} holds none that lists images and their "
+                "labels."
+            )
         try:
             return _open_classes(root, base, tables.notes)
         except UserError as error:
@@ -64,7 +69,8 @@ def _open_tables(
     options: Mapping[str, str],
     notes: Sequence[str],
 ) -> Splits:
-    listed = table.read_all(files, options, base, notes)
+    read = label_table.read_all if multilabel.asked(options, base) else table.read_all
+    listed = read(files, options, base, notes)
     return Splits(
         base,
         {
@@ -182,13 +188,19 @@ def _too_high(base: str, found: Mapping[str, Mapping[str, Sequence[str]]]) -> li
 
 def file_source(
     root: str,
-    records: Iterable[tuple[str, int]],
+    records: Iterable[tuple[str, table.Numbers]],
     class_names: Sequence[str],
     spec: str,
     notes: Sequence[str] = (),
 ) -> FileSource:
-    """The source of (path below `root`, label), in the order of a hash of the paths."""
+    """The source of (path below `root`, label or set of labels), ordered by a hash of the paths."""
     ordered = sorted(records, key=lambda record: hashlib.md5(encoded(record[0])).digest())
     paths = np.array([path for path, _ in ordered], np.str_)
-    labels = np.array([label for _, label in ordered], np.int32)
+    found = [label for _, label in ordered]
+    numbers = [label for label in found if isinstance(label, int)]
+    if len(numbers) == len(found):
+        labels = np.array(numbers, np.int32)
+    else:
+        several = [None if isinstance(label, int) else label for label in found]
+        labels = multilabel.matrix(several, len(class_names), spec)
     return FileSource(root, paths, labels, class_names, spec, notes)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_jax.data import multilabel
+from vit_jax.data.columns import Columns, ManyColumns
 from vit_jax.data.kinds.table import ALIASES, COLUMNS
-from vit_jax.data.labels import NO_LABEL, class_names_of, normal
-from vit_jax.data.source import Columns, TableSource
+from vit_jax.data.labels import NO_LABEL, ONE, class_names_of, normal
+from vit_jax.data.source import TableSource
 from vit_jax.data.splits import SPLIT_NAMES, Splits
 from vit_jax.errors import UserError, nearest
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: A label of a table with names, or its text; None where it is withheld.
 Label = int | str | None
+#: The same of a record with several.
+Labels = list[int] | list[str] | None
 #: Files that the library reads by themselves.
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
 #: Types of values that can be labels, by how their names begin.
@@ -32,7 +36,8 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
 
     Args:
       options: names of the columns "image" and "label", where there are several; "config" is the
-        hub's name for one of several data sets under one name.
+        hub's name for one of several data sets under one name; "multilabel" and "separator", see
+        multilabel.py.
     """
     query = "&".join(f"{key}={value}" for key, value in options.items())
     base = f"hf:{name}{'?' if query else ''}{query}"
@@ -50,17 +55,24 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
             del tables[split]
     if others := [key for key in first.features if key not in (image, label)]:
         notes.append(f"{base}: columns that are not used: {', '.join(others)}")
+    several, separator = multilabel.asked(options, base), options.get(multilabel.SEPARATOR, "")
     values = {
-        split: _read_labels(table, label, f"{base}[{split}]") for split, table in tables.items()
+        split: _read_several(table, label, separator, f"{base}[{split}]")
+        if several
+        else _read_labels(table, label, f"{base}[{split}]")
+        for split, table in tables.items()
     }
     where = {
         str(value): f"hf:{name}[{split}], row {row}"
         for split, (found, names) in values.items()
         if names is None
-        for row, value in reversed(list(enumerate(found)))
+        for row, mine in reversed(list(enumerate(found)))
+        for value in (mine if isinstance(mine, list) else [mine])
         if value is not None
     }
-    common = class_names_of(where, where.__getitem__)
+    named = multilabel.how(base, f"{multilabel.SEPARATOR}=")
+    advice = f"what is between them is named by {named}" if several else ONE
+    common = class_names_of(where, where.__getitem__, "" if separator else advice)
     if any(value.startswith("-") for value in where) and all(map(_is_number, where)):
         value = min(where)
         raise UserError(f"{where[value]}: the label {value} is negative; labels count from 0.")
@@ -68,7 +80,8 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
         base,
         {
             split: _source(
-                table, image, values[split], common, f"{base}[{split}]", _root(name), notes
+                *(table, image, values[split], common),
+                *(f"{base}[{split}]", _root(name), notes, several),
             )
             for split, table in tables.items()
         },
@@ -193,16 +206,14 @@ def _read_labels(
     Raises:
       UserError: a label that is none, such as 1.5; names the record.
     """
-    feature = table.features[column]
-    names = getattr(_element(feature) or feature, "names", None)
-    values = table.with_format(None).select_columns([column])[:][column]
+    names, values = _column(table, column)
     found: list[Label] = []
     for row, value in enumerate(values):
         if isinstance(value, list):
             if len(value) > 1:
                 raise UserError(
                     f"{spec}/{row} has {len(value)} labels ({', '.join(map(str, value[:5]))}); "
-                    "a record has one."
+                    f"a record has one, or any number with {multilabel.how(spec.split('[')[0])}"
                 )
             value = value[0] if value else None
         if isinstance(value, float) and not math.isnan(value):
@@ -216,6 +227,62 @@ def _read_labels(
         else:
             raise UserError(f"{spec}/{row}: the label in column {column!r} is no number or text.")
     return found, [normal(name) for name in names] if names else None
+
+
+def _column(table: datasets.Dataset, column: str) -> tuple[list[str] | None, list]:
+    """The names of the classes of a column of labels, and its values."""
+    feature = table.features[column]
+    names = getattr(_element(feature) or feature, "names", None)
+    return names, table.with_format(None).select_columns([column])[:][column]
+
+
+def _read_several(
+    table: datasets.Dataset, column: str, separator: str, spec: str
+) -> tuple[list[Labels], list[str] | None]:
+    """As `_read_labels`, of a column of lists, or of text with a separator; an empty list is none.
+
+    Lists of 0 and 1 alone, as long in every row, are rows of a matrix: floats always, whole numbers
+    where they are more than two.
+    """
+    names, values = _column(table, column)
+    if separator and not any(isinstance(value, str) for value in values):
+        raise UserError(
+            f"{spec}: {multilabel.SEPARATOR}= is of text, and the column {column!r} has none; "
+            f"leave it out, with {multilabel.MULTILABEL}=true."
+        )
+    if not names and (length := _width_of_matrix(values)):
+        names = list(map(str, range(length)))
+        values = [row and [i for i, value in enumerate(row) if value] for row in values]
+    found: list[Labels] = []
+    for row, value in enumerate(values):
+        if value is None or value in (NO_LABEL, str(NO_LABEL)):
+            found.append(None)
+            continue
+        if isinstance(value, str):
+            value = value.split(separator) if separator else [value]
+        value = value if isinstance(value, list) else [value]
+        kinds = {type(label) for label in value}
+        if not kinds <= {int} and (names or not kinds <= {str}):
+            raise UserError(
+                f"{spec}/{row}: the labels in column {column!r} are no list of numbers or text."
+            )
+        if any(isinstance(label, int) and label < 0 for label in value):
+            raise UserError(f"{spec}/{row}: a label is negative; labels count from 0.")
+        if names and any(label >= len(names) for label in value):
+            raise UserError(f"{spec}/{row}: a label is beyond the {len(names)} classes.")
+        found.append(
+            value if names else [t for label in value if (t := normal(str(label).strip()))]
+        )
+    return found, [normal(name) for name in names] if names else None
+
+
+def _width_of_matrix(values: list) -> int:
+    """The length of lists that are all rows of a matrix of 0 and 1; 0 if they are not."""
+    rows = [value for value in values if isinstance(value, list)]
+    if len({len(row) for row in rows}) != 1 or not all({*row} <= {0, 1} for row in rows):
+        return 0
+    width, kinds = len(rows[0]), {type(value) for row in rows for value in row}
+    return width if kinds in ({float}, {bool}) or width > 2 else 0
 
 
 class Rows:
@@ -249,29 +316,51 @@ class Rows:
 def _source(
     table: datasets.Dataset,
     image: str,
-    labels: tuple[list[Label], list[str] | None],
+    labels: tuple[list[Label] | list[Labels], list[str] | None],
     common: list[str],
     spec: str,
     root: str,
     notes: list[str],
+    several: bool,
 ) -> TableSource:
     """The source of a table, with the classes that it names or those of all splits."""
     import datasets
 
     found, names = labels
     number = {name: i for i, name in enumerate(common)}
-    numbers = [NO_LABEL if v is None else v if names else number[str(v)] for v in found]
+    array = _numbers(found, number, names, spec, several)
     rows = table.with_format(None).select_columns([image])
     if isinstance(table.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))
-    array = np.array(numbers, np.int32)
     return TableSource(
         Rows(rows, image, array, root, spec),
-        Columns("image", "label"),
+        ManyColumns("image", "label") if several else Columns("image", "label"),
         names or common,
         spec=spec,
         version=str(table._fingerprint),
         labels=array,
         notes=notes,
         exif=True,
+        multilabel=several,
     )
+
+
+def _numbers(
+    labels: list[Label] | list[Labels],
+    number: Mapping[str, int],
+    names: list[str] | None,
+    spec: str,
+    several: bool,
+) -> np.ndarray:
+    """Labels as numbers (n,), or several each as (n, k)."""
+    if several:
+        records = [
+            None if mine is None else [int(v) if names else number[str(v)] for v in mine]
+            for mine in labels
+            if mine is None or isinstance(mine, list)
+        ]
+        if not any(records):
+            records = [None] * len(records)
+        return multilabel.matrix(records, len(names or number), spec)
+    numbers = [NO_LABEL if v is None else v if names else number[str(v)] for v in labels]
+    return np.array(numbers, np.int32)

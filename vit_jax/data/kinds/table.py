@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import os
 import re
 import unicodedata
@@ -12,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vit_jax.data import multilabel
 from vit_jax.data.image_files import is_hidden, shown
+from vit_jax.data.kinds.cells import Table, read_table
 from vit_jax.data.labels import NO_LABEL, class_names_of, normal
 from vit_jax.data.splits import one_each, split_of
 from vit_jax.errors import UserError, nearest
@@ -23,32 +22,26 @@ COLUMNS = {
     "label": ("label", "class"),
     "split": ("split",),
 }
-COLUMNS_NEEDED = ("image", "label")
 #: Other names by which they go, in lower case.
 ALIASES = {
     "image": ("file_name", "filepath", "file_path", "image_path", "image_name", "img", "image_id"),
     "label": ("class_name", "category", "target"),
     "split": (),
 }
-DELIMITERS = ",;\t|"
-#: What is no part of a cell at its ends, beside blanks: zero-width space, word joiner, BOM.
-INVISIBLE = "\u200b\u2060\ufeff"
+#: And those of a column that lists several labels.
+PLURALS = ("labels", "classes", "categories", "tags")
 
 
-class Table(NamedTuple):
-    """rows: (line in the file, cells). encoding: by which paths are looked for as well."""
-
-    file: str
-    columns: list[str]
-    rows: list[tuple[int, list[str]]]
-    encoding: str
-    notes: list[str]
+Numbers = int | set[int] | None
 
 
 class Listed(NamedTuple):
-    """What tables say: {split: [(path, class)]}, the classes of all, and what to know of them."""
+    """What tables say: {split: [(path, label)]}, the classes of all, and what to know of them.
 
-    records: dict[str, list[tuple[str, int]]]
+    A label is the number of its class; of multi-label data those of its classes, None: withheld.
+    """
+
+    records: dict[str, list[tuple[str, Numbers]]]
     class_names: list[str]
     notes: list[str]
 
@@ -64,102 +57,6 @@ class Found(NamedTuple):
         return [f"passed over, as no table of this data set: {reason}" for reason in self.passed]
 
 
-def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
-    """The text of a file, its encoding, and whether that is a guess.
-
-    Args:
-      encoding: by Python's name, where it is known; otherwise UTF-8, UTF-16 or Windows-1252.
-
-    Raises:
-      UserError: it cannot be read, is no text, or there is no such encoding.
-    """
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"{shown(file)} cannot be read ({error.strerror}).") from error
-    if encoding:
-        try:
-            return content.decode(encoding), encoding, False
-        except LookupError as error:
-            raise UserError(
-                f"encoding={encoding} is unknown; there are utf-8, cp1251, shift_jis, gb18030, "
-                "euc_kr and the others of Python's codecs."
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{shown(file)} is not encoded as {encoding} ({error}).") from error
-    marks = (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF32_LE, "utf-32"),
-        (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    )
-    encodings = [name for mark, name in marks if content.startswith(mark)][:1]
-    if not encodings and b"\0" in content:  # every second byte of plain text in UTF-16
-        even, odd = content[::2].count(0), content[1::2].count(0)
-        encodings = ["utf-16-le" if odd > even else "utf-16-be"]
-    for encoding in encodings or ("utf-8", "cp1252"):
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if not re.search(r"[\0-\x08\x0e-\x1f\ufffe]", text):
-            return text, encoding, encoding == "cp1252"
-    raise UserError(
-        f"{shown(file)} is no text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8, or "
-        "name its encoding, e.g. ?encoding=shift_jis."
-    )
-
-
-def read_table(file: str, encoding: str = "") -> Table:
-    """The columns and rows of a file whose first line names its columns.
-
-    Encoding (unless it is named) and delimiter (comma, semicolon, tab or bar) are recognised. Empty
-    rows do not count.
-
-    Raises:
-      UserError: no table; names the file and, where it can, the line.
-    """
-    text, encoding, guessed = read_text(file, encoding)
-    name, notes = shown(file), []
-    declared = re.match(r"sep=([,;\t|])\r?\n", text)  # what Excel writes and reads
-    text = text[declared.end() :] if declared else text
-    first = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = declared[1] if declared else max(DELIMITERS, key=_outside_quotes(first).count)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"
-    )
-    rows = []
-    try:
-        for cells in reader:
-            cells = [cell.strip().strip(INVISIBLE).strip() for cell in cells]
-            if any(cells):
-                rows.append((reader.line_num + bool(declared), cells))
-    except csv.Error as error:
-        raise UserError(f"{name}, line {reader.line_num}: {error}.") from error
-    columns = [normal(cell) for cell in rows[0][1]] if rows else []
-    while columns and not columns[-1]:
-        columns.pop()
-    for line, cells in rows[1:]:
-        if any("\n" in cell for cell in cells):
-            raise UserError(f"{name}, line {line}: a quote is opened and not closed.")
-        if any(cells[len(columns) :]):
-            raise UserError(
-                f"{name}, line {line}: {len(cells)} cells, and the first line names "
-                f"{len(columns)} columns; put quotes around a cell with {delimiter!r} in it."
-            )
-    if guessed:
-        odd = next((cell for _, cells in rows for cell in cells if not cell.isascii()), "")
-        notes.append(
-            f"{name} is not UTF-8: read as Windows-1252 ({odd!r}); another is named by ?encoding="
-        )
-    return Table(file, columns, rows[1:], encoding, notes)
-
-
-def _outside_quotes(line: str) -> str:
-    return re.sub(r'"[^"]*"', "", line)
-
-
 def column_of(table: Table, what: str, asked: str | None, base: str) -> int | None:
     """The number of the column of "image", "label" or "split", by its name whatever its case.
 
@@ -168,7 +65,7 @@ def column_of(table: Table, what: str, asked: str | None, base: str) -> int | No
     """
     folded = [column.lower() for column in table.columns]
     names = (asked.lower(),) if asked else COLUMNS[what] + ALIASES[what]
-    if asked in table.columns:
+    if asked and table.columns.count(asked) == 1:
         return table.columns.index(asked)
     found = [number for number, column in enumerate(folded) if column in names]
     if len(found) > 1:
@@ -206,9 +103,13 @@ def find_tables(root: str, options: Mapping[str, str], base: str) -> Found:
             continue
         try:
             table = read_table(os.path.join(root, name), options.get("encoding", ""))
-            image, _ = (column_of(table, what, options.get(what), base) for what in COLUMNS_NEEDED)
+            image = column_of(table, "image", options.get("image"), base)
+            if multilabel.asked(options, base):
+                label_columns(table, options, base)
+            else:
+                column_of(table, "label", options.get("label"), base)
             for line, cells in table.rows[:1]:
-                _find(root, cells[image or 0], table.encoding, f"{shown(table.file)}, line {line}")
+                find(root, cells[image or 0], table.encoding, f"{shown(table.file)}, line {line}")
             usable.append(name)
         except UserError as error:
             passed.append(error)
@@ -241,8 +142,11 @@ def read_all(
     for of, file in files:
         table = read_table(file, options.get("encoding", ""))
         notes += table.notes
-        for split, *record in _records(table, of, options, base, notes):
-            rows.setdefault(split, []).append((record[0], record[1], record[2]))
+        column_of(table, "image", options.get("image"), base)  # which is missed first
+        column = column_of(table, "label", options.get("label"), base)
+        assert column is not None
+        for split, path, (label,), line in records_of(table, of, options, base, notes, [column]):
+            rows.setdefault(split, []).append((path, label, line))
     labelled = {
         split: mine
         for split, mine in rows.items()
@@ -274,15 +178,64 @@ def read_all(
     )
 
 
-def _records(
-    table: Table, of: str, options: Mapping[str, str], base: str, notes: list[str]
-) -> Iterable[tuple[str, str, str, str]]:
-    """(split, path, label, where) of the rows of a table."""
-    image, label, split = (
-        column_of(table, what, options.get(what), base) for what in ("image", "label", "split")
-    )
-    assert image is not None and label is not None
-    used = {image, label, split}
+def label_columns(
+    table: Table, options: Mapping[str, str], base: str
+) -> tuple[list[int], list[str] | None]:
+    """The columns of several labels an image, and the classes that they name.
+
+    One column, which lists its labels, names none. Of a 0/1 matrix there is one for each class:
+    those of ?label=A,B,C, or, without a column that is called a label, all that are left.
+
+    Raises:
+      UserError: none, one that is missing, or two of one name.
+    """
+    asked, file = options.get("label"), shown(table.file)
+    if twice := [name for name in table.columns if table.columns.count(name) > 1]:
+        raise UserError(f"{file} has two columns called {twice[0]!r}; give each a name of its own.")
+    if asked and (asked in table.columns or "," not in asked):
+        column = column_of(table, "label", asked, base)
+        assert column is not None
+        return [column], None
+    called = {*COLUMNS["label"], *ALIASES["label"], *PLURALS}
+    found = [i for i, name in enumerate(table.columns) if name.lower() in called and not asked]
+    if len(found) > 1:
+        raise UserError(
+            f"{file} has several columns that could be the labels: "
+            f"{', '.join(table.columns[i] for i in found)}; choose one, e.g. "
+            f"{multilabel.how(base, f'label={table.columns[found[0]]}')}"
+        )
+    if found:
+        return found, None
+    used = {column_of(table, what, options.get(what), base) for what in ("image", "split")}
+    names = [name for i, name in enumerate(table.columns) if i not in used]
+    if asked:
+        wanted = [normal(name.strip()) for name in asked.split(",")]
+        if lacking := [name for name in wanted if name not in names]:
+            raise UserError(
+                f"{file} has no column {lacking[0]!r}; it has {', '.join(table.columns)}."
+                f"{nearest(lacking[0], names)}"
+            )
+        names = wanted
+    if not names:
+        raise UserError(
+            f"{file} needs a column of labels, or one of 0 and 1 for each class; it has "
+            f"{', '.join(table.columns) or 'none'}."
+        )
+    return [table.columns.index(name) for name in names], names
+
+
+def records_of(
+    table: Table,
+    of: str,
+    options: Mapping[str, str],
+    base: str,
+    notes: list[str],
+    labels: Sequence[int],
+) -> Iterable[tuple[str, str, list[str], str]]:
+    """(split, path, cells of the columns `labels`, where) of the rows of a table."""
+    image, split = (column_of(table, what, options.get(what), base) for what in ("image", "split"))
+    assert image is not None
+    used = {image, split, *labels}
     others = [(i, name) for i, name in enumerate(table.columns) if i not in used]
     file, root = shown(table.file), os.path.dirname(table.file)
     for number, name in others if split is None else ():
@@ -308,10 +261,11 @@ def _records(
         if split is not None and not cells[split]:
             raise UserError(f"{where}: the split is empty.")
         named = of if split is None else split_of(cells[split]) or cells[split]
-        yield named, _find(root, cells[image], table.encoding, where), normal(cells[label]), where
+        found = [normal(cells[number]) for number in labels]
+        yield named, find(root, cells[image], table.encoding, where), found, where
 
 
-def _find(root: str, path: str, encoding: str, where: str) -> str:
+def find(root: str, path: str, encoding: str, where: str) -> str:
     """The path of an image as the file system has it: in another Unicode form, with slashes.
 
     Raises:
@@ -335,5 +289,5 @@ def _check_one_class(rows: Iterable[tuple[str, str, str]]) -> None:
         if other != label:
             raise UserError(
                 f"{where}: {shown(path)} is a {label!r}, and a {other!r} in {there}; an image has "
-                "one class."
+                "one class (with several: see multi-label data in docs/data.md)."
             )

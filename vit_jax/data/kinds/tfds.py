@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from vit_jax.data.source import Columns, Rows, TableSource
+from vit_jax.data import multilabel
+from vit_jax.data.columns import Columns, ManyColumns
+from vit_jax.data.source import Rows, TableSource
 from vit_jax.data.splits import slice_split
 from vit_jax.errors import UserError, nearest
 
@@ -20,7 +22,9 @@ class TfdsSplits:
     """The splits of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
 
     def __init__(self, name: str, data_dir: str | None, options: Mapping[str, str] | None = None):
-        """options: names of the columns "image" and "label", where they are not the usual ones."""
+        """options: names of the columns "image" and "label", where they are not the usual ones;
+        "multilabel", of a label that is a list of classes, or has 0 or 1 for each.
+        """
         import tensorflow_datasets as tfds
 
         options = options or {}
@@ -46,6 +50,7 @@ class TfdsSplits:
         keys = self.builder.info.supervised_keys or ("image", "label")
         self.image_key = options.get("image", keys[0])
         self.label_key = options.get("label", keys[1])
+        self.multilabel = multilabel.asked(options, self.base)
 
     def names(self) -> list[str]:
         return list(self.builder.info.splits)
@@ -55,8 +60,20 @@ class TfdsSplits:
         rows = self.rows(split)
         feature = dict(info.features.items()).get(self.label_key)
         classes = getattr(feature, "num_classes", None)
+        listed = self.is_list(feature)
+        if self.multilabel and not listed:
+            classes = self.width_of_matrix(feature)
+        elif listed and classes and not self.multilabel:
+            raise UserError(
+                f"{spec}: {self.label_key} has any number of labels a record; they are read with "
+                f"{multilabel.how(self.base)}"
+            )
         if not classes or self.image_key not in info.features:
-            labels = [k for k, f in info.features.items() if getattr(f, "num_classes", None)]
+            labels = [
+                key
+                for key, other in info.features.items()
+                if getattr(other, "num_classes", None) and self.is_list(other) == self.multilabel
+            ]
             what = "image" if self.image_key not in info.features else "class label"
             raise UserError(
                 f"{spec} has no {what} {getattr(self, f'{what.split()[-1]}_key')!r}; it has "
@@ -65,13 +82,34 @@ class TfdsSplits:
             )
         names = getattr(feature, "names", None) or list(map(str, range(classes)))
         read = Columns(self.image_key, self.label_key)
+        if self.multilabel:
+            multilabel.check_size(len(rows), classes, spec)
+            read = ManyColumns(self.image_key, self.label_key, classes if listed else 0)
         version = str(info.version)
         sizes = {name: part.num_examples for name, part in info.splits.items()}
         stored = [
             (f"tfds:{self.name}/{version}/{name}", part)
             for name, part in slice_split(split, sizes, self.base)
         ]
-        return TableSource(rows, read, names, spec=spec, version=version, stored=stored)
+        return TableSource(
+            rows,
+            read,
+            names,
+            spec=spec,
+            version=version,
+            stored=stored,
+            multilabel=self.multilabel,
+        )
+
+    def is_list(self, feature: object) -> bool:
+        """Whether a feature is a list, as of several labels."""
+        return isinstance(feature, self.tfds.features.Sequence)
+
+    def width_of_matrix(self, feature: tfds.features.FeatureConnector | None) -> int:
+        """The length of a feature that has 0 or 1 for each class; 0 if it is none."""
+        if feature is None or type(feature) is not self.tfds.features.Tensor:
+            return 0
+        return int(feature.shape[0] or 0) if len(feature.shape) == 1 else 0
 
     def rows(self, split: str) -> Rows:
         """The records of a split as they are stored, images still encoded."""

@@ -1,0 +1,43 @@
+"""Image and label of a row of a table, by the names of their columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vit_jax.data.labels import NO_LABEL
+from vit_jax.data.source import Stored
+
+
+class Columns:
+    """Picks image and label out of a row of a table; picklable."""
+
+    def __init__(self, image: str, label: str):
+        self.image, self.label = image, label
+
+    def __call__(self, row: dict) -> tuple[Stored, int | np.ndarray]:
+        label = row[self.label]
+        return self.image_of(row), NO_LABEL if label is None else int(label)
+
+    def image_of(self, row: dict) -> Stored:
+        image = row[self.image]
+        if isinstance(image, dict):  # Hugging Face: {"bytes": ..., "path": ...}
+            image = image["bytes"] or Path(image["path"]).read_bytes()
+        return image
+
+
+class ManyColumns(Columns):
+    """The same of several labels: as numbers of `classes`, or, if that is 0, as they are kept."""
+
+    def __init__(self, image: str, label: str, classes: int = 0):
+        super().__init__(image, label)
+        self.classes = classes
+
+    def __call__(self, row: dict) -> tuple[Stored, np.ndarray]:
+        labels = np.asarray(row[self.label])
+        if self.classes:
+            wide = np.zeros(self.classes, np.int8)
+            wide[labels.astype(np.int64)] = 1
+            labels = wide
+        return self.image_of(row), labels.astype(np.int8)

@@ -1,0 +1,124 @@
+"""The cells of a file of text: its encoding and its delimiter are recognised."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_jax.data.image_files import shown
+from vit_jax.data.labels import normal
+from vit_jax.errors import UserError
+
+DELIMITERS = ",;\t|"
+#: What is no part of a cell at its ends, beside blanks: zero-width space, word joiner, BOM.
+INVISIBLE = "\u200b\u2060\ufeff"
+
+
+class Table(NamedTuple):
+    """rows: (line in the file, cells). encoding: by which paths are looked for as well."""
+
+    file: str
+    columns: list[str]
+    rows: list[tuple[int, list[str]]]
+    encoding: str
+    notes: list[str]
+
+
+def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
+    """The text of a file, its encoding, and whether that is a guess.
+
+    Args:
+      encoding: by Python's name, where it is known; otherwise UTF-8, UTF-16 or Windows-1252.
+
+    Raises:
+      UserError: it cannot be read, is no text, or there is no such encoding.
+    """
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{shown(file)} cannot be read ({error.strerror}).") from error
+    if encoding:
+        try:
+            return content.decode(encoding), encoding, False
+        except LookupError as error:
+            raise UserError(
+                f"encoding={encoding} is unknown; there are utf-8, cp1251, shift_jis, gb18030, "
+                "euc_kr and the others of Python's codecs."
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{shown(file)} is not encoded as {encoding} ({error}).") from error
+    marks = (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    )
+    encodings = [name for mark, name in marks if content.startswith(mark)][:1]
+    if not encodings and b"\0" in content:  # every second byte of plain text in UTF-16
+        even, odd = content[::2].count(0), content[1::2].count(0)
+        encodings = ["utf-16-le" if odd > even else "utf-16-be"]
+    for encoding in encodings or ("utf-8", "cp1252"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if not re.search(r"[\0-\x08\x0e-\x1f\ufffe]", text):
+            return text, encoding, encoding == "cp1252"
+    raise UserError(
+        f"{shown(file)} is no text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8, or "
+        "name its encoding, e.g. ?encoding=shift_jis."
+    )
+
+
+def read_table(file: str, encoding: str = "") -> Table:
+    """The columns and rows of a file whose first line names its columns.
+
+    Encoding (unless it is named) and delimiter (comma, semicolon, tab or bar) are recognised. Empty
+    rows do not count.
+
+    Raises:
+      UserError: no table; names the file and, where it can, the line.
+    """
+    text, encoding, guessed = read_text(file, encoding)
+    name, notes = shown(file), []
+    declared = re.match(r"sep=([,;\t|])\r?\n", text)  # what Excel writes and reads
+    text = text[declared.end() :] if declared else text
+    first = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = declared[1] if declared else max(DELIMITERS, key=_outside_quotes(first).count)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"
+    )
+    rows = []
+    try:
+        for cells in reader:
+            cells = [cell.strip().strip(INVISIBLE).strip() for cell in cells]
+            if any(cells):
+                rows.append((reader.line_num + bool(declared), cells))
+    except csv.Error as error:
+        raise UserError(f"{name}, line {reader.line_num}: {error}.") from error
+    columns = [normal(cell) for cell in rows[0][1]] if rows else []
+    while columns and not columns[-1]:
+        columns.pop()
+    for line, cells in rows[1:]:
+        if any("\n" in cell for cell in cells):
+            raise UserError(f"{name}, line {line}: a quote is opened and not closed.")
+        if any(cells[len(columns) :]):
+            raise UserError(
+                f"{name}, line {line}: {len(cells)} cells, and the first line names "
+                f"{len(columns)} columns; put quotes around a cell with {delimiter!r} in it."
+            )
+    if guessed:
+        odd = next((cell for _, cells in rows for cell in cells if not cell.isascii()), "")
+        notes.append(
+            f"{name} is not UTF-8: read as Windows-1252 ({odd!r}); another is named by ?encoding="
+        )
+    return Table(file, columns, rows[1:], encoding, notes)
+
+
+def _outside_quotes(line: str) -> str:
+    return re.sub(r'"[^"]*"', "", line)

@@ -38,7 +38,7 @@ SIZES: dict[str, tuple[int, dict[str, int]]] = {
 #: The model that is timed has so many layers, or units in a stage, and classes.
 TIMED_LAYERS, TIMED_CLASSES = 2, 10
 #: Micro-batches that are tried, until one takes as long as this, in seconds.
-MICRO_BATCHES, LONG_ENOUGH = (2, 16, 128), 0.3
+MICRO_BATCHES, LONG_ENOUGH = (1, 16, 128), 0.3
 
 
 class Known(NamedTuple):

@@ -100,7 +100,8 @@ def rows(
 ) -> list[dict[str, object]]:
     """A row of each trial: the settings in which trials differ, and the last metrics."""
     flat = {name: configuration.flatten(config.to_dict()) for name, config in trials.items()}
-    keys = sorted({key for values in flat.values() for key in values} - {"seed"})
+    every = {key for values in flat.values() for key in values} - {"seed"}
+    keys = sorted(key for key in every if not settings.is_free(key))
     differ = [k for k in keys if len({repr(values.get(k)) for values in flat.values()}) > 1]
     metrics = sorted({key for o in outcomes.values() for key in o.metrics or {} if "/" in key})
     return [

@@ -59,6 +59,7 @@ class Setting(NamedTuple):
 
     def shrink(self, c: ConfigDict, share: float, model: dict[str, object]) -> ConfigDict:
         """Data, model and steps of the small setting; everything else is as it was."""
+        c.name = f"{c.name}, in small on {self.dataset}"
         c.data.dataset, c.data.train_split, c.data.eval_split = self.dataset, "", ""
         if c.evaluators.fewshot.data:
             c.evaluators.fewshot.data = self.dataset

@@ -5,6 +5,7 @@ Needs no data: of the paper's data sets the sizes are known, other data is looke
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import time
@@ -130,6 +131,20 @@ def flops_per_image(config: ConfigDict) -> int:
     return cost.train_flops_per_image(models.get_config(**model))
 
 
+def parameters(model: ModelConfig) -> int:
+    """Parameters of a model, by shape only; those of other classes are not traced again."""
+    kernels, rest = _one_class(models.replace(model, num_classes=1, labels=(), preprocessing=()))
+    return rest + model.num_classes * kernels
+
+
+@functools.cache
+def _one_class(model: ModelConfig) -> tuple[int, int]:
+    """Parameters of a class of the head, and of all but the head."""
+    shapes = {path: math.prod(leaf.shape) for path, leaf in models.abstract_params(model).items()}
+    head = shapes["head/kernel"] + shapes["head/bias"]
+    return head, sum(shapes.values()) - head
+
+
 def timed_model(model: ModelConfig) -> ModelConfig:
     """A model cut in depth, so that it compiles and fits; a layer costs what it costs there."""
     cut = models.replace(model, num_classes=TIMED_CLASSES, labels=())
@@ -206,7 +221,7 @@ def listing(
     width = max(map(len, [*mine, "trial"]))
     lines = [f"{'trial':<{width}} {'parameters':>13} {'steps':>10} {'exaFLOPs':>9} {'hours':>9}"]
     for name, found in costs.items():
-        params = "–" if found.model is None else f"{cost.num_params(found.model):,}"
+        params = "–" if found.model is None else f"{parameters(found.model):,}"
         steps = "–" if found.steps is None else f"{found.steps:,}"
         exaflops, hours = _texts(found.flops, speed, devices)
         lines.append(

@@ -107,6 +107,6 @@ def draw(outcomes):
             values = [groups.get(f"{size}-{variant}", []) for size in sizes]
             plots.dots(axes, range(len(sizes)), values, variant, f"C{number}")
         axes.set_xticks(range(len(sizes)), sizes)
-    plots.style(parts, "part of the data", "best 5-shot accuracy (%)")
+    plots.style(parts, "part of the data (images, in small %)", "best 5-shot accuracy (%)")
     plots.style(full, "pre-trained on", "accuracy after fine-tuning (%)")
     return figure

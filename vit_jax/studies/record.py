@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from vit_jax import config as configuration, files, settings
+from vit_jax import config as configuration, files
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 
@@ -59,17 +59,16 @@ def digest(name: str, trials: Mapping[str, ConfigDict], *, seed: bool = True) ->
     Args:
       seed: without, trials that differ in their seed alone have the same hash.
     """
-    config = trials[name]
-    default = configuration.flatten(configuration.default().to_dict())
-    flat = configuration.flatten(config.to_dict())
+    config, default = trials[name].to_dict(), configuration.default().to_dict()
+    flat = configuration.flatten(config)
+    before = configuration.flatten(default)
+    more = [k for k in flat if k.startswith(MATTERS) and flat[k] != before.get(k)]
     kept = {
-        key: _without_place(key, value)
-        for key, value in flat.items()
-        if (not settings.is_free(key) or key.startswith(MATTERS))
-        and value != default.get(key)
-        and (seed or key != "seed")
+        key: _without_place(key, flat.get(key))
+        for key in (*configuration.differences(default, config), *more)
+        if seed or key != "seed"
     }
-    if parent := parent_of(config):
+    if parent := parent_of(trials[name]):
         kept["init_from"] = digest(parent, trials, seed=seed)
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12]
@@ -99,10 +98,9 @@ def rows(
     trials: Mapping[str, ConfigDict], outcomes: Mapping[str, Outcome]
 ) -> list[dict[str, object]]:
     """A row of each trial: the settings in which trials differ, and the last metrics."""
-    flat = {name: configuration.flatten(config.to_dict()) for name, config in trials.items()}
-    every = {key for values in flat.values() for key in values} - {"seed"}
-    keys = sorted(key for key in every if not settings.is_free(key))
-    differ = [k for k in keys if len({repr(values.get(k)) for values in flat.values()}) > 1]
+    values = [config.to_dict() for config in trials.values()]
+    flat = {name: configuration.flatten(v) for name, v in zip(trials, values, strict=True)}
+    differ = sorted({k for v in values for k in configuration.differences(values[0], v)} - {"seed"})
     metrics = sorted({key for o in outcomes.values() for key in o.metrics or {} if "/" in key})
     return [
         {

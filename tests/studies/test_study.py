@@ -431,6 +431,13 @@ def test_the_timed_model_is_a_part_of_the_largest(variant):
     assert cost.forward_macs(cut) < cost.forward_macs(whole) / 2
 
 
+def test_a_cpu_times_what_takes_seconds():
+    found = [models.get_config(name, image_size=224) for name in ("B/32", "L/16", "R200x3", "H/14")]
+    assert estimate.to_time(found).variant == "L/16"
+    assert estimate.to_time(found[:1]).variant == "B/32" and estimate.to_time([]) is None
+    assert estimate.to_time(found[2:3]).variant == "R200x3"  # there is none but this
+
+
 def test_speed_is_measured(monkeypatch):
     monkeypatch.setattr(estimate, "MICRO_BATCHES", (1, 2))
     speed = estimate.speed_of(models.get_config("debug", image_size=32, num_classes=10))

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -38,6 +38,8 @@ SIZES: dict[str, tuple[int, dict[str, int]]] = {
 }
 #: The model that is timed has so many layers, or units in a stage, and classes.
 TIMED_LAYERS, TIMED_CLASSES = 2, 10
+#: Training FLOPs of an image that a CPU does within a second or so.
+QUICK = 4e10
 #: Micro-batches that are tried, until one takes as long as this, in seconds.
 MICRO_BATCHES, LONG_ENOUGH = (1, 16, 128), 0.3
 
@@ -155,6 +157,15 @@ def timed_model(model: ModelConfig) -> ModelConfig:
     return models.replace(cut, num_layers=layers, stem_depths=stem)
 
 
+def to_time(found: Sequence[ModelConfig]) -> ModelConfig | None:
+    """The largest model; on a CPU, of those that are timed within seconds when they are cut."""
+    ordered = sorted(found, key=cost.train_flops_per_image)
+    if jax.default_backend() == "cpu":
+        quick = [m for m in ordered if cost.train_flops_per_image(timed_model(m)) <= QUICK]
+        ordered = quick or ordered[:1]
+    return ordered[-1] if ordered else None
+
+
 class Speed(NamedTuple):
     """flops: training FLOPs a second of one device. micro_batch: images that it was timed with."""
 
@@ -211,11 +222,7 @@ def listing(
             costs[name] = cost_of(name, trials, seen)
         except UserError as error:
             raise UserError(f"The trial {name}: {error}") from error
-    largest = max(
-        (found.model for found in costs.values() if found.model),
-        key=cost.train_flops_per_image,
-        default=None,
-    )
+    largest = to_time([found.model for found in costs.values() if found.model])
     speed = speed_of(largest) if largest is not None else None
     devices = 1 if jax.default_backend() == "cpu" else jax.device_count()
     width = max(map(len, [*mine, "trial"]))
@@ -264,8 +271,8 @@ def _basis(largest: ModelConfig, speed: Speed, devices: int) -> list[str]:
     count = f"{devices} devices of {kind}" if devices > 1 else f"one device of {kind}"
     return [
         f"hours are an estimate for {count}: FLOPs over {speed.flops / 1e12:.3g} TFLOP/s a device.",
-        f"That speed is of forward and backward of {speed.micro_batch} images of "
-        f"{largest.variant} at {side} pixels{what}, in {compute_dtype('auto')}.",
+        f"Timed were forward and backward of {speed.micro_batch} images of {largest.variant} at "
+        f"{side} pixels{what}, in {compute_dtype('auto')}: the largest that takes seconds here.",
         "Smaller models may be slower for their FLOPs; evaluation, reading images and the update "
         "are not counted.",
     ]

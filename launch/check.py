@@ -238,14 +238,17 @@ def check_options(launcher: str, action: str, options: dict[str, str]) -> dict[s
     return more
 
 
-#: The flags of `vit-jax train` that take a value; those of processes are the launchers' own.
-VALUES = ("config", "workdir", "set", "patience")
-SWITCHES = ("allow_config_change", "debug")
-OF_LAUNCHERS = ("coordinator", "num_processes", "process_id")
+#: The flags of each command that take a value; those of processes are the launchers' own.
+VALUES = {"train": ("config", "workdir", "set", "patience")}
+VALUES["study"] = (*VALUES["train"], "only")
+SWITCHES = {"train": ("allow_config_change", "debug"), "study": ("dry_run", "debug")}
+OF_LAUNCHERS = {"train": ("coordinator", "num_processes", "process_id")}
+OF_LAUNCHERS["study"] = (*OF_LAUNCHERS["train"], "trial")
 
 
-def parse_train(words: list[str]) -> tuple[str, str, list[str]]:
-    """The config, the workdir and the KEY=VALUE of the flags of `vit-jax train`."""
+def parse_train(words: list[str], command: str = "train") -> tuple[str, str, list[str]]:
+    """The config, the workdir and the KEY=VALUE of the flags of `vit-jax train`, or `study`."""
+    values, switches = VALUES[command], SWITCHES[command]
     found: dict[str, str] = {}
     overrides = []
     rest = iter(words)
@@ -253,13 +256,13 @@ def parse_train(words: list[str]) -> tuple[str, str, list[str]]:
         match = re.fullmatch(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", word, re.DOTALL)
         if not match:
             again = " Leave out the word train." if word == "train" else ""
-            fail(f"unexpected {word!r} among the flags of vit-jax train.{again}", 2)
+            fail(f"unexpected {word!r} among the flags of vit-jax {command}.{again}", 2)
         flag, value = match[1], match[2]
         if flag.startswith("config."):
             overrides.append(f"{flag[7:]}={value}")
             if value is None:
                 fail(f"--{flag} needs a value: --{flag}=VALUE.", 2)
-        elif flag in VALUES:
+        elif flag in values:
             if value is None:
                 value = next(rest, "")
             if flag == "set":
@@ -268,11 +271,11 @@ def parse_train(words: list[str]) -> tuple[str, str, list[str]]:
             if flag in found:
                 fail(f"--{flag} is given twice.", 2)
             found[flag] = value
-        elif flag in OF_LAUNCHERS:
+        elif flag in OF_LAUNCHERS[command]:
             fail(f"--{flag} is set by the launcher; leave it out.", 2)
-        elif flag.removeprefix("no") not in SWITCHES and flag not in SWITCHES:
+        elif flag.removeprefix("no") not in switches and flag not in switches:
             before = "; put it before --" if flag in ("dry-run", "help") else ""
-            fail(f"there is no flag --{flag} of vit-jax train{before}.", 2)
+            fail(f"there is no flag --{flag} of vit-jax {command}{before}.", 2)
     for flag, called in (("config", "FILE"), ("workdir", "DIR")):
         if not found.get(flag):
             fail(f"-- --{flag}={called} is needed.", 2)
@@ -303,7 +306,7 @@ def check_workdir(way: str, workdir: str) -> None:
         )
 
 
-def check_config(way: str, config: str, overrides: list[str]) -> None:
+def check_config(way: str, config: str, overrides: list[str], command: str = "train") -> None:
     """Ends with a sentence if the hosts would not find the config, or it does not evaluate."""
     path = config.partition(":")[0]
     if way != "here":
@@ -315,7 +318,7 @@ def check_config(way: str, config: str, overrides: list[str]) -> None:
             check_place(way, path)
     elif os.path.isdir(path):
         fail(f"--config={path} is a directory.")
-    evaluate(way, config, overrides)
+    evaluate(way, config, overrides, command)
 
 
 def check_place(way: str, path: str) -> None:
@@ -341,7 +344,7 @@ def check_place(way: str, path: str) -> None:
 #: Exit code 3: this Python cannot evaluate configs.
 EVALUATE = """
 import sys
-root, config, *overrides = sys.argv[1:]
+root, command, config, *overrides = sys.argv[1:]
 sys.path.insert(0, root)
 try:
     import ml_collections
@@ -353,15 +356,23 @@ from vit_jax import config as configuration
 from vit_jax.errors import UserError
 try:
     settings = dict(item.split("=", 1) for item in overrides)
-    loaded = configuration.load(config, settings)
-    configuration.check(loaded)
-    try:
-        from vit_jax.training import setup
-    except ImportError:
-        pass
+    if command == "study":
+        try:
+            from vit_jax.studies import study
+        except ImportError:
+            sys.exit(3)
+        trials = study.load(config, settings).values()
     else:
-        setup.check_memory(loaded)
-        setup.check_names(loaded)
+        trials = [configuration.load(config, settings)]
+    for loaded in trials:
+        configuration.check(loaded)
+        try:
+            from vit_jax.training import setup
+        except ImportError:
+            pass
+        else:
+            setup.check_memory(loaded)
+            setup.check_names(loaded)
 except UserError as error:
     sys.exit(str(error))
 except Exception as error:
@@ -384,13 +395,13 @@ def pythons() -> list[str]:
     return [python for python in found if os.access(python, os.X_OK)]
 
 
-def evaluate(way: str, config: str, overrides: list[str]) -> None:
+def evaluate(way: str, config: str, overrides: list[str], command: str) -> None:
     for item in overrides:
         if "=" not in item:
             fail(f"--set={item} needs a value: --set=KEY=VALUE.", 2)
     for python in pythons():
         done = subprocess.run(
-            [python, "-B", "-c", EVALUATE, ROOT, config, *overrides],
+            [python, "-B", "-c", EVALUATE, ROOT, command, config, *overrides],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -450,7 +461,9 @@ def main(arguments: list[str]) -> None:
         train = parse(options, train)
     more = check_options(launcher, action, options)
     if action in TRAINS:
-        config, workdir, overrides = parse_train(train)
+        studies = launcher == "slurm.sbatch" and train[:1] == ["study"]
+        command, flags = ("study", train[1:]) if studies else ("train", train)
+        config, workdir, overrides = parse_train(flags, command)
         if "shared" in NEEDS.get(f"{launcher} {action}", "") and not options["shared"]:
             fail(
                 f"{action} deletes the TPU and its disks at the end; give --shared=gs://BUCKET and "
@@ -462,7 +475,7 @@ def main(arguments: list[str]) -> None:
     if way == "git" and action in ("setup", "babysit"):
         check_source()
     if action in TRAINS:
-        check_config(way, config, overrides)
+        check_config(way, config, overrides, command)
     for option, value in {**{k.replace("-", "_"): v for k, v in options.items()}, **more}.items():
         print(f"{option}={shlex.quote(value)}")
     print(f"train=({' '.join(map(shlex.quote, train))})")

@@ -49,11 +49,16 @@ def workdir_of(words: list[str]) -> str:
 
 
 def saved_steps(workdir: str) -> int:
-    """How many steps are known to be saved, of all stages together; -1 is none."""
-    total, stage = -1, workdir
-    while stage and os.path.isdir(stage):
-        total = max(total, 0) + stage_step(stage) if stage_step(stage) >= 0 else total
-        stage = os.path.join(stage, "pretrain")
+    """How many steps are known to be saved, of all stages and trials together; -1 is none."""
+    try:
+        below = sorted(entry.path for entry in os.scandir(workdir) if entry.is_dir())
+    except OSError:
+        below = []
+    total = -1
+    for stage in (workdir, *(path for path in below if os.path.basename(path) != "pretrain")):
+        while stage and os.path.isdir(stage):
+            total = max(total, 0) + stage_step(stage) if stage_step(stage) >= 0 else total
+            stage = os.path.join(stage, "pretrain")
     return total
 
 
@@ -70,7 +75,8 @@ class Attempts:
 
     def __init__(self, workdir: str, folder: str = "", most_waits: int = WAITS):
         self.workdir, self.most_waits = workdir, most_waits
-        names = ("MEGASCALE_SLICE_ID", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK")
+        names = ("MEGASCALE_SLICE_ID", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK",
+                 "SLURM_ARRAY_TASK_ID")  # fmt: skip
         process = "-".join(os.environ[name] for name in names if os.environ.get(name)) or "0"
         self.path = os.path.join(folder or os.path.join(workdir, "restarts"), f"{process}.json")
         self.job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SKYPILOT_TASK_ID") or ""

@@ -9,6 +9,7 @@ import pytest
 from absl import flags as absl_flags
 
 from vit_jax.cli import COMMANDS, options
+from vit_jax.studies import study
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,6 +44,9 @@ def test_a_documented_command_is_real(page, line):
     if words == ["--help"]:
         return
     flags([name, *(options.rewrite_overrides(words) if "set" in flags else words)])
+    if name == "study":
+        assert study.load(flags.config, options.overrides(flags))
+        return
     if "config" in flags and flags.config:
         config = options.read_config(flags)
         assert config.total_steps or config.total_epochs

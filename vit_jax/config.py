@@ -304,7 +304,9 @@ def find_file(path: str) -> str:
     shipped = os.path.join(packaged, "studies", name)
     if folder == "configs/studies" and os.path.exists(shipped):
         return shipped
-    names = [f"configs/{name}" for name in sorted(os.listdir(packaged)) if name.endswith(".py")]
+    below = "studies/" if folder == "configs/studies" else ""
+    names = sorted(name for name in os.listdir(os.path.join(packaged, below)) if ".py" in name)
+    names = [f"configs/{below}{name}" for name in names]
     raise UserError(
         f"There is no config file {path!r}.{nearest(path, names)} There are {', '.join(names)}."
     )

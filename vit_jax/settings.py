@@ -130,6 +130,8 @@ SETTINGS: dict[str, Setting] = {
     "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),
     "model.mlp_dim": Setting(None, POSITIVE, "Hidden units of the MLP of a block (Table 1)."),
     "model.num_heads": Setting(None, POSITIVE, "k of Appendix A; divides hidden_size."),
+    "model.depths": Setting(None, _each(POSITIVE), "Of a ResNet: the units of each stage."),
+    "model.width_factor": Setting(None, ABOVE_0, "Of a ResNet: times 64 channels at the root."),
     "model.representation_size": Setting(
         None,
         _either(POSITIVE, _word("hidden")),

@@ -31,7 +31,7 @@ def test_trials_are_runs_and_the_same_command_goes_on(tmp_path, capsys):
     assert [(row["trial"], row["schedule.learning_rate"], row["diverged"]) for row in rows] == [
         ("rate_0.01", "0.01", "False"), ("rate_0.1", "0.1", "False"),
     ]  # fmt: skip
-    assert set(rows[0]) > {"eval/accuracy", "train/loss"} and "seed" not in rows[0]
+    assert set(rows[0]) > {"eval/accuracy", "train/loss", "seed", "config"}
     assert json.loads((tmp_path / "study.json").read_text())["trials"][1]["trial"] == "rate_0.1"
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "study.svg").read_text()

@@ -1,5 +1,6 @@
 """What is refused where one types, by every launcher: launch/check.py."""
 
+import importlib
 import os
 import runpy
 import shlex
@@ -10,8 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 from absl import flags as absl_flags
-
-from vit_jax.cli import train as train_command
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -253,11 +252,12 @@ def test_flags_in_two_words_are_read_as_the_trainer_reads_them(command):
     refused(launch(command, train=[*train[:3], "/tmp/a"]), "--workdir=/tmp/a is not inside /shared")
 
 
-def test_all_flags_of_the_trainer_are_known():
+@pytest.mark.parametrize("name", ["train", "study"])
+def test_all_flags_of_a_command_are_known(name):
     flags = absl_flags.FlagValues()
-    train_command.define(flags)
+    importlib.import_module(f"vit_jax.cli.{name}").define(flags)
     absl_flags.DEFINE_bool("debug", False, "", flag_values=flags)
-    known = {*CHECK["VALUES"], *CHECK["SWITCHES"], *CHECK["OF_LAUNCHERS"]}
+    known = {*CHECK["VALUES"][name], *CHECK["SWITCHES"][name], *CHECK["OF_LAUNCHERS"][name]}
     assert known == set(flags)
 
 
@@ -350,6 +350,36 @@ def test_a_dry_run_leaves_nothing_behind(command, tree):
     done = launch(command, root=tree)
     assert done.returncode == 0, done.stderr
     assert there() == before
+
+
+STUDY = ["study", "--config=configs/studies/head.py:digits", "--workdir=/scratch/a"]
+
+
+def test_a_study_of_slurm_is_checked_and_shown():
+    def dry_run(*words):
+        return subprocess.run(
+            ["bash", LAUNCH / "slurm.sbatch", *words, "--dry-run"],
+            capture_output=True, text=True, cwd=ROOT,
+        )  # fmt: skip
+
+    done = dry_run(*STUDY, "--only=gap*")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(
+        "vit-jax study '--config=configs/studies/head.py:digits' '--workdir=/scratch/a' "
+        "'--only=gap*' --trial=I/N"
+    )
+    for words, code, message in (
+        ([*STUDY, "--trial=1/2"], 2, "--trial is set by the launcher"),
+        ([*STUDY, "--allow_config_change"], 2, "no flag --allow_config_change of vit-jax study"),
+        ([*STUDY, "--config.batch_size=0"], 1, "config.batch_size=0 must be"),
+        (
+            ["study", "--config=configs/studies/heads.py", STUDY[2]],
+            1,
+            "mean 'configs/studies/head.py",
+        ),
+        ([*STUDY[1:], "study"], 2, "unexpected 'study'"),
+    ):
+        refused(dry_run(*words), message, code)
 
 
 @pytest.mark.parametrize("words", ["--help", "--dry-run -h", "--config=a -h"])

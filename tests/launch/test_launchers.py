@@ -1,5 +1,6 @@
 """What holds for every launcher: a dry run, a header with the command, one line on bad input."""
 
+import importlib
 import json
 import os
 import re
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from vit_jax.cli import options, train as train_command
+from vit_jax.cli import options
+from vit_jax.studies import study
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -91,11 +93,16 @@ def test_a_documented_command_works(line, no_tools):
         assert done.returncode == 0, done.stderr
         train = words[words.index("--") + 1 :] if "--" in words else []
     if train:
+        name = train.pop(0) if train[0] == "study" else "train"
         flags = absl_flags.FlagValues()
-        train_command.define(flags)
-        flags(["train", *options.rewrite_overrides(train)])
-        assert options.read_config(flags).total_epochs or options.read_config(flags).total_steps
+        importlib.import_module(f"vit_jax.cli.{name}").define(flags)
+        flags([name, *options.rewrite_overrides(train)])
         assert options.workdir(flags).startswith(("/shared", "/scratch"))
+        if name == "study":
+            assert study.load(flags.config, options.overrides(flags))
+        else:
+            config = options.read_config(flags)
+            assert config.total_epochs or config.total_steps
 
 
 @pytest.fixture(scope="session")

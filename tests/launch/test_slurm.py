@@ -75,6 +75,31 @@ def test_a_dry_run_needs_no_slurm():
     assert last == f"{step} '--config=configs/quickstart.py' '--workdir=/shared/a b'"
 
 
+@pytest.mark.parametrize(
+    ("words", "array", "code", "message"),
+    [
+        (["study"], "2 1 3 3", 0, "vit-jax study --config=c --workdir={w} --trial=2/3\n"),
+        (["study"], "5 5 6 2", 0, "vit-jax study --config=c --workdir={w} --trial=1/2\n"),
+        (["study"], "3 1 5 3", 1, "the array has gaps"),
+        ([], "2 1 3 3", 1, "an array would train in one workdir at once"),
+    ],
+)
+def test_a_job_of_an_array_runs_its_part_of_a_study(tmp_path, words, array, code, message):
+    for name, text in (("srun", 'shift 2; echo "$@"'), ("scontrol", ""), ("vit-jax", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT")]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    environment |= dict(zip(names, array.split(), strict=True))
+    work = tmp_path / "work"
+    done = subprocess.run(
+        ["bash", SBATCH, *words, "--config=c", f"--workdir={work}"],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert message.format(w=work) in done.stdout + done.stderr
+
+
 def test_without_sbatch_it_says_what_to_do():
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     done = subprocess.run(["bash", SBATCH], capture_output=True, text=True, env=environment)

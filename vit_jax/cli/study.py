@@ -1,7 +1,8 @@
-"""vit-jax study: named trials, each an ordinary run; a table and a figure at the end.
+"""vit-jax study: named trials, each an ordinary run; a table, a figure and a page at the end.
 
 example:
-  vit-jax study --config=configs/studies/position_embedding.py --workdir=/runs/positions
+  vit-jax study --config=configs/studies/position_embedding.py:digits --workdir=/runs/positions
+  vit-jax study --config=configs/studies/scaling.py --dry_run         # what it would cost
   vit-jax study --config=my_study.py --workdir=/runs/mine --config.total_steps=100
   vit-jax study --config=my_study.py --workdir=/shared/mine --trial=2/4   # the second of 4 machines
   vit-jax study --config=my_study.py --workdir=/runs/mine --only='rate_*'
@@ -9,8 +10,12 @@ example:
 The study's file defines trials(), named configurations, and draw(), a figure of what came out. The
 trial NAME is a run in WORKDIR/NAME; run the command again to go on. --config.KEY=VALUE changes a
 setting of every trial. A trial that fails stops no other; it is named at the end, and the exit code
-is 1. Writes study.csv and study.json into WORKDIR, and once all trials are finished study.png and
-study.svg.
+is 1. Writes study.csv, study.json and study.html into WORKDIR, and once all trials are finished
+study.png and study.svg.
+
+A trial without a folder is done if study.csv has its row, with the hash of its configuration. A
+trial that starts from another one is in the same part of --trial; --only takes that one along.
+--dry_run lists trials with their parameters, steps, exaFLOPs and hours on this machine.
 """
 
 from __future__ import annotations
@@ -29,6 +34,9 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("workdir", None, "Directory of the trials.", flag_values=flags)
     absl_flags.DEFINE_string("only", "", "Trials whose names fit NAME*.", flag_values=flags)
     absl_flags.DEFINE_string("trial", "1/1", "I/N: the I-th of N parts.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "dry_run", False, "List the trials and what they would cost.", flag_values=flags
+    )
     options.define_processes(flags)
 
 
@@ -41,24 +49,32 @@ def part(text: str) -> tuple[int, int]:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    workdir = Path(options.workdir(flags)).expanduser().resolve()
+    is_listed = flags.dry_run and not flags.workdir
+    workdir = None if is_listed else Path(options.workdir(flags)).expanduser().resolve()
     if not flags.config:
         raise UsageError("--config=FILE is needed.")
     share = part(flags.trial)
     with options.processes(flags):
         from vit_jax.runtime.distributed import say
-        from vit_jax.studies import study
+        from vit_jax.studies import estimate, show, study
 
         trials = study.load(flags.config, options.overrides(flags))
-        found, failed = study.run(study.chosen(trials, flags.only, share), workdir, say)
-        others = study.finished({n: c for n, c in trials.items() if n not in found}, workdir)
-        outcomes = {name: (found | others)[name] for name in trials if name in found | others}
-        whole = len(outcomes) == len(trials)
-        study.write(flags.config, outcomes, workdir, whole=whole)
-        for line in study.table(outcomes):
+        mine = study.chosen(trials, flags.only, share)
+        if flags.dry_run:
+            done = study.outcomes(trials, workdir) if workdir else {}
+            for line in estimate.listing(trials, mine, done):
+                say(line)
+            return
+        assert workdir is not None
+        failed = study.run(trials, mine, workdir, flags.config, say)
+        found = study.write(flags.config, trials, workdir, {})
+        show.show(flags.config, trials, found, workdir, failed)
+        for line in study.table(found):
             say(line)
+        whole = len(found) == len(trials)
         drawn = f", drawn in {workdir / 'study.png'}" if whole else ""
-        say(f"{len(outcomes)} of {len(trials)} trials in {workdir / 'study.csv'}{drawn}")
+        say(f"{len(found)} of {len(trials)} trials in {workdir / 'study.csv'}{drawn}")
+        say(f"page: {workdir / 'study.html'}")
         if failed:
             raise UserError(
                 f"{len(failed)} of {len(trials)} trials failed: "

@@ -1,39 +1,32 @@
 """A study: named trials, each an ordinary run that `vit-jax train` could have made.
 
 A study is a file like a configuration's. It defines `trials(argument="") -> {name: ConfigDict}` and
-`draw(outcomes) -> matplotlib Figure`, of `{name: Outcome}`. The trial NAME is the run in
-WORKDIR/NAME; finished ones return at once, so the same command goes on where it stopped.
+`draw(outcomes) -> matplotlib Figure`, of `{name: Outcome}`; optional are `METRICS`, patterns of the
+metrics that its page shows, and `PAPER`, {column: {group of trials: the published value}}.
+
+The trial NAME is the run in WORKDIR/NAME; finished ones return at once, so the same command goes on
+where it stopped. A trial with `init_from = "trial:NAME"` begins with the weights of another one.
 """
 
 from __future__ import annotations
 
-import csv
 import fnmatch
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import jax
 
 from vit_jax import config as configuration, files
 from vit_jax.config import ConfigDict
-from vit_jax.errors import Diverged, Preempted, UserError
+from vit_jax.errors import Diverged, Preempted, UserError, nearest
 from vit_jax.runtime.logbook import FILE_NAME, read_metrics
+from vit_jax.studies import record
+from vit_jax.studies.record import Outcome, digest, parent_of
 from vit_jax.training.run import train
 from vit_jax.training.setup import check
-from vit_jax.training.workdir import finished_metrics
+from vit_jax.training.workdir import changes, finished_metrics, has_checkpoint, read_config
 
 Say = Callable[[str], None]
-
-
-class Outcome(NamedTuple):
-    """Of a trial. metrics: the last ones; None if it diverged. records: of its metrics.jsonl."""
-
-    config: ConfigDict
-    metrics: dict[str, float] | None
-    records: list[dict[str, float]]
+Trials = Mapping[str, ConfigDict]
 
 
 def trial(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
@@ -45,7 +38,7 @@ def trial(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
 
 
 def load(source: str, overrides: Mapping[str, str]) -> dict[str, ConfigDict]:
-    """The trials of a study file, e.g. "FILE.py" or "FILE.py:ARGUMENT".
+    """The trials of a study file, e.g. "FILE.py" or "FILE.py:ARGUMENT", parents first.
 
     Args:
       overrides: dotted settings and their values as text, for every trial.
@@ -65,17 +58,48 @@ def load(source: str, overrides: Mapping[str, str]) -> dict[str, ConfigDict]:
             raise UserError(f"{path}: the trial {name} is a {kind} instead of a ConfigDict.")
         for key, text in overrides.items():
             configuration.override(config, key, text)
-    return dict(found)
+    return parents_first(found, path)
 
 
-def chosen(
-    trials: Mapping[str, ConfigDict], only: str = "", part: tuple[int, int] = (1, 1)
-) -> dict[str, ConfigDict]:
-    """The trials that this machine is to run.
+def parents_first(trials: Trials, path: str) -> dict[str, ConfigDict]:
+    """The trials in an order in which each comes after the one that it starts from.
+
+    Raises:
+      UserError: a trial starts from none that there is, or from itself in the end.
+    """
+    found: dict[str, ConfigDict] = {}
+
+    def add(name: str, children: tuple[str, ...]) -> None:
+        if name in children:
+            raise UserError(f"{path}: the trial {name} starts from itself.")
+        if (parent := parent_of(trials[name])) and parent not in found:
+            if parent not in trials:
+                raise UserError(
+                    f"{path}: the trial {name} starts from {parent!r}, which is none of its "
+                    f"trials.{nearest(parent, trials)}"
+                )
+            add(parent, (*children, name))
+        found[name] = trials[name]
+
+    for name in trials:
+        if name not in found:
+            add(name, ())
+    return found
+
+
+def line_of(name: str, trials: Trials) -> list[str]:
+    """A trial, the one that it starts from, and so on."""
+    parent = parent_of(trials[name])
+    return [name, *(line_of(parent, trials) if parent else [])]
+
+
+def chosen(trials: Trials, only: str = "", part: tuple[int, int] = (1, 1)) -> dict[str, ConfigDict]:
+    """The trials that this machine is to run, with those that they start from.
 
     Args:
       only: a pattern of their names, as of files: "depth-*".
-      part: (I, N) is the I-th of N parts, taken in turns, so that N machines share a study.
+      part: (I, N) is the I-th of N parts, so that N machines share a study. They take turns; trials
+        that start from each other are in one part, so that none waits for another machine.
 
     Raises:
       UserError: none is left.
@@ -83,33 +107,43 @@ def chosen(
     named = [name for name in trials if fnmatch.fnmatchcase(name, only or "*")]
     if not named:
         raise UserError(f"--only={only} fits no trial; there are {', '.join(trials)}.")
+    needed = {one for name in named for one in line_of(name, trials)}
+    first = {name: line_of(name, trials)[-1] for name in trials if name in needed}
     index, count = part
-    return {name: trials[name] for name in named[index - 1 :: count]}
+    mine = list(dict.fromkeys(first.values()))[index - 1 :: count]
+    return {name: trials[name] for name, root in first.items() if root in mine}
 
 
 def run(
-    trials: Mapping[str, ConfigDict], workdir: Path, say: Say = print
-) -> tuple[dict[str, Outcome], dict[str, str]]:
-    """Runs the trials in `workdir`, one after the other, from wherever they are.
+    trials: Trials, mine: Trials, workdir: Path, source: str, say: Say = print
+) -> dict[str, str]:
+    """Runs the trials of `mine` in `workdir`, one after the other, from wherever they are.
+
+    Each is written to study.csv when it has ended.
+
+    Args:
+      trials: all of the study, parents first.
 
     Returns:
-      What came out of them, and {name: error} of those that failed, which stop no other.
+      {name: error} of those that failed, which stop no other.
 
     Raises:
       UserError: a trial that cannot be; all are looked at before the first one runs.
       Preempted: asked to stop; the same call goes on.
     """
-    for name, config in trials.items():
+    todo = to_run(trials, mine, workdir, say)
+    for name, config in todo.items():
         if finished_metrics(workdir / name) is None:
             try:
                 check(config)
             except UserError as error:
                 raise UserError(f"The trial {name}: {error}") from error
-    outcomes, failed = {}, {}
-    for number, (name, config) in enumerate(trials.items(), start=1):
-        say(f"trial {number} of {len(trials)}: {name}")
+    failed: dict[str, str] = {}
+    for number, (name, config) in enumerate(todo.items(), start=1):
+        say(f"trial {number} of {len(todo)}: {name}")
         try:
-            outcomes[name] = outcome(config, trial(config, workdir / name), workdir / name)
+            config = begun_with(config, workdir, name, failed)
+            metrics = trial(config, workdir / name)
         except Preempted:
             raise
         except Exception as error:
@@ -117,67 +151,125 @@ def run(
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             failed[name] = f"{kind}{first}"
             say(f"trial {name} failed: {failed[name]}")
-    return outcomes, failed
+        else:
+            write(source, trials, workdir, {name: Outcome(config, metrics, [])})
+    return failed
 
 
-def finished(trials: Mapping[str, ConfigDict], workdir: Path) -> dict[str, Outcome]:
-    """What came out of the trials that another machine has finished in the same directory."""
-    found = {name: finished_metrics(workdir / name) for name in trials}
+def to_run(trials: Trials, mine: Trials, workdir: Path, say: Say) -> dict[str, ConfigDict]:
+    """Those of `mine` that are not done by their row of study.csv; says why, by name."""
+    rows = record.read(workdir)
+    todo: list[str] = []
+    needed: set[str] = set()
+    for name in reversed(list(mine)):
+        there, here = rows.get(name, {}).get("config"), digest(name, trials)
+        parent, folder = parent_of(mine[name]), workdir / name
+        is_done = name in by_row(trials, workdir, rows)
+        if is_done and (name not in needed or rows[name]["diverged"] == "True"):
+            say(f"trial {name}: its row of {record.FILE} counts ({here})")
+            continue
+        if is_done:
+            say(f"trial {name}: runs again, since others start from its weights, which are absent")
+        elif there is not None and there != here and not folder.exists():
+            say(
+                f"trial {name}: runs again, since its row of {record.FILE} is of another "
+                f"configuration ({there} there, {here} here)"
+            )
+        todo.append(name)
+        if parent and not has_checkpoint(folder) and finished_metrics(folder) is None:
+            needed.add(parent)
+    return {name: mine[name] for name in reversed(todo)}
+
+
+def begun_with(
+    config: ConfigDict, workdir: Path, name: str, failed: Mapping[str, str]
+) -> ConfigDict:
+    """The configuration of the trial `name` with the place of the one that it starts from.
+
+    A run that has begun keeps the place that it began with, wherever the workdir is now.
+
+    Raises:
+      UserError: that trial has no weights.
+    """
+    if not (parent := parent_of(config)):
+        return config
+    config = config.copy_and_resolve_references()
+    config.init_from = str(workdir / parent)
+    if has_checkpoint(workdir / name) or finished_metrics(workdir / name) is not None:
+        begun = str((read_config(workdir / name) or {}).get("init_from", ""))
+        config.init_from = begun if Path(begun).name == parent else config.init_from
+    elif finished_metrics(workdir / parent) is None:
+        why = "failed" if parent in failed else "diverged"
+        raise UserError(f"it starts from the trial {parent}, which {why}.")
+    return config
+
+
+def by_row(
+    trials: Trials, workdir: Path, rows: Mapping[str, Mapping[str, str]]
+) -> dict[str, Outcome]:
+    """What study.csv says of trials of the same configuration that diverged or have no folder."""
     return {
-        name: outcome(trials[name], metrics, workdir / name)
-        for name, metrics in found.items()
-        if metrics is not None
+        name: record.outcome_of(config, rows[name])
+        for name, config in trials.items()
+        if name in rows
+        and rows[name].get("config") == digest(name, trials)
+        and (rows[name].get("diverged") == "True" or not (workdir / name).exists())
     }
 
 
-def outcome(config: ConfigDict, metrics: dict[str, float] | None, workdir: Path) -> Outcome:
-    """Of the trial in `workdir`."""
-    file = workdir / FILE_NAME
-    return Outcome(config, metrics, read_metrics(file) if file.exists() else [])
+def outcomes(trials: Trials, workdir: Path) -> dict[str, Outcome]:
+    """What came out of the trials, on whichever machine: from their folders and study.csv.
+
+    A folder of another configuration does not count.
+    """
+    found = by_row(trials, workdir, record.read(workdir))
+    for name, config in trials.items():
+        folder = workdir / name
+        metrics = finished_metrics(folder)
+        if metrics is not None and not other_settings(config, workdir, name):
+            found[name] = Outcome(config, metrics, read_metrics(folder / FILE_NAME))
+    return {name: with_best(found[name]) for name in trials if name in found}
 
 
-def rows(outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
-    """A row of each trial: the settings in which trials differ, and the last metrics."""
-    flat = {name: configuration.flatten(o.config.to_dict()) for name, o in outcomes.items()}
-    keys = sorted({key for values in flat.values() for key in values})
-    differ = [k for k in keys if len({repr(values.get(k)) for values in flat.values()}) > 1]
-    metrics = sorted({key for o in outcomes.values() for key in o.metrics or {} if "/" in key})
-    return [
-        {"trial": name, "diverged": outcome.metrics is None}
-        | {key: flat[name].get(key) for key in differ}
-        | {key: (outcome.metrics or {}).get(key) for key in metrics}
-        for name, outcome in outcomes.items()
-    ]
+def other_settings(config: ConfigDict, workdir: Path, name: str) -> list[str]:
+    """The settings in which the run in a trial's folder is another one."""
+    found = dict(changes(workdir / name, begun_with(config, workdir, name, {})))
+    found.pop("data.dataset", None)  # known by its content, when it is opened
+    return list(found)
 
 
-def write(source: str, outcomes: Mapping[str, Outcome], workdir: Path, *, whole: bool) -> None:
-    """`study.json`, `study.csv` and what a `whole` study draws, as `study.png` and `study.svg`."""
-    if jax.process_index() or not outcomes:
-        return
-    table = rows(outcomes)
-    finite = [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in table
-    ]
-    files.write_json(workdir / "study.json", {"study": source, "trials": finite})
-    with files.replacing(workdir / "study.csv") as partial, open(partial, "w", newline="") as out:
-        writer = csv.DictWriter(out, fieldnames=list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-    if not whole:
-        return
-    path = configuration.find_file(source.partition(":")[0])
-    figure = files.call_in(path, "draw", outcomes)
-    if not hasattr(figure, "savefig"):
-        raise UserError(f"{path}: draw() returns {type(figure).__name__} instead of a Figure.")
-    for suffix in ("png", "svg"):
-        with files.replacing(workdir / f"study.{suffix}") as partial:
-            figure.savefig(partial, format=suffix, dpi=130)
+def with_best(outcome: Outcome) -> Outcome:
+    """With the best value of every accuracy that was measured more than once: early stopping."""
+    if outcome.metrics is None:
+        return outcome
+    best = {}
+    for key in outcome.metrics:
+        values = [each[key] for each in outcome.records if each.get(key) is not None]
+        if key.endswith(("accuracy", "_shots")) and "best/" not in key and len(set(values)) > 1:
+            best[f"best/{key}"] = max(values)
+    return outcome._replace(metrics=best | outcome.metrics)
+
+
+def write(
+    source: str, trials: Trials, workdir: Path, new: Mapping[str, Outcome]
+) -> dict[str, Outcome]:
+    """Writes the rows of what is known, and returns it; `new` is of trials that have just ended."""
+    import jax
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index():
+        return {**outcomes(trials, workdir)}
+    with record.locked(workdir):
+        found = outcomes(trials, workdir)
+        diverged = {name: outcome for name, outcome in new.items() if outcome.metrics is None}
+        found = {name: (found | diverged)[name] for name in trials if name in found | diverged}
+        record.write(source, workdir, record.rows(trials, found))
+        return found
 
 
 def table(outcomes: Mapping[str, Outcome]) -> list[str]:
     """What is printed: a line for each trial."""
-    width = max(map(len, outcomes))
+    width = max(map(len, outcomes), default=0)
     lines = []
     for name, (_, metrics, _) in outcomes.items():
         shown = ("eval/accuracy", "eval/mAP", "eval/loss")

@@ -1,0 +1,192 @@
+"""`study.csv`: a row of each trial, which counts as its result where its folder is absent.
+
+A row holds the trial's name, the hash of its configuration, its seed, the settings in which trials
+differ, and its last metrics. The file is replaced whole, under a lock, from the folders and the
+rows that are there already: two machines in one workdir lose none of each other's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from vit_jax import config as configuration, files
+from vit_jax.config import ConfigDict
+from vit_jax.errors import UserError
+
+FILE = "study.csv"
+#: What `init_from` begins with if it names another trial of the study.
+TRIAL = "trial:"
+#: Columns that are no settings and no metrics.
+FIXED = ("trial", "config", "seed", "diverged", "step")
+#: Settings that may change when a run goes on, and yet decide what its row says.
+MATTERS = ("evaluators.", "eval_every_")
+
+
+class Outcome(NamedTuple):
+    """Of a trial. metrics: the last ones; None if it diverged. records: of its metrics.jsonl.
+
+    `best/KEY` among the metrics is the highest value of an accuracy that was measured repeatedly.
+    A trial that is known by its row of study.csv alone has no records.
+    """
+
+    config: ConfigDict
+    metrics: dict[str, float] | None
+    records: list[dict[str, float]]
+
+
+def parent_of(config: ConfigDict) -> str:
+    """The trial whose weights a trial begins with; "" for none."""
+    source = config.init_from or ""
+    return source.removeprefix(TRIAL) if source.startswith(TRIAL) else ""
+
+
+def digest(name: str, trials: Mapping[str, ConfigDict], *, seed: bool = True) -> str:
+    """The hash of what decides a trial's result: 12 hexadecimal digits.
+
+    In it are the settings that are not as by default, and the hash of the trial that this one
+    starts from. Left out is what may change when a run goes on, but for evaluators and their
+    intervals, and where a folder of images lies: of its path only the last name counts.
+
+    Args:
+      seed: without, trials that differ in their seed alone have the same hash.
+    """
+    config, default = trials[name].to_dict(), configuration.default().to_dict()
+    flat = configuration.flatten(config)
+    before = configuration.flatten(default)
+    more = [k for k in flat if k.startswith(MATTERS) and flat[k] != before.get(k)]
+    kept = {
+        key: _without_place(key, flat.get(key))
+        for key in (*configuration.differences(default, config), *more)
+        if seed or key != "seed"
+    }
+    if parent := parent_of(trials[name]):
+        kept["init_from"] = digest(parent, trials, seed=seed)
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12]
+
+
+def _without_place(key: str, value: object) -> object:
+    """folder:/data/pets as folder:pets."""
+    if key.rpartition(".")[2] not in ("data", "dataset") or not isinstance(value, str):
+        return value
+    parts = (part.partition("folder:") for part in value.split(","))
+    return ",".join(f"{kind}{PurePath(path).name}" if kind else spec for spec, kind, path in parts)
+
+
+def groups(trials: Mapping[str, ConfigDict]) -> dict[str, list[str]]:
+    """{name: trials} of those that differ in their seed alone; "none" of none_0, none_1, none_2."""
+    same: dict[str, list[str]] = {}
+    for name in trials:
+        same.setdefault(digest(name, trials, seed=False), []).append(name)
+    named = {}
+    for names in same.values():
+        short = re.sub(r"_\d+$", "", names[0])
+        named[names[0] if short in named else short] = names
+    return named
+
+
+def rows(
+    trials: Mapping[str, ConfigDict], outcomes: Mapping[str, Outcome]
+) -> list[dict[str, object]]:
+    """A row of each trial: the settings in which trials differ, and the last metrics."""
+    values = [config.to_dict() for config in trials.values()]
+    flat = {name: configuration.flatten(v) for name, v in zip(trials, values, strict=True)}
+    differ = sorted({k for v in values for k in configuration.differences(values[0], v)} - {"seed"})
+    metrics = sorted({key for o in outcomes.values() for key in o.metrics or {} if "/" in key})
+    return [
+        {
+            "trial": name,
+            "config": digest(name, trials),
+            "seed": trials[name].seed,
+            "diverged": outcome.metrics is None,
+            "step": (outcome.metrics or {}).get("step"),
+        }
+        | {key: flat[name].get(key) for key in differ}
+        | {key: (outcome.metrics or {}).get(key) for key in metrics}
+        for name, outcome in outcomes.items()
+    ]
+
+
+def read(workdir: Path) -> dict[str, dict[str, str]]:
+    """{trial: row} of `WORKDIR/study.csv`; {} if there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    file = workdir / FILE
+    try:
+        with open(file, newline="", encoding="utf-8") as opened:
+            reader = csv.DictReader(opened, strict=True)
+            found = {}
+            for row in reader:
+                name = row.get("trial")
+                if not name or None in row or None in row.values() or name in found:
+                    what = "a second row of its trial" if name in found else "no row of a trial"
+                    raise UserError(
+                        f"{file}, line {reader.line_num}: {what}; restore it or move it away."
+                    )
+                found[name] = row
+            return found
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{file} is damaged ({error}); restore it or move it away.") from error
+
+
+def outcome_of(config: ConfigDict, row: Mapping[str, str]) -> Outcome:
+    """What a row says of its trial."""
+    if row.get("diverged") == "True":
+        return Outcome(config, None, [])
+    metrics = {}
+    for key, text in row.items():
+        if text and (key == "step" or "/" in key):
+            try:
+                metrics[key] = int(text) if key == "step" else float(text)
+            except ValueError:
+                raise UserError(
+                    f"{FILE}: {key} of the trial {row['trial']} is {text!r} instead of a number."
+                ) from None
+    return Outcome(config, metrics, [])
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """The table, figure and page of a study for this process alone, where the disk has locks."""
+    with open(workdir / ".study.lock", "a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError):  # a bucket: the next write repairs what is lost
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write(source: str, workdir: Path, table: list[dict[str, object]]) -> None:
+    """`study.csv` with these rows and those of other trials that are there; `study.json`.
+
+    To be called under the lock.
+    """
+    merged: dict[str, dict[str, object]] = {str(row["trial"]): row for row in table}
+    for name, row in read(workdir).items():
+        merged.setdefault(name, dict(row))
+    columns = dict.fromkeys([*FIXED, *(key for row in merged.values() for key in row)])
+    with (
+        files.replacing(workdir / FILE) as partial,
+        open(partial, "w", newline="", encoding="utf-8") as out,
+    ):
+        writer = csv.DictWriter(out, fieldnames=list(columns))
+        writer.writeheader()
+        writer.writerows(merged.values())
+    finite = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in table
+    ]
+    files.write_json(workdir / "study.json", {"study": source, "trials": finite})

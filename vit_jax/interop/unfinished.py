@@ -11,7 +11,7 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.files import read_json
 from vit_jax.models import saved
-from vit_jax.models.fingerprints import RULE, Record, digest_of, fingerprints
+from vit_jax.models.fingerprints import Record, check_rule, digest_of, fingerprints
 
 
 def steps_of(path: Path) -> list[Path]:
@@ -88,14 +88,13 @@ def load_step(step: Path) -> tuple[models.ModelConfig, dict[str, np.ndarray], Re
             f"{step} is of an earlier version, which did not write down the model. Run the train "
             "command of its run again: it goes on, and its next checkpoint can be read."
         )
-    if record["fingerprint"] != RULE:
-        raise UserError(f"{step} has fingerprints {record['fingerprint']!r}; update vit_jax.")
+    rule = check_rule(record, str(step))
     config = saved.config_from_json(record["model"], str(step))
     prefix = f".{_weights(record)}['"
     names = [key[len(prefix) : -2] for key in record["spec"] if key.startswith(prefix)]
     names = [name for name in names if not name.startswith("objective/")]
     params = read_arrays(step / "state", _weights(record), names)
-    found = fingerprints(params)
+    found = fingerprints(params, rule)
     for name in names:
         if found[f"['{name}']"] != record["fingerprints"][f"{prefix}{name}']"]:
             raise UserError(f"{step} is damaged ({name} is not what was written).")

@@ -27,6 +27,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.fingerprints import (
     RULE,
     Record,
+    check_rule,
     digest_of,
     fingerprint,
     fingerprints,
@@ -235,11 +236,7 @@ class Checkpoints:
         if meta.get("digest", digest_of(meta)) != digest_of(meta) or "spec" not in meta:
             return "its record is not what was written", None
         found = meta["spec"]
-        if meta.get("fingerprint", RULE) != RULE:
-            raise UserError(
-                f"Checkpoint {step} in {self.directory} has fingerprints by the rule "
-                f"{meta['fingerprint']!r}, which this vit_jax does not know; update it."
-            )
+        rule = check_rule(meta, f"Checkpoint {step} in {self.directory}")
         self._compare(step, found, tree_spec(abstract))
         try:
             restored = self._manager.restore(
@@ -248,7 +245,7 @@ class Checkpoints:
             state = restored["state"]
         except Exception as error:
             return _damage(error), None
-        now = fingerprints(state)
+        now = fingerprints(state, rule)
         damaged = [name for name, value in meta["fingerprints"].items() if now.get(name) != value]
         if damaged:
             return f"{len(damaged)} damaged arrays, e.g. {damaged[0]}", None

@@ -25,6 +25,7 @@ def define(flags: absl_flags.FlagValues) -> None:
         "data", "", "A data set to compare on, instead of two photographs.", flag_values=flags
     )
     options.define_tolerance(flags)
+    options.define_verify(flags)
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -184,9 +185,11 @@ def save_stablehlo(
         jax.jit(lambda params, images: apply(params, images)), platforms=PLATFORMS
     )(shapes, images)
     directory.mkdir()
-    (directory / "model.stablehlo").write_bytes(exported.serialize())
+    function = exported.serialize()
+    (directory / "model.stablehlo").write_bytes(function)
     saved.write_safetensors(directory / "weights.safetensors", params)
-    files.write_json(directory / "facts.json", facts(config))
+    known = facts(config) | {"sha256": hashlib.sha256(function).hexdigest()[:16]}
+    files.write_json(directory / "facts.json", known)
 
 
 def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
@@ -194,7 +197,11 @@ def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
     from jax import export as jax_export
 
     directory = Path(directory)
-    exported = jax_export.deserialize(bytearray((directory / "model.stablehlo").read_bytes()))
+    function = (directory / "model.stablehlo").read_bytes()
+    written = (files.read_json(directory / "facts.json") or {}).get("sha256")
+    if files.VERIFY.get() and written not in (None, hashlib.sha256(function).hexdigest()[:16]):
+        raise UserError(f"{directory}/model.stablehlo is damaged.{saved.COPY}")
+    exported = jax_export.deserialize(bytearray(function))
     weights = saved.read_safetensors(directory / "weights.safetensors")
     on_device = jax.tree.map(jax.numpy.asarray, weights)
     call = jax.jit(exported.call)

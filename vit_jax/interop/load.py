@@ -38,6 +38,7 @@ def load_model(
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     channels: int | None = None,
+    verify: bool = True,
 ) -> nnx.Module:
     """Loads a model: a workdir (also of a run that still trains), one of its `checkpoints/STEP`, an
     exported directory, an official `.npz`, a Hugging Face or timm directory, `hf:ORG/NAME`,
@@ -48,11 +49,16 @@ def load_model(
       image_size: another resolution; position embeddings are interpolated.
       num_classes: another number of classes; the head starts from zero.
       channels: another number of input channels; the first kernel is resampled.
+      verify: the checksums that the file of weights holds are compared, 0.6 s for a GB.
 
     Raises:
       UserError: no such path, none of the formats, or damaged weights.
     """
-    config, params = read(source, variant=variant)
+    before = files.VERIFY.set(verify)
+    try:
+        config, params = read(source, variant=variant)
+    finally:
+        files.VERIFY.reset(before)
     target = adapt.retarget(
         config, image_size=image_size, num_classes=num_classes, channels=channels
     )

@@ -15,25 +15,8 @@ import vit_jax
 from vit_jax.cli import main
 from vit_jax.doctor import checkpoints
 from vit_jax.errors import UserError
-from vit_jax.interop import convert, export, load, npz, timm, unfinished
+from vit_jax.interop import export, load, npz, timm, unfinished
 from vit_jax.models import saved
-
-
-@pytest.fixture(scope="module")
-def model():
-    return vit_jax.create_model("debug", num_classes=3, seed=1)
-
-
-@pytest.fixture(scope="module")
-def weights(model, tmp_path_factory):
-    """{format: path} of one model."""
-    root = tmp_path_factory.mktemp("weights")
-    vit_jax.save_model(model, root / "native")
-    config, params = load.read(root / "native")
-    npz.save(root / "official.npz", config, params)
-    timm.save(root / "timm", config, params)
-    convert.FORMATS["huggingface"].save(root / "huggingface", config, params)
-    return root
 
 
 def flip(file, rng, first=0):
@@ -79,7 +62,7 @@ def test_33_a_flipped_bit_anywhere_in_a_header_is_never_silent(weights, tmp_path
     assert refused > 250
 
 
-def test_33_other_readers_see_the_same_arrays(weights, model):
+def test_33_other_readers_see_the_same_arrays(weights):
     """The sums are in the metadata of safetensors and in the comment of the archive."""
     with np.load(weights / "official.npz") as file:
         names = file.files

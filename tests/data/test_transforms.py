@@ -207,7 +207,9 @@ def test_a_huge_image_is_refused_before_it_is_decoded(format, monkeypatch):
     data = encode(smooth_image(), format)
     assert decode(data, "fits").shape == (61, 83, 3)
     monkeypatch.setattr(importlib.import_module("vit_jax.data.decode"), "MAX_PIXELS", 61 * 83 - 1)
-    with pytest.raises(UserError, match=r"^The image big has 83x61 pixels, more than .*pixels=5062;"):
+    with pytest.raises(
+        UserError, match=r"^The image big has 83x61 pixels, more than .*pixels=5062;"
+    ):
         decode(data, "big")
 
 

@@ -94,6 +94,18 @@ def fingerprints(tree: object, rule: str = RULE) -> dict[str, int]:
     return {name: int.from_bytes(value.tobytes(), "little") for name, value in found}
 
 
+@jax.jit
+def _is_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
+
+
+def not_finite(tree: object) -> list[str]:
+    """The paths of the leaves that hold an infinity or NaN."""
+    leaves = [(name, x) for name, x in _named_leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    found = jax.device_get([(name, _is_finite(leaf)) for name, leaf in leaves])
+    return [name for name, finite in found if not finite]
+
+
 def check_rule(record: Record, where: str) -> str:
     """The rule of a checkpoint's fingerprints.
 

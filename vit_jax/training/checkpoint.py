@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from vit_jax import files
-from vit_jax.errors import UserError
+from vit_jax.errors import Diverged, UserError
 from vit_jax.models.fingerprints import (
     RULE,
     Record,
@@ -31,6 +31,7 @@ from vit_jax.models.fingerprints import (
     digest_of,
     fingerprint,
     fingerprints,
+    not_finite,
     tree_spec,
 )
 from vit_jax.runtime import sharding
@@ -147,10 +148,21 @@ class Checkpoints:
             files.write_json(self.directory.parent / SAVED, {"step": step})
 
     def save(self, step: int, state: TrainState, meta: Record) -> bool:
-        """Saves in the background, unless `step` is saved already; returns whether it did."""
+        """Saves in the background, unless `step` is saved already; returns whether it did.
+
+        Raises:
+          Diverged: a value of the state is not finite: the gradient was, and its update was not.
+        """
         if self._manager.latest_step() == step:
             return False
         self.wait()
+        if bad := not_finite(state):
+            raise Diverged(
+                f"The update of step {step} or of one before it was not finite ({bad[0]}). It was "
+                f"not saved; the last good checkpoint is {self._manager.latest_step()}. Lower "
+                "config.schedule.learning_rate, and start again, or go on from it with "
+                "--allow_config_change."
+            )
         record: Record = {
             **meta,
             "step": step,

@@ -6,6 +6,7 @@ which takes long and may fail: a run that ends in between evaluates when it goes
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -56,15 +57,25 @@ def logged(
 ) -> Event:
     """A line of training's metrics; the progress bar moves at each step.
 
+    How many gradients in a row were not finite is counted on the devices, and looked at a few steps
+    later, of every step: on all processes at the same one, and no device waits for it.
+
     Raises:
       Diverged: when it happens, `max_skipped_steps` gradients in a row were not finite.
     """
+    in_a_row: collections.deque[jax.Array] = collections.deque()
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        count = metrics["train/skipped_in_a_row"]
+        count.copy_to_host_async()
+        in_a_row.append(count)
+        if len(in_a_row) > LOOK_BACK:
+            abort_if_stuck(in_a_row.popleft(), max_skipped_steps)
         if due(step):
             record = {key: float(value) for key, value in metrics.items()}
             record |= shared.clock.read(step) | measured_memory()
-            abort_if_stuck(record, max_skipped_steps)
+            while in_a_row:
+                abort_if_stuck(in_a_row.popleft(), max_skipped_steps)
             shared.log.write(step, record)
             shared.results.update(record)
         shared.log.advance(step)
@@ -72,10 +83,13 @@ def logged(
     return Event(always, act)
 
 
-def abort_if_stuck(record: Mapping[str, float], limit: int) -> None:
+#: Steps that may be under way before the count of the first of them is looked at.
+LOOK_BACK = 8
+
+
+def abort_if_stuck(in_a_row: jax.Array, limit: int) -> None:
     """Stops a run whose gradients are not finite any more; its checkpoints are all finite."""
-    bad = int(record["train/skipped_in_a_row"])
-    if bad >= limit:
+    if (bad := int(in_a_row)) >= limit:
         raise Diverged(
             f"The last {bad} gradients were not finite and their updates were skipped; lower "
             "config.schedule.learning_rate, or set config.gradient_clip_norm, and start again."

@@ -53,7 +53,8 @@ def test_29_what_is_not_finite_is_never_saved(tmp_path, value):
 def test_29_an_update_that_is_not_finite_ends_the_run(tmp_path, capsys):
     """T6: the gradient is finite and the rate times it is not; no model of it is exported."""
     settings = ("--config.optimizer.weight_decay=9", "--config.optimizer.decay_on=all",
-                "--config.schedule.learning_rate=3e38", "--config.schedule.warmup_steps=0")  # fmt: skip
+                "--config.schedule.learning_rate=3e38",
+                "--config.schedule.warmup_steps=0")  # fmt: skip
     assert train(tmp_path / "run", *settings) == 1
     assert "was not finite" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()

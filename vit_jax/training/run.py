@@ -23,7 +23,7 @@ from vit_jax.runtime.distributed import StopRequest, say
 from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.training import auto_memory, events, kernel_check, memory
+from vit_jax.training import agreement, auto_memory, events, kernel_check, memory
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.evaluators import evaluators, sources
 from vit_jax.training.loop import Run, loop
@@ -59,6 +59,7 @@ def train(
     """
     workdir = Path(workdir).expanduser().resolve()
     configuration.check(config)
+    agreement.agree(workdir, config, allow_config_change=allow_config_change)
     config = as_begun(workdir, config)
     check_workdir(workdir, config, allow_config_change)
     whole = config
@@ -78,6 +79,7 @@ def train(
             train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     setup = set_up(config, resuming=resuming)
+    agreement.check_equal(data_facts(setup))
     if finished is not None and finished["step"] >= setup.plan.total_steps:
         return still_finished(setup, whole, workdir, finished)
     setup, attention = kernel_check.settle(setup, workdir)
@@ -95,6 +97,19 @@ def train(
         return under_way(setup, compiled, workdir, state, checkpoints, expected)
     finally:
         checkpoints.close()
+
+
+def data_facts(setup: Setup) -> dict[str, object]:
+    """What the processes of a job must find alike in their data."""
+    data = setup.data
+    return {
+        "the training data": [data.train.spec, len(data.train), data.train.fingerprint],
+        "the evaluation data": [
+            data.evaluation.spec,
+            len(data.evaluation),
+            data.evaluation.fingerprint,
+        ],
+    }
 
 
 def under_way(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import stat
 from collections import Counter
 
@@ -18,6 +19,8 @@ PACKAGES = {
     **dict.fromkeys((".avif", ".avifs"), "pillow-avif-plugin"),
     ".jxl": "pillow-jxl-plugin",
 }
+#: Characters that end a line or are none.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: What operating systems leave behind.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 #: How files begin that are images, for those without a suffix.
@@ -93,10 +96,10 @@ def _import(name: str) -> bool:
 
 
 def shown(path: str) -> str:
-    """A path as text that can be printed and compared: NFC; bytes that are not UTF-8 as \\xff."""
-    if path.isascii():
-        return path
-    return normal(encoded(path).decode("utf-8", "backslashreplace"))
+    """A path as text that can be printed and compared: NFC, on one line, other bytes as \\xff."""
+    if not path.isascii():
+        path = normal(encoded(path).decode("utf-8", "backslashreplace"))
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
 
 
 def encoded(path: str) -> bytes:

@@ -143,7 +143,26 @@ def local_path(source: str) -> Path:
 
 
 def read_path(path: Path, variant: str | None = None) -> Weights:
-    """What is at a path on disk, in whatever format it is."""
+    """What is at a path on disk, in whatever format it is.
+
+    Raises:
+      UserError: whatever is wrong with it; names the path.
+    """
+    try:
+        return _read_path(path, variant)
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"{path} cannot be read: a value in it is of another kind than expected "
+            f"({type(error).__name__}: {reason})."
+        ) from error
+
+
+def _read_path(path: Path, variant: str | None) -> Weights:
     if path.is_file():
         if path.suffix == ".npz":
             return npz.load(path, variant=variant)
@@ -164,15 +183,7 @@ def read_path(path: Path, variant: str | None = None) -> Weights:
         (saved.has_weights, functools.partial(timm.load, variant=variant)),
     ):
         if is_one(path):
-            try:
-                return read_one(path)
-            except UserError:
-                raise
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{path} cannot be read: a value of its configuration is of another kind than "
-                    f"expected ({type(error).__name__}: {str(error).splitlines()[0]})."
-                ) from error
+            return read_one(path)
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     raise UserError(
         f"{path} is no checkpoint: no workdir (it has no model/), no exported, Hugging Face or "

@@ -338,7 +338,7 @@ def load(path: Path, *, variant: str | None = None) -> tuple[models.ModelConfig,
     def check(weights: dict[str, np.ndarray]) -> None:
         try:
             config = find_config(as_released(weights, where), where)
-        except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+        except (LookupError, ArithmeticError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(

@@ -122,14 +122,32 @@ def due_evaluators(step: int, periods: Mapping[str, int | None], total_steps: in
     return [name for name, n in periods.items() if every(n, last=total_steps)(step)]
 
 
+Stop = Callable[[int, TrainState], None]
+
+
 def evaluate(
-    shared: Instruments, evaluators: Mapping[str, Evaluator], step: int, state: TrainState
+    shared: Instruments,
+    evaluators: Mapping[str, Evaluator],
+    step: int,
+    state: TrainState,
+    request: StopRequest,
+    stop: Stop,
 ) -> None:
-    """Runs evaluators on the state after a step, and adds to the line of the log."""
+    """Runs evaluators on the state after a step, and adds to the line of the log.
+
+    A process that is alone and asked to stop does not finish them: who asks may wait for 30 seconds
+    only. They run when it goes on.
+    """
+
+    def on_batch(count: int) -> None:
+        shared.watchdog.on_batch(count)
+        if request.noticed():
+            stop(step, state)
+
     record: dict[str, float] = {}
     with shared.pace.aside():
         for evaluator in evaluators.values():
-            record |= evaluator(evaluated_params(state), shared.watchdog.on_batch)
+            record |= evaluator(evaluated_params(state), on_batch)
     shared.clock.restart(step)
     shared.results.update(record)
     shared.log.write(step, record)
@@ -140,30 +158,42 @@ def evaluated(
     evaluators: Mapping[str, Evaluator],
     periods: Mapping[str, int | None],
     total_steps: int,
+    request: StopRequest,
+    stop: Stop,
 ) -> Event:
     """The evaluators that are due."""
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         names = due_evaluators(step, periods, total_steps)
-        evaluate(shared, {name: evaluators[name] for name in names}, step, state)
+        due = {name: evaluators[name] for name in names}
+        evaluate(shared, due, step, state, request, stop)
 
     return Event(lambda step: bool(due_evaluators(step, periods, total_steps)), act)
 
 
-def stopped(shared: Instruments, request: StopRequest, workdir: Path, total_steps: int) -> Event:
-    """The end of a process that was asked to stop, with its step saved.
+def saves_and_stops(shared: Instruments, workdir: Path, total_steps: int) -> Stop:
+    """What ends a process that was asked to stop, with its step saved.
 
     Raises:
-      Preempted: when it happens.
+      Preempted: when it is called.
     """
+
+    def stop(step: int, state: TrainState) -> None:
+        shared.checkpoints.save(step, state, shared.meta)
+        shared.checkpoints.wait()
+        raise Preempted(
+            f"asked to stop: saved step {step} of {total_steps} in {workdir}; "
+            "run the same command to go on."
+        )
+
+    return stop
+
+
+def stopped(request: StopRequest, stop: Stop, total_steps: int) -> Event:
+    """The end of a process that was asked to stop; the same step on all of them."""
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         if request.requested(step):
-            shared.checkpoints.save(step, state, shared.meta)
-            shared.checkpoints.wait()
-            raise Preempted(
-                f"asked to stop: saved step {step} of {total_steps} in {workdir}; "
-                "run the same command to go on."
-            )
+            stop(step, state)
 
     return Event(lambda step: step < total_steps, act)

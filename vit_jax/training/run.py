@@ -131,6 +131,7 @@ def under_way(
     with contextlib.ExitStack() as stack:
         shared = instruments(setup, compiled, workdir, start, checkpoints, expected_memory, stack)
         request = stack.enter_context(StopRequest())
+        stop = events.saves_and_stops(shared, workdir, total)
         run = Run(
             total,
             shared.pace,
@@ -145,12 +146,13 @@ def under_way(
                     max_skipped_steps=config.max_skipped_steps,
                 ),
                 events.saved(shared, every_steps=config.checkpoint_every_steps, total_steps=total),
-                events.evaluated(shared, measures, setup.plan.periods, total),
-                events.stopped(shared, request, workdir, total),
+                events.evaluated(shared, measures, setup.plan.periods, total, request, stop),
+                events.stopped(request, stop, total),
             ),
         )
         if left := not_evaluated(start, setup.plan, shared.results):
-            events.evaluate(shared, {name: measures[name] for name in left}, start, state)
+            due = {name: measures[name] for name in left}
+            events.evaluate(shared, due, start, state, request, stop)
         state = loop(run, state)
         finish(setup, state, workdir, shared, measured_memory())
     if jax.process_index() == 0:

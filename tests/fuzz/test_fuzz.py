@@ -350,13 +350,16 @@ def test_archives(folder, made):
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CORPUS.iterdir()))
 def test_findings_stay_mended(name, tmp_path):
-    """kind-what.suffix: a checkpoint, a table of images, or an image."""
-    kind, file = name.split("-")[0], tmp_path / name
+    """kind-what.suffix, of a table with its encoding: table_idna-path.csv."""
+    (kind, _, encoding), file = name.split("-")[0].partition("_"), tmp_path / name
     shutil.copy(CORPUS / name, file)
     if kind == "image":
         outcome(lambda: decode(file.read_bytes(), name, orient=True), name)
     elif kind == "table":
-        outcome(lambda: data.open_source(f"folder:{file}"), tmp_path)
+        options = f"?encoding={encoding}" if encoding else ""
+        outcome(lambda: data.open_source(f"folder:{file}{options}"), tmp_path)
+    elif kind == "archive":
+        outcome(lambda: [read() for _, read in prepare._members(file, str)], file)
     elif kind == "model":
         with zipfile.ZipFile(file) as archive:
             archive.extractall(tmp_path / "model")

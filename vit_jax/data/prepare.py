@@ -6,6 +6,7 @@ directory that `tfds:NAME` reads: ArrayRecord shards, features.json and dataset_
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from vit_jax.data.image_files import MAX_BYTES, image_suffixes, shown
 from vit_jax.data.kinds import vtab
@@ -283,7 +285,7 @@ def _members(file: Path, say: Say) -> Iterable[tuple[str, Callable[[], bytes]]]:
                 if content is None:
                     say(f"passed over: {shown(member.name)} in {file} is no plain file of an image")
                     continue
-                yield member.name, content.read
+                yield member.name, functools.partial(_read, content, file)
             with open(file, "rb") as opened:  # tarfile takes what is no header for the end
                 opened.seek(archive.offset)
                 end = opened.read(tarfile.BLOCKSIZE)
@@ -292,9 +294,21 @@ def _members(file: Path, say: Say) -> Iterable[tuple[str, Callable[[], bytes]]]:
             if len(end) < tarfile.BLOCKSIZE:
                 raise tarfile.TarError("it is cut short")
     except (tarfile.TarError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} is damaged ({error}); download it again.") from error
+        raise damaged(file, error) from error
+
+
+def _read(content: IO[bytes], file: Path) -> bytes:
+    """A member of an archive; the error of one that is cut short names the archive."""
+    try:
+        return content.read()
+    except (tarfile.TarError, OSError) as error:
+        raise damaged(file, error) from error
+
+
+def damaged(file: Path, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"{file} is damaged ({error}); download it again.")
 
 
 def _count(file: Path) -> int:

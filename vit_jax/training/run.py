@@ -36,6 +36,7 @@ from vit_jax.training.workdir import (
     check_data,
     check_history,
     check_workdir,
+    damage_of_model,
     export,
     finished_metrics,
     has_checkpoint,
@@ -64,6 +65,9 @@ def train(
     check_workdir(workdir, config, allow_config_change)
     whole = config
     finished = finished_metrics(workdir)
+    if finished is not None and (problem := damage_of_model(workdir)):
+        say(f"{problem} It is made again from the last checkpoint.")
+        finished = None
     if finished is not None and not changes(workdir, whole):
         say(f"{workdir} has finished at step {finished['step']}; nothing to do.")
         return finished

@@ -104,7 +104,7 @@ def missed(rule, before, after):
 
 @pytest.mark.parametrize("kind", ["noise", "weights", "zeros"])
 def test_t9_two_flips_and_any_number_of_signs_are_seen(kind):
-    """10,000 tries of each here; docs/reliability.md has those of 3.6 million."""
+    """10,000 tries of each here; docs/reliability.md has those of 7 million."""
     rng, tries, words = np.random.default_rng(0), 10_000, 48
     x = {
         "noise": lambda: rng.integers(0, 2**32, (tries, words), dtype=np.uint32),

@@ -276,7 +276,7 @@ def read_arrays(path: Path, check: Check = lambda weights: None) -> dict[str, np
     except FAULTS as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0][:200]
         raise UserError(f"{path} is no readable .npz ({reason}); download it again.") from error
     if comment.startswith(b'{"' + saved.CHECKSUMS.encode()):
         saved.check_sums(arrays, sums_of(comment, arrays), str(path))

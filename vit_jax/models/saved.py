@@ -146,7 +146,8 @@ def read_safetensors(
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} is damaged ({error}); copy or export it again.") from error
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"{file} is damaged ({reason}); copy or export it again.") from error
 
 
 #: What a safetensors file may hold that NumPy can: floats of 8, 6 and 4 bits are not among it.

@@ -323,6 +323,15 @@ SETTINGS: dict[str, Setting] = {
         free=True,
     ),
     "keep_checkpoints": Setting(2, POSITIVE, "The newest so many; older ones go.", free=True),
+    "keep_best": Setting(
+        "",
+        TEXT,
+        "A metric, e.g. eval/accuracy: its best checkpoint is kept and exported. Smaller is better "
+        "of a loss or error; min: or max: before the name says it.",
+    ),
+    "patience": Setting(
+        0, COUNT, "Evaluations without a better keep_best that end the run (Figure 4); 0: none."
+    ),
     "wandb": Setting(False, FLAG, "Also log to Weights & Biases.", free=True),
 }
 OPEN_SECTIONS = ("augment", "eval_preprocess", "evaluators", "loss", "objective", "optimizer")

@@ -6,6 +6,7 @@ Style, curves and the few lines of JavaScript are inside; the page forbids itsel
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,6 +87,8 @@ def _series(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points]:
         for key, value in record.items():
             if key in ("step", "final", "seconds") or not isinstance(value, int | float):
                 continue
+            if key.startswith("best/"):  # of the exported model, in the last record
+                continue
             series.setdefault(key, []).append((int(record["step"]), float(value)))
     return series
 
@@ -128,13 +131,23 @@ def _header(title: str, config: Mapping[str, object], stages: Sequence[Stage]) -
     if not last:
         state = "Nothing has been logged in this stage yet." if len(stages) > 1 else ""
     elif last.get("final"):
-        state = "Finished."
+        state = f"Finished.{_kept(flat, last)}"
     else:
         state = f"Not finished: the last record is of step {last['step']:,}."
     return (
         f"<header><p class=eyebrow>Training report</p><h1>{escape(title)}</h1>"
         f"<p class=facts>{line}</p><p class=facts>{state}</p></header>"
     )
+
+
+def _kept(flat: Mapping[str, object], last: Mapping[str, float]) -> str:
+    """Which step the model is of, if the best was kept (training/best.py)."""
+    if "best/step" not in last:
+        return ""
+    metric = str(flat.get("keep_best") or "").removeprefix("min:").removeprefix("max:")
+    value = last.get(f"best/{metric}", math.nan)
+    shown = charts.percent(value) if metric.endswith("accuracy") else charts.number(value)
+    return f" The model is that of step {last['best/step']:,}, the best {metric}: {shown}."
 
 
 def _stage(name: str, records: Records) -> str:

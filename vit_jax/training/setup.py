@@ -17,6 +17,7 @@ from vit_jax.config import ConfigDict
 from vit_jax.data.remarks import small_images
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
+from vit_jax.evaluation.classification import summarise
 from vit_jax.interop import load
 from vit_jax.models import adapt
 from vit_jax.numerics import Machine, Numerics, remat
@@ -25,7 +26,7 @@ from vit_jax.objectives.classification import classification
 from vit_jax.objectives.masked_patches import masked_patches
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
-from vit_jax.training import optim, state as train_state
+from vit_jax.training import best, optim, state as train_state
 from vit_jax.training.decided import Plan, Program, Setup
 from vit_jax.training.evaluators import chosen, periods
 from vit_jax.training.sources import data_of, open_sources
@@ -63,7 +64,10 @@ def set_up(
     plan = plan_of(config, len(data.train))
     notes = [*data.notes, *([] if sources else small_images(data.train, model.image_size))]
     program = program_of(config, model, plan, mesh, initial, notes, machine)
-    return Setup(config, data, plan, program, notes)
+    setup = Setup(config, data, plan, program, notes)
+    if plan.keep and plan.keep.evaluator == "eval":
+        best.check_metric(plan.keep, measured_names(setup))
+    return setup
 
 
 def check(config: ConfigDict) -> None:
@@ -125,7 +129,8 @@ def plan_of(config: ConfigDict, num_examples: int) -> Plan:
         config.schedule.final_learning_rate,
         config.schedule.boundaries_percent,
     )
-    return Plan(total_steps, warmup_steps, schedule, periods(config, epoch))
+    found = periods(config, epoch)
+    return Plan(total_steps, warmup_steps, schedule, found, best.rule_of(config, found))
 
 
 def program_of(
@@ -350,6 +355,15 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
         "image": jax.ShapeDtypeStruct((b, h, w, c), np.uint8, sharding=where),
         "label": jax.ShapeDtypeStruct((b,), np.int32, sharding=where),
     }
+
+
+def measured_names(setup: Setup) -> list[str]:
+    """The metrics of the run's own evaluation, before anything is evaluated."""
+    program = setup.program
+    measure = jax.eval_shape(
+        program.objective.measure, program.abstract_state.params, abstract_batch(setup)
+    )
+    return [f"eval/{name}" for name in summarise({key: np.zeros(1) for key in measure})]
 
 
 def jit_train_step(setup: Setup):

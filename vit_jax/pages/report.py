@@ -16,8 +16,9 @@ from pathlib import Path
 from vit_jax import __version__, files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
-from vit_jax.pages import charts, strip
+from vit_jax.pages import beside, charts, strip
 from vit_jax.pages.document import document
+from vit_jax.pages.evaluation import table
 from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
 Records = list[dict[str, float]]  # see runtime/logbook.py
@@ -56,7 +57,8 @@ def render(workdir: Path) -> str:
     parts += [_stage(name, records) for name, records in stages]
     parts.append(strip.section(workdir))
     if evaluation:
-        parts.append(_evaluation_table(evaluation))
+        parts.append(f"<section><h2>Evaluation</h2>{table(evaluation)}</section>")
+        parts.append(beside.section(workdir, evaluation))
     if config:
         text = json.dumps(config, indent=2)
         parts.append(_details("Configuration", f"<pre>{escape(text)}</pre>"))
@@ -214,27 +216,6 @@ def _summary(records: Records, series: Mapping[str, charts.Points]) -> str:
         for name, value, note in cells
     )
     return f"<dl class=summary>{items}</dl>"
-
-
-def _evaluation_table(evaluation: Mapping[str, object]) -> str:
-    rows = []
-    for key, value in flatten(evaluation).items():
-        if isinstance(value, int):
-            text = str(value) if isinstance(value, bool) else f"{value:,}"
-        elif isinstance(value, float):
-            is_share = key.endswith("accuracy") and 0 <= value <= 1
-            text = f"{100 * value:.2f}%" if is_share else charts.number(value)
-        elif isinstance(value, list) and len(value) > 12:
-            text = f"{len(value)} values"
-        else:
-            text = "not measured" if value is None else str(value)
-        name = _words(key).replace(".", ": ")
-        rows.append(f"<tr><th scope=row>{escape(name)}</th><td>{escape(text)}</td></tr>")
-    return (
-        "<section><h2>Evaluation</h2><div class=scroll><table>"
-        "<thead><tr><th scope=col>measure</th><th scope=col>value</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
-    )
 
 
 def _details(summary: str, content: str) -> str:

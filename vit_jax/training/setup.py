@@ -17,18 +17,18 @@ from vit_jax.config import ConfigDict
 from vit_jax.data.remarks import small_images
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluation.classification import summarise
 from vit_jax.interop import load
 from vit_jax.models import adapt
 from vit_jax.numerics import Machine, Numerics, remat
 from vit_jax.objectives import losses
 from vit_jax.objectives.classification import classification
+from vit_jax.objectives.labels import reads_labels
 from vit_jax.objectives.masked_patches import masked_patches
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
 from vit_jax.training import best, optim, state as train_state
 from vit_jax.training.decided import Plan, Program, Setup
-from vit_jax.training.evaluators import chosen, periods
+from vit_jax.training.evaluators import chosen, metric_names, periods
 from vit_jax.training.sources import data_of, open_sources
 from vit_jax.training.step import make_train_step
 
@@ -56,7 +56,9 @@ def set_up(
       UserError: something does not exist or does not fit; says which setting.
     """
     mesh = check_settings(config, mesh)
-    opened = open_sources(config) if sources is None else (*sources, [])
+    opened = (
+        open_sources(config, labelled=needs_labels(config)) if sources is None else (*sources, [])
+    )
     needed = not resuming or config.model.variant == OF_CHECKPOINT
     initial = load.read(config.init_from) if config.init_from and needed else None
     model = model_config(config, opened[0], initial)
@@ -66,7 +68,7 @@ def set_up(
     program = program_of(config, model, plan, mesh, initial, notes, machine)
     setup = Setup(config, data, plan, program, notes)
     if plan.keep and plan.keep.evaluator == "eval":
-        best.check_metric(plan.keep, measured_names(setup))
+        best.check_metric(plan.keep, metric_names(program, abstract_batch(setup)))
     return setup
 
 
@@ -77,7 +79,7 @@ def check(config: ConfigDict) -> None:
     """
     check_settings(config)
     check_names(config)
-    opened = open_sources(config)
+    opened = open_sources(config, labelled=needs_labels(config))
     if config.model.variant != OF_CHECKPOINT:
         model = model_config(config, opened[0], None)
         models.numerics_of(model)
@@ -94,7 +96,7 @@ def check_names(config: ConfigDict) -> None:
         models.get_config(**configuration.section(config, "model"))
     optimizer_of(config)
     loss_function(config)
-    configuration.pick(OBJECTIVES, config.objective.name, "config.objective.name")
+    needs_labels(config)
     chosen(config)
 
 
@@ -166,6 +168,16 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "classification": classification,
     "masked_patches": masked_patches,
 }
+
+
+def needs_labels(config: ConfigDict) -> bool:
+    """Whether the objective of a configuration needs data with labels.
+
+    Raises:
+      UserError: there is no such objective.
+    """
+    make = configuration.pick(OBJECTIVES, config.objective.name, "config.objective.name")
+    return reads_labels(make)
 
 
 def objective_of(config: ConfigDict, model: models.ModelConfig, numerics: Numerics) -> Objective:
@@ -355,15 +367,6 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
         "image": jax.ShapeDtypeStruct((b, h, w, c), np.uint8, sharding=where),
         "label": jax.ShapeDtypeStruct((b,), np.int32, sharding=where),
     }
-
-
-def measured_names(setup: Setup) -> list[str]:
-    """The metrics of the run's own evaluation, before anything is evaluated."""
-    program = setup.program
-    measure = jax.eval_shape(
-        program.objective.measure, program.abstract_state.params, abstract_batch(setup)
-    )
-    return [f"eval/{name}" for name in summarise({key: np.zeros(1) for key in measure})]
 
 
 def jit_train_step(setup: Setup):

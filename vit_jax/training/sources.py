@@ -23,15 +23,18 @@ class Data(NamedTuple):
     notes: list[str]
 
 
-def open_sources(config: ConfigDict) -> tuple[Source, Source, list[str]]:
+def open_sources(config: ConfigDict, *, labelled: bool = True) -> tuple[Source, Source, list[str]]:
     """The training and the evaluation source of `config.data`, and what to know of the choice.
 
     Their classes are those of the training source: matched by name, whatever their order.
 
+    Args:
+      labelled: False: nobody reads labels, so that none, or one class, will do.
+
     Raises:
       UserError: nothing can be learnt or measured: one class, other classes, no labels.
     """
-    spec, options = config.data.dataset, {"data_dir": config.data.data_dir}
+    spec, data_dir = config.data.dataset, config.data.data_dir
     train_split, eval_split = config.data.train_split, config.data.eval_split
     notes: list[str] = []
     if train_split and not eval_split:
@@ -42,12 +45,18 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source, list[str]]:
     if train_split and eval_split:
         train_spec, eval_spec = f"{spec}[{train_split}]", f"{spec}[{eval_split}]"
     else:
-        train_spec, eval_spec, notes = specs.choose_splits(spec, **options, watch=True)
+        train_spec, eval_spec, notes = specs.choose_splits(
+            spec, data_dir=data_dir, watch=True, labelled=labelled
+        )
         if eval_split:
             eval_spec, notes = f"{spec}[{eval_split}]", []
     exclude = config.data.exclude or None
-    train_source = specs.open_source(train_spec, exclude=exclude, labelled=True, **options)
-    eval_source = specs.open_source(eval_spec, labelled=True, **options)
+    train_source = specs.open_source(
+        train_spec, exclude=exclude, labelled=labelled, data_dir=data_dir
+    )
+    eval_source = specs.open_source(eval_spec, labelled=labelled, data_dir=data_dir)
+    if not labelled:
+        return train_source, eval_source, notes
     if train_source.num_classes < 2:
         raise one_class(train_source)
     eval_source = with_classes(eval_source, train_source.class_names, train_source.spec)

@@ -79,6 +79,16 @@ def call_in(path: str, function: str, *arguments: object) -> object:
         return called(*arguments)
 
 
+def values_in(path: str) -> dict[str, Any]:
+    """What a Python file defines, by name; the file imports what lies beside it.
+
+    Raises:
+      UserError: whatever goes wrong in the file, with its line.
+    """
+    with _naming_lines(path):
+        return runpy.run_path(path)
+
+
 def defined_in(path: str, name: str) -> Any:
     """What a Python file outside the package calls `name`: a plug-in.
 

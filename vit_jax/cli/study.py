@@ -55,7 +55,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         outcomes = {name: (found | others)[name] for name in trials if name in found | others}
         whole = len(outcomes) == len(trials)
         study.write(flags.config, outcomes, workdir, whole=whole)
-        for line in study.table(outcomes):
+        for line in study.lines(flags.config, outcomes):
             say(line)
         drawn = f", drawn in {workdir / 'study.png'}" if whole else ""
         say(f"{len(outcomes)} of {len(trials)} trials in {workdir / 'study.csv'}{drawn}")

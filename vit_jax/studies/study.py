@@ -1,8 +1,9 @@
 """A study: named trials, each an ordinary run that `vit-jax train` could have made.
 
 A study is a file like a configuration's. It defines `trials(argument="") -> {name: ConfigDict}` and
-`draw(outcomes) -> matplotlib Figure`, of `{name: Outcome}`. The trial NAME is the run in
-WORKDIR/NAME; finished ones return at once, so the same command goes on where it stopped.
+`draw(outcomes) -> matplotlib Figure`, of `{name: Outcome}`; optional is `table(outcomes)`, lines to
+print instead of accuracies. The trial NAME is the run in WORKDIR/NAME; finished ones return at
+once, so the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -173,6 +174,19 @@ def write(source: str, outcomes: Mapping[str, Outcome], workdir: Path, *, whole:
     for suffix in ("png", "svg"):
         with files.replacing(workdir / f"study.{suffix}") as partial:
             figure.savefig(partial, format=suffix, dpi=130)
+
+
+def lines(source: str, outcomes: Mapping[str, Outcome]) -> list[str]:
+    """What is printed at the end: what the study's own `table(outcomes)` says, if it has one.
+
+    Raises:
+      UserError: whatever goes wrong in the file, with its line.
+    """
+    path = configuration.find_file(source.partition(":")[0])
+    if "table" not in files.values_in(path):
+        return table(outcomes)
+    found = files.call_in(path, "table", outcomes)
+    return [str(line) for line in found] if isinstance(found, list) else [str(found)]
 
 
 def table(outcomes: Mapping[str, Outcome]) -> list[str]:

@@ -71,14 +71,14 @@ def test_what_a_checkpoint_says_of_the_best_is_where_it_goes_on():
     [
         ("eval/accuracy", False), ("eval/loss", True), ("eval/training_loss", True),
         ("eval/error", True), ("min:eval/right", True), ("max:eval/loss", False),
-        ("eval/closeness", False),
+        ("eval/closeness", False), ("fewshot/folder:/data/loss/5_shots", False),
     ],
 )  # fmt: skip
 def test_losses_and_errors_are_better_when_they_are_smaller(name, smaller):
     config = configuration.default()
     config.keep_best = name
-    rule = rule_of(config, {"eval": 5})
-    assert (rule.smaller, rule.metric) == (smaller, name.rpartition(":")[2])
+    rule = rule_of(config, {"eval": 5, "fewshot": 5})
+    assert (rule.smaller, rule.metric) == (smaller, name.removeprefix("min:").removeprefix("max:"))
 
 
 def test_off_by_default():

@@ -136,10 +136,14 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def facts_of(forward: Forward | None) -> dict[str, object]:
-    """What evaluation.json says of a model; nothing of one that vtab alone has read."""
+    """What evaluation.json says of a model; nothing of one that vtab alone has read.
+
+    An exported one does not say of which variant it is.
+    """
     if forward is None:
         return {}
-    return {"variant": forward.name, "image_size": list(forward.image_size)}
+    variant = {"variant": forward.name} if forward.has_features else {}
+    return {**variant, "image_size": list(forward.image_size)}
 
 
 def out_directory(flags: absl_flags.FlagValues, checkpoint: str) -> Path:

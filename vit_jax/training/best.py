@@ -73,7 +73,7 @@ def rule_of(config: ConfigDict, periods: Mapping[str, int | None]) -> Rule | Non
             f"config.keep_best={text!r} has nothing to choose from: {evaluator} runs once, at the "
             f"end; set {every}_steps or {every}_epochs."
         )
-    words = name.replace("/", "_").split("_")
+    words = name.rpartition("/")[2].split("_")  # what is before may be the path of a data set
     smaller = SAID[said] if said else any(word in SMALLER_IS_BETTER for word in words)
     return Rule(metric, smaller, patience)
 

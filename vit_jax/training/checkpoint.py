@@ -7,6 +7,7 @@ restoring, and asks after every step whether the save in flight has failed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -90,7 +91,9 @@ class NewestAndBest(policies.PreservationPolicy):
 
     def best_of(self, step: int) -> int | None:
         if step not in self.best:
-            meta = files.read_json(self.directory / f"{step:09d}" / "meta" / "metadata") or {}
+            meta = {}
+            with contextlib.suppress(UserError):  # damaged: `restore` will say so
+                meta = files.read_json(self.directory / f"{step:09d}" / "meta" / "metadata") or {}
             self.best[step] = (meta.get("best") or {}).get("step")
         return self.best[step]
 

@@ -91,7 +91,7 @@ class NewestAndBest(policies.PreservationPolicy):
 
     def best_of(self, step: int) -> int | None:
         if step not in self.best:
-            meta = {}
+            meta: dict = {}
             with contextlib.suppress(UserError):  # damaged: `restore` will say so
                 meta = files.read_json(self.directory / f"{step:09d}" / "meta" / "metadata") or {}
             self.best[step] = (meta.get("best") or {}).get("step")

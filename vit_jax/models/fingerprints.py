@@ -33,6 +33,17 @@ def fingerprint(x: jax.Array) -> jax.Array:
     return jnp.sum((bits + jnp.uint32(0x9E3779B9)) * factor, dtype=jnp.uint32)
 
 
+class BestRecord(TypedDict):
+    """What a checkpoint says of the best evaluation so far, see training/best.py."""
+
+    metric: str
+    smaller: bool
+    step: int | None
+    values: dict[str, float]
+    since: int
+    evaluated: int
+
+
 class Record(TypedDict, total=False):
     """What a checkpoint says of its arrays, by the names of `tree_spec`, and of its run."""
 
@@ -48,6 +59,7 @@ class Record(TypedDict, total=False):
     jax: str
     total_steps: int
     model: dict[str, object]
+    best: BestRecord
 
 
 _fingerprints = jax.jit(lambda tree: jax.tree.map(fingerprint, tree))

@@ -18,8 +18,9 @@ from vit_jax.runtime.distributed import StopRequest
 from vit_jax.runtime.logbook import Logbook
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.training.best import OF_MODEL, Best
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.decided import Evaluator
+from vit_jax.training.decided import Evaluator, Plan
 from vit_jax.training.loop import Event
 from vit_jax.training.state import TrainState, evaluated_params
 
@@ -34,6 +35,7 @@ class Instruments(NamedTuple):
     watchdog: Watchdog
     checkpoints: Checkpoints
     meta: Record  # what every checkpoint says of its run
+    best: Best
 
 
 def every(steps: int | None, *, last: int, first: int | None = None) -> Callable[[int], bool]:
@@ -82,6 +84,16 @@ def abort_if_stuck(record: Mapping[str, float], limit: int) -> None:
         )
 
 
+def save(shared: Instruments, step: int, state: TrainState) -> None:
+    """A checkpoint, in the background, with what is known of the best so far."""
+    meta = shared.meta
+    if (best := shared.best.record()) is not None:
+        meta = {**meta, "best": best}
+    with shared.pace.aside():
+        shared.checkpoints.save(step, state, meta)
+    shared.watchdog.beat(f"a checkpoint of step {step}", progress=True)
+
+
 def saved(shared: Instruments, *, every_steps: int, total_steps: int) -> Event:
     """A checkpoint, written while training goes on; that of the last step is waited for.
 
@@ -94,9 +106,7 @@ def saved(shared: Instruments, *, every_steps: int, total_steps: int) -> Event:
         if shared.checkpoints.check():
             shared.pace.trim()  # what it held is free
         if due(step):
-            with shared.pace.aside():
-                shared.checkpoints.save(step, state, shared.meta)
-            shared.watchdog.beat(f"a checkpoint of step {step}", progress=True)
+            save(shared, step, state)
         if step == total_steps:
             shared.checkpoints.wait()
 
@@ -112,13 +122,34 @@ def evaluate(
     shared: Instruments, evaluators: Mapping[str, Evaluator], step: int, state: TrainState
 ) -> None:
     """Runs evaluators on the state after a step, and adds to the line of the log."""
+    record = measure(shared, evaluators, state)
+    shared.clock.restart(step)
+    shared.results.update(record)
+    shared.log.write(step, record)
+
+
+def measure(
+    shared: Instruments, evaluators: Mapping[str, Evaluator], state: TrainState
+) -> dict[str, float]:
+    """What evaluators find of a state."""
     record: dict[str, float] = {}
     with shared.pace.aside():
         for evaluator in evaluators.values():
             record |= evaluator(evaluated_params(state), shared.watchdog.on_batch)
-    shared.clock.restart(step)
-    shared.results.update(record)
-    shared.log.write(step, record)
+    return record
+
+
+def keep_if_best(shared: Instruments, names: list[str], step: int, state: TrainState) -> None:
+    """Saves a step whose evaluation, by evaluators of these names, is the best so far.
+
+    Raises:
+      UserError: the metric that says so is not among those of its evaluator.
+    """
+    rule = shared.best.rule
+    if rule is not None and rule.evaluator in names:
+        own = {key: v for key, v in shared.results.items() if key.partition("/")[0] in names}
+        if shared.best.note(step, own):
+            save(shared, step, state)
 
 
 def evaluated(
@@ -127,17 +158,70 @@ def evaluated(
     periods: Mapping[str, int | None],
     total_steps: int,
 ) -> Event:
-    """The evaluators that are due."""
+    """The evaluators that are due; what is the best so far is saved.
+
+    Raises:
+      UserError: see `keep_if_best`.
+    """
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         names = due_evaluators(step, periods, total_steps)
         evaluate(shared, {name: evaluators[name] for name in names}, step, state)
+        keep_if_best(shared, names, step, state)
 
     return Event(lambda step: bool(due_evaluators(step, periods, total_steps)), act)
 
 
-def stopped(shared: Instruments, request: StopRequest, workdir: Path, total_steps: int) -> Event:
-    """The end of a process that was asked to stop, with its step saved.
+def best_state(
+    shared: Instruments,
+    plan: Plan,
+    evaluators: Mapping[str, Evaluator],
+    state: TrainState,
+    abstract: TrainState,
+) -> tuple[TrainState, dict[str, float]]:
+    """What is exported of a run that ends in `state`, and what the last line says of it.
+
+    That is the best that was evaluated, which evaluators that have not seen it see now.
+
+    Raises:
+      CheckpointError: the best checkpoint cannot be used.
+    """
+    best, last = shared.best, int(state.step)
+    if best.rule is None:
+        return state, {}
+    if best.step is None:
+        done = due_evaluators(last, plan.periods_on_the_way, plan.total_steps)
+    else:
+        done = [key.partition("/")[0] for key in best.values]
+        if best.step != last:
+            jax.tree.map(lambda leaf: leaf.delete(), state)  # there is room for one of them
+            state = shared.checkpoints.restore_best(best.step, abstract)
+    left = {name: evaluator for name, evaluator in evaluators.items() if name not in done}
+    record = measure(shared, left, state)
+    if best.step is None:
+        return state, record
+    found = {f"{OF_MODEL}{key}": value for key, value in {**best.values, **record}.items()}
+    return state, {f"{OF_MODEL}step": best.step, **found}
+
+
+def ended_early(shared: Instruments) -> Event:
+    """A run that nothing better is expected of is saved where it ends."""
+
+    def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        save(shared, step, state)
+        shared.checkpoints.wait()
+
+    return Event(lambda step: shared.best.is_over, act)
+
+
+def stopped(
+    shared: Instruments,
+    request: StopRequest,
+    workdir: Path,
+    total_steps: int,
+    over: Callable[[int], bool],
+) -> Event:
+    """The end of a process that was asked to stop, with its step saved, before the run is over.
 
     Raises:
       Preempted: when it happens.
@@ -145,11 +229,11 @@ def stopped(shared: Instruments, request: StopRequest, workdir: Path, total_step
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         if request.requested(step):
-            shared.checkpoints.save(step, state, shared.meta)
+            save(shared, step, state)
             shared.checkpoints.wait()
             raise Preempted(
                 f"asked to stop: saved step {step} of {total_steps} in {workdir}; "
                 "run the same command to go on."
             )
 
-    return Event(lambda step: step < total_steps, act)
+    return Event(lambda step: not over(step), act)

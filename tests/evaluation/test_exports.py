@@ -42,7 +42,6 @@ def test_an_exported_model_is_evaluated_like_its_checkpoint(
 ):
     """With an open batch, and with one that divides neither the images nor the devices."""
     if form == "onnx":
-        pytest.importorskip("jax2onnx")
         pytest.importorskip("onnxruntime")
     model = tmp_path / name
     export.export(str(checkpoint), model, form, batch_size=batch)

@@ -291,7 +291,6 @@ def test_stablehlo_needs_none_of_our_code(tmp_path):
 )
 def test_onnx(tmp_path, variant, settings):
     onnx = pytest.importorskip("onnx")
-    pytest.importorskip("jax2onnx")
     if variant == "R50x1":
         config = models.get_config(
             variant, depths=(1, 1), image_size=64, num_classes=7, labels=LABELS

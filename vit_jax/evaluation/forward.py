@@ -97,7 +97,7 @@ def model_function(
 
 
 def of_function(
-    answer: Callable[[np.ndarray], np.ndarray],
+    answer: Callable[[np.ndarray], tuple],
     mesh: jax.sharding.Mesh,
     *,
     name: str,
@@ -109,7 +109,8 @@ def of_function(
     thresholds: tuple[float, ...] = (),
     batch_size: int = 64,
 ) -> Forward:
-    """`answer(images (b, h, w, c) float32 in [-1, 1]) -> logits`, such as an exported model.
+    """`answer(images (b, h, w, c) float32 in [-1, 1]) -> logits, pre_logits or None, ...`, such as
+    an exported model.
 
     Raises:
       UserError: several processes, of which each would have to run it on all images.
@@ -117,14 +118,15 @@ def of_function(
     if jax.process_count() > 1:
         raise UserError(f"{name} is an exported model, which one process evaluates; start one.")
     shape = (*image_size, channels)
-    grey = answer(np.zeros((1, *shape), np.float32))
+    grey, features = answer(np.zeros((1, *shape), np.float32))[:2]
 
     def function(images: jax.Array) -> Outputs:
-        return Outputs(jnp.asarray(answer(np.asarray(models.normalise(images)))), None)
+        logits, pre_logits = answer(np.asarray(models.normalise(images)))[:2]
+        return Outputs(jnp.asarray(logits), None if pre_logits is None else jnp.asarray(pre_logits))
 
     def check_head() -> None:
         noise = np.random.default_rng(0).uniform(-1, 1, (1, *shape))
-        if np.array_equal(answer(noise.astype(np.float32)), grey):
+        if np.array_equal(answer(noise.astype(np.float32))[0], grey):
             raise UserError(
                 f"The classifier of {name} gives the same answer for every image: it is untrained."
             )
@@ -138,7 +140,7 @@ def of_function(
         preprocessing=preprocessing,
         mesh=mesh,
         batch_size=batch_size,
-        has_features=False,
+        has_features=features is not None,
         check_head=check_head,
         multilabel=multilabel,
         thresholds=thresholds,

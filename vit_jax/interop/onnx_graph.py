@@ -77,7 +77,8 @@ class Graph:
         shared: many nodes have it, so that its name says its value, and not where it is.
         """
         value = np.asarray(value)
-        value = value.astype(self.dtype if value.dtype.kind == "f" else np.int64)
+        with np.errstate(over="ignore"):  # said below, with the weight's name
+            value = value.astype(self.dtype if value.dtype.kind == "f" else np.int64)
         if not np.isfinite(value).all():
             raise UserError(f"The weight {self.path}{name} is beyond what {self.dtype} holds.")
         key = name if shared else self.path + name

@@ -171,12 +171,13 @@ def exported(spec: Spec, form: str) -> Job:
 SERVING = {
     "stablehlo": functools.partial(exported, form="stablehlo"),
     "onnx": functools.partial(exported, form="onnx"),
+    "openvino": functools.partial(exported, form="openvino"),
     "savedmodel": functools.partial(exported, form="savedmodel"),
 }
 MODELS = {"timm": timm, "timm-compile": timm_compiled, "transformers": transformers}
 FORMATS = {
     "timm": "timm", "timm-compile": "timm", "transformers": "huggingface",
-    "stablehlo": "stablehlo", "onnx": "onnx", "savedmodel": "savedmodel",
+    "stablehlo": "stablehlo", "onnx": "onnx", "openvino": "openvino", "savedmodel": "savedmodel",
 }  # fmt: skip
 MODULES = {
     "timm": "timm", "timm-compile": "timm", "transformers": "transformers", "tf.data": "tensorflow",

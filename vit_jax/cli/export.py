@@ -2,6 +2,7 @@
 
 example:
   vit-jax export --checkpoint=/runs/pets --format=onnx --out=pets.onnx
+  vit-jax export --checkpoint=/runs/pets --format=openvino --out=pets.xml
   vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-stablehlo
   vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-int8 --int8 \\
       --data='folder:/data/pets[test]'
@@ -21,7 +22,9 @@ from vit_jax.errors import UsageError
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
-    absl_flags.DEFINE_string("format", None, "stablehlo, onnx or savedmodel.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "format", None, "stablehlo, onnx, openvino or savedmodel.", flag_values=flags
+    )
     absl_flags.DEFINE_string("out", None, "Where to write it.", flag_values=flags)
     absl_flags.DEFINE_integer(
         "batch_size", 0, "A fixed batch; 0 leaves it open.", lower_bound=0, flag_values=flags

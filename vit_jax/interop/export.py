@@ -1,4 +1,4 @@
-"""Models for serving: StableHLO, ONNX and SavedModel, each run again before it is called done."""
+"""Models for serving: StableHLO, ONNX, OpenVINO and SavedModel, each run again before it is called done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax import data, files, models, numerics
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import convert, load, onnx_files, peers
+from vit_jax.interop import convert, load, onnx_files, openvino_files, peers
 from vit_jax.interop.peers import Answer, Outputs
 from vit_jax.models import saved
 
@@ -59,7 +59,8 @@ def export(
     """Writes a function images (b, h, w, c) -> logits (b, num_classes) to `target`.
 
     Args:
-      form: "stablehlo" (a directory), "onnx" (a file) or "savedmodel" (a directory).
+      form: "stablehlo" (a directory), "onnx" (a file), "openvino" (an .xml and a .bin file) or
+        "savedmodel" (a directory).
       tolerance: the largest difference of a logit, as a share of the largest; of float16 at least
         0.02, of int8 at least 0.2.
       photos: a data set whose images are compared on; "" takes scikit-learn's photographs.
@@ -75,7 +76,7 @@ def export(
         )
     asked = check_options(form, Options(**options))
     target = Path(target)
-    for part in onnx_files.parts(target):
+    for part in parts(target):
         convert.check_free(part)
     config, params = load.read(source)
     config = models.at_rest(config)
@@ -100,9 +101,16 @@ def export(
         proof = convert.compare(wanted, found, runtime, bool(head))
         allowed = max(tolerance, TOLERANCES[asked.dtype], TOLERANCES["int8"] * asked.int8)
         convert.check(proof, allowed, str(source), form)
-        for part in reversed(onnx_files.parts(made)):
-            shutil.move(part, target.with_name(part.name))
+        for part in reversed(parts(made)):
+            if part.exists():
+                shutil.move(part, target.with_name(part.name))
     return proof._replace(notes=tuple(filter(None, [note])))
+
+
+def parts(path: Path) -> list[Path]:
+    """The files that an export may be made of, the one that names it first."""
+    beside = {".onnx": onnx_files.parts, ".xml": openvino_files.parts}
+    return beside.get(path.suffix, lambda path: [path])(path)
 
 
 def check_options(form: str, asked: Options) -> Options:
@@ -151,7 +159,7 @@ class Exported(NamedTuple):
 def is_exported(path: str | Path) -> bool:
     """Whether `path` looks like what `export` writes."""
     path = Path(path).expanduser()
-    return path.suffix == ".onnx" or (path / "facts.json").exists()
+    return path.suffix in BY_SUFFIX or (path / "facts.json").exists()
 
 
 def open_exported(path: str | Path) -> Exported:
@@ -161,12 +169,13 @@ def open_exported(path: str | Path) -> Exported:
       UserError: it is damaged, its runtime is not installed, or it was not written by `export`.
     """
     path = Path(path).expanduser()
-    form = "onnx" if path.suffix == ".onnx" else "savedmodel"
+    form = BY_SUFFIX.get(path.suffix, "savedmodel")
     form = "stablehlo" if (path / "model.stablehlo").exists() else form
     if not path.exists():
         raise UserError(f"There is no exported model {path}.")
     answer, _ = FORMATS[form][1](path)
-    known = onnx_files.read_facts(path) if form == "onnx" else files.read_json(path / "facts.json")
+    read_facts = {"onnx": onnx_files.read_facts, "openvino": openvino_files.read_facts}
+    known = read_facts[form](path) if form in read_facts else files.read_json(path / "facts.json")
     try:
         return Exported(
             of_any_number(answer),
@@ -259,6 +268,18 @@ def save_onnx(file: Path, config: models.ModelConfig, params: models.Params, ask
     return onnx_files.save(file, config, params, facts(config, asked.uint8), **options)
 
 
+def save_openvino(
+    file: Path, config: models.ModelConfig, params: models.Params, asked: Options
+) -> str:
+    """OpenVINO's IR of the ONNX file."""
+    openvino_files.import_openvino()
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".onnx-") as scratch:
+        made = Path(scratch) / "model.onnx"
+        note = save_onnx(made, config, params, asked)
+        openvino_files.save(file, made, facts(config, asked.uint8))
+    return note
+
+
 # --- SavedModel ---------------------------------------------------------------------------------
 
 
@@ -315,5 +336,7 @@ Opened = tuple[Answer, str]
 FORMATS: dict[str, tuple[Callable[..., str | None], Callable[[Path], Opened], set[str]]] = {
     "stablehlo": (save_stablehlo, open_stablehlo, {"batch_size", "int8", "features"}),
     "onnx": (save_onnx, onnx_files.open_file, set(Options._fields)),
+    "openvino": (save_openvino, openvino_files.open_file, set(Options._fields)),
     "savedmodel": (save_savedmodel, open_savedmodel, {"batch_size", "features"}),
 }
+BY_SUFFIX = {".onnx": "onnx", ".xml": "openvino"}

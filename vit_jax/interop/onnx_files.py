@@ -80,7 +80,7 @@ def save(
         given = calibration if not uint8 else to_pixels(calibration)
         quantize.onnx_int8(file, given)
     onnx.checker.check_model(str(file), full_check=True)  # with the inference of all shapes
-    size = sum(part.stat().st_size for part in parts(file))
+    size = sum(part.stat().st_size for part in parts(file) if part.exists())
     return f"{len(g.nodes)} operations of opset {opset}, {size / 1e6:.1f} MB"
 
 
@@ -109,9 +109,8 @@ def write(onnx, model, file: Path) -> None:
 
 
 def parts(file: Path) -> list[Path]:
-    """The file, and the one of its weights if there is one."""
-    beside = file.with_name(f"{file.name}.data")
-    return [file, beside] if beside.exists() else [file]
+    """The file, and where its weights lie if they are too many for it."""
+    return [file, file.with_name(f"{file.name}.data")]
 
 
 def open_file(file: str | Path) -> tuple[Answer, str]:

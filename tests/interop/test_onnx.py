@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from vit_jax import models
@@ -190,6 +191,38 @@ def test_features_are_evaluated_like_those_of_the_checkpoint(tmp_path):
         assert evaluated(tmp_path / name, f"of_{form}") == pytest.approx(wanted, abs=0.006)
 
 
+def test_predict_and_features_of_a_file(tmp_path, capsys):
+    photo, labels = tmp_path / "a.png", ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(photo)
+    config, params = random_model("debug", SMALL | dict(labels=labels))
+    saved.save(tmp_path / "model", config, params)
+    export.export(str(tmp_path / "model"), tmp_path / "m.onnx", "onnx", features=True)
+    export.export(str(tmp_path / "model"), tmp_path / "n.onnx", "onnx")
+
+    def said(name, *words):
+        status = main([words[0], f"--checkpoint={tmp_path / name}", *map(str, words[1:])])
+        out = capsys.readouterr()
+        return out.out if status == 0 else out.err
+
+    wanted, found = (json.loads(said(n, "predict", "--json", photo)) for n in ("model", "m.onnx"))
+    for a, b in zip(wanted["predictions"], found["predictions"], strict=True):
+        assert a["class"] == b["class"] in labels
+        assert a["probability"] == pytest.approx(b["probability"], rel=1e-4)
+    rows = {}
+    for name in ("model", "m.onnx"):
+        out = tmp_path / f"{name}.npy"
+        said(name, "features", "--data=digits[test[:9]]", f"--out={out}")
+        rows[name] = np.load(out)
+    assert rows["model"].shape == (9, 32)
+    np.testing.assert_allclose(rows["m.onnx"], rows["model"], atol=1e-4)
+    given = ("features", "--data=digits[test[:9]]", f"--out={tmp_path / 'no.npy'}")
+    assert "gives logits, no 'pre_logits'; `vit-jax export --features`" in said("n.onnx", *given)
+    assert "gives logits and pre_logits, no 'block_1'" in said("m.onnx", *given, "--layer=block_1")
+    assert "--pool=mean is for tokens" in said("m.onnx", *given, "--pool=mean")
+    assert not (tmp_path / "no.npy").exists()
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
@@ -220,3 +253,33 @@ def test_weights_beyond_half_precision_and_models_without_an_encoder(tmp_path):
     source = saved_random(tmp_path / "bit", *MODELS["BiT"])
     with pytest.raises(UserError, match="--int8 is for Vision Transformers"):
         export.export(source, tmp_path / "m.onnx", "onnx", int8=True)
+
+
+def test_openvino(tmp_path):
+    """Its IR answers as the model does, and says how images are prepared; ONNX files run in it."""
+    pytest.importorskip("openvino")
+    from vit_jax.interop import openvino_files
+
+    source = saved_random(tmp_path / "model")
+    proof = export.export(source, tmp_path / "m.xml", "openvino", features=True, uint8=True)
+    assert proof.runtime.startswith("openvino 20") and proof.difference < 1e-4 * proof.scale
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "m.xml", "m.bin"}
+    config, params = saved.load(source)
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    images = pixels.astype(np.float32) / 127.5 - 1
+    found, wanted = export.open_exported(tmp_path / "m.xml"), peers.outputs(config, params, images)
+    assert found.image_size == (32, 32) and found.preprocessing
+    np.testing.assert_allclose(found.run(images).logits, wanted.logits, atol=1e-4)
+    np.testing.assert_allclose(found.run(images).pre_logits, wanted.pre_logits, atol=1e-4)
+    export.export(source, tmp_path / "m.onnx", "onnx", batch_size=2)
+    answer, _ = openvino_files.open_file(tmp_path / "m.onnx")
+    assert answer.size == 2
+    run = export.of_any_number(answer)
+    np.testing.assert_allclose(run(images).logits, wanted.logits, atol=1e-4)
+    with pytest.raises(UserError, match=r"m\.xml exists and would be overwritten"):
+        export.export(source, tmp_path / "m.xml", "openvino")
+    (tmp_path / "m.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"OpenVINO cannot run m\.xml"):
+        export.open_exported(tmp_path / "m.xml")
+    with pytest.raises(UserError, match=r"out must end in \.xml for --format=openvino"):
+        export.export(source, tmp_path / "out", "openvino")

@@ -12,7 +12,7 @@ import pytest
 from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.evaluation import predict
+from vit_jax.evaluation import forward as forwards, predict
 from vit_jax.interop import (
     convert,
     export,
@@ -21,6 +21,7 @@ from vit_jax.interop import (
     peers,
 )
 from vit_jax.models import saved
+from vit_jax.runtime import sharding
 
 SMALL = dict(hidden_size=64, num_layers=2, mlp_dim=128, num_heads=2, image_size=64, num_classes=7)
 LABELS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
@@ -122,7 +123,8 @@ def test_the_pipeline_agrees_with_predict_on_a_photo(transformers, tmp_path, cap
     config, params = golden_model()
     source = saved_model(tmp_path, models.replace(config, multilabel=multilabel), params)
     convert.convert(str(source), tmp_path / "hf", "huggingface")
-    (ours,) = predict.predict(*saved.load(source), [photo], top_k=5)
+    forward = forwards.of_model(*saved.load(source), sharding.make_mesh())
+    (ours,) = predict.predict(forward, [photo], top_k=5)
     pipe = transformers.pipeline("image-classification", model=str(tmp_path / "hf"))
     theirs = pipe(str(photo), top_k=5)
     assert [row["class"] for row in ours["predictions"]] == [row["label"] for row in theirs]

@@ -1,4 +1,4 @@
-"""Models for serving: StableHLO, ONNX, OpenVINO and SavedModel, each run again before it is called done."""
+"""Models for serving: StableHLO, ONNX, OpenVINO, SavedModel, each run again before it is done."""
 
 from __future__ import annotations
 

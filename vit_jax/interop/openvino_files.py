@@ -64,13 +64,12 @@ def open_file(file: str | Path, dtype: str = "float32") -> tuple[Answer, str]:
         reason = str(error).strip().split("\n")[-1][:160]
         raise UserError(f"OpenVINO cannot run {Path(file).name} ({reason}).") from error
     given = model.inputs[0]
-    names = [output.any_name for output in model.outputs]
+    features = [i for i, output in enumerate(model.outputs) if "pre_logits" in output.names]
     uint8 = given.element_type.to_dtype() == np.uint8
 
     def run(images: Array) -> Outputs:
         found = model([to_pixels(images) if uint8 else np.ascontiguousarray(images)])
-        values = {name: found[i] for i, name in enumerate(names)}
-        return Outputs(values["logits"], values.get("pre_logits"))
+        return Outputs(found[0], found[features[0]] if features else None)
 
     size = given.partial_shape[0]
     answer = Answer(run, size.get_length() if size.is_static else None)

@@ -157,7 +157,8 @@ def tf_data(spec: Spec) -> Job:
 
 def exported(spec: Spec, form: str) -> Job:
     """The model as `vit-jax export` writes it, on float images of the host."""
-    answer, _ = export.FORMATS[form][1](Path(spec.weights))
+    options = {"dtype": spec.dtype} if form in ROUNDS_PRODUCTS else {}
+    answer, _ = export.FORMATS[form][1](Path(spec.weights), **options)
     run_all = export.of_any_number(answer)
     images = random_images(spec).astype(np.float32) / 127.5 - 1.0
 
@@ -174,6 +175,8 @@ SERVING = {
     "openvino": functools.partial(exported, form="openvino"),
     "savedmodel": functools.partial(exported, form="savedmodel"),
 }
+#: Runtimes that round products to 16 bits when asked, whatever the file holds.
+ROUNDS_PRODUCTS = ("openvino",)
 MODELS = {"timm": timm, "timm-compile": timm_compiled, "transformers": transformers}
 FORMATS = {
     "timm": "timm", "timm-compile": "timm", "transformers": "huggingface",

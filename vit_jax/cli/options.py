@@ -193,6 +193,7 @@ def forward(checkpoint: str, batch_size: int) -> Forward:
         labels=found.labels,
         preprocessing=found.preprocessing,
         multilabel=found.multilabel,
+        variant=found.variant,
         thresholds=found.thresholds,
         batch_size=batch_size,
     )

@@ -36,7 +36,7 @@ class Forward(NamedTuple):
     preprocessing: how images are prepared, as a model's configuration has it.
     has_features: whether pre_logits are given.
     check_head: raises UserError if the classifier was never trained.
-    multilabel, thresholds: see models.ViTConfig.
+    multilabel, thresholds, variant: see models.ViTConfig.
     """
 
     function: Callable[[jax.Array], Outputs]
@@ -51,6 +51,7 @@ class Forward(NamedTuple):
     check_head: Callable[[], None]
     multilabel: bool = False
     thresholds: tuple[float, ...] = ()
+    variant: str = ""
 
     def __call__(self, images: jax.Array) -> Outputs:
         return self.function(images)
@@ -69,6 +70,7 @@ def of_model(
     return Forward(
         functools.partial(function, on_mesh),
         name=config.variant,
+        variant=config.variant,
         image_size=config.image_size,
         num_classes=config.num_classes,
         labels=config.labels,
@@ -107,6 +109,7 @@ def of_function(
     preprocessing: tuple[tuple[str, object], ...],
     multilabel: bool = False,
     thresholds: tuple[float, ...] = (),
+    variant: str = "",
     batch_size: int = 64,
 ) -> Forward:
     """`answer(images (b, h, w, c) float32 in [-1, 1]) -> logits, pre_logits or None, ...`, such as
@@ -144,6 +147,7 @@ def of_function(
         check_head=check_head,
         multilabel=multilabel,
         thresholds=thresholds,
+        variant=variant,
     )
 
 

@@ -154,6 +154,7 @@ class Exported(NamedTuple):
     labels: tuple[str, ...]
     multilabel: bool
     thresholds: tuple[float, ...]
+    variant: str
 
 
 def is_exported(path: str | Path) -> bool:
@@ -188,6 +189,7 @@ def open_exported(path: str | Path) -> Exported:
             labels=tuple(known["labels"]),
             multilabel=bool(known.get("multilabel", False)),
             thresholds=tuple(map(float, known.get("thresholds", ()))),
+            variant=str(known.get("variant", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -333,7 +335,7 @@ def open_savedmodel(directory: str | Path) -> tuple[Answer, str]:
 
 Opened = tuple[Answer, str]
 #: How a format is written, opened, and what it may be asked for.
-FORMATS: dict[str, tuple[Callable[..., str | None], Callable[[Path], Opened], set[str]]] = {
+FORMATS: dict[str, tuple[Callable[..., str | None], Callable[..., Opened], set[str]]] = {
     "stablehlo": (save_stablehlo, open_stablehlo, {"batch_size", "int8", "features"}),
     "onnx": (save_onnx, onnx_files.open_file, set(Options._fields)),
     "openvino": (save_openvino, openvino_files.open_file, set(Options._fields)),

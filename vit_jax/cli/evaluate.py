@@ -159,14 +159,10 @@ def check_saves(checkpoint: str, chosen: Mapping[str, Mapping[str, object]]) -> 
 
 
 def facts_of(forward: Forward | None) -> dict[str, object]:
-    """What evaluation.json says of a model; nothing of one that vtab alone has read.
-
-    An exported one does not say of which variant it is.
-    """
+    """What evaluation.json says of a model; nothing of one that vtab alone has read."""
     if forward is None:
         return {}
-    variant = {"variant": forward.name} if forward.has_features else {}
-    return {**variant, "image_size": list(forward.image_size)}
+    return {"variant": forward.variant, "image_size": list(forward.image_size)}
 
 
 def out_directory(flags: absl_flags.FlagValues, checkpoint: str) -> Path:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.numerics import kernels, remat, short_attention
+from vit_jax.numerics import mesh, remat, short_attention
 from vit_jax.numerics.dense import summed_in_float32
 
 Array = jax.Array
@@ -68,9 +68,10 @@ def dense(
     with the batch in the lanes, and copies it. A split over the heads would be undone by that.
     """
     out, features = jnp.dtype(out_dtype or dtype), kernel.shape[1:]
-    if not kernels.heads_are_split(kernel):
+    if not mesh.heads_are_split(kernel):
         kernel, bias = kernel.reshape(len(kernel), -1), bias.reshape(-1)
-    y = remat.product(affine(x.astype(dtype), kernel, bias, out))
+    x = mesh.split_by_image(x.astype(dtype))
+    y = remat.product(mesh.split_by_image(affine(x, kernel, bias, out)))
     y = y.reshape(*x.shape[:-1], *features)
     return activated(activation, y) if activation else y
 

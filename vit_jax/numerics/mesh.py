@@ -64,6 +64,42 @@ def split_by_image(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def whole(kernel: Array) -> Array:
+    """A kernel on every device, where weights are split over `fsdp` alone.
+
+    A product with it is then one product: XLA would otherwise split it into one for each part that
+    arrives, of a length that the matrix unit is not filled by.
+    """
+    mesh = of(kernel)
+    if mesh.empty or mesh.shape.get("fsdp", 1) == 1 or mesh.shape.get(HEADS, 1) > 1:
+        return kernel
+    return jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, PartitionSpec()))
+
+
+def gradient_of_kernel(product: Callable[[Array, Array], Array], x: Array, dy: Array) -> Array:
+    """`product(x, dy)`, the sum over the images of all devices, of which each keeps the part that
+    it has of the kernel (i, o): on meshes as in `whole`, of the shorter axis (runtime/sharding.py).
+
+    Left to XLA it would be many products again, or summed whole on every device.
+    """
+    mesh = of(x)
+    parts = 1 if mesh.empty or mesh.shape.get(HEADS, 1) > 1 else mesh.shape.get("fsdp", 1)
+    axis = int(dy.shape[-1] <= x.shape[-1])
+    share = parts * mesh.shape.get("data", 1)
+    if parts == 1 or x.shape[0] % share or (x, dy)[axis].shape[-1] % parts:
+        return product(x, dy)
+
+    def own(x: Array, dy: Array) -> Array:
+        partial = jax.lax.psum(product(x, dy), "data")
+        return jax.lax.psum_scatter(partial, "fsdp", scatter_dimension=axis, tiled=True)
+
+    images = PartitionSpec(IMAGES)
+    out = PartitionSpec(*("fsdp" if i == axis else None for i in (0, 1)))
+    return jax.shard_map(own, mesh=mesh, in_specs=(images, images), out_specs=out, check_vma=False)(
+        x, dy
+    )
+
+
 def heads_are_split(array: Array) -> bool:
     """Whether an array is on a mesh whose devices each have a part of the heads."""
     mesh = of(array)

@@ -48,7 +48,8 @@ EXTRAS = {
         "tensorflow-cpu>=2.18; platform_machine == 'x86_64'",
     ],
     "hf": ["datasets>=3.0", "huggingface_hub>=0.30"],
-    "onnx": ["jax2onnx>=0.10", "onnx>=1.17", "onnxruntime>=1.20"],
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
+    "openvino": ["onnx>=1.17", "openvino>=2025.0"],
     "int8": ["qwix>=0.1.8"],
     # Crops decode only their region of a JPEG; a system's libjpeg-turbo 3 does as well.
     "turbojpeg": [TURBOJPEG],

@@ -5,8 +5,9 @@
       --config.batch_size=256
 
 The argument is VARIANT,DATASET[,STEPS[,TARGET]]: a data set of configs/pretrain.py or a data spec,
-of which the labels are not read; 1,000,000 steps, about 14 epochs of JFT-300M; and what is
-predicted of a corrupted patch: mean_colour, downsized or pixels. What else B.1.2 varies or leaves
+of which the labels are not read, so that a folder of images without class folders will do;
+1,000,000 steps, about 14 epochs of JFT-300M; and what is predicted of a corrupted patch:
+mean_colour, downsized or pixels. What else B.1.2 varies or leaves
 open is in config.objective (vit_jax/objectives/masked_patches.py).
 
 Adam, batch 4096, 2e-4, 10k warm-up steps, cosine decay, 224 pixels. The paper says nothing of

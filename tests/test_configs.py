@@ -94,16 +94,25 @@ TRACED = set()
 
 
 def trace_one_step(setup):
-    """One training step at full size, by shapes only; each program once, whatever its data."""
-    c = setup.config
+    """One training step by shapes only, at full size but for the number of layers, which are alike.
+
+    Each program once, whatever its data.
+    """
+    c, model = setup.config, setup.program.model
     key = (
-        models.replace(setup.program.model, num_classes=1, labels=()),
+        models.replace(model, num_classes=1, labels=()),
         *(c.optimizer.name, c.loss.name, str(c.objective)),
         *(bool(c.mixup_alpha), c.polyak_decay is None, c.accumulation_steps > 1),
     )
     if key in TRACED:
         return
     TRACED.add(key)
+    c = c.copy_and_resolve_references()
+    if isinstance(model, models.ResNetConfig):
+        c.model.depths = tuple(min(depth, 2) for depth in model.depths)
+    elif model.num_layers > 2:
+        c.model.num_layers = 2
+    setup = set_up(c)
     before = setup.program.abstract_state
     after, metrics = jax.eval_shape(setup.program.train_step, before, abstract_batch(setup))
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)

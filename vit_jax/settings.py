@@ -8,88 +8,34 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from vit_jax.errors import UserError, nearest
-
-
-class Kind(NamedTuple):
-    """What a value may be: in words, as a test, and the Python type that text is read as."""
-
-    text: str
-    holds: Callable[[object], bool]
-    type: type
-
-
-def _whole(low: int, high: int = 2**31 - 1) -> Kind:
-    def holds(value: object) -> bool:
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-            return False
-        return low <= int(value) <= high
-
-    most = "or more" if high == 2**31 - 1 else f"to {high:,}"
-    return Kind(f"a whole number, {low} {most}", holds, int)
-
-
-def _number(text: str, test: Callable[[float], bool] = lambda value: True) -> Kind:
-    def holds(value: object) -> bool:
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            return False
-        return abs(float(value)) < 3.4e38 and test(float(value))  # finite in float32; NaN is not
-
-    return Kind(f"a number{text}", holds, float)
-
-
-def _word(*words: str) -> Kind:
-    *others, last = words
-    text = f"{', '.join(others)} or {last}" if others else last
-    return Kind(text, lambda value: isinstance(value, str) and value in words, str)
-
-
-def _either(one: Kind, other: Kind) -> Kind:
-    text = f"{one.text}, or {other.text}"
-    return Kind(text, lambda value: one.holds(value) or other.holds(value), object)
-
-
-def _each(kind: Kind, *counts: int) -> Kind:
-    """A sequence of so many values; of any number without `counts`."""
-
-    def holds(value: object) -> bool:
-        if not isinstance(value, (list, tuple)) or (counts and len(value) not in counts):
-            return False
-        return all(map(kind.holds, value))
-
-    count = f"{' or '.join(map(str, counts))} values, each " if counts else "values, each "
-    return Kind(count + kind.text, holds, tuple)
-
-
-def _rising(kind: Kind) -> Kind:
-    least_most = _each(kind, 2)
-
-    def holds(value: object) -> bool:
-        if not isinstance(value, (list, tuple)) or not least_most.holds(value):
-            return False
-        return value[0] <= value[1]
-
-    return Kind(f"(least, most), each {kind.text}", holds, tuple)
-
-
-TEXT = Kind("text", lambda value: isinstance(value, str), str)
-FLAG = Kind("True or False", lambda value: isinstance(value, bool), bool)
-SECTION = Kind("a configuration", lambda value: False, object)  # those are checked apart
-COUNT, POSITIVE = _whole(0), _whole(1)
-REAL = _number("")
-NONNEGATIVE = _number(", 0 or more", lambda value: value >= 0)
-ABOVE_0 = _number(" above 0", lambda value: value > 0)
-FROM_0_TO_1 = _number(" in [0, 1]", lambda value: 0 <= value <= 1)
-UP_TO_1 = _number(" in (0, 1]", lambda value: 0 < value <= 1)
-BELOW_1 = _number(" in [0, 1)", lambda value: 0 <= value < 1)
-BETWEEN_0_AND_1 = _number(" in (0, 1)", lambda value: 0 < value < 1)
-PERCENT = _number(" in (0, 100)", lambda value: 0 < value < 100)
-BELOW_100 = _number(" in [0, 100)", lambda value: 0 <= value < 100)
-PIXELS = _either(POSITIVE, _each(POSITIVE, 2))  # both sides, or (height, width)
-DEVICES = _either(_whole(1), Kind("-1: all that are left", lambda value: value == -1, int))
+from vit_jax.kinds import (
+    ABOVE_0,
+    BELOW_1,
+    BELOW_100,
+    BETWEEN_0_AND_1,
+    COUNT,
+    DEVICES,
+    FLAG,
+    FROM_0_TO_1,
+    NONNEGATIVE,
+    PERCENT,
+    PIXELS,
+    POSITIVE,
+    REAL,
+    SECTION,
+    TEXT,
+    UP_TO_1,
+    Kind,
+    each,
+    either,
+    rising,
+    whole,
+    word,
+)
 
 
 class Setting(NamedTuple):
@@ -129,25 +75,25 @@ SETTINGS: dict[str, Setting] = {
     "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),
     "model.mlp_dim": Setting(None, POSITIVE, "Hidden units of the MLP of a block (Table 1)."),
     "model.num_heads": Setting(None, POSITIVE, "k of Appendix A; divides hidden_size."),
-    "model.depths": Setting(None, _each(POSITIVE), "Of a ResNet: the units of each stage."),
+    "model.depths": Setting(None, each(POSITIVE), "Of a ResNet: the units of each stage."),
     "model.width_factor": Setting(None, ABOVE_0, "Of a ResNet: times 64 channels at the root."),
     "model.representation_size": Setting(
         None,
-        _either(POSITIVE, _word("hidden")),
+        either(POSITIVE, word("hidden")),
         "The pre-training head's hidden layer (section 3.1); hidden: as wide as the model.",
     ),
     "model.classifier": Setting(
-        None, _word("token", "gap", "map"), "Class token, mean, or attention pooling (D.3)."
+        None, word("token", "gap", "map"), "Class token, mean, or attention pooling (D.3)."
     ),
     "model.position_embedding": Setting(
-        None, _word("none", "1d", "2d", "relative"), "Appendix D.4, Table 8."
+        None, word("none", "1d", "2d", "relative"), "Appendix D.4, Table 8."
     ),
     "model.position_embedding_at": Setting(
-        None, _word("stem", "every", "shared"), "Where it is added (Table 8)."
+        None, word("stem", "every", "shared"), "Where it is added (Table 8)."
     ),
     "model.head_bias": Setting(None, REAL, "The head's bias at the beginning."),
     "model.pool_padding": Setting(
-        None, _word("zeros", "lowest"), "Around the root pooling of a ResNet; zeros: as released."
+        None, word("zeros", "lowest"), "Around the root pooling of a ResNet; zeros: as released."
     ),
     "model.layer_norm_epsilon": Setting(None, BETWEEN_0_AND_1, "1e-6; other families' differ."),
     "model.dropout_rate": Setting(None, BELOW_1, "After every dense layer but q, k, v (Table 3)."),
@@ -156,12 +102,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "model.remat": Setting(
         None,
-        _either(FLAG, _word("none", "products", "full")),
+        either(FLAG, word("none", "products", "full")),
         "What the backward pass computes again to save memory; True is full.",
     ),
     "model.scan": Setting(None, FLAG, "Blocks as one loop: compiles faster, runs a little slower."),
     "model.attention": Setting(
-        None, _word("auto", "xla", "cudnn", "fused"), "The kernel: cuDNN's on GPUs, ours on TPUs."
+        None, word("auto", "xla", "cudnn", "fused"), "The kernel: cuDNN's on GPUs, ours on TPUs."
     ),
     "init_from": Setting("", TEXT, "Any checkpoint that load_model reads; empty: from scratch."),
     "keep_head": Setting(
@@ -180,7 +126,7 @@ SETTINGS: dict[str, Setting] = {
     "data.orient": Setting(True, FLAG, "Photos are turned upright by EXIF, but for TFDS' own."),
     "data.sampling": Setting(
         "uniform",
-        _word("uniform", "balanced"),
+        word("uniform", "balanced"),
         "uniform: every image once an epoch; balanced: every class equally often (docs/data.md).",
     ),
     "data.exclude": Setting("", TEXT, "A file of record names to leave out of training."),
@@ -188,14 +134,17 @@ SETTINGS: dict[str, Setting] = {
         0, COUNT, "Images that cannot be read and are left out; more end the run.", free=True
     ),
     "data.max_image_pixels": Setting(
-        100_000_000, _whole(1), "An image whose header says more is not decoded.", free=True
+        100_000_000, whole(1), "An image whose header says more is not decoded.", free=True
     ),
     "data.num_threads": Setting(
-        4, _whole(1, 1024), "That decode images, in each process.", free=True
+        4,
+        whole(1, 1024),
+        "That decode images, in each process.",
+        free=True,
     ),
     "data.num_workers": Setting(
         0,
-        _whole(0, 1024),
+        whole(0, 1024),
         "Processes that decode instead of threads.",
         free=True,
     ),
@@ -203,27 +152,25 @@ SETTINGS: dict[str, Setting] = {
         "inception_crop", TEXT, "inception_crop, resize_crop, resize_flip or pad_crop."
     ),
     "augment.area": option(
-        _rising(UP_TO_1), "Least and most share of the image that is cropped; 0.05 and 1."
+        rising(UP_TO_1), "Least and most share of the image that is cropped; 0.05 and 1."
     ),
-    "augment.aspect": option(_rising(ABOVE_0), "Least and most width over height."),
+    "augment.aspect": option(rising(ABOVE_0), "Least and most width over height."),
     "augment.resize": option(PIXELS, "Pixels before the crop; 448 for 384 in BiT."),
     "augment.pad": option(COUNT, "Pixels of zeros around the image before the crop."),
     "augment.flip": option(FLAG, "Half of the images are mirrored."),
     "eval_preprocess.name": Setting(
         "resize", TEXT, "resize, resize_center_crop, square_center_crop, objectnet or pillow."
     ),
-    "eval_preprocess.resize": option(
-        _either(ABOVE_0, _each(ABOVE_0, 2)), "Pixels before the crop."
-    ),
+    "eval_preprocess.resize": option(either(ABOVE_0, each(ABOVE_0, 2)), "Pixels before the crop."),
     "eval_preprocess.interpolation": option(
-        _word("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"), "Of pillow."
+        word("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"), "Of pillow."
     ),
     "eval_preprocess.fit": option(
-        _word("squash", "cover", "contain"), "Of pillow: how the aspect ratio is treated."
+        word("squash", "cover", "contain"), "Of pillow: how the aspect ratio is treated."
     ),
-    "eval_preprocess.whole": option(_word("down", "nearest"), "Of pillow: how sides are rounded."),
-    "eval_preprocess.centre": option(_word("down", "nearest"), "Of pillow: the crop's corner."),
-    "eval_preprocess.fill": option(_each(_whole(0, 255), 3), "Of pillow: around the image, RGB."),
+    "eval_preprocess.whole": option(word("down", "nearest"), "Of pillow: how sides are rounded."),
+    "eval_preprocess.centre": option(word("down", "nearest"), "Of pillow: the crop's corner."),
+    "eval_preprocess.fill": option(each(whole(0, 255), 3), "Of pillow: around the image, RGB."),
     # Optimisation.
     "batch_size": Setting(
         512,
@@ -257,20 +204,20 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.weight_decay": option(
         NONNEGATIVE, "Decoupled in adam (0.1 on JFT, 0.03 on ImageNet-21k); L2 in sgd."
     ),
-    "optimizer.decay_on": option(_word("all", "kernels"), "What weight decay shrinks."),
-    "optimizer.accumulator_dtype": option(_word("bfloat16", "float32"), "Of the momentum of sgd."),
+    "optimizer.decay_on": option(word("all", "kernels"), "What weight decay shrinks."),
+    "optimizer.accumulator_dtype": option(word("bfloat16", "float32"), "Of the momentum of sgd."),
     "schedule.decay": Setting("cosine", TEXT, "linear (Table 3), cosine (4), staircase, constant."),
     "schedule.learning_rate": Setting(0.03, ABOVE_0, "After the warm-up (Tables 3 and 4)."),
     "schedule.final_learning_rate": Setting(0.0, NONNEGATIVE, "Of linear: at the end; 1e-5."),
     "schedule.boundaries_percent": Setting(
-        (), _each(PERCENT), "Of staircase: where the rate falls by ten."
+        (), each(PERCENT), "Of staircase: where the rate falls by ten."
     ),
     "schedule.warmup_steps": Setting(None, COUNT, "10,000 in pre-training, 500 in fine-tuning."),
     "schedule.warmup_epochs": Setting(None, NONNEGATIVE, "The same in epochs."),
     "schedule.warmup_percent": Setting(None, BELOW_100, "The same in percent of the run."),
     "sweep.learning_rates": Setting(
         (0.001, 0.003, 0.01, 0.03),
-        _each(ABOVE_0),
+        each(ABOVE_0),
         "What `vit-jax sweep` chooses from (Table 4).",
         free=True,
     ),
@@ -280,7 +227,7 @@ SETTINGS: dict[str, Setting] = {
     "gradient_clip_norm": Setting(None, ABOVE_0, "Global norm of the gradient; 1 in Tables 3, 4."),
     "dropout_bits": Setting(
         "hash",
-        _word("hash", "threefry"),
+        word("hash", "threefry"),
         "Of dropout and stochastic depth: a hash of step, place and "
         "example, the same however a batch is split; or JAX's generator, as before.",
     ),
@@ -298,14 +245,14 @@ SETTINGS: dict[str, Setting] = {
     ),
     "memory": Setting(
         "as_configured",
-        _word("as_configured", "auto"),
+        word("as_configured", "auto"),
         "auto chooses model.remat and accumulation_steps that fit the device.",
     ),
     "memory_limit_gib": Setting(
         None, ABOVE_0, "Of a device that others use too; by default all of it.", free=True
     ),
     "compute_dtype": Setting(
-        "auto", _word("auto", "float32", "bfloat16"), "auto: bfloat16 on accelerators."
+        "auto", word("auto", "float32", "bfloat16"), "auto: bfloat16 on accelerators."
     ),
     "mesh.data": Setting(
         -1,
@@ -321,7 +268,7 @@ SETTINGS: dict[str, Setting] = {
     "log_every_steps": Setting(50, POSITIVE, "A line of metrics.jsonl.", free=True),
     "profile_steps": Setting(
         (),
-        _each(POSITIVE, 0, 2),
+        each(POSITIVE, 0, 2),
         "(first, last): traced into WORKDIR/profile.",
         free=True,
     ),
@@ -334,6 +281,15 @@ SETTINGS: dict[str, Setting] = {
         free=True,
     ),
     "keep_checkpoints": Setting(2, POSITIVE, "The newest so many; older ones go.", free=True),
+    "keep_best": Setting(
+        "",
+        TEXT,
+        "A metric, e.g. eval/accuracy: its best checkpoint is kept and exported. Smaller is better "
+        "of a loss or error; min: or max: before the name says it.",
+    ),
+    "patience": Setting(
+        0, COUNT, "Evaluations without a better keep_best that end the run (Figure 4); 0: none."
+    ),
     "wandb": Setting(False, FLAG, "Also log to Weights & Biases.", free=True),
 }
 OPEN_SECTIONS = ("augment", "eval_preprocess", "evaluators", "loss", "objective", "optimizer")

@@ -42,13 +42,13 @@ def test_an_exported_model_is_evaluated_like_its_checkpoint(
 ):
     """With an open batch, and with one that divides neither the images nor the devices."""
     if form == "onnx":
-        pytest.importorskip("jax2onnx")
         pytest.importorskip("onnxruntime")
     model = tmp_path / name
     export.export(str(checkpoint), model, form, batch_size=batch)
     wanted = evaluated(checkpoint, tmp_path / "a", "--batch_size=16")
     found = evaluated(model, tmp_path / "b", "--batch_size=16")
     assert found.pop("checkpoint") == str(model) and wanted.pop("checkpoint") == str(checkpoint)
+    assert found["variant"] == wanted["variant"] == "debug"
     assert found.pop("loss") == pytest.approx(wanted.pop("loss"), rel=1e-4)
     assert found.pop("calibration_error") == pytest.approx(
         wanted.pop("calibration_error"), abs=1e-4

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from vit_jax.objectives.labels import reads_no_labels
 from vit_jax.objectives.objective import Objective
 
 
+@reads_no_labels
 def centre_colour(apply, model, *, scale: float = 1.0) -> Objective:
     """Squared error of a colour in [-1, 1], times `scale`; no label is read.
 

@@ -85,6 +85,7 @@ def test_32_what_would_run_a_program_is_no_image():
     [
         ("native", {"num_layers": 2**31}, "2,147,483,648 blocks"),
         ("native", {"hidden_size": 2**31}, "heads|has shape"),
+        ("native", {"hidden_size": 2**61 - 1}, "heads would"),
         ("native", {"hidden_size": 2**40, "num_heads": 2**20}, "has shape"),
         ("huggingface", {"num_hidden_layers": 2**31}, "2,147,483,648 blocks|num_hidden_layers"),
         ("huggingface", {"hidden_size": 2**31}, "cls_token has shape"),

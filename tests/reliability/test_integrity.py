@@ -109,7 +109,7 @@ def test_33_equal_models_give_equal_bytes(weights, tmp_path):
 
 
 def test_33_a_model_for_serving(weights, tmp_path):
-    export.save_stablehlo(tmp_path / "s", *load.read(weights / "native"), 1)
+    export.save_stablehlo(tmp_path / "s", *load.read(weights / "native"), export.Options())
     export.open_stablehlo(tmp_path / "s")
     for name in ("weights.safetensors", "model.stablehlo"):
         shutil.copytree(tmp_path / "s", tmp_path / name)

@@ -21,7 +21,8 @@ from vit_jax.evaluation.result import Result
 from vit_jax.interop import export, huggingface, load
 from vit_jax.models import saved
 from vit_jax.runtime import sharding
-from vit_jax.training.setup import abstract_batch, is_plain, jit_train_step, set_up
+from vit_jax.training.objective import is_plain
+from vit_jax.training.setup import abstract_batch, jit_train_step, set_up
 from vit_jax.training.workdir import check_data, run_meta
 
 NAMES = ("blue", "green", "red")

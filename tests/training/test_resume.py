@@ -172,12 +172,24 @@ def test_another_config_on_the_workdir_is_refused(uninterrupted, override, messa
 
 def test_two_processes_end_in_the_bytes_of_one_with_two_devices(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    done = run(one, JAX_NUM_CPU_DEVICES="2")
+    best = (
+        "--config.keep_best=max:eval/loss",
+        "--config.patience=2",
+        "--config.eval_every_steps=2",
+    )
+    done = run(one, *best, JAX_NUM_CPU_DEVICES="2")
     assert done.returncode == 0, done.stderr
     port = 20_000 + os.getpid() % 20_000
     join = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
-    with start(two, *join, "--process_id=0") as first, start(two, *join, "--process_id=1") as other:
+    with (
+        start(two, *best, *join, "--process_id=0") as first,
+        start(two, *best, *join, "--process_id=1") as other,
+    ):
         for rank in (first, other):
             _, err = rank.communicate(timeout=300)
             assert rank.returncode == 0, err
     assert weights(one) == weights(two)
+    # An early stop, with the weights of another step than the last.
+    ends = [read_metrics(workdir / "metrics.jsonl")[-1] for workdir in (one, two)]
+    steps = [(end["best/step"], end["step"]) for end in ends]
+    assert steps[0] == steps[1] and 2 <= steps[0][0] < steps[0][1] < 12

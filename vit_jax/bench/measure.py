@@ -149,7 +149,7 @@ def write_weights(options: Options, scratch: Path) -> dict[str, str]:
 
 
 def file_name(form: str) -> str:
-    return "model.onnx" if form == "onnx" else form
+    return {"onnx": "model.onnx", "openvino": "model.xml"}.get(form, form)
 
 
 def ask_machine(options: Options, dtype: str) -> Row:
@@ -180,8 +180,8 @@ def spec_of(options: Options, task: str, dtype: str, weights: dict[str, str], na
 def contenders_of(options: Options, task: str, dtype: str) -> list[str]:
     if task in WITH_MODELS:
         names = [name for name in options.peers if name != "tf.data"]
-        if task == "train" or dtype != "float32":  # an exported model is neither
-            names = [name for name in names if name not in peers.SERVING]
+        rounds = () if task == "train" else peers.ROUNDS_PRODUCTS if dtype == "bfloat16" else names
+        names = [name for name in names if name not in peers.SERVING or name in rounds]
         return ["vit_jax", *names]
     if task == "input":
         return ["vit_jax", "decode", *(name for name in options.peers if name == "tf.data")]

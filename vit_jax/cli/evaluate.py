@@ -22,21 +22,26 @@ example:
   FILE.py:NAME    an evaluator of your own, see CONTRIBUTING.md
 fewshot, knn and probe take the training and the evaluation split of each data set, and need a
 checkpoint; the others also evaluate what `vit-jax export` wrote. Images are prepared as the model
-says; classes are matched by name where both sides have names. Writes evaluation.json, CSV files and
-pictures into --out. An option of a protocol is --PROTOCOL.OPTION, or --OPTION for every protocol of
---suite that has it. --config.KEY=VALUE changes a setting of vtab's runs (configs/vtab.py).
+says; classes are matched by name where both sides have names. Writes evaluation.json, CSV files,
+pictures and evaluation.html into --out, with the paper's figures beside where a row corresponds.
+An option of a protocol is --PROTOCOL.OPTION, or --OPTION for every protocol of --suite that has it.
+--config.KEY=VALUE changes a setting of vtab's runs (configs/vtab.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
 from vit_jax.config import pick
 from vit_jax.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from vit_jax.evaluation.forward import Forward
 
 #: Flags that vtab alone reads.
 VTAB = ("tasks", "size", "learning_rates", "set")
@@ -136,10 +141,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
                 forward = forward or options.forward(checkpoint, flags.batch_size)
                 found = protocols.evaluate(evaluator, forward, data, chosen[name])
             if jax.process_index() == 0:
-                record = {"checkpoint": checkpoint, **found.record}
+                record = {"checkpoint": checkpoint, **facts_of(forward), **found.record}
                 file = result.write(out, name, record, found)
                 print("\n".join(found.table))
-                print(f"  in {file}")
+                print(f"  in {file} and {file.with_suffix('.html').name}")
                 if flags.save_threshold and found.model:
                     print(f"  saved in {load.replace_settings(checkpoint, found.model)}")
 
@@ -151,6 +156,13 @@ def check_saves(checkpoint: str, chosen: Mapping[str, Mapping[str, object]]) -> 
     if not any(each.get("threshold") in ("one", "per_class") for each in chosen.values()):
         raise UsageError("--save_threshold is of --threshold=one or --threshold=per_class.")
     load.own_directory(checkpoint)
+
+
+def facts_of(forward: Forward | None) -> dict[str, object]:
+    """What evaluation.json says of a model; nothing of one that vtab alone has read."""
+    if forward is None:
+        return {}
+    return {"variant": forward.variant, "image_size": list(forward.image_size)}
 
 
 def out_directory(flags: absl_flags.FlagValues, checkpoint: str) -> Path:

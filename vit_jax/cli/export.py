@@ -2,12 +2,14 @@
 
 example:
   vit-jax export --checkpoint=/runs/pets --format=onnx --out=pets.onnx
+  vit-jax export --checkpoint=/runs/pets --format=openvino --out=pets.xml
   vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-stablehlo
   vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-int8 --int8 \\
       --data='folder:/data/pets[test]'
 
-Input: float32 (batch, height, width, 3), pixels / 127.5 - 1. Output: logits. The batch is open
-unless --batch_size is given. With --data, the accuracy before and after is measured too.
+Input: "images", float32 (batch, height, width, 3), pixels / 127.5 - 1, or with --uint8 (ONNX) the
+pixels. Outputs: "logits", and with --features "pre_logits". The batch is open unless --batch_size
+is given. With --data, the accuracy before and after is measured too.
 """
 
 from __future__ import annotations
@@ -20,12 +22,28 @@ from vit_jax.errors import UsageError
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
-    absl_flags.DEFINE_string("format", None, "stablehlo, onnx or savedmodel.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "format", None, "stablehlo, onnx, openvino or savedmodel.", flag_values=flags
+    )
     absl_flags.DEFINE_string("out", None, "Where to write it.", flag_values=flags)
     absl_flags.DEFINE_integer(
         "batch_size", 0, "A fixed batch; 0 leaves it open.", lower_bound=0, flag_values=flags
     )
-    absl_flags.DEFINE_bool("int8", False, "The encoder in 8 bits (stablehlo).", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "int8", False, "The encoder's dense layers in 8 bits (onnx, stablehlo).", flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        "calibration",
+        "",
+        "Data set whose images scale the activations of --int8 (onnx); 64 of them are taken.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool("features", False, "Give pre_logits as well.", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "opset", 0, "Of ONNX, from 17; 0 is 17, which most runtimes read.", flag_values=flags
+    )
+    absl_flags.DEFINE_string("dtype", "float32", "float32 or float16 (onnx).", flag_values=flags)
+    absl_flags.DEFINE_bool("uint8", False, "Take pixels, 0 to 255 (onnx).", flag_values=flags)
     absl_flags.DEFINE_string(
         "data", None, "Data set to measure the accuracy on, before and after.", flag_values=flags
     )
@@ -43,10 +61,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         checkpoint,
         flags.out,
         flags.format,
-        batch_size=flags.batch_size,
-        int8=flags.int8,
         tolerance=flags.tolerance,
         photos=flags.data or "",
+        **{name: getattr(flags, name) for name in export.Options._fields},
     )
     print(options.proof_text(flags.out, proof))
     if flags.data:

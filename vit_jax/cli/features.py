@@ -6,7 +6,8 @@ example:
       --out=features.parquet
 
 --layer is pre_logits (the features of the paper's few-shot evaluation), pooled, encoded, block_0
-..., stage_1 ... of a ResNet, or logits. The rows are in the order of the data set; .npy files have
+..., stage_1 ... of a ResNet, or logits; of what `vit-jax export` wrote logits and, if it was
+exported with --features, pre_logits. The rows are in the order of the data set; .npy files have
 their labels beside them (NAME.labels.npy), .parquet has the columns name, label and features. The
 row of an image that cannot be read is NaN, its label -1; the exit code is 1 then.
 """
@@ -39,22 +40,26 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     options.prepare_jax()
     from vit_jax import data
     from vit_jax.evaluation import features
-    from vit_jax.interop import load
+    from vit_jax.interop import export, load
 
     source = data.open_source(flags.data, data_dir=flags.data_dir)
     for note in source.notes:
         print(note)
-    config, params = load.read(checkpoint)
     bad: list[str] = []
-    found = features.batches_of_features(
-        config,
-        params,
-        source,
-        layer=flags.layer,
-        pool=flags.pool,
-        batch_size=flags.batch_size,
-        on_bad=bad.append,
-    )
+    if export.is_exported(checkpoint):
+        if flags.pool != "none":
+            raise UsageError(f"--pool={flags.pool} is for tokens, which an export does not give.")
+        forward = options.forward(checkpoint, flags.batch_size)
+        found = features.of_forward(forward, source, layer=flags.layer, on_bad=bad.append)
+    else:
+        found = features.batches_of_features(
+            *load.read(checkpoint),
+            source,
+            layer=flags.layer,
+            pool=flags.pool,
+            batch_size=flags.batch_size,
+            on_bad=bad.append,
+        )
     names = source.names()
     with options.progress(len(source), "features") as on_batch:
         shape = features.write(flags.out, found, names, on_batch=on_batch)

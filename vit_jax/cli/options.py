@@ -200,6 +200,7 @@ def forward(checkpoint: str, batch_size: int) -> Forward:
         labels=found.labels,
         preprocessing=found.preprocessing,
         multilabel=found.multilabel,
+        variant=found.variant,
         thresholds=found.thresholds,
         batch_size=batch_size,
     )
@@ -222,13 +223,15 @@ def define_tolerance(flags: absl_flags.FlagValues) -> None:
 
 def proof_text(target: str, proof) -> str:
     """What a conversion prints: where the result is and how far its logits are off."""
+    features = ""
+    if proof.features is not None:
+        features = f"pre-logits and tokens within {proof.features:.1g} of the largest, "
     head = " under a random classifier, as its own is all zeros" if proof.random_head else ""
     lines = [
         f"{target}: maximum logit difference {proof.difference:.2g} "
         f"(largest logit {proof.scale:.3g}){head}, top-1 equal on {proof.same_top1:.0%} of "
-        f"{proof.images} photographs, pre-logits and tokens within {proof.features:.1g} of the "
-        f"largest, run by {proof.runtime}",
-        *(f"  differs in use: {note}" for note in proof.notes),
+        f"{proof.images} photographs, {features}run by {proof.runtime}",
+        *(f"  {note}" for note in proof.notes),
     ]
     return "\n".join(lines)
 

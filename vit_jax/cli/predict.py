@@ -3,6 +3,7 @@
 example:
   vit-jax predict --checkpoint=/runs/pets cat.jpg photos/
   find . -name '*.jpg' | vit-jax predict --checkpoint=/runs/pets --json -
+  vit-jax predict --checkpoint=pets.onnx cat.jpg       # what `vit-jax export` wrote
 
 Of a model of several labels an image, each class has a probability of its own, and those that reach
 the model's threshold are marked with *; it is chosen by `vit-jax evaluate --threshold=...
@@ -40,15 +41,14 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not paths:
         raise UsageError("the list of images on standard input is empty.")
     options.prepare_jax()
-    from vit_jax.evaluation.predict import find_images, predict
-    from vit_jax.interop import load
+    from vit_jax.evaluation.predict import BATCH_SIZE, find_images, predict
 
     files = find_images(paths)
     bad = 0
-    config, params = load.read(checkpoint)
-    if config.multilabel and not config.thresholds:
+    forward = options.forward(checkpoint, BATCH_SIZE)
+    if forward.multilabel and not forward.thresholds:
         print("no threshold was chosen for this model: 0.5 is taken", file=sys.stderr)
-    for result in predict(config, params, files, top_k=flags.top_k):
+    for result in predict(forward, files, top_k=flags.top_k):
         if "error" in result:
             bad += 1
             print(f"vit-jax: {result['error']}", file=sys.stderr)
@@ -57,7 +57,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         elif "predictions" in result:
             print(result["image"])
             for row in result["predictions"]:
-                mark = "* " if row.get("chosen") else "  " if config.multilabel else ""
+                mark = "* " if row.get("chosen") else "  " if forward.multilabel else ""
                 print(f"  {100 * row['probability']:6.2f}%  {mark}{row['class']}")
     if bad:
         raise UserError(f"{bad} of {len(files)} images could not be read; they are named above.")

@@ -69,7 +69,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         failed = study.run(trials, mine, workdir, flags.config, say)
         found = study.write(flags.config, trials, workdir, {})
         show.show(flags.config, trials, found, workdir, failed)
-        for line in study.table(found):
+        for line in study.lines(flags.config, found):
             say(line)
         whole = len(found) == len(trials)
         drawn = f", drawn in {workdir / 'study.png'}" if whole else ""

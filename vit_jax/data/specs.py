@@ -6,6 +6,7 @@ TFDS syntax; options are written as in a web address. `FILE.py:NAME` is a kind o
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -137,13 +138,20 @@ def parse_name(kind: str, name: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def open_splits(spec: str, data_dir: str | None = None) -> tuple[str, AllSplits, str]:
-    """What a spec names: (itself without a split, its splits, the split or "")."""
+def open_splits(
+    spec: str, data_dir: str | None = None, *, flat: bool = False
+) -> tuple[str, AllSplits, str]:
+    """What a spec names: (itself without a split, its splits, the split or "").
+
+    flat: a folder of images needs no class folders.
+    """
     kind, name, split = parse_spec(spec)
     base = f"{kind}{name}" if kind == "digits" else f"{kind}:{name}"
     name, options = parse_name(kind, name)
     by_number = options.pop(MATCH, None) is not None
     open_splits_of = KINDS[kind] if kind in KINDS else files.defined_in(kind, "open_splits")
+    if flat and kind == "folder":
+        open_splits_of = functools.partial(open_folder, flat=True)
     splits = open_splits_of(name, data_dir, options)
     return base, Numbered(splits) if by_number else splits, split
 
@@ -165,7 +173,7 @@ def open_source(
     *,
     data_dir: str | None = None,
     exclude: str | None = None,
-    labelled: bool = False,
+    labelled: bool | None = None,
 ) -> Source:
     """Opens a data set.
 
@@ -173,12 +181,12 @@ def open_source(
       spec: see the module; without a split it is the training split.
       data_dir: where TFDS data sets lie (by default where TFDS keeps them).
       exclude: a file with one record name per line; those records are left out.
-      labelled: records without a label are refused.
+      labelled: True: records without a label are refused. False: a folder needs no class folders.
 
     Raises:
       UserError: it does not exist, is empty or is not usable; says what there is.
     """
-    _, splits, split = open_splits(spec, data_dir)
+    _, splits, split = open_splits(spec, data_dir, flat=labelled is False)
     source = splits(split or "train")
     if not len(source):
         raise UserError(f"{spec} has no examples.")
@@ -196,7 +204,9 @@ class Choice(NamedTuple):
     notes: list[str]
 
 
-def choose_splits(spec: str, *, data_dir: str | None = None, watch: bool = False) -> Choice:
+def choose_splits(
+    spec: str, *, data_dir: str | None = None, watch: bool = False, labelled: bool = True
+) -> Choice:
     """The training and the evaluation split of a data set.
 
     Evaluation is on test, or validation if there is no test; with neither, on a tenth of the
@@ -205,11 +215,12 @@ def choose_splits(spec: str, *, data_dir: str | None = None, watch: bool = False
 
     Args:
       watch: the evaluation is what training is watched on: validation first, test is for the end.
+      labelled: False: nobody reads labels; splits without any are chosen too.
 
     Raises:
       UserError: there is no training split.
     """
-    base, splits, split = open_splits(spec, data_dir)
+    base, splits, split = open_splits(spec, data_dir, flat=not labelled)
     if split:
         raise UserError(
             f"{spec}: name the data set without a split, or set both config.data.train_split and "
@@ -219,7 +230,7 @@ def choose_splits(spec: str, *, data_dir: str | None = None, watch: bool = False
     order: tuple[str, ...] = EVAL_ORDER[::-1] if watch else EVAL_ORDER
     if base.startswith("tfds:imagenet2012"):
         order = ("validation",)
-    hidden = [name for name in order if name in names and withheld(splits(name))]
+    hidden = [name for name in order if labelled and name in names and withheld(splits(name))]
     found = [name for name in order if name in names and name not in hidden]
     notes = [f"{shown(base)}[{s}] has no labels (they are withheld): not used" for s in hidden]
     train = next((name for name in TRAIN_NAMES if name in names), None)

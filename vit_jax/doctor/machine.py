@@ -27,7 +27,7 @@ PACKAGES = (
 )  # fmt: skip
 EXTRAS = {
     "gpu": "jax_cuda12_plugin", "gpu13": "jax_cuda13_plugin", "tpu": "libtpu",
-    "prepare": "tensorflow", "hf": "datasets", "onnx": "jax2onnx", "int8": "qwix",
+    "prepare": "tensorflow", "hf": "datasets", "onnx": "onnx", "int8": "qwix",
     "turbojpeg": "turbojpeg", "wandb": "wandb",
 }  # fmt: skip
 #: Files of accelerators; whoever has one open holds the device.

@@ -99,8 +99,45 @@ def batches_of_features(
     mesh = mesh or sharding.make_mesh()
     run = feature_step(config, layer, pool, mesh)
     transform = transform or data.evaluation_transform(config.image_size, config.preprocessing)
-    batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
     on_mesh = sharding.params_to_devices(params, mesh)
+    step = functools.partial(run, on_mesh)
+    return _batches(step, source, transform, mesh, batch_size, on_bad)
+
+
+def of_forward(
+    forward: Forward,
+    source: Source,
+    *,
+    layer: str = "pre_logits",
+    on_bad: Callable[[str], None] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `batches_of_features`, of what gives logits and perhaps pre_logits, e.g. an export.
+
+    Raises:
+      UserError: it does not give that layer.
+    """
+    given = ("logits", "pre_logits") if forward.has_features else ("logits",)
+    if layer not in given:
+        advice = "" if forward.has_features else "; `vit-jax export --features` adds pre_logits"
+        raise UserError(f"{forward.name} gives {' and '.join(given)}, no {layer!r}{advice}.")
+
+    def step(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return getattr(forward(batch["image"]), layer), batch["label"]
+
+    transform = data.evaluation_transform(forward.image_size, forward.preprocessing)
+    return _batches(step, source, transform, forward.mesh, forward.batch_size, on_bad)
+
+
+def _batches(
+    step: Callable,
+    source: Source,
+    transform: Callable,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    on_bad: Callable[[str], None] | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`step(batch)` -> (features, labels) for every batch, without what fills the last one."""
+    batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
     batches = data.eval_batches(
         source,
         transform,
@@ -113,7 +150,7 @@ def batches_of_features(
         mask = batch["mask"] if batch["label"].ndim == 1 else batch["mask"][:, None]
         label = np.where(mask, batch["label"], batch["label"].dtype.type(NO_LABEL))
         on_device = sharding.to_devices({"image": batch["image"], "label": label}, mesh)
-        found, labels = jax.device_get(run(on_mesh, on_device))
+        found, labels = jax.device_get(step(on_device))
         count = min(batch_size, len(source) - seen)
         found = found[:count].astype(np.float32)
         found[withheld(labels[:count])] = np.nan

@@ -36,7 +36,7 @@ class Forward(NamedTuple):
     preprocessing: how images are prepared, as a model's configuration has it.
     has_features: whether pre_logits are given.
     check_head: raises UserError if the classifier was never trained.
-    multilabel, thresholds: see models.ViTConfig.
+    multilabel, thresholds, variant: see models.ViTConfig.
     """
 
     function: Callable[[jax.Array], Outputs]
@@ -51,6 +51,7 @@ class Forward(NamedTuple):
     check_head: Callable[[], None]
     multilabel: bool = False
     thresholds: tuple[float, ...] = ()
+    variant: str = ""
 
     def __call__(self, images: jax.Array) -> Outputs:
         return self.function(images)
@@ -69,6 +70,7 @@ def of_model(
     return Forward(
         functools.partial(function, on_mesh),
         name=config.variant,
+        variant=config.variant,
         image_size=config.image_size,
         num_classes=config.num_classes,
         labels=config.labels,
@@ -97,7 +99,7 @@ def model_function(
 
 
 def of_function(
-    answer: Callable[[np.ndarray], np.ndarray],
+    answer: Callable[[np.ndarray], tuple],
     mesh: jax.sharding.Mesh,
     *,
     name: str,
@@ -107,9 +109,11 @@ def of_function(
     preprocessing: tuple[tuple[str, object], ...],
     multilabel: bool = False,
     thresholds: tuple[float, ...] = (),
+    variant: str = "",
     batch_size: int = 64,
 ) -> Forward:
-    """`answer(images (b, h, w, c) float32 in [-1, 1]) -> logits`, such as an exported model.
+    """`answer(images (b, h, w, c) float32 in [-1, 1]) -> logits, pre_logits or None, ...`, such as
+    an exported model.
 
     Raises:
       UserError: several processes, of which each would have to run it on all images.
@@ -117,14 +121,15 @@ def of_function(
     if jax.process_count() > 1:
         raise UserError(f"{name} is an exported model, which one process evaluates; start one.")
     shape = (*image_size, channels)
-    grey = answer(np.zeros((1, *shape), np.float32))
+    grey, features = answer(np.zeros((1, *shape), np.float32))[:2]
 
     def function(images: jax.Array) -> Outputs:
-        return Outputs(jnp.asarray(answer(np.asarray(models.normalise(images)))), None)
+        logits, pre_logits = answer(np.asarray(models.normalise(images)))[:2]
+        return Outputs(jnp.asarray(logits), None if pre_logits is None else jnp.asarray(pre_logits))
 
     def check_head() -> None:
         noise = np.random.default_rng(0).uniform(-1, 1, (1, *shape))
-        if np.array_equal(answer(noise.astype(np.float32)), grey):
+        if np.array_equal(answer(noise.astype(np.float32))[0], grey):
             raise UserError(
                 f"The classifier of {name} gives the same answer for every image: it is untrained."
             )
@@ -138,10 +143,11 @@ def of_function(
         preprocessing=preprocessing,
         mesh=mesh,
         batch_size=batch_size,
-        has_features=False,
+        has_features=features is not None,
         check_head=check_head,
         multilabel=multilabel,
         thresholds=thresholds,
+        variant=variant,
     )
 
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import data, models
+from vit_jax import data
 from vit_jax.data.image_files import images_below, passed_over, shown
 from vit_jax.data.photos import read_file
 from vit_jax.errors import UserError
+from vit_jax.evaluation.forward import Forward
 from vit_jax.evaluation.multilabel import DEFAULT
-from vit_jax.models import adapt
+from vit_jax.runtime import sharding
 
 BATCH_SIZE = 32
 
@@ -51,14 +51,8 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
     return files
 
 
-def predict(
-    config: models.ModelConfig,
-    params: models.Params,
-    files: Sequence[Path],
-    *,
-    top_k: int = 5,
-) -> Iterator[dict]:
-    """Classifies image files.
+def predict(forward: Forward, files: Sequence[Path], *, top_k: int = 5) -> Iterator[dict]:
+    """Classifies image files by a model or by what was exported of one.
 
     Yields:
       {"image": path, "predictions": [{"label", "class", "probability"}, ...]}, best first, in the
@@ -70,45 +64,36 @@ def predict(
     Raises:
       UserError: a classifier that was never trained.
     """
-    adapt.check_head(params)
-    transform = data.evaluation_transform(config.image_size, config.preprocessing)
-    _, apply = models.as_functions(config)
-    k = min(top_k, config.num_classes)
-
-    of_logits = jax.nn.sigmoid if config.multilabel else jax.nn.softmax
+    forward.check_head()
+    transform = data.evaluation_transform(forward.image_size, forward.preprocessing)
+    of_logits = jax.nn.sigmoid if forward.multilabel else jax.nn.softmax
     thresholds = np.broadcast_to(
-        np.array(config.thresholds or (DEFAULT,)), (config.num_classes,)
+        np.array(forward.thresholds or (DEFAULT,)), (forward.num_classes,)
     ).tolist()
-
-    @jax.jit
-    def top(params, images):
-        probabilities = of_logits(apply(params, models.normalise(images)))
-        return jax.lax.top_k(probabilities, k)
-
-    params = jax.tree.map(jnp.asarray, params)
-    size = min(BATCH_SIZE, len(files))
-    names = config.labels or tuple(map(str, range(config.num_classes)))
+    size = sharding.fit_batch(BATCH_SIZE, forward.mesh, num_examples=len(files))
+    where = sharding.batch_sharding(forward.mesh)
+    names = forward.labels or tuple(map(str, range(forward.num_classes)))
     for start in range(0, len(files), size):
         chunk = files[start : start + size]
-        images, problems = np.zeros((len(chunk), *config.image_size, 3), np.uint8), {}
+        images, problems = np.zeros((len(chunk), *forward.image_size, 3), np.uint8), {}
         for i, file in enumerate(chunk):
             try:
                 images[i] = read_file(transform, file)
             except UserError as error:
                 problems[i] = str(error)
         padding = [(0, size - len(chunk))] + [(0, 0)] * 3
-        probabilities, labels = jax.device_get(top(params, np.pad(images, padding)))
-        for i, (file, values, indices) in enumerate(
-            zip(chunk, probabilities, labels, strict=False)
-        ):
+        logits = forward(jax.device_put(np.pad(images, padding), where)).logits
+        probabilities = np.asarray(of_logits(logits))
+        for i, file in enumerate(chunk):
             if i in problems:
                 yield {"image": shown(str(file)), "error": problems[i]}
                 continue
+            best = np.argsort(-probabilities[i], kind="stable")[:top_k].tolist()
             predictions: list[dict] = [
-                {"label": int(i), "class": names[i], "probability": float(p)}
-                for p, i in zip(values, indices, strict=True)
+                {"label": k, "class": names[k], "probability": float(probabilities[i, k])}
+                for k in best
             ]
-            for row in predictions if config.multilabel else ():
+            for row in predictions if forward.multilabel else ():
                 row["threshold"] = thresholds[row["label"]]
                 row["chosen"] = row["probability"] >= row["threshold"]
             yield {"image": shown(str(file)), "predictions": predictions}

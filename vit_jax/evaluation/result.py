@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vit_jax import files
+from vit_jax.pages import evaluation as page
 from vit_jax.pages.figures import Figure
 
 
@@ -29,7 +30,7 @@ class Result(NamedTuple):
 
 
 def write(directory: Path, name: str, record: Mapping[str, object], result: Result) -> Path:
-    """Adds a protocol's record to `evaluation.json`; rows and pictures lie beside it."""
+    """Adds a protocol's record to `evaluation.json`; rows, pictures and a page lie beside it."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "evaluation.json"
     content = json.loads(file.read_text()) if file.exists() else {}
@@ -47,4 +48,5 @@ def write(directory: Path, name: str, record: Mapping[str, object], result: Resu
             writer = csv.DictWriter(out, fieldnames=list(result.rows[0]))
             writer.writeheader()
             writer.writerows(result.rows)
+    page.write(directory)
     return file

@@ -25,7 +25,8 @@ class Proof(NamedTuple):
 
     difference: the largest of a logit; scale: the largest logit. Of a classifier that is all
     zeros, logits are those of a random one. features: the largest difference of a pre-logit or a
-    token, as a share of the largest; same_top1: the share of equal best classes of the `images`.
+    token, as a share of the largest, None where neither is given; same_top1: the share of equal
+    best classes of the `images`.
     """
 
     difference: float
@@ -33,7 +34,7 @@ class Proof(NamedTuple):
     runtime: str
     same_top1: float = 0.0
     images: int = 0
-    features: float = 0.0
+    features: float | None = None
     random_head: bool = False
     notes: tuple[str, ...] = ()
 
@@ -120,7 +121,7 @@ def convert(
         proof = compare(wanted, found, runtime, bool(head))
         check(proof, tolerance, str(source), f"--to={to}")
         shutil.move(made, target)
-    return proof._replace(notes=tuple(form.notes(config)))
+    return proof._replace(notes=tuple(f"differs in use: {note}" for note in form.notes(config)))
 
 
 def head_for_proof(config: models.ModelConfig, params: models.Params) -> dict[str, Array]:
@@ -179,7 +180,7 @@ def compare(wanted: Outputs, found: Outputs, runtime: str, random_head: bool = F
         runtime,
         float(same.mean()),
         len(same),
-        max(np.nan_to_num(shares[1:], nan=np.inf), default=0.0),
+        max(np.nan_to_num(shares[1:], nan=np.inf), default=None),
         random_head,
     )
 
@@ -193,7 +194,9 @@ def check(proof: Proof, tolerance: float, source: str, what: str) -> None:
             f"largest is allowed; top-1 is equal on {proof.same_top1:.0%} of {proof.images} "
             "photographs. Nothing was written."
         )
-    if proof.features > 10 * tolerance:  # before the classifier, which averages over them
+    if (
+        proof.features is not None and proof.features > 10 * tolerance
+    ):  # before the classifier, which averages over them
         raise UserError(
             f"{what} of {source} refused: pre-logits or tokens differ by {proof.features:.2g} of "
             f"the largest when run by {proof.runtime}, and 10 times --tolerance={tolerance:g} is "

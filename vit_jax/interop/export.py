@@ -1,11 +1,9 @@
-"""Models for serving: StableHLO, ONNX and SavedModel, each run again before it is called done."""
+"""Models for serving: StableHLO, ONNX, OpenVINO, SavedModel, each run again before it is done."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
-import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,12 +15,37 @@ import numpy as np
 
 from vit_jax import data, files, models, numerics
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import convert, load, onnx_layers, peers
+from vit_jax.interop import convert, load, onnx_files, openvino_files, peers
+from vit_jax.interop.peers import Answer, Outputs
 from vit_jax.models import saved
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Array = np.ndarray
-Function = Callable[[Array], Array]
+#: Of products in fewer bits, the largest difference of a logit, as a share of the largest.
+TOLERANCES = {"float32": 0.0, "float16": 0.02, "int8": 0.2}
+CALIBRATION = 64  # images
+
+
+class Options(NamedTuple):
+    """What a format may be asked for besides. Their names are those of the flags.
+
+    batch_size: a fixed one; 0 leaves it open.
+    int8: dense layers of the encoder in 8 bits.
+    features: pre_logits (b, d) are given as well, before any tanh.
+    opset: of ONNX; 0 is the oldest that will do.
+    dtype: of weights and products.
+    uint8: takes pixels, 0 to 255, instead of floats in [-1, 1].
+    calibration: a data set whose images say how large activations are, for int8 in ONNX; "" takes
+      scikit-learn's photographs.
+    """
+
+    batch_size: int = 0
+    int8: bool = False
+    features: bool = False
+    opset: int = 0
+    dtype: str = "float32"
+    uint8: bool = False
+    calibration: str = ""
 
 
 def export(
@@ -30,30 +53,32 @@ def export(
     target: str | Path,
     form: str,
     *,
-    batch_size: int = 0,
-    int8: bool = False,
     tolerance: float = 1e-4,
     photos: str = "",
+    **options,
 ) -> convert.Proof:
-    """Writes a function images (b, h, w, c) in [-1, 1] -> logits (b, num_classes) to `target`.
+    """Writes a function images (b, h, w, c) -> logits (b, num_classes) to `target`.
 
     Args:
-      form: "stablehlo" (a directory), "onnx" (a file) or "savedmodel" (a directory).
-      batch_size: a fixed one; 0 leaves it open.
-      int8: the encoder's products in 8 bits (StableHLO only); the tolerance is then 0.2.
+      form: "stablehlo" (a directory), "onnx" (a file), "openvino" (an .xml and a .bin file) or
+        "savedmodel" (a directory).
+      tolerance: the largest difference of a logit, as a share of the largest; of float16 at least
+        0.02, of int8 at least 0.2.
       photos: a data set whose images are compared on; "" takes scikit-learn's photographs.
+      options: see `Options`.
 
     Raises:
-      UserError: an unknown format, a missing package, or answers beyond the tolerance.
+      UserError: an unknown format, an option that it does not have, a missing package, or answers
+        beyond the tolerance.
     """
     if form not in FORMATS:
         raise UserError(
             f"There is no format {form!r}; there are {', '.join(FORMATS)}.{nearest(form, FORMATS)}"
         )
-    if int8 and form != "stablehlo":
-        raise UserError("--int8 is for --format=stablehlo.")
+    asked = check_options(form, Options(**options))
     target = Path(target)
-    convert.check_free(target)
+    for part in parts(target):
+        convert.check_free(part)
     config, params = load.read(source)
     config = models.at_rest(config)
     if isinstance(config, models.ViTConfig):
@@ -64,52 +89,79 @@ def export(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as scratch:
         made = Path(scratch) / target.name
-        save, open_ = FORMATS[form]
-        options = {"int8": True} if int8 else {}
-        save(made, config, params, batch_size, **options)
+        save, open_, _ = FORMATS[form]
+        note = save(made, config, params, asked)
         if head:  # what is proved is the same with a classifier that tells photographs apart
             proved = Path(scratch) / f"proof{target.suffix}"
-            save(proved, config, params | head, batch_size, **options)
+            save(proved, config, params | head, asked)
             open_(made)
-        run, runtime = open_(proved if head else made)
-        found = run(images)
-        proof = convert.compare(wanted, peers.Outputs(found), runtime, bool(head))
-        convert.check(proof, max(tolerance, 0.2) if int8 else tolerance, str(source), form)
-        shutil.move(made, target)
-    return proof
+        answer, runtime = open_(proved if head else made)
+        found = of_any_number(answer)(images)
+        if found.pre_logits is not None and getattr(config, "representation_size", None):
+            found = found._replace(pre_logits=np.tanh(found.pre_logits))
+        proof = convert.compare(wanted, found, runtime, bool(head))
+        allowed = max(tolerance, TOLERANCES[asked.dtype], TOLERANCES["int8"] * asked.int8)
+        convert.check(proof, allowed, str(source), form)
+        for part in reversed(parts(made)):
+            if part.exists():
+                shutil.move(part, target.with_name(part.name))
+    return proof._replace(notes=tuple(filter(None, [note])))
 
 
-def of_any_number(run: Function, size: object) -> Function:
-    """`run` for any number of images; `size` is the batch that was exported, if it is a number."""
+def parts(path: Path) -> list[Path]:
+    """The files that an export may be made of, the one that names it first."""
+    beside = {".onnx": onnx_files.parts, ".xml": openvino_files.parts}
+    return beside.get(path.suffix, lambda path: [path])(path)
+
+
+def check_options(form: str, asked: Options) -> Options:
+    """Raises UserError for what `form` does not have."""
+    for name, value, default in zip(Options._fields, asked, Options(), strict=True):
+        has = [other for other, (_, _, names) in FORMATS.items() if name in names]
+        if value != default and form not in has:
+            raise UserError(f"--{name} is for --format={' and '.join(has)}.")
+    if asked.calibration and not asked.int8:
+        raise UserError("--calibration is for --int8.")
+    if asked.int8 and asked.dtype != "float32":
+        raise UserError(f"--int8 and --dtype={asked.dtype} exclude each other.")
+    return asked
+
+
+def of_any_number(answer: Answer) -> Callable[[Array], Outputs]:
+    """The function for any number of images, also if one batch is all that was exported."""
+    run, size = answer
     if not isinstance(size, int):
         return run
 
-    def run_all(images: Array) -> Array:
+    def run_all(images: Array) -> Outputs:
         if len(images) == size:
             return run(images)
         padded = np.concatenate([images, np.repeat(images[:1], -len(images) % size, axis=0)])
         found = [run(padded[start : start + size]) for start in range(0, len(padded), size)]
-        return np.concatenate(found)[: len(images)]
+        logits = np.concatenate([part.logits for part in found])[: len(images)]
+        features = [part.pre_logits for part in found if part.pre_logits is not None]
+        return Outputs(logits, np.concatenate(features)[: len(images)] if features else None)
 
     return run_all
 
 
 class Exported(NamedTuple):
-    """run: images (b, h, w, c) float32 in [-1, 1] -> logits (b, k); and what a server knows."""
+    """run: images (b, h, w, c) float32 in [-1, 1] -> Outputs; and what a server knows."""
 
-    run: Function
+    run: Callable[[Array], Outputs]
     image_size: tuple[int, int]
     channels: int
     preprocessing: models.Preprocessing
     labels: tuple[str, ...]
     multilabel: bool
     thresholds: tuple[float, ...]
+    variant: str
 
 
 def is_exported(path: str | Path) -> bool:
     """Whether `path` looks like what `export` writes."""
     path = Path(path).expanduser()
-    return path.suffix == ".onnx" or (path / "facts.json").exists()
+    return path.suffix in BY_SUFFIX or (path / "facts.json").exists()
 
 
 def open_exported(path: str | Path) -> Exported:
@@ -119,15 +171,16 @@ def open_exported(path: str | Path) -> Exported:
       UserError: it is damaged, its runtime is not installed, or it was not written by `export`.
     """
     path = Path(path).expanduser()
-    form = "onnx" if path.suffix == ".onnx" else "savedmodel"
+    form = BY_SUFFIX.get(path.suffix, "savedmodel")
     form = "stablehlo" if (path / "model.stablehlo").exists() else form
     if not path.exists():
         raise UserError(f"There is no exported model {path}.")
-    run, _ = FORMATS[form][1](path)
-    known = onnx_facts(path) if form == "onnx" else files.read_json(path / "facts.json")
+    answer, _ = FORMATS[form][1](path)
+    read_facts = {"onnx": onnx_files.read_facts, "openvino": openvino_files.read_facts}
+    known = read_facts[form](path) if form in read_facts else files.read_json(path / "facts.json")
     try:
         return Exported(
-            run,
+            of_any_number(answer),
             image_size=models.pair(tuple(known["image_size"])),
             channels=int(known["channels"]),
             preprocessing=tuple(
@@ -137,6 +190,7 @@ def open_exported(path: str | Path) -> Exported:
             labels=tuple(known["labels"]),
             multilabel=bool(known.get("multilabel", False)),
             thresholds=tuple(map(float, known.get("thresholds", ()))),
+            variant=str(known.get("variant", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -145,11 +199,12 @@ def open_exported(path: str | Path) -> Exported:
         ) from error
 
 
-def facts(config: models.ModelConfig) -> dict[str, object]:
+def facts(config: models.ModelConfig, uint8: bool = False) -> dict[str, object]:
     """What a server must know besides the function."""
     several = {"multilabel": True, "probabilities": "sigmoid", "thresholds": config.thresholds}
+    shape = "(batch, height, width, channels)"
     return {
-        "input": "float32 (batch, height, width, channels), pixels / 127.5 - 1",
+        "input": f"uint8 {shape}, pixels" if uint8 else f"float32 {shape}, pixels / 127.5 - 1",
         "image_size": list(config.image_size),
         "channels": config.channels,
         "preprocessing": dict(config.preprocessing) or data.DEFAULT_EVALUATION,
@@ -163,37 +218,37 @@ def facts(config: models.ModelConfig) -> dict[str, object]:
 
 
 def save_stablehlo(
-    directory: Path,
-    config: models.ModelConfig,
-    params: models.Params,
-    batch_size: int,
-    *,
-    int8: bool = False,
+    directory: Path, config: models.ModelConfig, params: models.Params, asked: Options
 ) -> None:
     """`model.stablehlo` (function of the weights and the images), the weights, and the facts."""
     from jax import export as jax_export
 
     _, apply = models.as_functions(config, numerics.PLAIN)  # it may run on any machine
-    if int8:
+    if asked.int8:
         from vit_jax.interop import quantize
 
         apply, params = quantize.int8(config, params)
-    batch = batch_size or jax_export.symbolic_shape("b")[0]
+    batch = asked.batch_size or jax_export.symbolic_shape("b")[0]
     images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), np.float32)
     shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in params.items()}
-    exported = jax_export.export(
-        jax.jit(lambda params, images: apply(params, images)), platforms=PLATFORMS
-    )(shapes, images)
+    function = jax.jit(functools.partial(answers, apply) if asked.features else apply)
+    exported = jax_export.export(function, platforms=PLATFORMS)(shapes, images)
     directory.mkdir()
-    function = exported.serialize()
-    (directory / "model.stablehlo").write_bytes(function)
+    written = exported.serialize()
+    (directory / "model.stablehlo").write_bytes(written)
     saved.write_safetensors(directory / "weights.safetensors", params)
-    known = facts(config) | {"sha256": hashlib.sha256(function).hexdigest()[:16]}
+    known = facts(config) | {"sha256": hashlib.sha256(written).hexdigest()[:16]}
     files.write_json(directory / "facts.json", known)
 
 
-def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
-    """images -> logits, from the files alone: nothing of the model's code is used."""
+def answers(apply: Callable, params: models.Params, images: jax.Array) -> tuple[jax.Array, ...]:
+    """Logits and pre_logits, of the model's function."""
+    logits, out = apply(params, images, return_intermediates=("pre_logits",))
+    return logits, out["pre_logits"]
+
+
+def open_stablehlo(directory: str | Path) -> tuple[Answer, str]:
+    """What answers images, from the files alone: nothing of the model's code is used."""
     from jax import export as jax_export
 
     directory = Path(directory)
@@ -205,103 +260,40 @@ def open_stablehlo(directory: str | Path) -> tuple[Function, str]:
     weights = saved.read_safetensors(directory / "weights.safetensors")
     on_device = jax.tree.map(jax.numpy.asarray, weights)
     call = jax.jit(exported.call)
-    run = of_any_number(
-        lambda images: np.asarray(call(on_device, images)), exported.in_avals[-1].shape[0]
-    )
-    return run, f"jax.export {jax.__version__}"
+
+    def run(images: Array) -> Outputs:
+        found = jax.tree.leaves(call(on_device, images))
+        return Outputs(*(np.asarray(value) for value in found))
+
+    return Answer(run, exported.in_avals[-1].shape[0]), f"jax.export {jax.__version__}"
 
 
-# --- ONNX ---------------------------------------------------------------------------------------
-
-
-def save_onnx(
-    file: Path, config: models.ModelConfig, params: models.Params, batch_size: int
-) -> None:
+def save_onnx(file: Path, config: models.ModelConfig, params: models.Params, asked: Options) -> str:
     """An ONNX file with the weights inside, and the facts as its metadata."""
-    if file.suffix != ".onnx":
-        raise UserError(f"{file.name} must end in .onnx for --format=onnx.")
-    logging.disable(logging.CRITICAL)  # the translator reports what it tries, at every level
-    try:
-        import onnx
-        from jax2onnx import to_onnx
-    except ImportError:
-        raise UserError("ONNX needs the extra packages: pip install 'vit_jax[onnx]'.") from None
-    finally:
-        logging.disable(logging.NOTSET)
-    on_device = jax.tree.map(jax.numpy.asarray, dict(params))
-    shape = (batch_size or "B", *config.image_size, config.channels)
-    name = re.sub(r"\W", "_", f"vit_jax_{config.variant}")
-    logging.disable(logging.CRITICAL)
-    try:
-        _, apply = models.as_functions(config, onnx_layers.ONNX)
-        model = to_onnx(lambda images: apply(on_device, images), [shape], model_name=name)
-    finally:
-        logging.disable(logging.NOTSET)
-    for key, value in facts(config).items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
-    onnx.save_model(model, str(file))
-    onnx.checker.check_model(str(file))
+    options = asked._asdict() | {"opset": asked.opset or onnx_files.OLDEST_OPSET}
+    options["calibration"] = None
+    if asked.int8:
+        options["calibration"] = peers.photographs(config, asked.calibration, CALIBRATION)
+    return onnx_files.save(file, config, params, facts(config, asked.uint8), **options)
 
 
-def open_onnx(file: str | Path) -> tuple[Function, str]:
-    """images -> logits by ONNX Runtime, on the CPU.
-
-    Raises:
-      UserError: the runtime is not installed, or cannot run the model.
-    """
-    session, version = _session(file)
-    given = session.get_inputs()[0]
-    run = of_any_number(
-        lambda images: session.run(None, {given.name: np.asarray(images)})[0], given.shape[0]
-    )
-    return run, version
-
-
-def _session(file: str | Path):
-    """What ONNX Runtime makes of a file, tried once, and the runtime's version."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(
-            "An .onnx file is run by ONNX Runtime: pip install 'vit_jax[onnx]'."
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"]
-        )
-        given = session.get_inputs()[0]
-        session.run(None, {given.name: _zeros(given.shape)})
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise UserError(f"ONNX Runtime cannot run {Path(file).name} ({reason}).") from error
-    return session, f"onnxruntime {onnxruntime.__version__}"
-
-
-def onnx_facts(file: Path) -> dict:
-    """The facts in the metadata of an ONNX file; entries that are no JSON are text."""
-    session, _ = _session(file)
-    found = {}
-    for key, value in session.get_modelmeta().custom_metadata_map.items():
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
-
-
-def _zeros(shape: list[int | str]) -> Array:
-    """One image (or the fixed batch) of zeros."""
-    return np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32)
+def save_openvino(
+    file: Path, config: models.ModelConfig, params: models.Params, asked: Options
+) -> str:
+    """OpenVINO's IR of the ONNX file."""
+    openvino_files.import_openvino()
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".onnx-") as scratch:
+        made = Path(scratch) / "model.onnx"
+        note = save_onnx(made, config, params, asked)
+        openvino_files.save(file, made, facts(config, asked.uint8))
+    return note
 
 
 # --- SavedModel ---------------------------------------------------------------------------------
 
 
 def save_savedmodel(
-    directory: Path, config: models.ModelConfig, params: models.Params, batch_size: int
+    directory: Path, config: models.ModelConfig, params: models.Params, asked: Options
 ) -> None:
     """A TensorFlow SavedModel with the signature "serving_default"."""
     try:
@@ -312,10 +304,10 @@ def save_savedmodel(
             "SavedModel needs TensorFlow and a JAX that has jax2tf: pip install 'vit_jax[prepare]'."
         ) from None
     _, apply = models.as_functions(config, numerics.PLAIN)  # it may run on any machine
-    size = f"{batch_size or 'b'}, {config.image_size[0]}, {config.image_size[1]}, {config.channels}"
+    sides = (asked.batch_size or "b", *config.image_size, config.channels)
     function = jax2tf.convert(
-        apply,
-        polymorphic_shapes=[None, f"({size})"],
+        functools.partial(answers, apply) if asked.features else apply,
+        polymorphic_shapes=[None, f"({', '.join(map(str, sides))})"],
         native_serialization_platforms=("cpu", "cuda"),
         with_gradient=False,
     )
@@ -324,28 +316,36 @@ def save_savedmodel(
 
     def call(images):
         weights = {name.replace(".", "/"): v for name, v in module.weights.items()}
-        return {"logits": function(weights, images)}
+        found = function(weights, images)
+        names = ("logits", "pre_logits")
+        return dict(zip(names, found, strict=True)) if asked.features else {"logits": found}
 
-    shape = (batch_size or None, *config.image_size, config.channels)
+    shape = (asked.batch_size or None, *config.image_size, config.channels)
     module.call = tf.function(call, input_signature=[tf.TensorSpec(shape, tf.float32, "images")])
     tf.saved_model.save(module, str(directory), signatures={"serving_default": module.call})
     files.write_json(directory / "facts.json", facts(config))
 
 
-def open_savedmodel(directory: str | Path) -> tuple[Function, str]:
-    """images -> logits by TensorFlow."""
+def open_savedmodel(directory: str | Path) -> tuple[Answer, str]:
+    """What answers images, by TensorFlow."""
     import tensorflow as tf
 
     serve = tf.saved_model.load(str(directory)).signatures["serving_default"]
-    run = of_any_number(
-        lambda images: serve(images=tf.constant(images))["logits"].numpy(),
-        serve.structured_input_signature[1]["images"].shape[0],
-    )
-    return run, f"TensorFlow {tf.__version__}"
+
+    def run(images: Array) -> Outputs:
+        found = {k: v.numpy() for k, v in serve(images=tf.constant(images)).items()}
+        return Outputs(found["logits"], found.get("pre_logits"))
+
+    size = serve.structured_input_signature[1]["images"].shape[0]
+    return Answer(run, size), f"TensorFlow {tf.__version__}"
 
 
-FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], tuple[Function, str]]]] = {
-    "stablehlo": (save_stablehlo, open_stablehlo),
-    "onnx": (save_onnx, open_onnx),
-    "savedmodel": (save_savedmodel, open_savedmodel),
+Opened = tuple[Answer, str]
+#: How a format is written, opened, and what it may be asked for.
+FORMATS: dict[str, tuple[Callable[..., str | None], Callable[..., Opened], set[str]]] = {
+    "stablehlo": (save_stablehlo, open_stablehlo, {"batch_size", "int8", "features"}),
+    "onnx": (save_onnx, onnx_files.open_file, set(Options._fields)),
+    "openvino": (save_openvino, openvino_files.open_file, set(Options._fields)),
+    "savedmodel": (save_savedmodel, open_savedmodel, {"batch_size", "features"}),
 }
+BY_SUFFIX = {".onnx": "onnx", ".xml": "openvino"}

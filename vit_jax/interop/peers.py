@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,15 +29,23 @@ class Outputs(NamedTuple):
     tokens: Array | None = None
 
 
-def photographs(config: models.ModelConfig, spec: str = "") -> Array:
+class Answer(NamedTuple):
+    """run: images (b, h, w, c) float32 in [-1, 1] -> Outputs. size: the batch that it takes, if not
+    any number."""
+
+    run: Callable[[Array], Outputs]
+    size: object = None
+
+
+def photographs(config: models.ModelConfig, spec: str = "", count: int = PROBES) -> Array:
     """Decoded photographs as the model sees them, (8, h, w, c) float32 in [-1, 1].
 
-    Those of a data set, or scikit-learn's two sample photographs, cut up.
+    At most `count` of a data set, evenly spread, or scikit-learn's two sample photographs, cut up.
     """
     transform = data.evaluation_transform(config.image_size, config.preprocessing)
     if spec:
         source = data.open_source(spec)
-        chosen = np.linspace(0, len(source) - 1, min(PROBES, len(source))).astype(int)
+        chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
         batches = data.eval_batches(
             data.Subset(source, chosen, source.spec), transform, batch_size=len(chosen)
         )

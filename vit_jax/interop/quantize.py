@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -65,3 +69,50 @@ def int8(
         return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(images)
 
     return apply, stored
+
+
+def onnx_int8(file: Path, images: np.ndarray) -> None:
+    """Rewrites an ONNX file with the encoder's dense layers in 8 bits, by ONNX Runtime's quantiser.
+
+    Weights have a scale for each output, activations one that `images` (b, h, w, c) show. Embedding
+    and head stay as they are.
+
+    Raises:
+      UserError: ONNX Runtime is not installed, or the model has no encoder blocks.
+    """
+    try:
+        from onnxruntime import quantization
+    except ImportError:
+        raise UserError("--int8 needs ONNX Runtime: pip install 'vit_jax[onnx]'.") from None
+    import onnx
+
+    names = [n.name for n in onnx.load(str(file), load_external_data=False).graph.node]
+    encoder = [name for name in names if name.startswith("blocks/") and name.endswith("/gemm")]
+    if not encoder:
+        raise UserError(f"--int8 is for Vision Transformers; {file.name} has no encoder.")
+
+    class Images(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(np.split(images, len(images)))
+
+        def get_next(self):
+            image = next(self.left, None)
+            return None if image is None else {"images": image}
+
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".quantising-") as scratch:
+        made = Path(scratch) / file.name
+        logging.disable(logging.WARNING)  # it recommends to preprocess, which the writer has done
+        try:
+            quantization.quantize_static(
+                str(file),
+                str(made),
+                Images(),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                nodes_to_quantize=encoder,
+                op_types_to_quantize=["Gemm"],
+                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        shutil.move(made, file)

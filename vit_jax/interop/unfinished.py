@@ -33,10 +33,13 @@ def numbered(directory: Path) -> list[Path]:
 
 
 def is_unfinished(workdir: Path) -> bool:
-    """Whether a run has a checkpoint that is not its last; one without `model/` always has."""
+    """Whether a run has a checkpoint after its `model/`; one without a model always has."""
     steps = steps_of(workdir)
     if not steps or not saved.is_native(workdir / "model"):
         return bool(steps)
+    run = (read_json(workdir / "model" / "config.json") or {}).get("run")
+    if run:  # it may have ended early, with the model of another step
+        return int(steps[0].name) > run["last_step"]
     record = read_json(steps[0] / "meta" / "metadata") or {}
     return record.get("step", 0) < record.get("total_steps", 0)
 

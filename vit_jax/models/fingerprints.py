@@ -65,6 +65,17 @@ RULE, UNNAMED = "mix64", "sum32"
 _JITTED = {name: jax.jit(rule) for name, rule in RULES.items()}
 
 
+class BestRecord(TypedDict):
+    """What a checkpoint says of the best evaluation so far, see training/best.py."""
+
+    metric: str
+    smaller: bool
+    step: int | None
+    values: dict[str, float]
+    since: int
+    evaluated: int
+
+
 class Record(TypedDict, total=False):
     """What a checkpoint says of its arrays, by the names of `tree_spec`, and of its run."""
 
@@ -80,6 +91,7 @@ class Record(TypedDict, total=False):
     jax: str
     total_steps: int
     model: dict[str, object]
+    best: BestRecord
 
 
 def _named_leaves(tree: object) -> list[tuple[str, jax.Array]]:

@@ -40,6 +40,7 @@ def config_from_json(values: Mapping[str, object], where: str) -> models.ModelCo
     """The inverse of `config_to_json`; unknown and missing settings are errors that name them."""
     values = dict(values)
     values.pop("format", None)
+    values.pop("run", None)
     family = values.pop("family", None)
     if family not in FAMILIES:
         raise UserError(f"{where}: family {family!r} is none of {', '.join(FAMILIES)}.")
@@ -64,12 +65,20 @@ def _frozen(value: object) -> object:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def save(directory: str | Path, config: models.ModelConfig, params: models.Params) -> None:
-    """Writes a model; each file appears whole or not at all. Equal models give equal bytes."""
+def save(
+    directory: str | Path,
+    config: models.ModelConfig,
+    params: models.Params,
+    run: Mapping[str, object] | None = None,
+) -> None:
+    """Writes a model; each file appears whole or not at all. Equal models give equal bytes.
+
+    run: what its config.json says of where it comes from: "step" of a run, its "last_step", ...
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", params)
-    write_json(directory / "config.json", config_to_json(config))
+    write_json(directory / "config.json", config_to_json(config) | ({"run": run} if run else {}))
 
 
 def write_safetensors(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.numerics import plain, remat
+from vit_jax.numerics import mesh, plain, remat
 
 Array = jax.Array
 #: (rows (r, i), kernel (i, ...), out_dtype) to (r, ...), in float32 or rounded to `out_dtype`.
@@ -40,9 +40,10 @@ def affine(
         y = (y.astype(jnp.float32) + bias).astype(dtype)
         return activation(y) if activation else y
 
+    x = mesh.split_by_image(x)
     y = remat.product(multiply(x.reshape(-1, x.shape[-1]), kernel, dtype))
     y = (jax.checkpoint(finish) if activation and recompute else finish)(y, bias)
-    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+    return mesh.split_by_image(y.reshape(*x.shape[:-1], *kernel.shape[1:]))
 
 
 def float32_product(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
@@ -60,7 +61,8 @@ def convolution(
     x: Array, kernel: Array, stride: int, padding: str | list[tuple[int, int]]
 ) -> Array:
     """x (b, h, w, c) with a kernel (kh, kw, c, features) of the same dtype."""
-    return remat.product(plain.convolution(x, kernel, stride, padding))
+    x = mesh.split_by_image(x)
+    return mesh.split_by_image(remat.product(plain.convolution(x, kernel, stride, padding)))
 
 
 def aligned(x: Array, axis: int) -> Array:

@@ -1,18 +1,14 @@
-"""How a kernel for TPUs is run: an image a step, on every device of a mesh with its own images."""
+"""How a kernel for TPUs is run: an image a step."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
-from jax.sharding import PartitionSpec
 
 Array = jax.Array
 Shape = jax.ShapeDtypeStruct
-#: Axes of a mesh that images and heads are split over (vit_jax/runtime/sharding.py).
-IMAGES, HEADS = ("data", "fsdp"), "tensor"
 
 
 def by_image(
@@ -61,36 +57,3 @@ def _call(
         interpret=interpret,
         name=getattr(kernel, "func", kernel).__name__,
     )(*arrays)
-
-
-def on_the_mesh(
-    run: Callable, *arrays: Array, inputs: Sequence[str], outputs: object, heads: int = 0
-):
-    """`run(*arrays)` on every device with its own images and heads, where the first is on a mesh.
-
-    XLA cannot split a kernel by itself. An axis that does not divide is not split.
-
-    Args:
-      inputs, outputs: what the axes of arrays are: "b" images, "h" heads, "." neither.
-    """
-    mesh = jax.typeof(arrays[0]).sharding.mesh  # that of the arguments of the jitted function
-    if mesh.empty or mesh.size == 1:
-        return run(*arrays)
-    images = tuple(axis for axis in IMAGES if axis in mesh.axis_names)
-    share = math.prod(mesh.shape[axis] for axis in images)
-    split = {"b": images if arrays[0].shape[0] % share == 0 else None, ".": None}
-    split["h"] = HEADS if heads and heads % mesh.shape.get(HEADS, 1) == 0 else None  # type: ignore
-    spec = lambda axes: PartitionSpec(*(split[axis] for axis in axes))  # noqa: E731
-    return jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=tuple(map(spec, inputs)),
-        out_specs=jax.tree.map(spec, outputs),
-        check_vma=False,
-    )(*arrays)
-
-
-def heads_are_split(array: Array) -> bool:
-    """Whether an array is on a mesh whose devices each have a part of the heads."""
-    mesh = jax.typeof(array).sharding.mesh
-    return not mesh.empty and mesh.shape.get(HEADS, 1) > 1

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.numerics import kernels
+from vit_jax.numerics import kernels, mesh
 
 Array = jax.Array
 #: Axes that a product sums over: rows with rows, columns with rows, and columns with columns.
@@ -184,13 +184,13 @@ def run(function: Callable, qkv: Array, *more: Array, outputs: Any = None) -> An
     laid out otherwise, and copied.
 
     Args:
-      outputs: as in `kernels.on_the_mesh`; None is shaped as qkv.
+      outputs: as in `mesh.on_the_mesh`; None is shaped as qkv.
     """
     *_, heads, size = shape = qkv.shape
     axes = "b..h."
-    if not kernels.heads_are_split(qkv):
+    if not mesh.heads_are_split(qkv):
         qkv, axes, heads = qkv.reshape(*shape[:2], -1), "b..", 0
-    found = kernels.on_the_mesh(
+    found = mesh.on_the_mesh(
         functools.partial(function, size=size),
         qkv,
         *more,

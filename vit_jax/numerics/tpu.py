@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.numerics import kernels, remat, short_attention
+from vit_jax.numerics import mesh, remat, short_attention
 from vit_jax.numerics.dense import summed_in_float32
 
 Array = jax.Array
@@ -68,9 +68,10 @@ def dense(
     with the batch in the lanes, and copies it. A split over the heads would be undone by that.
     """
     out, features = jnp.dtype(out_dtype or dtype), kernel.shape[1:]
-    if not kernels.heads_are_split(kernel):
+    if not mesh.heads_are_split(kernel):
         kernel, bias = kernel.reshape(len(kernel), -1), bias.reshape(-1)
-    y = remat.product(affine(x.astype(dtype), kernel, bias, out))
+    x = mesh.split_by_image(x.astype(dtype))
+    y = remat.product(mesh.split_by_image(affine(x, kernel, bias, out)))
     y = y.reshape(*x.shape[:-1], *features)
     return activated(activation, y) if activation else y
 
@@ -83,7 +84,8 @@ def affine(x: Array, kernel: Array, bias: Array, out_dtype: jnp.dtype) -> Array:
 
 def _affine_forward(x, kernel, bias, out_dtype):
     kernel = kernel.astype(x.dtype)
-    y = summed_in_float32(functools.partial(jnp.tensordot, axes=1), x, kernel) + bias
+    multiply = functools.partial(jnp.tensordot, axes=1)
+    y = summed_in_float32(multiply, x, mesh.whole(kernel)) + bias
     return y.astype(out_dtype), (x, kernel)
 
 
@@ -91,9 +93,10 @@ def _affine_backward(out_dtype, kept, dy):
     x, kernel = kept
     dy = dy.astype(x.dtype)
     rows, features = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, dy.ndim))
-    dx = jnp.tensordot(dy, kernel, (features, tuple(range(1, kernel.ndim))))
+    dx = jnp.tensordot(dy, mesh.whole(kernel), (features, tuple(range(1, kernel.ndim))))
     over_rows = functools.partial(jnp.tensordot, axes=(rows, rows))
-    d_kernel = summed_in_float32(over_rows, x, dy)
+    multiply = functools.partial(summed_in_float32, over_rows)
+    d_kernel = mesh.gradient_of_kernel(multiply, x, dy) if dy.ndim == x.ndim else multiply(x, dy)
     if x.ndim == 3 and kernel.shape[1:] == (
         3 * len(kernel),
     ):  # of a kernel's result: nothing fuses

@@ -16,6 +16,7 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.models.layers import Array, Randomness, example_keys, split
 from vit_jax.numerics import Numerics, bits as random_bits
+from vit_jax.objectives.labels import reads_no_labels
 from vit_jax.objectives.objective import Batch, Objective
 
 Params = dict[str, Array]
@@ -48,6 +49,7 @@ class Target(NamedTuple):
     picture: Callable[[Array], Array]
 
 
+@reads_no_labels
 def masked_patches(
     apply: Callable[..., Array],
     model: models.ViTConfig,

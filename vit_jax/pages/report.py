@@ -6,6 +6,7 @@ Style, curves and the few lines of JavaScript are inside; the page forbids itsel
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,9 @@ from pathlib import Path
 from vit_jax import __version__, files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
-from vit_jax.pages import charts, strip
+from vit_jax.pages import beside, charts, strip
 from vit_jax.pages.document import document
+from vit_jax.pages.evaluation import table
 from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
 Records = list[dict[str, float]]  # see runtime/logbook.py
@@ -55,7 +57,8 @@ def render(workdir: Path) -> str:
     parts += [_stage(name, records) for name, records in stages]
     parts.append(strip.section(workdir))
     if evaluation:
-        parts.append(_evaluation_table(evaluation))
+        parts.append(f"<section><h2>Evaluation</h2>{table(evaluation)}</section>")
+        parts.append(beside.section(workdir, evaluation))
     if config:
         text = json.dumps(config, indent=2)
         parts.append(_details("Configuration", f"<pre>{escape(text)}</pre>"))
@@ -85,6 +88,8 @@ def _series(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points]:
     for record in records:
         for key, value in record.items():
             if key in ("step", "final", "seconds") or not isinstance(value, int | float):
+                continue
+            if key.startswith("best/"):  # of the exported model, in the last record
                 continue
             series.setdefault(key, []).append((int(record["step"]), float(value)))
     return series
@@ -129,13 +134,23 @@ def _header(title: str, config: Mapping[str, object], stages: Sequence[Stage]) -
     if not last:
         state = "Nothing has been logged in this stage yet." if len(stages) > 1 else ""
     elif last.get("final"):
-        state = "Finished."
+        state = f"Finished.{_kept(flat, last)}"
     else:
         state = f"Not finished: the last record is of step {last['step']:,}."
     return (
         f"<header><p class=eyebrow>Training report</p><h1>{escape(title)}</h1>"
         f"<p class=facts>{line}</p><p class=facts>{state}</p></header>"
     )
+
+
+def _kept(flat: Mapping[str, object], last: Mapping[str, float]) -> str:
+    """Which step the model is of, if the best was kept (training/best.py)."""
+    if "best/step" not in last:
+        return ""
+    metric = str(flat.get("keep_best") or "").removeprefix("min:").removeprefix("max:")
+    value = last.get(f"best/{metric}", math.nan)
+    shown = charts.percent(value) if metric.endswith("accuracy") else charts.number(value)
+    return f" The model is that of step {last['best/step']:,}, the best {metric}: {shown}."
 
 
 def _stage(name: str, records: Records) -> str:
@@ -202,30 +217,6 @@ def _summary(records: Records, series: Mapping[str, charts.Points]) -> str:
         for name, value, note in cells
     )
     return f"<dl class=summary>{items}</dl>"
-
-
-def _evaluation_table(evaluation: Mapping[str, object]) -> str:
-    rows = []
-    for key, value in flatten(evaluation).items():
-        if isinstance(value, int):
-            text = str(value) if isinstance(value, bool) else f"{value:,}"
-        elif isinstance(value, float):
-            shares = ("accuracy", "mAP", "precision", "recall", "f1")
-            is_share = key.endswith(shares) and 0 <= value <= 1
-            text = f"{100 * value:.2f}%" if is_share else charts.number(value)
-        elif isinstance(value, list) and (
-            len(value) > 12 or any(isinstance(v, dict) for v in value)
-        ):
-            text = f"{len(value)} values"
-        else:
-            text = "not measured" if value is None else str(value)
-        name = _words(key).replace(".", ": ")
-        rows.append(f"<tr><th scope=row>{escape(name)}</th><td>{escape(text)}</td></tr>")
-    return (
-        "<section><h2>Evaluation</h2><div class=scroll><table>"
-        "<thead><tr><th scope=col>measure</th><th scope=col>value</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
-    )
 
 
 def _details(summary: str, content: str) -> str:

@@ -123,7 +123,7 @@ class Logbook:
         """
         if not self._enabled:
             return
-        values = {key: _scalar(value) for key, value in metrics.items()}
+        values = {key: scalar(value) for key, value in metrics.items()}
         step, seconds = int(step), self._seconds_before + time.monotonic() - self._opened
         record: Line = {"step": step}
         record |= {key: value if math.isfinite(value) else None for key, value in values.items()}
@@ -261,7 +261,7 @@ def duration_text(seconds: float) -> str:
     return f"{total // 86400}d{total % 86400 // 3600:02d}h"
 
 
-def _scalar(value: npt.ArrayLike) -> float | int:
+def scalar(value: npt.ArrayLike) -> float | int:
     """A Python number; a float32 becomes the shortest decimal that reads back as that float32."""
     array = np.asarray(value)
     if array.size != 1:

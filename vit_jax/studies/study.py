@@ -2,7 +2,8 @@
 
 A study is a file like a configuration's. It defines `trials(argument="") -> {name: ConfigDict}` and
 `draw(outcomes) -> matplotlib Figure`, of `{name: Outcome}`; optional are `METRICS`, patterns of the
-metrics that its page shows, and `PAPER`, {column: {group of trials: the published value}}.
+metrics that its page shows, `PAPER`, {column: {group of trials: the published value}}, and
+`table(outcomes)`, lines to print instead of accuracies.
 
 The trial NAME is the run in WORKDIR/NAME; finished ones return at once, so the same command goes on
 where it stopped. A trial with `init_from = "trial:NAME"` begins with the weights of another one.
@@ -265,6 +266,19 @@ def write(
         found = {name: (found | diverged)[name] for name in trials if name in found | diverged}
         record.write(source, workdir, record.rows(trials, found))
         return found
+
+
+def lines(source: str, outcomes: Mapping[str, Outcome]) -> list[str]:
+    """What is printed at the end: what the study's own `table(outcomes)` says, if it has one.
+
+    Raises:
+      UserError: whatever goes wrong in the file, with its line.
+    """
+    path = configuration.find_file(source.partition(":")[0])
+    if "table" not in files.values_in(path):
+        return table(outcomes)
+    found = files.call_in(path, "table", outcomes)
+    return [str(line) for line in found] if isinstance(found, list) else [str(found)]
 
 
 def table(outcomes: Mapping[str, Outcome]) -> list[str]:

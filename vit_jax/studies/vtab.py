@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax import config as configuration
+from vit_jax import config as configuration, files
 from vit_jax.data import prepare
 from vit_jax.data.kinds.vtab import GROUPS, TASKS, find_task
 from vit_jax.errors import UserError
@@ -65,7 +65,7 @@ def suite(request: Request) -> Result:
         say(f"{TASKS[name].title}, {part}: {100 * accuracy:.2f}%")
         return accuracy
 
-    record: dict[str, object] = {}
+    record: dict[str, object] = {"image_size": [request.size] * 2}
     rate = request.learning_rates[0] if request.learning_rates else None
     if len(request.learning_rates) > 1:
         means = {
@@ -77,6 +77,8 @@ def suite(request: Request) -> Result:
     if rate is not None:
         record["learning_rate"] = rate
     found = {name: run(name, rate, choosing=False) for name in ready}
+    model = files.read_json(request.out / "vtab" / ready[0] / "final" / "model" / "config.json")
+    record["variant"] = (model or {}).get("variant")
     remarks = {name: report[name][1] for name in ready if report[name][1] != "prepared"}
     summary = averages(found)
     rows = [

@@ -7,6 +7,7 @@ restoring, and asks after every step whether the save in flight has failed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -15,12 +16,13 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
 
 from vit_jax import files
 from vit_jax.errors import Diverged, UserError
@@ -39,7 +41,11 @@ from vit_jax.training.state import TrainState
 
 __all__ = ["CheckpointError", "Checkpoints", "fingerprint"]
 
-policies = ocp.checkpoint_managers
+#: What to do when the best checkpoint of a run is lost.
+WITHOUT_BEST = (
+    "Restore it from a copy, or go on without it: --config.keep_best= --config.patience=0 "
+    "--allow_config_change."
+)
 #: Beside the directory: the last step whose checkpoint is known to be on the disk.
 SAVED = "saved.json"
 
@@ -71,6 +77,29 @@ class Unreadable(Exception):
     """A checkpoint that could not be read, for a reason that does not prove it damaged."""
 
 
+class NewestAndBest(policies.PreservationPolicy):
+    """The newest checkpoints, and those that they name as the best so far."""
+
+    def __init__(self, count: int, directory: Path):
+        self.count, self.directory = count, directory
+        self.best: dict[int, int | None] = {}
+
+    def should_preserve(
+        self, checkpoints: Sequence, *, context: policies.PreservationContext
+    ) -> list[bool]:
+        newest = {info.step for info in checkpoints[-self.count :]}
+        kept = newest | {self.best_of(step) for step in newest}
+        return [info.step in kept for info in checkpoints]
+
+    def best_of(self, step: int) -> int | None:
+        if step not in self.best:
+            meta: dict = {}
+            with contextlib.suppress(UserError):  # damaged: `restore` will say so
+                meta = files.read_json(self.directory / f"{step:09d}" / "meta" / "metadata") or {}
+            self.best[step] = (meta.get("best") or {}).get("step")
+        return self.best[step]
+
+
 class Checkpoints:
     """The checkpoints of one run, in one directory that one job may hold at a time.
 
@@ -81,6 +110,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int = 2):
         self.directory = Path(directory).resolve()
         self._pending: int | None = None
+        self._policy = NewestAndBest(keep, self.directory)
         raised_not_printed()
         if jax.process_index() == 0:
             self._lock()
@@ -89,7 +119,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.LatestN(keep),
+                preservation_policy=self._policy,
                 step_format_fixed_length=9,
                 cleanup_tmp_directories=True,  # safe: we hold the lock
                 enable_async_checkpointing=True,
@@ -171,6 +201,7 @@ class Checkpoints:
             "fingerprints": fingerprints(state),
         }
         record["digest"] = digest_of(record)
+        self._policy.best[step] = best["step"] if (best := record.get("best")) else None
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record)
         )
@@ -237,6 +268,33 @@ class Checkpoints:
                 "the directory from a copy, or start again with another --workdir."
             )
         return None
+
+    def restore_best(self, step: int, abstract: TrainState) -> TrainState:
+        """The checkpoint of a step, the best of its run.
+
+        Raises:
+          CheckpointError: it is not what was written, or cannot be read.
+        """
+        reason, result = None, None
+        try:
+            reason, result = self._try_restore(step, abstract)
+        except Unreadable as error:
+            reason = f"cannot be read ({error})"
+        if max(sharding.gathered(int(reason is not None))) or result is None:
+            raise CheckpointError(
+                f"Checkpoint {step} in {self.directory}, the best of this run, cannot be used "
+                f"({reason or 'on another process'}). {WITHOUT_BEST}"
+            )
+        return result[0]
+
+    def check_best(self, step: int | None) -> None:
+        """Raises CheckpointError if the best checkpoint so far is gone."""
+        gone = step is not None and step not in self._manager.all_steps()
+        if max(sharding.gathered(int(gone))):
+            raise CheckpointError(
+                f"{self.directory} has lost checkpoint {step}, the best of this run so far. "
+                f"{WITHOUT_BEST}"
+            )
 
     def _try_restore(
         self, step: int, abstract: TrainState

@@ -11,6 +11,7 @@ from vit_jax import models
 from vit_jax.config import ConfigDict
 from vit_jax.numerics import Numerics
 from vit_jax.objectives.objective import Objective
+from vit_jax.training.best import Rule
 from vit_jax.training.sources import Data
 from vit_jax.training.state import TrainState
 
@@ -21,12 +22,19 @@ Periods = dict[str, int | None]
 
 
 class Plan(NamedTuple):
-    """How long, how fast, and when evaluators run; in steps."""
+    """How long, how fast, and when evaluators run; in steps. keep: what the best is; None: off."""
 
     total_steps: int
     warmup_steps: int
     schedule: Callable  # step -> learning rate
     periods: Periods
+    keep: Rule | None = None
+
+    @property
+    def periods_on_the_way(self) -> Periods:
+        """When evaluators run before the end; those that run once then see what is exported."""
+        once = self.keep is None
+        return {name: steps for name, steps in self.periods.items() if steps or once}
 
 
 class Program(NamedTuple):

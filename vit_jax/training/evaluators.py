@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from vit_jax import config as configuration
 from vit_jax.config import ConfigDict
@@ -21,7 +22,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation import classification, options, protocols, run
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import of_model
-from vit_jax.training.decided import Evaluator, Periods, Setup
+from vit_jax.training.decided import Evaluator, Periods, Program, Setup
 
 #: What every section of config.evaluators has besides the options of its evaluator.
 COMMON = {
@@ -133,6 +134,13 @@ def accuracy(setup: Setup, on_bad: Callable[[str], None] | None = None) -> Evalu
         return {f"eval/{key}": value for key, value in summary.items()}
 
     return evaluate
+
+
+def metric_names(program: Program, batch: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
+    """What `accuracy` will report, before anything is evaluated."""
+    measure = jax.eval_shape(program.objective.measure, program.abstract_state.params, batch)
+    summary = classification.summarise({name: np.zeros(1) for name in measure})
+    return [f"eval/{name}" for name in summary]
 
 
 def protocol(setup: Setup, key: str, asked: Protocol) -> Evaluator:

@@ -19,8 +19,9 @@ from vit_jax.runtime.distributed import StopRequest
 from vit_jax.runtime.logbook import Logbook
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.training.best import OF_MODEL, Best
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.decided import Evaluator
+from vit_jax.training.decided import Evaluator, Plan
 from vit_jax.training.loop import Event
 from vit_jax.training.state import TrainState, evaluated_params
 
@@ -35,6 +36,7 @@ class Instruments(NamedTuple):
     watchdog: Watchdog
     checkpoints: Checkpoints
     meta: Record  # what every checkpoint says of its run
+    best: Best
 
 
 def every(steps: int | None, *, last: int, first: int | None = None) -> Callable[[int], bool]:
@@ -96,6 +98,16 @@ def abort_if_stuck(in_a_row: jax.Array, limit: int) -> None:
         )
 
 
+def save(shared: Instruments, step: int, state: TrainState) -> None:
+    """A checkpoint, in the background, with what is known of the best so far."""
+    meta = shared.meta
+    if (best := shared.best.record()) is not None:
+        meta = {**meta, "best": best}
+    with shared.pace.aside():
+        shared.checkpoints.save(step, state, meta)
+    shared.watchdog.beat(f"a checkpoint of step {step}", progress=True)
+
+
 def saved(shared: Instruments, *, every_steps: int, total_steps: int) -> Event:
     """A checkpoint, written while training goes on; that of the last step is waited for.
 
@@ -108,9 +120,7 @@ def saved(shared: Instruments, *, every_steps: int, total_steps: int) -> Event:
         if shared.checkpoints.check():
             shared.pace.trim()  # what it held is free
         if due(step):
-            with shared.pace.aside():
-                shared.checkpoints.save(step, state, shared.meta)
-            shared.watchdog.beat(f"a checkpoint of step {step}", progress=True)
+            save(shared, step, state)
         if step == total_steps:
             shared.checkpoints.wait()
 
@@ -144,13 +154,37 @@ def evaluate(
         if request.noticed():
             stop(step, state)
 
+    record = measure(shared, evaluators, state, on_batch)
+    shared.clock.restart(step)
+    shared.results.update(record)
+    shared.log.write(step, record)
+
+
+def measure(
+    shared: Instruments,
+    evaluators: Mapping[str, Evaluator],
+    state: TrainState,
+    on_batch: Callable[[int], None],
+) -> dict[str, float]:
+    """What evaluators find of a state."""
     record: dict[str, float] = {}
     with shared.pace.aside():
         for evaluator in evaluators.values():
             record |= evaluator(evaluated_params(state), on_batch)
-    shared.clock.restart(step)
-    shared.results.update(record)
-    shared.log.write(step, record)
+    return record
+
+
+def keep_if_best(shared: Instruments, names: list[str], step: int, state: TrainState) -> None:
+    """Saves a step whose evaluation, by evaluators of these names, is the best so far.
+
+    Raises:
+      UserError: the metric that says so is not among those of its evaluator.
+    """
+    rule = shared.best.rule
+    if rule is not None and rule.evaluator in names:
+        own = {key: v for key, v in shared.results.items() if key.partition("/")[0] in names}
+        if shared.best.note(step, own):
+            save(shared, step, state)
 
 
 def evaluated(
@@ -161,14 +195,61 @@ def evaluated(
     request: StopRequest,
     stop: Stop,
 ) -> Event:
-    """The evaluators that are due."""
+    """The evaluators that are due; what is the best so far is saved.
+
+    Raises:
+      UserError: see `keep_if_best`.
+    """
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         names = due_evaluators(step, periods, total_steps)
         due = {name: evaluators[name] for name in names}
         evaluate(shared, due, step, state, request, stop)
+        keep_if_best(shared, names, step, state)
 
     return Event(lambda step: bool(due_evaluators(step, periods, total_steps)), act)
+
+
+def best_state(
+    shared: Instruments,
+    plan: Plan,
+    evaluators: Mapping[str, Evaluator],
+    state: TrainState,
+    abstract: TrainState,
+) -> tuple[TrainState, dict[str, float]]:
+    """What is exported of a run that ends in `state`, and what the last line says of it.
+
+    That is the best that was evaluated, which evaluators that have not seen it see now.
+
+    Raises:
+      CheckpointError: the best checkpoint cannot be used.
+    """
+    best, last = shared.best, int(state.step)
+    if best.rule is None:
+        return state, {}
+    if best.step is None:
+        done = due_evaluators(last, plan.periods_on_the_way, plan.total_steps)
+    else:
+        done = [key.partition("/")[0] for key in best.values]
+        if best.step != last:
+            jax.tree.map(lambda leaf: leaf.delete(), state)  # there is room for one of them
+            state = shared.checkpoints.restore_best(best.step, abstract)
+    left = {name: evaluator for name, evaluator in evaluators.items() if name not in done}
+    record = measure(shared, left, state, shared.watchdog.on_batch)
+    if best.step is None:
+        return state, record
+    found = {f"{OF_MODEL}{key}": value for key, value in {**best.values, **record}.items()}
+    return state, {f"{OF_MODEL}step": best.step, **found}
+
+
+def ended_early(shared: Instruments) -> Event:
+    """A run that nothing better is expected of is saved where it ends."""
+
+    def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        save(shared, step, state)
+        shared.checkpoints.wait()
+
+    return Event(lambda step: shared.best.is_over, act)
 
 
 def saves_and_stops(shared: Instruments, workdir: Path, total_steps: int) -> Stop:
@@ -179,7 +260,7 @@ def saves_and_stops(shared: Instruments, workdir: Path, total_steps: int) -> Sto
     """
 
     def stop(step: int, state: TrainState) -> None:
-        shared.checkpoints.save(step, state, shared.meta)
+        save(shared, step, state)
         shared.checkpoints.wait()
         raise Preempted(
             f"asked to stop: saved step {step} of {total_steps} in {workdir}; "
@@ -189,11 +270,11 @@ def saves_and_stops(shared: Instruments, workdir: Path, total_steps: int) -> Sto
     return stop
 
 
-def stopped(request: StopRequest, stop: Stop, total_steps: int) -> Event:
-    """The end of a process that was asked to stop; the same step on all of them."""
+def stopped(request: StopRequest, stop: Stop, over: Callable[[int], bool]) -> Event:
+    """The end of a process that was asked to stop before the run is over; on all at one step."""
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         if request.requested(step):
             stop(step, state)
 
-    return Event(lambda step: step < total_steps, act)
+    return Event(lambda step: not over(step), act)

@@ -21,9 +21,12 @@ class Event(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run that is under way; its events happen in their order: log, save, evaluate, stop."""
+    """A run that is under way; its events happen in their order: log, save, evaluate, stop.
 
-    total_steps: int
+    over: of a step that is done, whether it was the last.
+    """
+
+    over: Callable[[int], bool]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     batches: Iterator[Batch]
     events: Sequence[Event]
@@ -36,7 +39,9 @@ class Run(NamedTuple):
 
 def loop(run: Run, state: TrainState) -> TrainState:
     """Trains from where `state` is, whose arrays are given to the first step, to the end."""
-    for step in range(int(state.step) + 1, run.total_steps + 1):
+    step = int(state.step)
+    while not run.over(step):
+        step += 1
         state, metrics = run.step(state, next(run.batches))
         run.after(step, state, metrics)
     return state

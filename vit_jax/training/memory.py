@@ -106,7 +106,8 @@ def needed_bytes(setup: Setup, compiled: jax.stages.Compiled, *, kept: bool = Fa
     if jax.default_backend() == "cpu":
         batches += data.batches_ahead(setup.config.data.num_threads)
         copy = state_bytes(setup)
-        saves = setup.config.checkpoint_every_steps < setup.plan.total_steps  # while it computes
+        often = setup.config.checkpoint_every_steps < setup.plan.total_steps
+        saves = often or setup.plan.keep is not None  # while it computes
         besides = besides + COPIES * copy if saves else max(besides, copy)
     return state + besides + batches * batch_bytes(setup)
 

@@ -56,6 +56,7 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
             f"{config.schedule.learning_rate:g} {rates_text(setup)}",
         ),
         ("optimiser", optimiser_text(setup)),
+        *([("keeps", keep_text(setup))] if setup.plan.keep else []),
         (
             "compute",
             f"{human(train_flops)}FLOPs per step, {numerics.describe(setup.program.numerics)}",
@@ -82,6 +83,14 @@ def rates_text(setup: Setup) -> str:
         rates = (f"{float(setup.plan.schedule(step)):.3g} at step {step:,}" for step in steps)
         return f"to {', '.join(rates)}"
     return f"to {float(setup.plan.schedule(setup.plan.total_steps)):.3g}"
+
+
+def keep_text(setup: Setup) -> str:
+    """What is exported instead of the last step, and what ends the run early."""
+    rule = setup.plan.keep
+    patience = rule.patience if rule else 0
+    ends = f"; ends after {patience} evaluations without a better one" if patience else ""
+    return f"the step with {rule}{ends}"
 
 
 def optimiser_text(setup: Setup) -> str:

@@ -24,11 +24,13 @@ from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.training import agreement, auto_memory, events, kernel_check, memory
+from vit_jax.training.best import Best, of_model
 from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.decided import Evaluator
 from vit_jax.training.evaluators import evaluators, sources
 from vit_jax.training.loop import Run, loop
 from vit_jax.training.plan import show_plan
-from vit_jax.training.setup import OF_CHECKPOINT, Plan, Setup, check, set_up
+from vit_jax.training.setup import OF_CHECKPOINT, Setup, check, set_up
 from vit_jax.training.state import TrainState
 from vit_jax.training.workdir import (
     as_begun,
@@ -40,6 +42,7 @@ from vit_jax.training.workdir import (
     export,
     finished_metrics,
     has_checkpoint,
+    read_config,
     run_meta,
     write_config,
     write_evaluation,
@@ -84,7 +87,7 @@ def train(
         config.init_from = str(workdir / "pretrain")
     setup = set_up(config, resuming=resuming)
     agreement.check_equal(data_facts(setup))
-    if finished is not None and finished["step"] >= setup.plan.total_steps:
+    if finished is not None and is_over(setup, whole, workdir, finished):
         return still_finished(setup, whole, workdir, finished)
     setup, attention = kernel_check.settle(setup, workdir)
     show_plan(setup)
@@ -94,11 +97,11 @@ def train(
     checkpoints = hold(setup, workdir)
     try:
         check_data(setup, checkpoints, allow_config_change)
-        state = restore_or_initialise(setup, checkpoints)
+        state, best = restore_or_initialise(setup, checkpoints)
         write_config(workdir, whole)  # nothing refuses any more
         auto_memory.write(workdir, setup)
         kernel_check.write(workdir, attention)
-        return under_way(setup, compiled, workdir, state, checkpoints, expected)
+        return under_way(setup, compiled, workdir, state, best, checkpoints, expected)
     finally:
         checkpoints.close()
 
@@ -121,6 +124,7 @@ def under_way(
     compiled: jax.stages.Compiled,
     workdir: Path,
     state: TrainState,
+    best: Best,
     checkpoints: Checkpoints,
     expected_memory: int | None,
 ) -> dict[str, float]:
@@ -133,11 +137,18 @@ def under_way(
     measures = evaluators(setup, on_bad)
     measured_memory = functools.partial(memory.measured_memory, expected_memory)
     with contextlib.ExitStack() as stack:
-        shared = instruments(setup, compiled, workdir, start, checkpoints, expected_memory, stack)
+        shared = instruments(
+            setup, compiled, workdir, start, best, checkpoints, expected_memory, stack
+        )
         request = stack.enter_context(StopRequest())
         stop = events.saves_and_stops(shared, workdir, total)
+        periods = setup.plan.periods_on_the_way
+
+        def over(step: int) -> bool:
+            return step >= total or best.is_over
+
         run = Run(
-            total,
+            over,
             shared.pace,
             stack.enter_context(
                 contextlib.closing(training_batches(setup, start, shared.clock, on_bad))
@@ -150,21 +161,31 @@ def under_way(
                     max_skipped_steps=config.max_skipped_steps,
                 ),
                 events.saved(shared, every_steps=config.checkpoint_every_steps, total_steps=total),
-                events.evaluated(shared, measures, setup.plan.periods, total, request, stop),
-                events.stopped(request, stop, total),
+                events.evaluated(shared, measures, periods, total, request, stop),
+                events.ended_early(shared),
+                events.stopped(request, stop, over),
             ),
         )
-        if left := not_evaluated(start, setup.plan, shared.results):
-            due = {name: measures[name] for name in left}
-            events.evaluate(shared, due, start, state, request, stop)
+        due = events.due_evaluators(start, periods, total) if start else []
+        if left := not_evaluated(due, shared.results):
+            again = {name: measures[name] for name in left}
+            events.evaluate(shared, again, start, state, request, stop)
+        events.keep_if_best(shared, due, start, state)
         state = loop(run, state)
-        finish(setup, state, workdir, shared, measured_memory())
+        last = int(state.step)
+        if last < total:
+            shared.log.say(
+                f"ends at step {last} of {total}: {best.since} evaluations gave nothing better "
+                f"than {best} (config.patience)"
+            )
+        finish(setup, state, workdir, shared, measures, measured_memory())
     if jax.process_index() == 0:
         page = report.write_report(workdir)
-        say(f"model in {workdir / 'model'}, curves in {page}")
+        which = f" ({best})" if best.rule else ""
+        say(f"model in {workdir / 'model'}{which}, curves in {page}")
         checkpoint = shlex.quote(f"--checkpoint={workdir}")
         say(f"look inside: vit-jax inspect {checkpoint} --images=FOLDER --out=DIR")
-    return {"step": total, **shared.results}
+    return of_model({"step": last, **shared.results})
 
 
 def instruments(
@@ -172,6 +193,7 @@ def instruments(
     compiled: jax.stages.Compiled,
     workdir: Path,
     start: int,
+    best: Best,
     checkpoints: Checkpoints,
     expected_memory: int | None,
     stack: contextlib.ExitStack,
@@ -194,7 +216,8 @@ def instruments(
     for each in (contextlib.closing(profile), log, watchdog, pace):
         stack.enter_context(each)
     clock = Clock(config.batch_size, start)
-    return events.Instruments(log, results, clock, pace, watchdog, checkpoints, run_meta(setup))
+    meta = run_meta(setup)
+    return events.Instruments(log, results, clock, pace, watchdog, checkpoints, meta, best)
 
 
 def recorded(workdir: Path, step: int) -> dict[str, float]:
@@ -207,12 +230,11 @@ def recorded(workdir: Path, step: int) -> dict[str, float]:
     return found
 
 
-def not_evaluated(step: int, plan: Plan, results: Mapping[str, float]) -> list[str]:
-    """Which evaluators were due at the step where a run goes on and are not in its log.
+def not_evaluated(due: list[str], results: Mapping[str, float]) -> list[str]:
+    """Which evaluators were `due` at the step where a run goes on and are not in its log.
 
     As the first process reads it.
     """
-    due = events.due_evaluators(step, plan.periods, plan.total_steps) if step else []
     there = [any(key.startswith(f"{name}/") for key in results) for name in due]
     left = sharding.gathered(sum(1 << i for i, found in enumerate(there) if not found))[0]
     return [name for i, name in enumerate(due) if left >> i & 1]
@@ -223,32 +245,43 @@ def finish(
     state: TrainState,
     workdir: Path,
     shared: events.Instruments,
+    measures: Mapping[str, Evaluator],
     peak: Mapping[str, float],
 ) -> None:
     """The exported model, evaluation.json and the last line of the log.
 
     Raises:
       Diverged: no step was ever taken.
+      CheckpointError: the best checkpoint cannot be used.
     """
-    total = setup.plan.total_steps
-    if (skipped := int(state.skipped)) >= total:
+    last = int(state.step)
+    if (skipped := int(state.skipped)) >= last:
         raise Diverged(
             f"None of the {skipped} gradients was finite: no step was taken, and no model is "
             "exported. Lower config.schedule.learning_rate, and start again."
         )
-    export(setup, state, workdir)
+    state, record = events.best_state(
+        shared, setup.plan, measures, state, setup.program.abstract_state
+    )
+    shared.results.update(record)
+    export(setup, state, workdir, last, shared.best)
     if jax.process_index() == 0:
-        write_evaluation(workdir, shared.results, total, setup)
+        write_evaluation(workdir, of_model(shared.results), int(state.step), setup)
     shared.results.update(peak)
-    shared.log.write(total, peak, final=True)
+    shared.log.write(last, {**record, **peak}, final=True)
 
 
-def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> TrainState:
-    """The newest checkpoint of this run, or its initial state."""
+def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Best]:
+    """The newest checkpoint of this run, or its initial state; and the best of it so far.
+
+    Raises:
+      UserError: it is of another run, or beyond the end of this one.
+      CheckpointError: it cannot be used, or the best one is gone.
+    """
     total = setup.plan.total_steps
     restored = checkpoints.restore(setup.program.abstract_state)
     if restored is None:
-        return setup.program.initialise()
+        return setup.program.initialise(), Best(setup.plan.keep)
     state, meta = restored
     if int(meta["step"]) > total:
         raise UserError(
@@ -256,8 +289,10 @@ def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> TrainState:
             f"{int(meta['step'])}, beyond config.total_steps={total}; raise it, or use another "
             "--workdir."
         )
+    best = Best(setup.plan.keep, meta.get("best"))
+    checkpoints.check_best(best.step)
     say(f"resumed from step {int(meta['step'])}")
-    return state
+    return state, best
 
 
 def training_batches(
@@ -331,6 +366,14 @@ def check_images(setup: Setup) -> None:
         f"{own[0]} Of {looked:,} images looked at, {len(own):,} cannot be read; "
         f"config.data.max_bad_images={len(own)} goes on without them."
     )
+
+
+def is_over(setup: Setup, config: ConfigDict, workdir: Path, finished: dict[str, float]) -> bool:
+    """Whether a finished run has nothing left to do, though its configuration changed."""
+    if finished["step"] >= setup.plan.total_steps:
+        return True
+    may_have_ended_early = bool((read_config(workdir) or {}).get("patience"))
+    return may_have_ended_early and changes(workdir, config).keys() <= {"data.dataset"}
 
 
 def still_finished(

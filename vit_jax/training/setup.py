@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -19,15 +17,13 @@ from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.interop import load
 from vit_jax.models import adapt
-from vit_jax.numerics import Machine, Numerics, remat
-from vit_jax.objectives import losses
-from vit_jax.objectives.classification import classification
-from vit_jax.objectives.masked_patches import masked_patches
+from vit_jax.numerics import Machine, remat
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
-from vit_jax.training import optim, state as train_state
+from vit_jax.training import best, optim, state as train_state
 from vit_jax.training.decided import Plan, Program, Setup
-from vit_jax.training.evaluators import chosen, periods
+from vit_jax.training.evaluators import chosen, metric_names, periods
+from vit_jax.training.objective import loss_function, needs_labels, objective_of
 from vit_jax.training.sources import Data, data_of, open_sources
 from vit_jax.training.step import make_train_step
 
@@ -55,7 +51,9 @@ def set_up(
       UserError: something does not exist or does not fit; says which setting.
     """
     mesh = check_settings(config, mesh)
-    opened = open_sources(config) if sources is None else (*sources, [])
+    opened = (
+        open_sources(config, labelled=needs_labels(config)) if sources is None else (*sources, [])
+    )
     needed = not resuming or config.model.variant == OF_CHECKPOINT
     initial = load.read(config.init_from) if config.init_from and needed else None
     model = model_config(config, opened[0], initial)
@@ -63,7 +61,10 @@ def set_up(
     plan = plan_of(config, len(data.train))
     notes = [*data.notes, *([] if sources else small_images(data.train, model.image_size))]
     program = program_of(config, model, data, plan, mesh, initial, notes, machine)
-    return Setup(config, data, plan, program, notes)
+    setup = Setup(config, data, plan, program, notes)
+    if plan.keep and plan.keep.evaluator == "eval":
+        best.check_metric(plan.keep, metric_names(program, abstract_batch(setup)))
+    return setup
 
 
 def check(config: ConfigDict) -> None:
@@ -73,7 +74,7 @@ def check(config: ConfigDict) -> None:
     """
     check_settings(config)
     check_names(config)
-    opened = open_sources(config)
+    opened = open_sources(config, labelled=needs_labels(config))
     if config.model.variant != OF_CHECKPOINT:
         model = model_config(config, opened[0], None)
         models.numerics_of(model)
@@ -90,7 +91,7 @@ def check_names(config: ConfigDict) -> None:
         models.get_config(**configuration.section(config, "model"))
     optimizer_of(config)
     loss_function(config)
-    configuration.pick(OBJECTIVES, config.objective.name, "config.objective.name")
+    needs_labels(config)
     chosen(config)
 
 
@@ -125,7 +126,8 @@ def plan_of(config: ConfigDict, num_examples: int) -> Plan:
         config.schedule.final_learning_rate,
         config.schedule.boundaries_percent,
     )
-    return Plan(total_steps, warmup_steps, schedule, periods(config, epoch))
+    found = periods(config, epoch)
+    return Plan(total_steps, warmup_steps, schedule, found, best.rule_of(config, found))
 
 
 def program_of(
@@ -156,60 +158,6 @@ def program_of(
 
 def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     return configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
-
-
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "classification": classification,
-    "masked_patches": masked_patches,
-}
-
-
-def objective_of(
-    config: ConfigDict,
-    model: models.ModelConfig,
-    numerics: Numerics,
-    class_weights: np.ndarray | None = None,
-) -> Objective:
-    """What a model is trained for.
-
-    An objective is a function that is given what it asks for by name: `model`, `num_classes`,
-    `multilabel` and `apply` (`apply(params, x, method="encode")` is a part of the model), and of
-    the configuration `loss`, `training_loss` and `mixup_alpha`. Its other arguments are its
-    options, the keys of `config.objective`. The loss knows the class weights (k,) already.
-
-    Raises:
-      UserError: no such objective or option, or a setting that this one does not read.
-    """
-    loss = loss_function(config)
-    if class_weights is not None:
-        loss = functools.partial(loss, class_weights=class_weights)
-    _, apply = models.as_functions(model, numerics)
-    offered = {
-        "apply": apply,
-        "model": model,
-        "numerics": numerics,
-        "num_classes": model.num_classes,
-        "loss": loss,
-        "training_loss": None if is_plain(config, model.multilabel) else loss,
-        "multilabel": model.multilabel,
-        "mixup_alpha": config.mixup_alpha,
-    }
-    name = config.objective.name
-    takes = inspect.signature(
-        configuration.pick(OBJECTIVES, name, "config.objective.name")
-    ).parameters
-    for setting, read, changed in (
-        ("loss", "loss", config.loss.name != "softmax_cross_entropy" or is_smooth(config)),
-        ("class_weights", "loss", config.class_weights != "none"),
-        ("mixup_alpha", "mixup_alpha", bool(config.mixup_alpha)),
-    ):
-        if changed and read not in takes:
-            raise UserError(
-                f"config.{setting} is a setting that the objective {name} does not read; leave it "
-                "as it is by default."
-            )
-    given = {key: value for key, value in offered.items() if key in takes}
-    return configuration.call(OBJECTIVES, "config.objective", config.objective, **given)
 
 
 def train_step_of(config: ConfigDict, objective: Objective, plan: Plan) -> Callable:
@@ -247,32 +195,6 @@ def computed_as(
         model=model, numerics=numerics, objective=objective, train_step=step
     )
     return setup._replace(config=config, program=program)
-
-
-def loss_function(config: ConfigDict) -> Callable:
-    """The configured loss, checked before it is first traced."""
-    options = config.loss.to_dict()
-    empty = jnp.zeros((1, 2))
-    jax.eval_shape(
-        lambda: configuration.call(
-            *(losses.LOSSES, "config.loss", options),
-            logits=empty,
-            targets=empty,
-            class_weights=None,
-        )
-    )
-    return functools.partial(losses.LOSSES[options.pop("name")], **options)
-
-
-def is_plain(config: ConfigDict, multilabel: bool) -> bool:
-    """Whether the configured loss is what evaluations report anyway."""
-    plain = "sigmoid_cross_entropy" if multilabel else "softmax_cross_entropy"
-    return (config.loss.name, config.class_weights) == (plain, "none") and not is_smooth(config)
-
-
-def is_smooth(config: ConfigDict) -> bool:
-    """Whether labels are smoothed."""
-    return bool(config.loss.get("label_smoothing", 0))
 
 
 def check_memory(config: ConfigDict) -> None:

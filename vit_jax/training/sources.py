@@ -30,10 +30,13 @@ class Data(NamedTuple):
     class_weights: np.ndarray | None = None
 
 
-def open_sources(config: ConfigDict) -> tuple[Source, Source, list[str]]:
+def open_sources(config: ConfigDict, *, labelled: bool = True) -> tuple[Source, Source, list[str]]:
     """The training and the evaluation source of `config.data`, and what to know of the choice.
 
     Their classes are those of the training source: matched by name, whatever their order.
+
+    Args:
+      labelled: False: nobody reads labels, so that none, or one class, will do.
 
     Raises:
       UserError: nothing can be learnt or measured: one class, other classes, no labels.
@@ -49,12 +52,16 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source, list[str]]:
     if train_split and eval_split:
         train_spec, eval_spec = f"{spec}[{train_split}]", f"{spec}[{eval_split}]"
     else:
-        train_spec, eval_spec, notes = specs.choose_splits(spec, **options, watch=True)
+        train_spec, eval_spec, notes = specs.choose_splits(
+            spec, **options, watch=True, labelled=labelled
+        )
         if eval_split:
             eval_spec, notes = f"{spec}[{eval_split}]", []
     exclude = config.data.exclude or None
-    train_source = specs.open_source(train_spec, exclude=exclude, labelled=True, **options)
-    eval_source = specs.open_source(eval_spec, labelled=True, **options)
+    train_source = specs.open_source(train_spec, exclude=exclude, labelled=labelled, **options)
+    eval_source = specs.open_source(eval_spec, labelled=labelled, **options)
+    if not labelled:
+        return train_source, eval_source, notes
     if train_source.num_classes < (1 if train_source.multilabel else 2):
         raise one_class(train_source)
     eval_source = with_classes(eval_source, train_source.class_names, train_source.spec)

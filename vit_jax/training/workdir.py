@@ -24,6 +24,7 @@ from vit_jax.pages import strip
 from vit_jax.runtime.distributed import say
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import state as train_state
+from vit_jax.training.best import Best, of_model
 from vit_jax.training.checkpoint import SAVED, Checkpoints
 from vit_jax.training.setup import Setup
 from vit_jax.training.sources import Data
@@ -166,11 +167,11 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def finished_metrics(workdir: Path) -> dict[str, float] | None:
-    """The final record of a run that is complete, otherwise None."""
+    """The final record of a run that is complete, otherwise None; metrics are of its model."""
     if not saved.is_native(workdir / "model"):
         return None
     records = read_metrics(workdir / "metrics.jsonl")
-    return records[-1] if records and records[-1].get("final") else None
+    return of_model(records[-1]) if records and records[-1].get("final") else None
 
 
 def damage_of_model(workdir: Path) -> str:
@@ -251,8 +252,13 @@ def check_history(workdir: Path) -> None:
     )
 
 
-def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
-    """Writes the final weights to `WORKDIR/model`, from whatever sharding they have."""
+def export(
+    setup: Setup, state: train_state.TrainState, workdir: Path, last_step: int, best: Best
+) -> None:
+    """Writes the weights of `state` to `WORKDIR/model`, from whatever sharding they have.
+
+    Its config.json says of which step they are, where the run ended, and why it is another one.
+    """
     every: Mapping = train_state.evaluated_params(state)
     if jax.process_count() > 1:
         every = multihost_utils.process_allgather(every, tiled=True)
@@ -261,7 +267,10 @@ def export(setup: Setup, state: train_state.TrainState, workdir: Path) -> None:
     if own := sorted(every.keys() - params.keys()):
         say(f"  export  without the objective's own parameters: {', '.join(own)}")
     if jax.process_index() == 0:
-        saved.save(workdir / "model", models.at_rest(setup.program.model), params)
+        run: dict[str, object] = {"step": int(state.step), "last_step": last_step}
+        if best.rule and best.step is not None:
+            run |= {"best": best.rule.metric, "value": best.values[best.rule.metric]}
+        saved.save(workdir / "model", models.at_rest(setup.program.model), params, run)
         if show := setup.program.objective.show:
             rows = show(
                 every, jax.numpy.asarray(first_images(setup.data, 8))

@@ -25,7 +25,9 @@ from vit_jax.data.splits import Splits, one_each, split_of
 from vit_jax.errors import UserError, nearest
 
 
-def open_folder(path: str, data_dir: str | None, options: Mapping[str, str]) -> Splits:
+def open_folder(
+    path: str, data_dir: str | None, options: Mapping[str, str], *, flat: bool = False
+) -> Splits:
     """Class folders, split folders of class folders, or tables; classes are read once for all.
 
     Records are ordered by a hash of their path, so a slice is a random sample of every class.
@@ -34,6 +36,8 @@ def open_folder(path: str, data_dir: str | None, options: Mapping[str, str]) -> 
       options: names of the columns "image", "label" and "split" of a table, where they are others;
         "encoding" of tables that are neither UTF nor Windows-1252; "multilabel" and "separator",
         see multilabel.py.
+      flat: images without class folders, in split folders or not, are one class: for those who read
+        no labels.
     """
     root = os.path.abspath(os.path.expanduser(path))
     query = "&".join(f"{key}={value}" for key, value in options.items())
@@ -57,7 +61,10 @@ def open_folder(path: str, data_dir: str | None, options: Mapping[str, str]) -> 
         try:
             return _open_classes(root, base, tables.notes)
         except UserError as error:
-            raise (problem or error) from None
+            images = _open_flat(root, base, tables.notes) if flat and not problem else None
+            if images is None:
+                raise (problem or error) from None
+            return images
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from error
 
@@ -133,6 +140,32 @@ def _open_classes(root: str, base: str, notes: Sequence[str]) -> Splits:
                 notes,
             )
             for split, classes in found.items()
+        },
+    )
+
+
+def _open_flat(root: str, base: str, notes: Sequence[str]) -> Splits | None:
+    """All images below a folder, or below its split folders, as one class; None without any."""
+    skipped: Counter = Counter()
+    folders = one_each(subfolders(root, skipped), shown(root))
+    found = {
+        split: images_below(root, folder, skipped)
+        for split, folder in (folders or {"train": ""}).items()
+    }
+    if not all(found.values()):
+        return None
+    name = shown(os.path.basename(root) or root)
+    return Splits(
+        base,
+        {
+            split: file_source(
+                root,
+                [(file, 0) for file in files],
+                [name],
+                f"{base}[{split}]",
+                [*notes, *passed_over(skipped)],
+            )
+            for split, files in found.items()
         },
     )
 

@@ -1,0 +1,92 @@
+"""OpenVINO's IR (NAME.xml, with the weights in NAME.bin), and ONNX files run by OpenVINO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.interop.onnx_files import to_pixels
+from vit_jax.interop.peers import Answer, Outputs
+
+Array = np.ndarray
+FACTS = ["vit_jax", "facts"]  # where the metadata of an IR lie
+#: By default OpenVINO rounds products to 16 bits where the CPU has them.
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def import_openvino():
+    """The package, or a UserError that says how to get it."""
+    try:
+        import openvino
+    except ImportError:
+        raise UserError("OpenVINO is not installed: pip install 'vit_jax[openvino]'.") from None
+    return openvino
+
+
+def save(file: Path, onnx_file: Path, facts: Mapping[str, object]) -> None:
+    """An ONNX file as NAME.xml and NAME.bin, with the facts in it.
+
+    Raises:
+      UserError: OpenVINO is not installed, or `file` does not end in .xml.
+    """
+    openvino = import_openvino()
+    if file.suffix != ".xml":
+        raise UserError(f"{file.name} must end in .xml for --format=openvino.")
+    model = openvino.Core().read_model(str(onnx_file))
+    model.set_rt_info(json.dumps(dict(facts)), FACTS)
+    openvino.save_model(model, str(file), compress_to_fp16=False)
+
+
+def parts(file: Path) -> list[Path]:
+    """The files of an IR."""
+    return [file, file.with_suffix(".bin")]
+
+
+def open_file(file: str | Path, dtype: str = "float32") -> tuple[Answer, str]:
+    """What answers images (b, h, w, c) in [-1, 1], by OpenVINO on the CPU, and its version.
+
+    Args:
+      file: an IR or an ONNX file.
+      dtype: of products, "float32" or "bfloat16"; 8-bit layers stay as they are.
+
+    Raises:
+      UserError: OpenVINO is not installed, or cannot run the file.
+    """
+    openvino = import_openvino()
+    hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY"}
+    try:
+        model = openvino.Core().compile_model(str(file), "CPU", hints)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[-1][:160]
+        raise UserError(f"OpenVINO cannot run {Path(file).name} ({reason}).") from error
+    given = model.inputs[0]
+    features = [i for i, output in enumerate(model.outputs) if "pre_logits" in output.names]
+    uint8 = given.element_type.to_dtype() == np.uint8
+
+    def run(images: Array) -> Outputs:
+        found = model([to_pixels(images) if uint8 else np.ascontiguousarray(images)])
+        return Outputs(found[0], found[features[0]] if features else None)
+
+    size = given.partial_shape[0]
+    answer = Answer(run, size.get_length() if size.is_static else None)
+    return answer, f"openvino {openvino.__version__.split('-')[0]}"
+
+
+def read_facts(file: Path) -> dict:
+    """The facts of an IR.
+
+    Raises:
+      UserError: there are none: another program wrote it.
+    """
+    model = import_openvino().Core().read_model(str(file))
+    try:
+        return json.loads(model.get_rt_info(FACTS).astype(str))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{file} does not say how images are prepared for it; only what `vit-jax export` wrote "
+            "can be evaluated."
+        ) from error

@@ -1,0 +1,165 @@
+"""Which evaluation of a run was the best so far, and whether a better one is still waited for.
+
+The paper stops early, and reports the best validation accuracy, where it trains on subsets of JFT
+(section 4.3, Figure 4). What is known of the best is a part of every checkpoint's record, so that
+it cannot disagree with the step that a run goes on from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vit_jax.config import ConfigDict
+from vit_jax.errors import UserError, nearest
+from vit_jax.models.fingerprints import BestRecord
+from vit_jax.runtime import sharding
+from vit_jax.runtime.logbook import scalar
+
+#: A metric is better when it is smaller if its name has one of these words, otherwise when larger.
+SMALLER_IS_BETTER = ("loss", "error", "errors", "distance")
+#: Written before a metric, they say it whatever the name is.
+SAID = {"min:": True, "max:": False}
+#: What a finished run's last record says of the exported model; also of those without an interval.
+OF_MODEL = "best/"
+
+
+class Rule(NamedTuple):
+    """metric: EVALUATOR/NAME. patience: evaluations without a better one; 0: never stops."""
+
+    metric: str
+    smaller: bool
+    patience: int
+
+    @property
+    def evaluator(self) -> str:
+        return self.metric.partition("/")[0]
+
+    def __str__(self) -> str:
+        return f"the {'smallest' if self.smaller else 'largest'} {self.metric}"
+
+
+def rule_of(config: ConfigDict, periods: Mapping[str, int | None]) -> Rule | None:
+    """What `config.keep_best` and `config.patience` ask for; None if nothing.
+
+    Args:
+      periods: {evaluator: every so many steps; None: at the end only}.
+
+    Raises:
+      UserError: patience alone, an evaluator that there is not, or that runs once.
+    """
+    text, patience = config.keep_best, config.patience
+    if not text:
+        if patience:
+            raise UserError(
+                f"config.patience={patience} waits for a better value of a metric; name it with "
+                "config.keep_best, e.g. eval/accuracy."
+            )
+        return None
+    said = next((mark for mark in SAID if text.startswith(mark)), "")
+    metric = text.removeprefix(said)
+    evaluator, _, name = metric.partition("/")
+    if not name or evaluator not in periods:
+        there = ", ".join(f"{key}/..." for key in periods)
+        raise UserError(
+            f"config.keep_best={text!r} names no metric of an evaluator that is on; they are "
+            f"{there}, e.g. eval/accuracy.{nearest(evaluator, periods)}"
+        )
+    if periods[evaluator] is None:
+        where = "config.eval_every" if evaluator == "eval" else f"config.evaluators.{evaluator}."
+        every = where if evaluator == "eval" else f"{where}every"
+        raise UserError(
+            f"config.keep_best={text!r} has nothing to choose from: {evaluator} runs once, at the "
+            f"end; set {every}_steps or {every}_epochs."
+        )
+    words = name.rpartition("/")[2].split("_")  # what is before may be the path of a data set
+    smaller = SAID[said] if said else any(word in SMALLER_IS_BETTER for word in words)
+    return Rule(metric, smaller, patience)
+
+
+def check_metric(rule: Rule, names: Mapping[str, object] | list[str]) -> None:
+    """Raises UserError unless the metric is among `names`, those of its evaluator."""
+    if rule.metric not in names:
+        raise UserError(
+            f"config.keep_best: there is no metric {rule.metric!r}; there are {', '.join(names)}."
+            f"{nearest(rule.metric, names)}"
+        )
+
+
+class Best:
+    """The best evaluation of a run so far.
+
+    step: None so far. values: all that was measured at that step and is finite. since: evaluations
+    after it, none of which was better. evaluated: the step of the last one.
+
+    Args:
+      rule: None: there is no best.
+      found: what the checkpoint says that the run goes on from, if it does.
+    """
+
+    def __init__(self, rule: Rule | None, found: BestRecord | None = None):
+        self.rule = rule
+        self.step: int | None = None
+        self.values: dict[str, float] = {}
+        self.since = self.evaluated = 0
+        if rule and found and (found["metric"], found["smaller"]) == (rule.metric, rule.smaller):
+            self.step, self.values = found["step"], found["values"]
+            self.since, self.evaluated = found["since"], found["evaluated"]
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether the evaluation after a step is the best so far; the first process decides.
+
+        What is not finite is never the best; of equal ones the first is. A step that is noted again
+        changes nothing.
+
+        Raises:
+          UserError: the metric is not among `metrics`.
+        """
+        rule = self.rule
+        if rule is None or step <= self.evaluated:
+            return False
+        value = float(scalar(metrics.get(rule.metric, math.nan)))
+        before = self.values.get(rule.metric)
+        better = before is None or (value < before if rule.smaller else value > before)
+        verdict = int(math.isfinite(value) and better) if rule.metric in metrics else 2
+        verdict = sharding.gathered(verdict)[0]
+        if verdict == 2:
+            check_metric(rule, metrics)
+        self.evaluated, self.since = step, self.since + 1
+        if verdict == 1:
+            numbers = {key: scalar(value) for key, value in metrics.items()}
+            self.values = {key: n for key, n in numbers.items() if math.isfinite(n)}
+            self.step, self.since = step, 0
+        return verdict == 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing better is waited for any more."""
+        return bool(self.rule and self.rule.patience and self.since >= self.rule.patience)
+
+    def record(self) -> BestRecord | None:
+        """What a checkpoint says of it."""
+        if self.rule is None:
+            return None
+        return {
+            "metric": self.rule.metric,
+            "smaller": self.rule.smaller,
+            "step": self.step,
+            "values": self.values,
+            "since": self.since,
+            "evaluated": self.evaluated,
+        }
+
+    def __str__(self) -> str:
+        if self.rule is None:
+            return "the last step"
+        if self.step is None:
+            return f"the last step: no {self.rule.metric} was finite"
+        return f"step {self.step}, {self.rule}: {self.values[self.rule.metric]:.6g}"
+
+
+def of_model(record: Mapping[str, float]) -> dict[str, float]:
+    """The last record of a run with the metrics of the model that it exported."""
+    own = {key.removeprefix(OF_MODEL): value for key, value in record.items() if OF_MODEL in key}
+    return {**record, **{key: value for key, value in own.items() if "/" in key}}

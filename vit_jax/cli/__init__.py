@@ -46,7 +46,7 @@ COMMANDS = {
     "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
-TAKE_ARGUMENTS = ("convert", "flops", "inspect", "predict", "prepare")
+TAKE_ARGUMENTS = ("convert", "flops", "inspect", "predict", "prepare", "train")
 RESUMES = ("train", "sweep", "study")
 #: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.
 SCHEDULERS = ("JAX_", "SLURM_", "OMPI_", "PMIX_", "TPU_", "MEGASCALE_", "COORDINATOR_")

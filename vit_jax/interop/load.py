@@ -122,6 +122,8 @@ def local_path(source: str) -> Path:
         return fetch.fetch(source)
     if source in published.PUBLISHED:
         problems = []
+        if (found := at_hand(source)) is not None:
+            return found
         for remote in published.PUBLISHED[source].sources:
             try:
                 return fetch.fetch(remote)
@@ -134,6 +136,12 @@ def local_path(source: str) -> Path:
         "timm directory, hf:ORG/NAME, a gs:// or https:// address, or a published name such as "
         "B/16-imagenet21k."
     )
+
+
+def at_hand(name: str) -> Path | None:
+    """Where published weights are on this machine, from any of their sources."""
+    places = map(fetch.cached, published.PUBLISHED[name].sources)
+    return next((place for place in places if place is not None), None)
 
 
 def read_path(path: Path, variant: str | None = None) -> Weights:

@@ -10,7 +10,7 @@ whether an image may be mirrored.
 
 With weights, Table 4 of the paper and BiT-HyperRule, which it follows: SGD with momentum 0.9,
 cosine decay, clipping at 1, no weight decay, 500, 10,000 or 20,000 steps of 512 images by the size
-of the data. A rate goes with its batch, in proportion, and not below 0.003, for short runs. On a CPU
+of the data. A rate goes with its batch, in proportion, and is at least 0.003. On a CPU
 batches are of 32 images, and steps fewer where they would take days.
 
 Without, as configs/from_scratch_small.py: Adam at 0.001 with strong weight decay, and a ViT of 64

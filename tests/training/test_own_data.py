@@ -154,6 +154,9 @@ def test_settings_of_the_line_win():
     assert (config.model.variant, config.model.image_size) == ("S/32", 64)
     assert config.model.hidden_size is None  # S/32 as it is
     assert (config.memory, config.schedule.learning_rate) == ("as_configured", 0.5)
+    assert config.keep_best == "eval/accuracy"
+    masked = {"objective.name": "masked_patches"}
+    assert own_data.recipe("digits", masked).config().keep_best == ""
 
 
 def test_several_labels_get_the_sigmoid_loss(tmp_path):
@@ -166,6 +169,7 @@ def test_several_labels_get_the_sigmoid_loss(tmp_path):
     chosen = own_data.recipe(spec, {})
     config = chosen.config()
     assert config.loss.name == "sigmoid_cross_entropy" and config.loss.label_smoothing == 0
+    assert config.keep_best == "eval/mAP"
     assert "pixels=70," in chosen.argument
     assert own_data.name_of(spec) == "tags"
 
@@ -259,6 +263,7 @@ def test_print_config_of_a_config_file(capsys):
 def test_own_validation_is_for_data_that_have_only_a_test_split(tmp_path):
     assert specs.own_validation("digits") == ("train[:90%]", "train[90%:]")
     root = three_classes(tmp_path / "pets", count=2)
+    assert specs.own_validation(f"folder:{root}") is not None
     (root / "test").rename(root / "val")
     assert specs.own_validation(f"folder:{root}") is None
     with pytest.raises(UserError):

@@ -267,8 +267,9 @@ def own_validation(spec: str, *, data_dir: str | None = None) -> tuple[str, str]
     """
     base, splits, split = open_splits(spec, data_dir)
     names = splits.names()
-    chosen = not split and "train" in names and "validation" not in names
-    if not chosen or base.startswith("vtab:"):
+    if split or "train" not in names or base.startswith("vtab:"):
+        return None
+    if "validation" in names and not withheld(splits("validation")):
         return None
     return a_tenth(splits)
 

@@ -84,6 +84,8 @@ def recipe(spec: str, given: Mapping[str, str]) -> Recipe:
             overrides[f"{name}_steps"] = "None"  # which would win
     if "memory" not in left and left.keys() & {"accumulation_steps", "model.remat"}:
         overrides["memory"] = "as_configured"
+    if "objective.name" in left and "keep_best" not in left:
+        overrides["keep_best"] = ""  # another objective measures something else
     argument = ",".join(f"{key}={as_text(value)}" for key, value in facts.items())
     return Recipe(argument, overrides | left, notes)
 

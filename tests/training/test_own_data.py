@@ -86,25 +86,33 @@ def test_the_same_line_goes_on_with_what_is_unfinished(tmp_path):
     three_classes(tmp_path / "pets")
     line = ["train", "folder:pets", *TINY]
     chosen = own_data.recipe("folder:pets", dict(word[9:].split("=") for word in TINY))
-    config = chosen.config()
-    first = own_data.find_workdir(config, "folder:pets", new=False)
+    config, notes = chosen.config(), []
+
+    def found(settings=config, new=False):
+        place, note = own_data.find_workdir(settings, "folder:pets", new=new)
+        notes.append(note)
+        return place
+
+    first = found()
     assert str(first) == f"runs/pets-{TODAY}"
     # As a run is that was killed after its first steps.
     first.mkdir(parents=True)
     (first / "config.json").write_text(configuration.to_json(config))
-    assert own_data.find_workdir(config, "folder:pets", new=False) == first
-    assert str(own_data.find_workdir(config, "folder:pets", new=True)) == f"{first}-2"
+    assert found() == first
+    assert str(found(new=True)) == f"{first}-2"
     other = config.copy_and_resolve_references()
     other.seed = 1
-    assert str(own_data.find_workdir(other, "folder:pets", new=False)) == f"{first}-2"
+    assert str(found(other)) == f"{first}-2"
     (first / "config.json").write_text("{")  # damaged: left alone
-    assert str(own_data.find_workdir(config, "folder:pets", new=False)) == f"{first}-2"
+    assert str(found()) == f"{first}-2"
     (first / "config.json").write_text(configuration.to_json(config))
     assert main(line) == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [first.name]
     before = contents(first)
-    assert str(own_data.find_workdir(config, "folder:pets", new=False)) == f"{first}-2"
+    assert str(found()) == f"{first}-2"
     assert contents(first) == before
+    assert notes[:2] == ["run in", "goes on in"]
+    assert notes[-1] == f"{first} has finished with these settings; another run in"
 
 
 def test_published_weights_at_hand_are_taken(tmp_path, at_hand, capsys):

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from vit_jax import files
+from vit_jax.cli import options
 from vit_jax.errors import UsageError, UserError
 
 
@@ -38,16 +39,6 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         text = report.render(compare.check_run(arguments[0]))
     else:
         text = compare.render(arguments)
-    place = Path(flags.out) if flags.out else free("comparison.html")
+    place = Path(flags.out) if flags.out else options.free(Path("comparison.html"))
     files.write_text(place, text)
     print(place)
-
-
-def free(name: str) -> Path:
-    """A file of this directory that is not there: NAME, or NAME-2, NAME-3, ..."""
-    stem, suffix = os.path.splitext(name)
-    number, place = 1, Path(name)
-    while os.path.lexists(place):
-        number += 1
-        place = Path(f"{stem}-{number}{suffix}")
-    return place

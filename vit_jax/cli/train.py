@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 
 from absl import flags as absl_flags
 
@@ -92,8 +93,10 @@ def train_on(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             print_config(config)
             return
         configuration.check(config)
-        place = workdir or str(own_data.find_workdir(config, spec, new=flags.new))
-        own_data.show(chosen, place)
+        place, note = Path(workdir), "workdir:"
+        if not workdir:
+            place, note = own_data.find_workdir(config, spec, new=flags.new)
+        own_data.show(chosen, place, note)
         from vit_jax.training.run import train
 
         train(config, place, allow_config_change=flags.allow_config_change)

@@ -176,12 +176,11 @@ def is_download(place: str) -> bool:
     return fetch.is_remote(place) and fetch.cached(place) is None
 
 
-def show(chosen: Recipe, workdir: str | Path) -> None:
+def show(chosen: Recipe, workdir: str | Path, note: str) -> None:
     """Says what was decided, where the run is, and the command that does the same."""
-    for note in chosen.notes:
-        say(f"  {note}")
-    begun = (Path(workdir) / "config.json").exists()
-    say(f"  {'goes on in' if begun else 'run in'} {workdir}")
+    for line in chosen.notes:
+        say(f"  {line}")
+    say(f"  {note} {workdir}")
     say(f"the same as: {shlex.join(chosen.command(str(workdir)))}")
 
 
@@ -196,27 +195,33 @@ def name_of(spec: str) -> str:
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or kind
 
 
-def find_workdir(config: ConfigDict, spec: str, *, new: bool, base: Path = Path("runs")) -> Path:
-    """The newest unfinished run of the same data and settings below `base`; otherwise a new place.
+def find_workdir(
+    config: ConfigDict, spec: str, *, new: bool, base: Path = Path("runs")
+) -> tuple[Path, str]:
+    """The newest unfinished run of the same data and settings below `base`, or a new place; a note.
 
     Args:
       new: never an old one.
     """
-    if not new:
-        for found in sorted(base.glob("*/config.json"), key=lambda p: -p.stat().st_mtime):
-            if is_unfinished(found.parent, config):
-                return found.parent
+    note = "run in"
+    newest_first = sorted(base.glob("*/config.json"), key=lambda p: -p.stat().st_mtime)
+    for found in newest_first if not new else ():
+        unfinished = is_unfinished(found.parent, config)
+        if unfinished:
+            return found.parent, "goes on in"
+        if unfinished is False:
+            note = f"{found.parent} has finished with these settings; another run in"
     name = f"{name_of(spec)}-{datetime.date.today():%Y-%m-%d}"
     place, number = base / name, 1
     while place.exists():
         number += 1
         place = base / f"{name}-{number}"
-    return place
+    return place, note
 
 
-def is_unfinished(workdir: Path, config: ConfigDict) -> bool:
-    """Whether a run of this configuration is there and not at its end."""
+def is_unfinished(workdir: Path, config: ConfigDict) -> bool | None:
+    """Whether a run of this configuration is not at its end; None if it is of another one."""
     try:
-        return not changes(workdir, config) and finished_metrics(workdir) is None
+        return None if changes(workdir, config) else finished_metrics(workdir) is None
     except (UserError, OSError, ValueError):  # damaged: not one to go on with
-        return False
+        return None

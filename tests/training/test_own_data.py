@@ -239,7 +239,7 @@ def test_the_recipe_from_scratch(facts, expected):
         (["folder:nowhere"], 1, "nowhere"),
         (["pets"], 1, "Did you mean 'folder:pets'"),
         (["digits", "more"], 2, "unexpected argument 'more'"),
-        (["digits", "--config=configs/quickstart.py"], 2, "exclude each other"),
+        (["digits", "--config=configs/quickstart.py"], 2, "'digits' beside --config"),
         (["digits", "--config.data.dataset=folder:/x"], 1, "named twice"),
         (["digits", "--new", "--workdir=x"], 2, "--new and --workdir"),
         (["--config=configs/quickstart.py", "--new", "--workdir=x"], 2, "--new is of"),

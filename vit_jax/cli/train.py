@@ -74,7 +74,9 @@ def train_on(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if more:
         raise UsageError(f"unexpected argument {more[0]!r}; the data are {spec}.")
     if flags.config:
-        raise UsageError(f"{spec} and --config={flags.config} exclude each other; leave one out.")
+        raise UsageError(
+            f"unexpected argument {spec!r} beside --config; data alone are given without a config."
+        )
     if flags.new and flags.workdir:
         raise UsageError("--new and --workdir exclude each other; leave one out.")
     given = options.overrides(flags)

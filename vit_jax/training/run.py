@@ -23,7 +23,7 @@ from vit_jax.runtime.distributed import StopRequest, say
 from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.training import auto_memory, events, kernel_check, memory
+from vit_jax.training import auto_memory, events, kernel_check, live, memory
 from vit_jax.training.best import Best, of_model
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.decided import Evaluator
@@ -127,6 +127,7 @@ def under_way(
         def over(step: int) -> bool:
             return step >= total or best.is_over
 
+        lines = events.every(config.log_every_steps, first=start + 1, last=total)
         run = Run(
             over,
             shared.pace,
@@ -137,11 +138,12 @@ def under_way(
                 events.logged(
                     shared,
                     measured_memory,
-                    due=events.every(config.log_every_steps, first=start + 1, last=total),
+                    due=lines,
                     max_skipped_steps=config.max_skipped_steps,
                 ),
                 events.saved(shared, every_steps=config.checkpoint_every_steps, total_steps=total),
                 events.evaluated(shared, measures, periods, total),
+                live.page(workdir, lines),
                 events.ended_early(shared),
                 events.stopped(shared, request, workdir, total, over),
             ),

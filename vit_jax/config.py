@@ -286,6 +286,14 @@ def literal(text: str) -> object:
         return text
 
 
+def shipped() -> str:
+    """The directory of the configs that come with the package, installed or in a checkout."""
+    packaged = os.path.join(os.path.dirname(__file__), "configs")
+    if os.path.isdir(packaged):
+        return packaged
+    return os.path.join(os.path.dirname(os.path.dirname(__file__)), "configs")
+
+
 def find_file(path: str) -> str:
     """A config file's path; `configs/X.py`, `X.py` and `X` are also found in the package.
 
@@ -294,17 +302,13 @@ def find_file(path: str) -> str:
     """
     if os.path.isfile(path):
         return path
-    packaged = os.path.join(os.path.dirname(__file__), "configs")
-    if not os.path.isdir(packaged):  # a source checkout
-        packaged = os.path.join(os.path.dirname(os.path.dirname(__file__)), "configs")
+    packaged = shipped()
     name = os.path.basename(path) if path.endswith(".py") else f"{os.path.basename(path)}.py"
     folder = os.path.dirname(path)
-    if folder in ("", "configs") and os.path.exists(shipped := os.path.join(packaged, name)):
-        return shipped
-    shipped = os.path.join(packaged, "studies", name)
-    if folder == "configs/studies" and os.path.exists(shipped):
-        return shipped
-    below = "studies/" if folder == "configs/studies" else ""
+    below = "studies/" if folder in ("studies", "configs/studies") else ""
+    found = os.path.join(packaged, below, name)
+    if (below or folder in ("", "configs")) and os.path.exists(found):
+        return found
     names = sorted(name for name in os.listdir(os.path.join(packaged, below)) if ".py" in name)
     names = [f"configs/{below}{name}" for name in names]
     raise UserError(

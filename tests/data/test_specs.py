@@ -143,6 +143,12 @@ def test_the_tenth_is_stratified_where_chance_fails(tmp_path):
     assert data.open_source(held_out).fingerprint == tenth.fingerprint
 
 
+def test_of_a_handful_of_images_one_is_held_out(tmp_path):
+    class_folders(tmp_path, classes=["a", "b"], count=2)
+    train, held_out = map(data.open_source, data.default_splits(f"folder:{tmp_path}"))
+    assert (len(train), len(held_out)) == (3, 1) and set(train.labels) == {0, 1}
+
+
 def test_classes_of_one_image_cannot_be_stratified(tmp_path):
     """E11: the last tenth, of which the plan says that it cannot be right."""
     class_folders(tmp_path, classes=[f"c{i:03}" for i in range(50)], count=1)

@@ -33,6 +33,9 @@ from vit_jax.errors import (
 
 COMMANDS = {
     "train": "pretrain or fine-tune; run it again to resume",
+    "configs": "the experiments that are shipped; copies one to edit",
+    "weights": "published weights: what they are, whether they are here; fetches them",
+    "report": "the page of a run, also while it goes; several runs compared",
     "sweep": "the fine-tuning protocol: choose a learning rate, then mean and deviation",
     "study": "named trials, each a run; a table and a figure of what comes out",
     "prepare": "data sets: TFDS, TFRecord to ArrayRecord, ImageNet-21k, VTAB",
@@ -47,7 +50,9 @@ COMMANDS = {
     "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
-TAKE_ARGUMENTS = ("convert", "flops", "inspect", "predict", "prepare")
+TAKE_ARGUMENTS = (
+    *("configs", "convert", "flops", "inspect", "predict", "prepare", "report", "train", "weights"),
+)
 RESUMES = ("train", "sweep", "study")
 #: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.
 SCHEDULERS = ("JAX_", "SLURM_", "OMPI_", "PMIX_", "TPU_", "MEGASCALE_", "COORDINATOR_")

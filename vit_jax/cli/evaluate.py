@@ -1,6 +1,7 @@
 """vit-jax evaluate: a model by one or several protocols, every example exactly once.
 
 example:
+  vit-jax evaluate --checkpoint=/runs/pets
   vit-jax evaluate --checkpoint=/runs/pets --data='folder:/data/pets[test]'
   vit-jax evaluate --checkpoint=pets.onnx --data='folder:/data/pets[test]'
   vit-jax evaluate --checkpoint=/runs/tags --data='folder:/data/tags.csv?separator=;[test]' \\
@@ -24,6 +25,8 @@ fewshot, knn and probe take the training and the evaluation split of each data s
 checkpoint; the others also evaluate what `vit-jax export` wrote. Images are prepared as the model
 says; classes are matched by name where both sides have names. Writes evaluation.json, CSV files,
 pictures and evaluation.html into --out, with the paper's figures beside where a row corresponds.
+Without --data, classification takes the test split of the run's own data, or else what training was
+watched on, says which, and writes into WORKDIR/test or beside it.
 An option of a protocol is --PROTOCOL.OPTION, or --OPTION for every protocol of --suite that has it.
 --config.KEY=VALUE changes a setting of vtab's runs (configs/vtab.py).
 """
@@ -42,6 +45,7 @@ from vit_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from vit_jax.evaluation.forward import Forward
+    from vit_jax.evaluation.remembered import Remembered
 
 #: Flags that vtab alone reads.
 VTAB = ("tasks", "size", "learning_rates", "set")
@@ -113,16 +117,18 @@ def key_of(name: str) -> str:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
-    if not flags.data and flags.suite != ["vtab"]:
-        raise UsageError("--data=SPEC is needed.")
+    remembers = not flags.data and flags.suite == ["classification"]
+    if not flags.data and not remembers and flags.suite != ["vtab"]:
+        raise UsageError(f"--data=SPEC is needed for --suite={','.join(flags.suite)}.")
     out = out_directory(flags, checkpoint)
     with options.processes(flags):
         import jax
 
         from vit_jax.data.specs import split_specs
-        from vit_jax.evaluation import protocols, result
+        from vit_jax.evaluation import protocols, remembered, result
         from vit_jax.evaluation.data_sets import DataSets
         from vit_jax.interop import load
+        from vit_jax.runtime.distributed import say
         from vit_jax.studies import vtab
 
         table = protocols.EVALUATORS | {"vtab": vtab.suite}
@@ -133,6 +139,11 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         if flags.save_threshold:
             check_saves(checkpoint, chosen)
         data = DataSets(split_specs(flags.data or ""), flags.data_dir, options.progress)
+        if remembers:
+            own = remembered.data_of(checkpoint, flags.data_dir)
+            data = DataSets((own.spec,), own.data_dir, options.progress)
+            out = out if flags.out else beside(own)
+            say(f"data: {own.spec}, {own.why}")
         forward = None
         for name, evaluator in evaluators.items():
             if evaluator is vtab.suite:
@@ -147,6 +158,12 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
                 print(f"  in {file} and {file.with_suffix('.html').name}")
                 if flags.save_threshold and found.model:
                     print(f"  saved in {load.replace_settings(checkpoint, found.model)}")
+
+
+def beside(found: Remembered) -> Path:
+    """Where results on data that a run remembers go: WORKDIR/test, or test-2 beside it, ..."""
+    name = "test" if found.spec.endswith("[test]") else "validation"
+    return options.free(found.workdir / name)
 
 
 def check_saves(checkpoint: str, chosen: Mapping[str, Mapping[str, object]]) -> None:

@@ -211,6 +211,15 @@ def define_data(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("data_dir", None, "Where TFDS data sets lie.", flag_values=flags)
 
 
+def free(place: Path) -> Path:
+    """A path that is not there: `place`, or with -2, -3, ... before its suffix."""
+    number, found = 1, place
+    while os.path.lexists(found):
+        number += 1
+        found = place.with_name(f"{place.stem}-{number}{place.suffix}")
+    return found
+
+
 def define_tolerance(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_float(
         "tolerance",

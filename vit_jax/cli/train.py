@@ -1,6 +1,7 @@
 """vit-jax train: pretrain or fine-tune a model; the same command again resumes the run.
 
 example:
+  vit-jax train folder:/data/pets
   vit-jax train --config=configs/quickstart.py --workdir=/tmp/quickstart
   vit-jax train --config=configs/finetune.py:B/16,folder:/data/pets --workdir=/runs/pets \\
       --config.init_from=/weights/ViT-B_16.npz --config.schedule.learning_rate=0.01
@@ -8,29 +9,96 @@ example:
 Any setting of the config can be given as --config.key=value. A run leaves in WORKDIR its
 config.json, metrics.jsonl, TensorBoard events, checkpoints/, model/, evaluation.json and
 report.html. Exit codes: 0 done, 1 error, 2 wrong usage, 42 asked to stop and saved.
+
+With data (folder:, tfds:, hf:, digits) in the place of --config, the rest is chosen: published
+weights that are on this machine (vit-jax weights), size, steps, rate, batch. The run is in
+./runs/NAME-DATE; the same line goes on with the newest unfinished one of the same data and
+settings. The command that does the same with --config is printed. See configs/own.py for what is
+chosen.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from pathlib import Path
+
 from absl import flags as absl_flags
 
+from vit_jax import config as configuration
 from vit_jax.cli import options
+from vit_jax.config import ConfigDict
+from vit_jax.errors import UsageError
 
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_config(flags)
     absl_flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=flags)
     absl_flags.DEFINE_bool(
+        "new", False, "Of data alone: another run, whatever is unfinished.", flag_values=flags
+    )
+    absl_flags.DEFINE_bool(
+        "print_config", False, "Prints the configuration as JSON, and stops.", flag_values=flags
+    )
+    absl_flags.DEFINE_bool(
         "allow_config_change", False, "Resume although the config differs.", flag_values=flags
     )
     options.define_processes(flags)
 
 
-def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int | None:
+def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    if arguments:
+        train_on(flags, arguments)
+        return
+    if flags.new:
+        raise UsageError("--new is of `vit-jax train DATA`; here --workdir says which run it is.")
+    if flags.print_config:
+        print_config(options.read_config(flags))
+        return
     workdir = options.workdir(flags)
     config = options.read_config(flags)
     with options.processes(flags):
         from vit_jax.training.run import train
 
         train(config, workdir, allow_config_change=flags.allow_config_change)
-    return None
+
+
+def print_config(config: ConfigDict) -> None:
+    configuration.check(config)
+    print(configuration.to_json(config), end="")
+
+
+def train_on(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Trains on data that are named alone."""
+    spec, *more = arguments
+    if more:
+        raise UsageError(f"unexpected argument {more[0]!r}; the data are {spec}.")
+    if flags.config:
+        raise UsageError(
+            f"unexpected argument {spec!r} beside --config; data alone are given without a config."
+        )
+    if flags.new and flags.workdir:
+        raise UsageError("--new and --workdir exclude each other; leave one out.")
+    given = options.overrides(flags)
+    workdir = options.workdir(flags) if flags.workdir else ""
+    with options.processes(flags):
+        import jax
+
+        from vit_jax.training import own_data
+
+        if jax.process_count() > 1 and not workdir and not flags.print_config:
+            raise UsageError("--workdir=DIR is needed with several processes: one for all of them.")
+        with contextlib.redirect_stdout(sys.stderr if flags.print_config else sys.stdout):
+            chosen = own_data.recipe(spec, given)
+        config = chosen.config()
+        if flags.print_config:
+            print_config(config)
+            return
+        configuration.check(config)
+        place, note = Path(workdir), "workdir:"
+        if not workdir:
+            place, note = own_data.find_workdir(config, spec, new=flags.new)
+        own_data.show(chosen, place, note)
+        from vit_jax.training.run import train
+
+        train(config, place, allow_config_change=flags.allow_config_change)

@@ -248,10 +248,30 @@ def choose_splits(
         notes.append(f"splits that are not used: {', '.join(others)}")
     if found:
         return Choice(f"{base}[{train}]", f"{base}[{found[0]}]", notes)
+    kept, held_out = a_tenth(splits, train)
+    return Choice(f"{base}[{kept}]", f"{base}[{held_out}]", notes)
+
+
+def a_tenth(splits: AllSplits, train: str = "train") -> tuple[str, str]:
+    """The training split without a tenth, and the tenth: of every class its share."""
     labels = splits(train).labels
     if labels is None or hidden_ones(labels).any() or last_tenth_serves(labels):
-        return Choice(f"{base}[{train}[:90%]]", f"{base}[{train}[90%:]]", notes)
-    return Choice(f"{base}[{KEPT}]", f"{base}[{HELD_OUT}]", notes)
+        return f"{train}[:90%]", f"{train}[90%:]"
+    return KEPT, HELD_OUT
+
+
+def own_validation(spec: str, *, data_dir: str | None = None) -> tuple[str, str] | None:
+    """The splits to train on and to watch, where that would be on test data; otherwise None.
+
+    What chooses a model must not be what it is judged by.
+    """
+    base, splits, split = open_splits(spec, data_dir)
+    names = splits.names()
+    if split or "train" not in names or base.startswith("vtab:"):
+        return None
+    if "validation" in names and not withheld(splits("validation")):
+        return None
+    return a_tenth(splits)
 
 
 def default_splits(spec: str, *, data_dir: str | None = None) -> tuple[str, str]:

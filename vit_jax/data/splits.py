@@ -128,6 +128,8 @@ def last_tenth_serves(labels: np.ndarray) -> bool:
     if labels.ndim == 2:  # no tenth has its share of every class
         return True
     cut, classes = bound("90%", len(labels), True), int(labels.max(initial=-1)) + 1
+    if cut == len(labels):  # there is no tenth
+        return False
     kept, held = (np.bincount(part, minlength=classes) for part in (labels[:cut], labels[cut:]))
     size = kept + held
     return not (((size >= 2) & (kept == 0)) | ((size >= 10) & (held == 0))).any()
@@ -136,13 +138,16 @@ def last_tenth_serves(labels: np.ndarray) -> bool:
 def stratified_tenth(labels: np.ndarray) -> np.ndarray:
     """Numbers of the records to hold out, in order: a tenth of all, and of every class its share.
 
+    One, where that would be none and a class has two.
+
     They are the last of each class, which keeps at least one; what rounding leaves goes to the
     classes that it took most from, then to those with the lowest number.
     """
     count = np.bincount(labels)
     share = np.where(count > 1, count // 10, 0)
     rest = np.where(count > 1, count % 10, -1)
-    wanted = max(round(len(labels) / 10) - int(share.sum()), 0)
+    wanted = max(round(len(labels) / 10), 1) - int(share.sum())
+    wanted = max(wanted, 0)
     more = [label for label in np.argsort(-rest, kind="stable") if rest[label] > 0][:wanted]
     share[more] += 1
     order = np.argsort(labels, kind="stable")

@@ -53,13 +53,41 @@ def fetch(source: str) -> Path:
     """
     if source.startswith("hf:"):
         return _from_hub(source)
-    url = source
-    if source.startswith("gs://"):
-        url = "https://storage.googleapis.com/" + source.removeprefix("gs://")
-    target = cache_directory() / name_of(url)
+    url, target = _place(source)
     if not target.exists():
         download(url.replace("+", "%2B"), target, source)
     return target
+
+
+def cached(source: str) -> Path | None:
+    """Where `source` is on this machine already; nothing is asked of the network."""
+    if not source.startswith("hf:"):
+        target = _place(source)[1]
+        return target if target.exists() else None
+    try:
+        import huggingface_hub
+    except ImportError:
+        return None
+    name, _, revision = source.removeprefix("hf:").partition("@")
+    try:
+        found = huggingface_hub.snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=["*.json", "*.safetensors"],
+            local_files_only=True,
+        )
+    except Exception:  # of many kinds, all of which say that it is not there
+        return None
+    whole = any(Path(found).glob("*.safetensors")) and (Path(found) / "config.json").exists()
+    return Path(found) if whole else None
+
+
+def _place(source: str) -> tuple[str, Path]:
+    """The address of `gs://...` or `https://...`, and where its download is kept."""
+    url = source
+    if source.startswith("gs://"):
+        url = "https://storage.googleapis.com/" + source.removeprefix("gs://")
+    return url, cache_directory() / name_of(url)
 
 
 def name_of(url: str) -> str:

@@ -127,19 +127,36 @@ def local_path(source: str) -> Path:
     if fetch.is_remote(source):
         return fetch.fetch(source)
     if source in published.PUBLISHED:
-        problems = []
-        for remote in published.PUBLISHED[source].sources:
-            try:
-                return fetch.fetch(remote)
-            except UserError as error:
-                problems.append(str(error))
-        raise UserError(f"{source} could not be fetched: {' '.join(problems)}")
+        return fetched(source)
     raise UserError(
         f"There is no checkpoint at {source!r}.{nearest(source, published.PUBLISHED)} Give a "
         "workdir of `vit-jax train`, an exported directory, an official .npz, a Hugging Face or "
         "timm directory, hf:ORG/NAME, a gs:// or https:// address, or a published name such as "
         "B/16-imagenet21k."
     )
+
+
+def fetched(name: str) -> Path:
+    """Where published weights are, downloaded from the first source that has them if need be.
+
+    Raises:
+      UserError: none of the sources can be used; says why of each.
+    """
+    problems = []
+    if (found := at_hand(name)) is not None:
+        return found
+    for remote in published.PUBLISHED[name].sources:
+        try:
+            return fetch.fetch(remote)
+        except UserError as error:
+            problems.append(str(error))
+    raise UserError(f"{name} could not be fetched: {' '.join(problems)}")
+
+
+def at_hand(name: str) -> Path | None:
+    """Where published weights are on this machine, from any of their sources."""
+    places = map(fetch.cached, published.PUBLISHED[name].sources)
+    return next((place for place in places if place is not None), None)
 
 
 def read_path(path: Path, variant: str | None = None) -> Weights:

@@ -15,14 +15,18 @@ import PIL.Image
 TEMPLATES = Path(__file__).with_name("templates")
 
 
-def document(title: str, parts: Sequence[str], *, script: str = "") -> str:
+def document(
+    title: str, parts: Sequence[str], *, script: str = "", refresh: int | None = None
+) -> str:
     """A whole page of these pieces of HTML; its policy forbids it the network.
 
     Args:
       script: a file of `templates/` that moves it, e.g. "charts.js".
+      refresh: seconds after which a browser reads the file again; None: never.
     """
     return Template(_read("page.html")).substitute(
         title=escape(title),
+        refresh=f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else "",
         style=_read("style.css"),
         script=_read(script) if script else "",
         body="\n".join(parts),

@@ -23,6 +23,8 @@ from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
 Records = list[dict[str, float]]  # see runtime/logbook.py
 Stage = tuple[str, Records]  # heading, records
+#: Seconds after which a browser reads the page of a run that is not finished again.
+REFRESH = 30
 
 
 def write_report(workdir: str | os.PathLike[str]) -> Path:
@@ -44,14 +46,14 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
 
 def render(workdir: Path) -> str:
     """The whole page as text."""
-    config = _read_json(workdir / "config.json")
-    evaluation = _read_json(workdir / "evaluation.json")
-    title = _title(config, workdir)
-    stages = [("", _records(workdir))]
+    config = read_json(workdir / "config.json")
+    evaluation = read_json(workdir / "evaluation.json")
+    title = title_of(config, workdir)
+    stages = [("", records_of(workdir))]
     if (workdir / "pretrain" / FILE_NAME).exists():
         stages = [
-            ("Pre-training", _records(workdir / "pretrain")),
-            ("Fine-tuning", _records(workdir)),
+            ("Pre-training", records_of(workdir / "pretrain")),
+            ("Fine-tuning", records_of(workdir)),
         ]
     parts = [_header(title, config, stages)]
     parts += [_stage(name, records) for name, records in stages]
@@ -63,13 +65,14 @@ def render(workdir: Path) -> str:
         text = json.dumps(config, indent=2)
         parts.append(_details("Configuration", f"<pre>{escape(text)}</pre>"))
     parts.append(f"<footer>vit_jax {escape(__version__)}, from {FILE_NAME}</footer>")
-    return document(title, parts, script="charts.js")
+    refresh = None if is_finished(stages[-1][1]) else REFRESH
+    return document(title, parts, script="charts.js", refresh=refresh)
 
 
 # --- what is known of the run ---
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
@@ -77,12 +80,16 @@ def _read_json(path: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {"": content}
 
 
-def _records(directory: Path) -> Records:
+def records_of(directory: Path) -> Records:
     path = directory / FILE_NAME
     return read_metrics(path) if path.exists() else []
 
 
-def _series(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points]:
+def is_finished(records: Records) -> bool:
+    return bool(records and records[-1].get("final"))
+
+
+def series_of(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points]:
     """{metric: [(step, value), ...]} in the order in which the metrics first appear."""
     series: dict[str, charts.Points] = {}
     for record in records:
@@ -95,19 +102,19 @@ def _series(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points]:
     return series
 
 
-def _accuracies(series: Mapping[str, charts.Points]) -> dict[str, charts.Points]:
+def accuracies_of(series: Mapping[str, charts.Points]) -> dict[str, charts.Points]:
     """The curves `eval/*accuracy`, top-1 first, and `eval/mAP`."""
     ends = ("accuracy", "mAP")
     found = {k: v for k, v in series.items() if k.startswith("eval/") and k.endswith(ends)}
     return dict(sorted(found.items(), key=lambda item: item[0] != "eval/accuracy"))
 
 
-def _words(key: str) -> str:
+def words(key: str) -> str:
     """The key "eval/top5_accuracy" as "eval top5 accuracy"."""
     return key.replace("/", " ").replace("_", " ")
 
 
-def _title(config: Mapping[str, object], workdir: Path) -> str:
+def title_of(config: Mapping[str, object], workdir: Path) -> str:
     flat = flatten(config)
     variant, dataset = flat.get("model.variant"), flat.get("data.dataset")
     described = " on ".join(str(part) for part in (variant, dataset) if part)
@@ -133,7 +140,7 @@ def _header(title: str, config: Mapping[str, object], stages: Sequence[Stage]) -
     last = stages[-1][1][-1] if stages[-1][1] else {}
     if not last:
         state = "Nothing has been logged in this stage yet." if len(stages) > 1 else ""
-    elif last.get("final"):
+    elif is_finished(stages[-1][1]):
         state = f"Finished.{_kept(flat, last)}"
     else:
         state = f"Not finished: the last record is of step {last['step']:,}."
@@ -157,11 +164,11 @@ def _stage(name: str, records: Records) -> str:
     heading = f"<h2>{escape(name)}</h2>" if name else ""
     if not records:
         return f"<section>{heading}<p class=empty>Nothing has been logged.</p></section>"
-    series = _series(records)
-    accuracies = _accuracies(series)
+    series = series_of(records)
+    accuracies = accuracies_of(series)
 
     def curve(key: str, label: str = "") -> charts.Curve:
-        label, points = label or _words(key), series.get(key, [])
+        label, points = label or words(key), series.get(key, [])
         is_noisy = key.startswith("train/") and key != "train/learning_rate"
         smooth = charts.smooth(points) if is_noisy else []
         return charts.Curve(label, smooth, raw=points) if smooth else charts.Curve(label, points)
@@ -178,10 +185,10 @@ def _stage(name: str, records: Records) -> str:
     more = ""
     if rest:
         others = [
-            charts.chart(_words(key).capitalize(), [curve(key)], may_be_log="loss" in key)
+            charts.chart(words(key).capitalize(), [curve(key)], may_be_log="loss" in key)
             for key in rest
         ]
-        heading_of_more = f"{len(rest)} more: {', '.join(map(_words, rest))}"
+        heading_of_more = f"{len(rest)} more: {', '.join(map(words, rest))}"
         more = _details(heading_of_more, f"<div class=charts>{''.join(others)}</div>")
     return (
         f"<section>{heading}{_summary(records, series)}"
@@ -192,14 +199,14 @@ def _stage(name: str, records: Records) -> str:
 def _summary(records: Records, series: Mapping[str, charts.Points]) -> str:
     """The row of numbers that a reader looks for first."""
     cells: list[tuple[str, str, str]] = []  # name, value, note
-    for key, points in list(_accuracies(series).items())[:1]:
+    for key, points in list(accuracies_of(series).items())[:1]:
         if finite := charts.finite(points):
             best = max(finite, key=lambda point: point[1])
             last = finite[-1][1]
             note = f"best {charts.percent(best[1])} at step {best[0]:,}"
             if last == best[1]:
                 note = f"the best of {len(finite)}" if len(finite) > 1 else ""
-            cells.append((_words(key), charts.percent(last), note))
+            cells.append((words(key), charts.percent(last), note))
     if finite := charts.finite(series.get("train/loss", [])):
         lost = len(series["train/loss"]) - len(finite)
         note = f"{lost} not finite" if lost else f"from {charts.number(finite[0][1])}"

@@ -24,6 +24,7 @@ from vit_jax import __version__, config as configuration
 from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.runtime import sharding
+from vit_jax.training.sources import Data
 
 #: Settings that may differ: where a host has the data, which is known by its content, and how it
 #: reads them.
@@ -78,6 +79,16 @@ def of_config(config: ConfigDict) -> dict[str, object]:
         for key, value in flat.items()
         if not (key.split(".")[-2:-1] == ["data"] and key.split(".")[-1] in OF_A_HOST)
     }
+
+
+def of_data(data: Data) -> dict[str, object]:
+    """What the processes of a job must find alike in their data."""
+    return {
+        "the training data": [data.train.spec, len(data.train), data.train.fingerprint],
+        "the evaluation data": [
+            data.evaluation.spec, len(data.evaluation), data.evaluation.fingerprint,
+        ],
+    }  # fmt: skip
 
 
 def difference(facts: Sequence[Facts]) -> str | None:

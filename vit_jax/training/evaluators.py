@@ -139,7 +139,9 @@ def accuracy(setup: Setup, on_bad: Callable[[str], None] | None = None) -> Evalu
 def metric_names(program: Program, batch: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
     """What `accuracy` will report, before anything is evaluated."""
     measure = jax.eval_shape(program.objective.measure, program.abstract_state.params, batch)
-    summary = classification.summarise({name: np.zeros(1) for name in measure})
+    one = {name: np.zeros((1, *leaf.shape[1:])) for name, leaf in measure.items()}
+    one["label"] = np.ones((1, *batch["label"].shape[1:]), np.int8)
+    summary = classification.summarise(one)
     return [f"eval/{name}" for name in summary]
 
 

@@ -23,7 +23,7 @@ from vit_jax.runtime.distributed import StopRequest, say
 from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.training import agreement, auto_memory, events, kernel_check, memory
+from vit_jax.training import agreement, auto_memory, events, kernel_check, live, memory
 from vit_jax.training.best import Best, of_model
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.decided import Evaluator
@@ -86,7 +86,7 @@ def train(
             train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     setup = set_up(config, resuming=resuming)
-    agreement.check_equal(data_facts(setup))
+    agreement.check_equal(agreement.of_data(setup.data))
     if finished is not None and is_over(setup, whole, workdir, finished):
         return still_finished(setup, whole, workdir, finished)
     setup, attention = kernel_check.settle(setup, workdir)
@@ -104,19 +104,6 @@ def train(
         return under_way(setup, compiled, workdir, state, best, checkpoints, expected)
     finally:
         checkpoints.close()
-
-
-def data_facts(setup: Setup) -> dict[str, object]:
-    """What the processes of a job must find alike in their data."""
-    data = setup.data
-    return {
-        "the training data": [data.train.spec, len(data.train), data.train.fingerprint],
-        "the evaluation data": [
-            data.evaluation.spec,
-            len(data.evaluation),
-            data.evaluation.fingerprint,
-        ],
-    }
 
 
 def under_way(
@@ -147,6 +134,7 @@ def under_way(
         def over(step: int) -> bool:
             return step >= total or best.is_over
 
+        lines = events.every(config.log_every_steps, first=start + 1, last=total)
         run = Run(
             over,
             shared.pace,
@@ -157,11 +145,12 @@ def under_way(
                 events.logged(
                     shared,
                     measured_memory,
-                    due=events.every(config.log_every_steps, first=start + 1, last=total),
+                    due=lines,
                     max_skipped_steps=config.max_skipped_steps,
                 ),
                 events.saved(shared, every_steps=config.checkpoint_every_steps, total_steps=total),
                 events.evaluated(shared, measures, periods, total, request, stop),
+                live.page(workdir, lines),
                 events.ended_early(shared),
                 events.stopped(request, stop, over),
             ),

@@ -1,0 +1,78 @@
+"""vit-jax weights: the published weights, which of them are on this machine, and how to get one.
+
+example:
+  vit-jax weights
+  vit-jax weights get B/16-imagenet21k
+  vit-jax train folder:/data/pets         # begins with what is here
+
+`weights` lists names, size, the licence that their page on the hub states, what the paper reaches
+with them on ImageNet by fine-tuning at 384 pixels (Table 5), and whether they are on this machine;
+– where nothing is said. `weights get NAME` downloads one into ~/.cache/vit_jax/weights
+(VIT_JAX_CACHE), or the cache of the Hugging Face hub, and goes on where a download broke off. Every
+command then takes the name: --checkpoint=NAME, --config.init_from=NAME.
+"""
+
+from __future__ import annotations
+
+from absl import flags as absl_flags
+
+from vit_jax.errors import UsageError, UserError, nearest
+
+
+def define(flags: absl_flags.FlagValues) -> None:
+    del flags
+
+
+def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    if not arguments:
+        print("\n".join(table()))
+        return
+    action, *names = arguments
+    if action != "get" or len(names) != 1:
+        raise UsageError("it is `vit-jax weights`, or `vit-jax weights get NAME`.")
+    print(get(names[0]))
+
+
+def table() -> list[str]:
+    """The lines of the list."""
+    from vit_jax.interop import load, published
+
+    rows = [("name", "pixels", "classes", "MB", "licence", "ImageNet", "here")]
+    for name, entry in published.PUBLISHED.items():
+        accuracy = published.TABLE_5.get(name)
+        rows.append(
+            (
+                name,
+                str(entry.image_size),
+                f"{entry.num_classes:,}",
+                f"{published.megabytes(entry):,}",
+                published.licence(entry) or "–",
+                f"{accuracy:.2f}%" if accuracy else "–",
+                "yes" if load.at_hand(name) else "no",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def get(name: str) -> str:
+    """Fetches published weights; says where they are.
+
+    Raises:
+      UserError: no such name, or it cannot be downloaded.
+    """
+    from vit_jax.interop import load, published
+
+    if name not in published.PUBLISHED:
+        raise UserError(
+            f"There are no published weights {name!r}.{nearest(name, published.PUBLISHED)} "
+            "`vit-jax weights` lists them."
+        )
+    if (place := load.at_hand(name)) is not None:
+        return f"{name} is here already: {place}"
+    entry = published.PUBLISHED[name]
+    print(
+        f"{name}: about {published.megabytes(entry):,} MB from {' or '.join(entry.sources)}",
+        flush=True,
+    )
+    return f"{name}: {load.fetched(name)}"

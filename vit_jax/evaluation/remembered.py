@@ -1,0 +1,69 @@
+"""The data that a run was trained on, for who evaluates it and names none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_jax import files
+from vit_jax.data import specs
+from vit_jax.data.remarks import withheld
+from vit_jax.errors import UsageError, UserError
+
+
+class Remembered(NamedTuple):
+    """workdir: of the run. spec: with its split. why: which part of the run's data that is."""
+
+    workdir: Path
+    spec: str
+    data_dir: str | None
+    why: str
+
+
+def data_of(checkpoint: str, data_dir: str | None = None) -> Remembered:
+    """What to evaluate the model of a run on: its test split, or else what it was watched on.
+
+    A test split that was trained on is none.
+
+    Raises:
+      UsageError: it is no run's.
+      UserError: its data cannot be opened any more.
+    """
+    workdir, config = _run_of(checkpoint)
+    section = config["data"]
+    base, data_dir = section["dataset"], data_dir or section.get("data_dir")
+    train, watched = section.get("train_split") or "", section.get("eval_split") or ""
+    try:
+        _, splits, _ = specs.open_splits(base, data_dir)
+        seen = re.findall(r"[\w-]+", re.sub(r"\[.*?\]", "", train))
+        is_new = "test" in splits.names() and not {"test", "all"} & set(seen)
+        if is_new and not withheld(splits("test")):
+            why = "the test split of the data of this run"
+            return Remembered(workdir, f"{base}[test]", data_dir, why)
+        if watched:
+            spec = f"{base}[{watched}]"
+        else:
+            spec = specs.choose_splits(base, data_dir=data_dir, watch=True).evaluation
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint} was trained on {base}, which cannot be opened here: {error} Name data "
+            "with --data=SPEC."
+        ) from error
+    why = "what this run was watched on: its data have no other test split"
+    return Remembered(workdir, spec, data_dir, why)
+
+
+def _run_of(checkpoint: str) -> tuple[Path, dict]:
+    """The run that a checkpoint is of, and its configuration."""
+    path = Path(checkpoint).expanduser()
+    for place in (path, path.parent, path.parent.parent):  # a run, its model/, checkpoints/STEP
+        found = files.read_json(place / "config.json") if place.is_dir() else None
+        if not isinstance(found, dict):
+            continue
+        section = found.get("data")
+        if isinstance(section, dict) and section.get("dataset"):
+            return place, found
+    raise UsageError(
+        f"--data=SPEC is needed: {checkpoint} is not of a run, which would know its own data."
+    )

@@ -53,7 +53,7 @@ def fetch(source: str) -> Path:
     """
     if source.startswith("hf:"):
         return _from_hub(source)
-    url, target = _place(source)
+    url, target = place(source)
     if not target.exists():
         download(url.replace("+", "%2B"), target, source)
     return target
@@ -62,7 +62,7 @@ def fetch(source: str) -> Path:
 def cached(source: str) -> Path | None:
     """Where `source` is on this machine already; nothing is asked of the network."""
     if not source.startswith("hf:"):
-        target = _place(source)[1]
+        target = place(source)[1]
         return target if target.exists() else None
     try:
         import huggingface_hub
@@ -82,7 +82,7 @@ def cached(source: str) -> Path | None:
     return Path(found) if whole else None
 
 
-def _place(source: str) -> tuple[str, Path]:
+def place(source: str) -> tuple[str, Path]:
     """The address of `gs://...` or `https://...`, and where its download is kept."""
     url = source
     if source.startswith("gs://"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax import files, models
 from vit_jax.errors import UserError
-from vit_jax.interop import pixels, settings
+from vit_jax.interop import pixels, settings, weight_files
 from vit_jax.interop.layout import (
     Entry,
     Layout,
@@ -211,7 +211,7 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
             f"{where} is of transformers' {values.get('model_type')!r}; only 'vit' is read."
         )
     settings.check(values, SETTINGS, where, strict=False)
-    weights = saved.read_weights(directory)
+    weights = weight_files.read_weights(directory)
     try:
         config, weights = find_config(values, weights, where)
     except UserError as error:

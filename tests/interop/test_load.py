@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import vit_jax
 from vit_jax import models
@@ -127,64 +126,6 @@ def test_what_is_no_checkpoint(saved, tmp_path):
         vit_jax.load_model(tmp_path / "w.pt")
     with pytest.raises(UserError, match="holds a debug, not a B/16"):
         vit_jax.load_model(saved, variant="B/16")
-
-
-def sharded(directory, arrays, shards=2):
-    """Writes arrays as `save_pretrained` does when they are large."""
-    names = sorted(arrays)
-    files = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
-    table = {name: files[i % shards] for i, name in enumerate(names)}
-    for shard in set(table.values()):
-        save_file({n: arrays[n] for n in names if table[n] == shard}, directory / shard)
-    index = {"metadata": {"total_size": 0}, "weight_map": table}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    return table
-
-
-@pytest.mark.parametrize("form", [huggingface, timm])
-def test_shards_are_read_by_their_index(tmp_path, form):
-    """W6: and what is missing of them is named."""
-    config = models.get_config("debug", patch_size=16, image_size=32, num_classes=3)
-    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
-    form.save(tmp_path, config, params)
-    whole = tmp_path / "model.safetensors"
-    arrays = read_safetensors(whole)
-    whole.unlink()
-    with pytest.raises(UserError, match=r"no model.safetensors and no index of shards"):
-        load.read(tmp_path)
-    table = sharded(tmp_path, arrays)
-    _, found = load.read(tmp_path)
-    assert all(np.array_equal(found[name], params[name]) for name in params)
-    index = tmp_path / "model.safetensors.index.json"
-    text = index.read_text()
-    first = next(iter(table))
-    for other, message in (
-        (text.replace(table[first], "../x.safetensors"), "is no file beside it"),
-        (text.replace(first, "absent"), "lacks absent, which"),
-        ('{"metadata": {}}', "no weight_map"),
-    ):
-        index.write_text(other)
-        with pytest.raises(UserError, match=message):
-            load.read(tmp_path)
-    index.write_text(text)
-    (tmp_path / table[first]).unlink()
-    with pytest.raises(UserError, match=f"{table[first]} is missing, and"):
-        load.read(tmp_path)
-
-
-@pytest.mark.parametrize("form", [huggingface, timm])
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
-def test_a_pickle_says_how_to_convert_it(tmp_path, form, name):
-    """W6"""
-    config = models.get_config("debug", patch_size=16, image_size=32, num_classes=3)
-    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
-    form.save(tmp_path, config, params)
-    (tmp_path / "model.safetensors").rename(tmp_path / name)
-    with pytest.raises(
-        UserError, match=r"has its weights in .*not read; convert them with torch"
-    ) as e:
-        load.read(tmp_path)
-    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "F8_E8M0"])

@@ -4,9 +4,11 @@ example:
   vit-jax convert ViT-B_16.npz pets-hf --to=huggingface
   vit-jax convert /runs/pets pets.npz --to=npz
   vit-jax convert hf:google/vit-base-patch16-384 mine --to=native
+  vit-jax convert /runs/pets hf:ORG/pets --to=huggingface --license=apache-2.0
 
 SOURCE is any checkpoint that is understood. --to is native, npz, huggingface or timm. The result is
 run by its own runtime (transformers, timm) and refused if a logit differs by more than --tolerance.
+Of --to=huggingface, TARGET may be a new or empty repository of the hub, hf:ORG/NAME.
 """
 
 from __future__ import annotations
@@ -24,6 +26,14 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "data", "", "A data set to compare on, instead of two photographs.", flag_values=flags
     )
+    absl_flags.DEFINE_string(
+        "license",
+        *("", "What the model card states, such as apache-2.0; of --to=huggingface."),
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_boolean(
+        "private", False, "A new repository of the hub is private.", flag_values=flags
+    )
     options.define_tolerance(flags)
     options.define_verify(flags)
 
@@ -37,5 +47,13 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     options.prepare_jax()
     from vit_jax.interop import convert
 
-    proof = convert.convert(source, target, flags.to, tolerance=flags.tolerance, photos=flags.data)
+    proof = convert.convert(
+        source,
+        target,
+        flags.to,
+        tolerance=flags.tolerance,
+        photos=flags.data,
+        licence=flags.license,
+        private=flags.private,
+    )
     print(options.proof_text(target, proof))

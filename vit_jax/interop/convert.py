@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax import models
+from vit_jax import __version__, files, models
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import huggingface, load, npz, peers, pixels, timm
+from vit_jax.interop import card, hub, huggingface, load, npz, peers, pixels, timm
 from vit_jax.interop.peers import Outputs, run_ours
 from vit_jax.models import adapt, saved
 
@@ -86,42 +87,88 @@ PEERS = {"transformers": peers.run_transformers, "timm": peers.run_timm}
 
 
 def convert(
-    source: str, target: str | Path, to: str, *, tolerance: float = 1e-4, photos: str = ""
+    source: str,
+    target: str | Path,
+    to: str,
+    *,
+    tolerance: float = 1e-4,
+    photos: str = "",
+    licence: str = "",
+    private: bool = False,
 ) -> Proof:
     """Writes the weights at `source` to `target` in the format `to`.
 
-    The result is made beside `target`, run, compared, and only then moved there.
+    The result is made beside `target`, run, compared, and only then moved there, or pushed to the
+    Hugging Face hub where `target` is `hf:ORG/NAME`.
 
     Args:
       tolerance: the largest difference of a logit, as a share of the largest logit.
       photos: a data set whose images are compared on; "" takes scikit-learn's photographs.
+      licence: what the model card states, of --to=huggingface.
+      private: makes a new repository of the hub that others cannot see.
 
     Raises:
-      UserError: an unknown format, no place in it for this model, `target` exists, or the answers
-        differ by more than the tolerance; then nothing is left at `target`.
+      UserError: an unknown format, no place in it for this model, `target` exists, the hub refuses,
+        or the answers differ by more than the tolerance; then nothing is left at `target`.
     """
+    check_request(target, to, licence, private)
+    place = hub.find_place(str(target), private) if hub.is_hub(target) else None
+    form, name = FORMATS[to], place.name if place else Path(target).name
+    beside = None if place else Path(target).parent
+    if beside is not None:
+        check_free(Path(target))
+    config, params = load.read(source)
+    config = models.replace(config, dtype="float32")
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".converting-") as scratch:
+        made = Path(scratch) / Path(name).name
+        form.save(made, config, params)
+        if to == "huggingface":
+            known_as = place.name if place else "this directory"
+            text = card.model_card(
+                huggingface.check_supported(config), card.origin_of(source), known_as, licence
+            )
+            files.write_text(made / "README.md", text)
+        proof = prove(form, made, config, params, photos)
+        check(proof, tolerance, str(source), f"--to={to}")
+        notes = [f"differs in use: {note}" for note in form.notes(config)]
+        if place:
+            url = hub.push(made, place, f"{config.variant} by vit_jax {__version__}")
+            notes += [f"pushed: {url}"]
+            notes += [] if licence else ["its card states no licence; --license=NAME would"]
+        else:
+            shutil.move(made, target)
+    return proof._replace(notes=tuple(notes))
+
+
+def check_request(target: str | Path, to: str, licence: str, private: bool) -> None:
+    """Raises UserError for a format that there is not, and for what is not of this format."""
     if to not in FORMATS:
         raise UserError(
             f"There is no format {to!r}; there are {', '.join(FORMATS)}.{nearest(to, FORMATS)}"
         )
-    form, target = FORMATS[to], Path(target)
-    if form.suffix and target.suffix != form.suffix:
-        raise UserError(f"{target} must end in {form.suffix} for --to={to}.")
-    check_free(target)
-    config, params = load.read(source)
-    config = models.replace(config, dtype="float32")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
-        made = Path(scratch) / target.name
-        form.save(made, config, params)
-        images = peers.photographs(config, photos)
-        head = head_for_proof(config, params)
-        wanted = peers.outputs(config, params | head, images)
-        found, runtime = run(form, made, config, images, head)
-        proof = compare(wanted, found, runtime, bool(head))
-        check(proof, tolerance, str(source), f"--to={to}")
-        shutil.move(made, target)
-    return proof._replace(notes=tuple(f"differs in use: {note}" for note in form.notes(config)))
+    if (licence or private or hub.is_hub(target)) and to != "huggingface":
+        what = target if hub.is_hub(target) else "--license" if licence else "--private"
+        raise UserError(f"{what} is of --to=huggingface, and this is --to={to}.")
+    if private and not hub.is_hub(target):
+        raise UserError(f"--private is of a push to hf:ORG/NAME, and {target} is none.")
+    if licence and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise UserError(f"--license={licence} is no short name such as apache-2.0 or cc-by-4.0.")
+    suffix = FORMATS[to].suffix
+    if suffix and Path(target).suffix != suffix:
+        raise UserError(f"{target} must end in {suffix} for --to={to}.")
+
+
+def prove(
+    form: Format, made: Path, config: models.ModelConfig, params: dict[str, Array], photos: str
+) -> Proof:
+    """Runs what was written, and compares it with what the source answers."""
+    images = peers.photographs(config, photos)
+    head = head_for_proof(config, params)
+    wanted = peers.outputs(config, params | head, images)
+    found, runtime = run(form, made, config, images, head)
+    return compare(wanted, found, runtime, bool(head))
 
 
 def head_for_proof(config: models.ModelConfig, params: models.Params) -> dict[str, Array]:
@@ -146,7 +193,12 @@ def run(
 
 
 def check_free(target: Path) -> None:
-    """Raises UserError if something is at `target` that would be overwritten."""
+    """Raises UserError if something is at `target` that would be overwritten, or it is no path."""
+    if re.match(r"(hf|gs|s3|https?):", str(target)):  # a Path has made one of two slashes
+        raise UserError(
+            f"{target} is no place on disk; only convert --to=huggingface writes elsewhere, to "
+            "hf:ORG/NAME."
+        )
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} exists and would be overwritten; name another place.")
     if target.is_dir():

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from vit_jax.errors import UserError
-from vit_jax.interop import published
+from vit_jax.interop import published, weight_files
 
 CHUNK = 1 << 20
 TRIES = 4
@@ -217,12 +217,26 @@ def _from_hub(source: str) -> Path:
     except ImportError:
         raise UserError("hf: needs the extra packages: pip install 'vit_jax[hf]'.") from None
     name, _, revision = source.removeprefix("hf:").partition("@")
-    try:
+
+    def snapshot(*patterns: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]
+                name, revision=revision or None, allow_patterns=["*.json", *patterns]
             )
         )
+
+    try:
+        path = snapshot("*.safetensors")
+        if any(path.glob("*.safetensors")):
+            return path
+        if not weight_files.has_torch():
+            raise UserError(
+                f"{source} holds no .safetensors, and a pytorch_model.bin is read by torch, which "
+                f"is not installed: {weight_files.PIP}."
+            )
+        return snapshot("pytorch_model*.bin")
+    except UserError:
+        raise
     except errors.GatedRepoError as error:
         raise UserError(
             f"{source} asks for a login: accept its terms on the hub and run `hf auth login`."

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax import files, models
 from vit_jax.errors import UserError
-from vit_jax.interop import pixels, settings
+from vit_jax.interop import card, pixels, settings, weight_files
 from vit_jax.interop.layout import (
     Entry,
     Layout,
@@ -174,20 +174,7 @@ def save(directory: str | Path, config: models.ModelConfig, params: models.Param
     files.write_json(
         directory / "preprocessor_config.json", pixels.to_processor(config.preprocessing, config)[0]
     )
-    (directory / "README.md").write_text(model_card(config))
-
-
-def model_card(config: ViTConfig) -> str:
-    """A README for the Hub: what the model is and how it is used."""
-    size = "x".join(map(str, config.image_size))
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: image-classification\n---\n\n"
-        f"# ViT-{config.variant}, {size} pixels, {config.num_classes} classes\n\n"
-        "A Vision Transformer (arXiv 2010.11929), written by vit_jax.\n\n"
-        "```python\nfrom transformers import pipeline\n\n"
-        'pipeline("image-classification", model="this directory")("photo.jpg")\n```\n\n'
-        f"Pixels are scaled to [-1, 1]; evaluation: {dict(config.preprocessing) or 'resize'}.\n"
-    )
+    files.write_text(directory / "README.md", card.model_card(config))
 
 
 def is_huggingface(directory: str | Path) -> bool:
@@ -211,7 +198,7 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
             f"{where} is of transformers' {values.get('model_type')!r}; only 'vit' is read."
         )
     settings.check(values, SETTINGS, where, strict=False)
-    weights = saved.read_weights(directory)
+    weights = weight_files.read_weights(directory)
     try:
         config, weights = find_config(values, weights, where)
     except UserError as error:

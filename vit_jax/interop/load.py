@@ -12,7 +12,7 @@ from flax import nnx
 
 from vit_jax import files, models
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished
+from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished, weight_files
 from vit_jax.models import adapt, saved
 from vit_jax.models.layers import Model
 
@@ -197,7 +197,7 @@ def _read_path(path: Path, variant: str | None) -> Weights:
         say_what_has_begun(path)
     for is_one, read_one in (
         (huggingface.is_huggingface, huggingface.load),
-        (saved.has_weights, functools.partial(timm.load, variant=variant)),
+        (weight_files.has_weights, functools.partial(timm.load, variant=variant)),
     ):
         if is_one(path):
             return read_one(path)

@@ -17,7 +17,7 @@ import numpy as np
 
 from vit_jax import data, files, models
 from vit_jax.errors import UserError
-from vit_jax.interop import pixels, settings, timm_vit
+from vit_jax.interop import pixels, settings, timm_vit, weight_files
 from vit_jax.interop.layout import Layout, flattened, from_foreign, reshaped, to_foreign, transposed
 from vit_jax.interop.settings import OFF, READ, TRAINING, WORDS, Nothing, Only
 from vit_jax.interop.timm_vit import _plain
@@ -274,7 +274,7 @@ def load(
     values: dict[str, Any] = {}
     if path.is_dir():
         values = files.read_json(path / "config.json") or {}
-        weights = saved.read_weights(path)
+        weights = weight_files.read_weights(path)
     else:
         weights = saved.read_safetensors(path)
     if not is_timm(weights):

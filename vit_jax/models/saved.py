@@ -194,52 +194,6 @@ def read_header(file: Path) -> tuple[Headers, str | None]:
     return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}, sums
 
 
-def read_weights(directory: Path) -> dict[str, np.ndarray]:
-    """All arrays of a foreign directory: `model.safetensors`, or the shards that its index names.
-
-    Raises:
-      UserError: there are none, a shard is missing or lacks an array, or a file is damaged.
-    """
-    file = directory / "model.safetensors"
-    index = directory / "model.safetensors.index.json"
-    if file.exists():
-        return read_safetensors(file)
-    if not index.exists():
-        other = next((name for name in UNREAD if any(directory.glob(name))), None)
-        raise UserError(
-            f"{directory} has its weights in {other}, which is not read; convert them with torch: "
-            "safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True), "
-            "'model.safetensors'), or save_pretrained of transformers."
-            if other
-            else f"{directory} holds no model.safetensors and no index of shards; copy it again."
-        )
-    table = (read_json(index) or {}).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise UserError(f"{index} has no weight_map; copy it again.")
-    weights: dict[str, np.ndarray] = {}
-    for shard in sorted(set(map(str, table.values()))):
-        if Path(shard).name != shard:
-            raise UserError(f"{index} names {shard!r}, which is no file beside it.")
-        if not (directory / shard).exists():
-            raise UserError(f"{directory / shard} is missing, and {index.name} names it.")
-        found = read_safetensors(directory / shard)
-        lacking = sorted(name for name, of in table.items() if of == shard and name not in found)
-        if lacking:
-            raise UserError(f"{directory / shard} lacks {lacking[0]}, which {index.name} names.")
-        weights |= {name: array for name, array in found.items() if table.get(name) == shard}
-    return weights
-
-
-def has_weights(directory: Path) -> bool:
-    """Whether a directory looks like a foreign model's, perhaps one that cannot be read."""
-    names = ("model.safetensors*", "config.json", *UNREAD)
-    return any(next(directory.glob(name), None) is not None for name in names)
-
-
-#: Weights in formats of other frameworks, some of which run code when they are read.
-UNREAD = ("pytorch_model*.bin", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack")
-
-
 def is_native(directory: str | Path) -> bool:
     """Whether a directory holds this format (other formats also have a config.json)."""
     values = read_json(Path(directory) / "config.json")

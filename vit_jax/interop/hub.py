@@ -1,0 +1,128 @@
+"""Pushes a directory to a new repository of the Hugging Face hub, in one commit.
+
+Nothing there is ever overwritten: a repository that holds a file is refused, and so is a commit if
+somebody else was quicker. If a push fails, a new repository stays empty and can be pushed to again.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_jax import __version__
+from vit_jax.errors import UserError
+
+#: The hub makes this one itself.
+EMPTY = {".gitattributes"}
+
+
+class Place(NamedTuple):
+    """An empty repository. head: its commit; None if there is no repository yet."""
+
+    name: str
+    private: bool
+    head: str | None
+
+
+def is_hub(target: str | Path) -> bool:
+    """Whether a target of a conversion is on the hub."""
+    return str(target).startswith("hf:")
+
+
+def find_place(target: str, private: bool) -> Place:
+    """Where `hf:ORG/NAME` will be pushed to; the hub is asked, and nothing is written.
+
+    Raises:
+      UserError: it is no name, huggingface_hub or a token is missing, the hub cannot be reached,
+        or the repository exists and holds a file.
+    """
+    name = target.removeprefix("hf:")
+    if not re.fullmatch(r"[^/@\s]+/[^/@\s]+", name):
+        raise UserError(f"{target} is no place to push to: it must be hf:ORG/NAME.")
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors, utils
+    except ImportError:
+        raise UserError("hf: needs the extra packages: pip install 'vit_jax[hf]'.") from None
+    try:
+        utils.validate_repo_id(name)
+    except errors.HFValidationError as error:
+        raise UserError(f"{target} is no name of the hub's: {_line(error)}") from error
+    if not huggingface_hub.get_token():
+        raise UserError(
+            f"{target} takes a login: run `hf auth login` with a token that may write, or set "
+            "HF_TOKEN; tokens are made at https://huggingface.co/settings/tokens."
+        )
+    try:
+        info = huggingface_hub.HfApi().model_info(name)
+    except errors.GatedRepoError as error:
+        raise UserError(_holds(target, "files")) from error
+    except errors.RepositoryNotFoundError:
+        return Place(name, private, None)
+    except Exception as error:
+        raise UserError(f"{target} refused: {explain(error, name)}") from error
+    held = sorted({file.rfilename for file in info.siblings or ()} - EMPTY)
+    if held:
+        raise UserError(_holds(target, ", ".join(held[:3])))
+    if private and not info.private:
+        raise UserError(
+            f"{target} exists and is public; --private is of a new repository. Make it private in "
+            "its settings, or name another place."
+        )
+    return Place(name, private, info.sha)
+
+
+def push(directory: Path, place: Place, message: str) -> str:
+    """Pushes the files of a directory in one commit; returns the commit's address.
+
+    Raises:
+      UserError: no permission, no network, or the repository is not empty any more.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(library_name="vit_jax", library_version=__version__)
+    head, left = place.head, "Nothing was pushed."
+    try:
+        if head is None:
+            api.create_repo(place.name, private=place.private or None)
+            left += " Its new repository is empty; the same command goes on with it."
+            head = api.model_info(place.name).sha
+        commit = api.create_commit(
+            place.name,
+            [CommitOperationAdd(file.name, str(file)) for file in sorted(directory.iterdir())],
+            commit_message=message,
+            parent_commit=head,  # refused if anybody has committed since
+        )
+    except Exception as error:
+        raise UserError(f"hf:{place.name} refused: {explain(error, place.name)} {left}") from error
+    return commit.commit_url
+
+
+def explain(error: BaseException, name: str) -> str:
+    """A sentence of what a request to the hub failed by."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    codes = [getattr(getattr(each, "response", None), "status_code", None) for each in causes]
+    code = next((code for code in codes if code is not None), None)
+    if code == 401:
+        return "the hub does not accept the token; run `hf auth login` again."
+    if code == 403:
+        return f"the token may not write to {name.partition('/')[0]}; take one that may."
+    if code in (409, 412):
+        return "somebody else has written there meanwhile, and nothing is overwritten."
+    if code is not None:
+        return f"the hub answers {code} ({_line(error)})."
+    if isinstance(error, OSError) or any("onnect" in type(each).__name__ for each in causes):
+        return f"the hub cannot be reached ({_line(causes[-1])})."
+    return f"{_line(error)}."
+
+
+def _holds(target: str, what: str) -> str:
+    return f"{target} exists and holds {what}; nothing is overwritten, name another place."
+
+
+def _line(error: BaseException) -> str:
+    """The text of an error on one line, without the full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

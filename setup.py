@@ -58,6 +58,7 @@ EXTRAS = {
     "peers": ["timm>=1.0.20", "torch>=2.8", "transformers>=5.0"],
     "test": [
         "datasets>=3.0",
+        "hypothesis>=6.140",
         "mypy>=1.18",
         "pytest>=8.3",
         "pytest-xdist>=3.6",

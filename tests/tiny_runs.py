@@ -52,8 +52,8 @@ def free_port() -> int:
         return opened.getsockname()[1]
 
 
-def start(command, processes: int, devices: int, **options) -> list[subprocess.Popen]:
-    """The processes of one job on this machine."""
+def start(command, processes: int, devices: int, own=(), **options) -> list[subprocess.Popen]:
+    """The processes of one job on this machine. own: more words for each of them."""
     join = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
     join = join if processes > 1 else []
     environment = {
@@ -63,7 +63,7 @@ def start(command, processes: int, devices: int, **options) -> list[subprocess.P
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "vit_jax", *command, *join),
-                *([f"--process_id={i}"] if join else []),
+                *([f"--process_id={i}"] if join else []), *(own[i] if own else []),
             ],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )

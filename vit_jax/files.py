@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
 import json
 import os
 import runpy
+import stat
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UserError, nearest
+
+#: Whether the checksums that a file of weights holds are compared when it is read.
+VERIFY = contextvars.ContextVar("verify", default=True)
+
+
+def check_regular(file: Path) -> None:
+    """Raises UserError for what is no regular file: a FIFO, a device or a socket may never end."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise UserError(f"{file} is no regular file (a FIFO, a device, a socket or a folder).")
 
 
 @contextlib.contextmanager

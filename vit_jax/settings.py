@@ -133,6 +133,9 @@ SETTINGS: dict[str, Setting] = {
     "data.max_bad_images": Setting(
         0, COUNT, "Images that cannot be read and are left out; more end the run.", free=True
     ),
+    "data.max_image_pixels": Setting(
+        100_000_000, whole(1), "An image whose header says more is not decoded.", free=True
+    ),
     "data.num_threads": Setting(
         4,
         whole(1, 1024),

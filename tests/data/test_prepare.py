@@ -143,6 +143,58 @@ def test_imagenet21k_goes_on_after_an_interruption(tars, tmp_path, monkeypatch):
     assert len(records("tfds:imagenet21k[train]", tmp_path)) == 60
 
 
+@pytest.fixture
+def kinds(tars):
+    """An archive with everything beside images that a tar can hold."""
+    plain, file = flat(7), tars / "n00000001.tar"
+    with tarfile.open(file, "w") as archive:
+        for name, kind, link in (
+            ("link.png", tarfile.SYMTYPE, "/etc/passwd"),
+            ("../gone.png", tarfile.SYMTYPE, "nowhere"),
+            ("hard.png", tarfile.LNKTYPE, "nowhere.png"),
+            ("zero.png", tarfile.CHRTYPE, ""),
+            ("fifo.png", tarfile.FIFOTYPE, ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, link
+            archive.addfile(member)
+        member = tarfile.TarInfo("sparse.png")
+        member.pax_headers = {
+            "GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,0",
+            "GNU.sparse.realsize": str(2**42), "GNU.sparse.size": str(2**42),
+        }  # fmt: skip
+        archive.addfile(member)
+        member = tarfile.TarInfo("good.png")
+        member.size = len(plain)
+        archive.addfile(member, io.BytesIO(plain))
+    return file
+
+
+def test_t18_only_plain_members_are_read_and_the_rest_goes_on(tars, kinds, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "OPEN_SHARDS", 2)  # said once, not in every pass
+    said = []
+    prepare.prepare_imagenet21k(tars, str(tmp_path), shards=4, say=said.append)
+    skipped = [text.split()[2] for text in said if text.startswith("passed over: ")]
+    assert sorted(skipped) == sorted(
+        ["link.png", "../gone.png", "hard.png", "zero.png", "fifo.png", "sparse.png"]
+    )
+    assert len(records("tfds:imagenet21k[train]", tmp_path)) == 41
+
+
+@pytest.mark.parametrize("size", [-511, 513, 5000, 2**33])
+def test_t18_a_member_that_lies_about_its_size_is_one_line(tars, tmp_path, size):
+    file = tars / "n00000002.tar"
+    with tarfile.open(file) as archive:
+        member = archive.getmembers()[3]
+    content = bytearray(file.read_bytes())
+    member.size += size
+    content[member.offset : member.offset + 512] = member.tobuf(tarfile.GNU_FORMAT)[:512]
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"n00000002\.tar is damaged") as error:
+        prepare.prepare_imagenet21k(tars, str(tmp_path), shards=2, say=str)
+    assert "\n" not in str(error.value)
+
+
 def test_class_archives_that_are_not_usable(tars, tmp_path):
     with pytest.raises(UserError, match="holds no class archives"):
         prepare.prepare_imagenet21k(tmp_path / "nowhere", str(tmp_path))

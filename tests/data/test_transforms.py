@@ -207,11 +207,13 @@ def test_a_huge_image_is_refused_before_it_is_decoded(format, monkeypatch):
     data = encode(smooth_image(), format)
     assert decode(data, "fits").shape == (61, 83, 3)
     monkeypatch.setattr(importlib.import_module("vit_jax.data.decode"), "MAX_PIXELS", 61 * 83 - 1)
-    with pytest.raises(UserError, match=r"^The image big has 83x61 pixels, more than 5,062;"):
+    with pytest.raises(
+        UserError, match=r"^The image big has 83x61 pixels, more than .*pixels=5062;"
+    ):
         decode(data, "big")
 
 
-@pytest.mark.parametrize("side, allowed", [(12_000, True), (14_000, True), (30_000, False)])
+@pytest.mark.parametrize("side, allowed", [(9_500, True), (14_000, True), (30_000, False)])
 def test_pil_neither_warns_nor_decides_about_large_images(side, allowed, monkeypatch):
     """PIL warns above 89 million pixels and refuses above 179 million; ours is the one limit."""
     data = encode(PIL.Image.new("1", (side, side)), "PNG")
@@ -219,7 +221,7 @@ def test_pil_neither_warns_nor_decides_about_large_images(side, allowed, monkeyp
         PIL.Image.Image, "convert", lambda self, mode: np.zeros((1, 1, 3), np.uint8)
     )
     if allowed:
-        decode(data, "large")
+        decode(data, "large", max_pixels=200_000_000)
     else:
         with pytest.raises(UserError, match="The image large has 30000x30000 pixels"):
             decode(data, "large")

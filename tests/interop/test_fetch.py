@@ -1,12 +1,15 @@
 """Downloads from a real local server: resumed, checked, kept; and what is said when it fails."""
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import os
 import subprocess
 import sys
 import threading
+import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,10 @@ CONTENT = bytes(range(256)) * 5000
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """/file is sent whole or from a range; /cut breaks off after half, twice; /403, /404, /bad."""
+    """/busy answers 503 twice; /page is a web page; /slow sends a byte at a time, for ever.
+
+    /file is sent whole or from a range; /cut breaks off after half, twice; /403, /404, /bad.
+    """
 
     requests: list = []  # noqa: RUF012 (shared by the handlers on purpose)
 
@@ -30,6 +36,21 @@ class Server(http.server.BaseHTTPRequestHandler):
         if self.path in ("/403", "/404"):
             self.send_error(int(self.path[1:]))
             return
+        if self.path == "/busy" and len(Server.requests) < 3:
+            self.send_error(503)
+            return
+        if self.path.startswith("/page"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"\n<!DOCTYPE html><title>Log in</title>")
+            return
+        if self.path == "/slow":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.01)
         digest = hashlib.md5(b"other" if self.path == "/bad" else CONTENT).digest()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
@@ -47,7 +68,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path):
     Server.requests = []
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetch, "time", types.SimpleNamespace(**vars(time) | {"sleep": lambda _: 0}))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -73,6 +94,48 @@ def test_a_wrong_checksum_is_not_kept(server, tmp_path):
     with pytest.raises(UserError, match="arrived damaged"):
         fetch.fetch(f"{server}/bad")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "path", ["../../x.npz", "a/../../x.npz", "%2e%2e/x.npz", "..", "a\\..\\x.npz"]
+)
+def test_t12_no_address_names_a_place_outside_the_cache(monkeypatch, tmp_path, path):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "download", lambda url, target, source: target.write_bytes(b""))
+    (tmp_path / "cache").mkdir()
+    found = fetch.fetch(f"http://host/{path}")
+    assert found.resolve().parent == (tmp_path / "cache").resolve()
+    assert found.name.endswith(path[-3:]) and found != fetch.fetch("http://other/x.npz")
+
+
+def test_t12_a_server_that_is_busy_is_asked_again(server):
+    assert fetch.fetch(f"{server}/busy").read_bytes() == CONTENT
+    assert len(Server.requests) == 3
+
+
+@pytest.mark.parametrize("path", ["page", "page.npz"])
+def test_t12_a_web_page_is_no_weights_and_is_not_kept(server, tmp_path, path):
+    with pytest.raises(UserError, match="the server sent a web page with that name"):
+        fetch.fetch(f"{server}/{path}")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_t12_what_is_no_archive_is_not_kept(server, tmp_path):
+    with pytest.raises(UserError, match="the server sent something else"):
+        fetch.fetch(f"{server}/file.npz")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_t12_a_byte_at_a_time_ends(server, monkeypatch):
+    monkeypatch.setattr(fetch, "WINDOW", 0.1)
+    with pytest.raises(UserError, match=r"only \d+ bytes a second come"):
+        fetch.fetch(f"{server}/slow")
+
+
+def test_t12_what_does_not_end_is_refused(server, monkeypatch):
+    monkeypatch.setattr(fetch, "LARGEST", 10)
+    with pytest.raises(UserError, match="does not end"):
+        fetch.fetch(f"{server}/slow")
 
 
 @pytest.mark.parametrize("code, reason", [(403, "access is denied"), (404, "does not exist")])

@@ -189,10 +189,9 @@ def test_headers_that_lie_cost_nothing(tmp_path, members, message):
         load.read(tmp_path / "lie.npz")
 
 
-def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz, "MAX_UNPACKED", 10**6)
+def test_a_zip_bomb_is_not_unpacked(tmp_path):
     np.savez_compressed(
         tmp_path / "bomb.npz", **{"head/kernel": np.zeros((3000, 1000), np.float32)}
     )
-    with pytest.raises(UserError, match=r"would unpack to 12,000,\d+"):
+    with pytest.raises(UserError, match="is no official ViT or BiT checkpoint"):
         load.read(tmp_path / "bomb.npz")

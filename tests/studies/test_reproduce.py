@@ -37,7 +37,7 @@ def weights(name, **shape):
     params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params["head/kernel"] = rng.normal(size=params["head/kernel"].shape).astype(np.float32)
-    file = fetch.cache_directory() / "storage.googleapis.com" / entry.sources[0].partition("//")[2]
+    file = fetch.place(entry.sources[0])[1]
     file = Path(str(file).replace("+", "%2B"))
     file.parent.mkdir(parents=True, exist_ok=True)
     npz.save(file, config, params)

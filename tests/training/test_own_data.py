@@ -48,7 +48,7 @@ def at_hand(tmp_path, monkeypatch):
     entry = published.Published("debug", 32, 7, ("gs://bucket/debug.npz",), "")
     monkeypatch.setitem(published.PUBLISHED, "debug-imagenet21k", entry)
     monkeypatch.setattr(own_data, "ON_CPU", ("B/32", "debug"))
-    place = tmp_path / "cache" / "storage.googleapis.com" / "bucket" / "debug.npz"
+    place = fetch.place("gs://bucket/debug.npz")[1]
     place.parent.mkdir(parents=True)
     npz.save(place, config, params)
     monkeypatch.setattr(fetch, "download", None)  # nothing is asked of the network

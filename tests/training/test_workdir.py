@@ -316,10 +316,10 @@ def test_d2_a_step_that_was_saved_and_not_evaluated_is_evaluated_on_resume(
     whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     evaluate = events.evaluate
 
-    def cut_off(shared, evaluators, step, state):
+    def cut_off(shared, evaluators, step, *others):
         if step == failing:
             raise RuntimeError("cut off")
-        evaluate(shared, evaluators, step, state)
+        evaluate(shared, evaluators, step, *others)
 
     monkeypatch.setattr(events, "evaluate", cut_off)
     run = tmp_path / "run"

@@ -18,6 +18,7 @@ import traceback
 
 from absl import flags as absl_flags
 
+from vit_jax import files
 from vit_jax.errors import (
     FAILED,
     OK,
@@ -92,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = flags([f"vit-jax {name}", *rest])[1:]
         if arguments and name not in TAKE_ARGUMENTS:
             raise UsageError(f"unexpected argument {arguments[0]!r}.")
+        if "verify" in flags:
+            files.VERIFY.set(flags.verify)
         return command.main(flags, arguments) or OK
     except absl_flags.UnrecognizedFlagError as error:
         hint = options.of_setting(error.flagname) if "set" in flags else ""

@@ -35,6 +35,7 @@ def define(flags: absl_flags.FlagValues) -> None:
         "private", False, "A new repository of the hub is private.", flag_values=flags
     )
     options.define_tolerance(flags)
+    options.define_verify(flags)
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:

@@ -171,6 +171,13 @@ def define_checkpoint(flags: absl_flags.FlagValues) -> None:
         "gs://..., https://..., or a published name such as B/16-imagenet21k.",
         flag_values=flags,
     )
+    define_verify(flags)
+
+
+def define_verify(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_bool(
+        "verify", True, "Compare the checksums that a file of weights holds.", flag_values=flags
+    )
 
 
 def forward(checkpoint: str, batch_size: int) -> Forward:

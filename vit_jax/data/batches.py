@@ -7,15 +7,14 @@ of hosts, threads and workers, and any step is reached at once.
 
 from __future__ import annotations
 
-import ctypes
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
 
+from vit_jax.data import workers
 from vit_jax.data.source import Record, Source
 from vit_jax.data.transforms import Transform
 from vit_jax.errors import UserError
@@ -26,6 +25,8 @@ Batch = dict[str, np.ndarray]
 Label = np.int32 | np.ndarray
 #: Seconds without a batch after which the input is declared stuck.
 TIMEOUT = 300.0
+#: Seconds in which a pipeline must end that is closed.
+CLOSING = 5.0
 
 
 def read(
@@ -216,10 +217,10 @@ def train_batches(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=_buffer(num_threads))
     )
     if num_workers:
-        _mark_flags_as_parsed()
+        workers.mark_flags_as_parsed()
         stream = stream.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
-            worker_init_fn=_protect_worker,
+            worker_init_fn=workers.protect,
         )
     if on_bad is None:
         return Batches(stream)
@@ -234,23 +235,6 @@ def train_batches(
                     on_bad(str(error))
 
     return Batches(stream, report)
-
-
-def _mark_flags_as_parsed() -> None:
-    """Grain's workers read absl flags, which nobody may have parsed."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
-
-def _protect_worker(index: int, count: int) -> None:
-    """A worker outlives no parent, and leaves signals to it (the parent saves on SIGTERM)."""
-    del index, count
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    death_signal = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
 
 
 class Batches(Iterator[Batch]):
@@ -295,6 +279,7 @@ class Batches(Iterator[Batch]):
         try:
             item = self._queue.get(timeout=TIMEOUT)
         except queue.Empty:
+            workers.end()  # a stopped one would be waited for when this is closed
             raise UserError(
                 f"No batch came for {TIMEOUT:.0f} s: a data worker hangs or the storage does not "
                 "answer. Run the same command again; config.data.num_workers=0 avoids workers."
@@ -308,7 +293,10 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Stops reading. Safe to call twice."""
         self._closed.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=CLOSING)
+        if self._thread.is_alive():
+            workers.end()
+            self._thread.join(timeout=CLOSING)
         if hasattr(self._iterator, "close"):
             self._iterator.close()
 

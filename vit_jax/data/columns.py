@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
+from vit_jax.data.image_files import read_image_file
 from vit_jax.data.labels import NO_LABEL
 from vit_jax.data.source import Stored
 
@@ -23,7 +22,7 @@ class Columns:
     def image_of(self, row: dict) -> Stored:
         image = row[self.image]
         if isinstance(image, dict):  # Hugging Face: {"bytes": ..., "path": ...}
-            image = image["bytes"] or Path(image["path"]).read_bytes()
+            image = image["bytes"] or read_image_file(image["path"])
         return image
 
 

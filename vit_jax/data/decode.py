@@ -9,14 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_jax.data import turbojpeg
-from vit_jax.data.image_files import PACKAGES, register_plugins
+from vit_jax.data.image_files import PACKAGES, formats
 from vit_jax.errors import UserError
 
 Image = np.ndarray
 
 
-#: Larger images are refused: a 900-megapixel file would take 2.7 GB.
-MAX_PIXELS = 250_000_000
+#: Larger images are refused unless `config.data.max_image_pixels` allows them: a file of 300 KB
+#: can hold a billion pixels of one colour.
+MAX_PIXELS = 100_000_000
 #: Formats whose mode "I" is grey of 16 bits; in a TIFF it is of 32, with or without a sign.
 OF_16_BITS = ("PNG", "PPM", "JPEG2000")
 #: Modes that have one meaning in RGB.
@@ -24,7 +25,9 @@ TO_RGB = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK"
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags
 
 
-def decode(data: bytes | Image, name: str, *, orient: bool = False) -> Image:
+def decode(
+    data: bytes | Image, name: str, *, orient: bool = False, max_pixels: int | None = None
+) -> Image:
     """Any image as uint8 (h, w, 3) RGB.
 
     JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. Grey of 16 bits (of 12
@@ -34,18 +37,20 @@ def decode(data: bytes | Image, name: str, *, orient: bool = False) -> Image:
       data: an encoded file, or pixels (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
       name: what to call the record in an error.
       orient: the image is turned upright, as its EXIF orientation says; TFDS leaves it lying.
+      max_pixels: an image whose header says more is not decoded; None is MAX_PIXELS.
 
     Raises:
-      UserError: not an image, damaged, more than MAX_PIXELS, or values whose range is not known
+      UserError: not an image, damaged, more than `max_pixels`, or values whose range is not known
         (32 bits per channel, LAB).
     """
     if isinstance(data, np.ndarray):
         return _as_rgb(data, name)
     if not data:
         raise UserError(f"The image {name} is empty (0 bytes); replace it or leave it out.")
-    image = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    most = max_pixels or MAX_PIXELS
+    image = _decode_jpeg(data, most) if data[:2] == b"\xff\xd8" else None
     if image is None:
-        image = _decode_any(data, name)
+        image = _decode_any(data, name, most)
     turn = orientation(data) if orient else 1
     return np.ascontiguousarray(upright(image, turn)) if turn != 1 else image
 
@@ -67,7 +72,7 @@ def orientation(data: bytes) -> int:
     if data[:2] == b"\xff\xd8" and not any(_metadata(data)):
         return 1
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=formats()) as image:
             found = image.getexif().get(0x0112, 1)
     except Exception:  # of damaged EXIF; the pixels have been decoded
         return 1
@@ -93,13 +98,13 @@ def upright(image: Image, turn: int) -> Image:
     return (image.swapaxes(0, 1) if swap else image)[::rows, ::columns]
 
 
-def _decode_jpeg(data: bytes) -> Image | None:
+def _decode_jpeg(data: bytes, most: int) -> Image | None:
     """A plain JPEG, or None where PIL must look (CMYK, damaged, enormous)."""
     import simplejpeg
 
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+        if colorspace in ("CMYK", "YCCK") or height * width > most:
             return None
         return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=True)
     except ValueError:
@@ -113,8 +118,15 @@ class Encoded:
     """
 
     def __init__(
-        self, data: bytes, name: str, shape: tuple[int, int, int], subsampling: str, turn: int = 1
+        self,
+        data: bytes,
+        name: str,
+        shape: tuple[int, int, int],
+        subsampling: str,
+        turn: int = 1,
+        max_pixels: int | None = None,
     ):
+        self.max_pixels = max_pixels
         self.data, self.name, self.subsampling, self.turn = data, name, subsampling, turn
         self.width = shape[1]  # as stored
         swap, *_ = ORIENTATIONS.get(turn, (False,))
@@ -133,42 +145,46 @@ class Encoded:
                 self.data, self.subsampling, self.width, (top, left, bottom - top, right - left)
             )
         except ValueError:  # damaged: PIL may know better, or says what is wrong
-            return upright(decode(self.data, self.name), self.turn)[box]
+            return upright(self._whole(), self.turn)[box]
         return upright(stored, self.turn)
 
+    def _whole(self) -> Image:
+        return decode(self.data, self.name, max_pixels=self.max_pixels)
 
-def open_image(data: bytes | Image, name: str, *, orient: bool = False) -> Image | Encoded:
+
+def open_image(
+    data: bytes | Image, name: str, *, orient: bool = False, max_pixels: int | None = None
+) -> Image | Encoded:
     """As `decode`, for a transform that begins with a crop: where only a box can be decoded, later.
 
     The pixels are the same either way. A file that is cut short is read whole, so that it is named.
     """
     if not isinstance(data, bytes) or turbojpeg.library() is None:
-        return decode(data, name, orient=orient)
+        return decode(data, name, orient=orient, max_pixels=max_pixels)
     if (data[:2], data[-2:]) == (b"\xff\xd8", b"\xff\xd9"):
         import simplejpeg
 
         try:
             height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
         except ValueError:
-            return decode(data, name, orient=orient)
-        plain = colorspace in ("YCbCr", "Gray") and height * width <= MAX_PIXELS
+            return decode(data, name, orient=orient, max_pixels=max_pixels)
+        plain = colorspace in ("YCbCr", "Gray") and height * width <= (max_pixels or MAX_PIXELS)
         if plain and subsampling in turbojpeg.BLOCK_WIDTH:
             turn = orientation(data) if orient else 1
-            return Encoded(data, name, (height, width, 3), subsampling, turn)
-    return decode(data, name, orient=orient)
+            return Encoded(data, name, (height, width, 3), subsampling, turn, max_pixels)
+    return decode(data, name, orient=orient, max_pixels=max_pixels)
 
 
-def _decode_any(data: bytes, name: str) -> Image:
+def _decode_any(data: bytes, name: str, most: int) -> Image:
     import PIL.Image
 
-    register_plugins()
-    PIL.Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the one limit
+    PIL.Image.MAX_IMAGE_PIXELS = None  # `most` is the one limit
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with PIL.Image.open(io.BytesIO(data), formats=formats()) as image:
+            if image.width * image.height > most:
                 raise UserError(
                     f"The image {name} has {image.width}x{image.height} pixels, more than "
-                    f"{MAX_PIXELS:,}; make it smaller or leave it out."
+                    f"config.data.max_image_pixels={most}; make it smaller or leave it out."
                 )
             if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
                 raise UserError(
@@ -217,9 +233,8 @@ def image_size(data: bytes | Image, name: str) -> tuple[int, int]:
         return data.shape[0], data.shape[1]
     import PIL.Image
 
-    register_plugins()
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=formats()) as image:
             return image.height, image.width
     except Exception as error:
         raise UserError(f"The image {name} cannot be decoded; leave it out.") from error

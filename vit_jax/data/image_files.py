@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import stat
 from collections import Counter
 
 from vit_jax.data.labels import normal
+from vit_jax.errors import UserError
 
 #: What Pillow opens only with help (a printer's interpreter, Windows), or that holds no picture.
 NO_IMAGES = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
@@ -16,6 +19,8 @@ PACKAGES = {
     **dict.fromkeys((".avif", ".avifs"), "pillow-avif-plugin"),
     ".jxl": "pillow-jxl-plugin",
 }
+#: Characters that end a line or are none.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: What operating systems leave behind.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 #: How files begin that are images, for those without a suffix.
@@ -28,15 +33,50 @@ def image_suffixes() -> frozenset[str]:
     import PIL.features
     import PIL.Image
 
+    names = set(formats())
+    if not PIL.features.check("avif") and not _import("pillow_avif"):
+        names.discard("AVIF")
+    if not PIL.features.check("jpg_2000"):
+        names.discard("JPEG2000")
+    known = PIL.Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in names)
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read: none that runs another program."""
+    import PIL.Image
+
     register_plugins()
     PIL.Image.init()
-    formats = set(PIL.Image.OPEN) - NO_IMAGES
-    if not PIL.features.check("avif") and not _import("pillow_avif"):
-        formats.discard("AVIF")
-    if not PIL.features.check("jpg_2000"):
-        formats.discard("JPEG2000")
-    known = PIL.Image.registered_extensions()
-    return frozenset(suffix for suffix, name in known.items() if name in formats)
+    return tuple(sorted(set(PIL.Image.OPEN) - NO_IMAGES))
+
+
+#: An encoded image is not larger: 100 million pixels of 16 bits, four channels and nothing saved.
+MAX_BYTES = 2**30
+
+
+def read_image_file(path: str | os.PathLike) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+      UserError: it is no regular file, which may never end, or larger than MAX_BYTES.
+      OSError: it cannot be read.
+    """
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO without a writer would wait
+    try:
+        status = os.fstat(opened)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"The image {shown(str(path))} is no regular file; leave it out.")
+        if status.st_size > MAX_BYTES:
+            raise UserError(
+                f"The image {shown(str(path))} has {status.st_size:,} bytes, more than "
+                f"{MAX_BYTES:,}; leave it out."
+            )
+        with open(opened, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(opened)
 
 
 @functools.cache
@@ -56,10 +96,10 @@ def _import(name: str) -> bool:
 
 
 def shown(path: str) -> str:
-    """A path as text that can be printed and compared: NFC; bytes that are not UTF-8 as \\xff."""
-    if path.isascii():
-        return path
-    return normal(encoded(path).decode("utf-8", "backslashreplace"))
+    """A path as text that can be printed and compared: NFC, on one line, other bytes as \\xff."""
+    if not path.isascii():
+        path = normal(encoded(path).decode("utf-8", "backslashreplace"))
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
 
 
 def encoded(path: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data.image_files import shown
+from vit_jax.data.image_files import read_image_file, shown
 from vit_jax.data.transforms import Transform, evaluation_transform
 from vit_jax.errors import UserError
 
@@ -61,7 +61,7 @@ def read_file(transform: Transform, file: Path) -> Array:
     """
     name = shown(str(file))
     try:
-        return transform.read(file.read_bytes(), name)
+        return transform.read(read_image_file(file), name)
     except OSError as error:
         raise UserError(f"The image {name} cannot be read ({error.strerror}).") from error
 

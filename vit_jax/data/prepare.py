@@ -6,6 +6,7 @@ directory that `tfds:NAME` reads: ArrayRecord shards, features.json and dataset_
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -14,8 +15,9 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
-from vit_jax.data.image_files import image_suffixes
+from vit_jax.data.image_files import MAX_BYTES, image_suffixes, shown
 from vit_jax.data.kinds import vtab
 from vit_jax.data.kinds.tfds import TfdsSplits, check_shards, use_array_record
 from vit_jax.errors import UserError
@@ -228,7 +230,7 @@ def prepare_imagenet21k(
     directory.mkdir(parents=True, exist_ok=True)
     for first in range(0, shards, OPEN_SHARDS):
         wanted = range(first, min(first + OPEN_SHARDS, shards))
-        _write_shards(directory, files, wanted, shards)
+        _write_shards(directory, files, wanted, shards, say if first == 0 else _silent)
         say(f"shards {wanted.start} to {wanted.stop - 1} of {shards} are written")
     lengths = [
         _count(shard_file(directory, "imagenet21k", "train", i, shards)) for i in range(shards)
@@ -238,7 +240,11 @@ def prepare_imagenet21k(
     return directory
 
 
-def _write_shards(directory: Path, files: list[Path], wanted: range, shards: int) -> None:
+def _silent(text: str) -> None:
+    """What was said in the first pass is not said again."""
+
+
+def _write_shards(directory: Path, files: list[Path], wanted: range, shards: int, say: Say) -> None:
     """The shards of a range, in one pass over all archives; nothing if they are there."""
     from array_record.python import array_record_module
 
@@ -251,7 +257,7 @@ def _write_shards(directory: Path, files: list[Path], wanted: range, shards: int
     }
     for label, file in enumerate(files):
         images = 0
-        for member, read in _members(file):
+        for member, read in _members(file, say):
             images += 1
             digest = hashlib.md5(f"{file.stem}/{member}".encode()).digest()
             shard = int.from_bytes(digest[:8], "big") % shards
@@ -264,18 +270,45 @@ def _write_shards(directory: Path, files: list[Path], wanted: range, shards: int
         os.replace(f"{targets[i]}.partial", targets[i])
 
 
-def _members(file: Path) -> Iterable[tuple[str, Callable[[], bytes]]]:
-    """(name, function that reads it) of every image in an archive."""
+def _members(file: Path, say: Say) -> Iterable[tuple[str, Callable[[], bytes]]]:
+    """(name, function that reads it) of every image in an archive.
+
+    Links, devices and sparse members, which claim more than they hold, are said and passed over.
+    """
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
-                content = archive.extractfile(member)
-                if content and Path(member.name).suffix.lower() in image_suffixes():
-                    yield member.name, content.read
-            if file.stat().st_size < archive.offset + tarfile.BLOCKSIZE:
+                if Path(member.name).suffix.lower() not in image_suffixes() or member.isdir():
+                    continue
+                plain = member.isreg() and not member.issparse() and member.size <= MAX_BYTES
+                content = archive.extractfile(member) if plain else None
+                if content is None:
+                    say(f"passed over: {shown(member.name)} in {file} is no plain file of an image")
+                    continue
+                yield member.name, functools.partial(_read, content, file)
+            with open(file, "rb") as opened:  # tarfile takes what is no header for the end
+                opened.seek(archive.offset)
+                end = opened.read(tarfile.BLOCKSIZE)
+            if end.strip(b"\0"):
+                raise tarfile.TarError("a member has another size than it says")
+            if len(end) < tarfile.BLOCKSIZE:
                 raise tarfile.TarError("it is cut short")
+    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
+        raise damaged(file, error) from error
+
+
+def _read(content: IO[bytes], file: Path) -> bytes:
+    """A member of an archive; the error of one that is cut short names the archive."""
+    try:
+        return content.read()
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{file} is damaged ({error}); download it again.") from error
+        raise damaged(file, error) from error
+
+
+def damaged(file: Path, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"{file} is damaged ({error}); download it again.")
 
 
 def _count(file: Path) -> int:

@@ -12,7 +12,7 @@ from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
-from vit_jax.data.image_files import encoded, shown
+from vit_jax.data.image_files import encoded, read_image_file, shown
 from vit_jax.errors import UserError
 
 #: An encoded file, or pixels (h, w[, c]) uint8.
@@ -147,8 +147,7 @@ class FileSource(Source):
     def __getitem__(self, index: int) -> Record:
         path = str(self.paths[index])
         try:
-            with open(os.path.join(self.root, path), "rb") as file:
-                data = file.read()
+            data = read_image_file(os.path.join(self.root, path))
         except OSError as error:
             raise UserError(
                 f"The image {shown(os.path.join(self.root, path))} cannot be read "

@@ -261,11 +261,18 @@ WORDS = {
 
 
 def make_transform(
-    *, name: str, size: Size, train: bool, orient: bool = False, **options
+    *,
+    name: str,
+    size: Size,
+    train: bool,
+    orient: bool = False,
+    max_pixels: int | None = None,
+    **options,
 ) -> Transform:
     """A picklable transform: (image, rng) -> image in training, (image) -> image in evaluation.
 
     orient: encoded images are turned upright by their EXIF orientation when they are read.
+    max_pixels: larger images are refused, see `decode`.
 
     Raises:
       UserError: no such transform, an option that it does not take, or one that does not fit.
@@ -301,7 +308,7 @@ def make_transform(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    return Transform(name, table[name], (size[0], size[1]), options, train, orient)
+    return Transform(name, table[name], (size[0], size[1]), options, train, orient, max_pixels)
 
 
 #: How a model whose evaluation transform is not known is evaluated, as after fine-tuning.
@@ -310,20 +317,31 @@ DEFAULT_EVALUATION = {"name": "resize"}
 FOREIGN_EVALUATION = (("name", "resize"), ("orient", True))
 
 
-def evaluation_transform(size: Size, preprocessing: Iterable[tuple[str, object]]) -> Transform:
+def evaluation_transform(
+    size: Size, preprocessing: Iterable[tuple[str, object]], *, max_pixels: int | None = None
+) -> Transform:
     """The transform that a model's configuration carries as `preprocessing`.
 
     Models of the first version do not speak of `orient`: theirs leaves images as they are stored.
     """
-    return make_transform(size=size, train=False, **(dict(preprocessing) or DEFAULT_EVALUATION))
+    options = dict(preprocessing) or DEFAULT_EVALUATION
+    return make_transform(size=size, train=False, max_pixels=max_pixels, **options)
 
 
 class Transform:
     """A transform with its options; a class only so that it pickles and prints well."""
 
     def __init__(
-        self, name: str, function: Callable, size: Size, options: dict, train: bool, orient: bool
+        self,
+        name: str,
+        function: Callable,
+        size: Size,
+        options: dict,
+        train: bool,
+        orient: bool,
+        max_pixels: int | None = None,
     ):
+        self.max_pixels = max_pixels
         self.name, self.function, self.size = name, function, size
         self.options, self.train, self.orient = options, train, orient
 
@@ -344,7 +362,8 @@ class Transform:
         exif: False where the data set says that orientation does not count, as TFDS does.
         """
         open_ = open_image if self.name in CROP_FIRST else decode
-        return self(open_(data, name, orient=self.orient and exif), rng)
+        orient = self.orient and exif
+        return self(open_(data, name, orient=orient, max_pixels=self.max_pixels), rng)
 
     def __repr__(self) -> str:
         options = "".join(f", {key}={value}" for key, value in sorted(self.options.items()))

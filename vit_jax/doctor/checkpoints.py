@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from vit_jax.doctor.machine import Finding
 from vit_jax.errors import UserError
 
 
+def integrity(where: str) -> Iterator[Finding]:
+    """Whether every value of every checkpoint of a run, and its model, is what was written."""
+    from vit_jax.interop import unfinished
+    from vit_jax.models import saved
+
+    path = Path(where).expanduser()
+    for step in unfinished.steps_of(path):
+        name = f"checkpoint {int(step.name)}"
+        try:
+            count = unfinished.verify(step)
+        except UserError as error:
+            yield Finding(name, str(error), False)
+        else:
+            yield Finding(name, f"{count} arrays, each what was written", True)
+    for directory in (path, path / "model"):
+        file = directory / "model.safetensors"
+        if not file.is_file():
+            continue
+        try:
+            arrays, sums = saved.read_safetensors(file), saved.read_header(file)[1]
+        except UserError as error:
+            yield Finding("model", str(error), False)
+        else:
+            known = "each what was written" if sums else "of an earlier version, no checksums"
+            yield Finding("model", f"{file}: {len(arrays)} arrays, {known}", True if sums else None)
+
+
 def checkpoint(where: str) -> Iterator[Finding]:
-    """Whether a checkpoint can be read and gives finite answers."""
+    """Whether a checkpoint can be read and gives finite answers; of a run, all of them."""
+    from vit_jax import files
+
+    files.VERIFY.set(True)
+    yield from integrity(where)
     import jax
     import numpy as np
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from vit_jax import data, files, models
+from vit_jax.data.photos import read_file
 from vit_jax.errors import UserError
 from vit_jax.evaluation import knn
 from vit_jax.evaluation.predict import find_images
@@ -114,7 +115,7 @@ def inspect(
 def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray:
     """Images as the model sees them, (b, h, w, 3) uint8."""
     transform = data.evaluation_transform(config.image_size, config.preprocessing)
-    decoded = [transform.read(file.read_bytes(), str(file)) for file in files]
+    decoded = [read_file(transform, file) for file in files]
     return np.stack(decoded) if decoded else np.zeros((0, *config.image_size, 3), np.uint8)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -233,9 +234,11 @@ def save_stablehlo(
     function = jax.jit(functools.partial(answers, apply) if asked.features else apply)
     exported = jax_export.export(function, platforms=PLATFORMS)(shapes, images)
     directory.mkdir()
-    (directory / "model.stablehlo").write_bytes(exported.serialize())
+    written = exported.serialize()
+    (directory / "model.stablehlo").write_bytes(written)
     saved.write_safetensors(directory / "weights.safetensors", params)
-    files.write_json(directory / "facts.json", facts(config))
+    known = facts(config) | {"sha256": hashlib.sha256(written).hexdigest()[:16]}
+    files.write_json(directory / "facts.json", known)
 
 
 def answers(apply: Callable, params: models.Params, images: jax.Array) -> tuple[jax.Array, ...]:
@@ -249,7 +252,11 @@ def open_stablehlo(directory: str | Path) -> tuple[Answer, str]:
     from jax import export as jax_export
 
     directory = Path(directory)
-    exported = jax_export.deserialize(bytearray((directory / "model.stablehlo").read_bytes()))
+    function = (directory / "model.stablehlo").read_bytes()
+    written = (files.read_json(directory / "facts.json") or {}).get("sha256")
+    if files.VERIFY.get() and written not in (None, hashlib.sha256(function).hexdigest()[:16]):
+        raise UserError(f"{directory}/model.stablehlo is damaged.{saved.COPY}")
+    exported = jax_export.deserialize(bytearray(function))
     weights = saved.read_safetensors(directory / "weights.safetensors")
     on_device = jax.tree.map(jax.numpy.asarray, weights)
     call = jax.jit(exported.call)

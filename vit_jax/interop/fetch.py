@@ -1,19 +1,23 @@
 """Files from the network: gs:// and https:// through one cache, and the Hugging Face hub.
 
 A download goes to a `.partial` file, goes on where it broke off, and gets its name only when its
-size, and its checksum where one is known, are right.
+size, its first bytes, and its checksum where one is known, are right. Its name begins with a hash
+of the address, so that no address can name a place outside the cache.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import os
+import re
 import shutil
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from vit_jax.errors import UserError
 from vit_jax.interop import published, weight_files
@@ -21,6 +25,11 @@ from vit_jax.interop import published, weight_files
 CHUNK = 1 << 20
 TRIES = 4
 TIMEOUT = 30  # seconds without a byte
+WINDOW, SLOWEST = 60, 10_000  # a minute of fewer bytes a second than this counts as a failure
+LARGEST = 64 * 2**30  # bytes, of a server that does not say how many it sends
+AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may soon give another
+#: How files begin.
+BEGINNINGS = {".npz": b"PK", ".onnx": b"\x08", ".safetensors": b""}
 
 
 def cache_directory() -> Path:
@@ -44,7 +53,7 @@ def fetch(source: str) -> Path:
     """
     if source.startswith("hf:"):
         return _from_hub(source)
-    url, target = _place(source)
+    url, target = place(source)
     if not target.exists():
         download(url.replace("+", "%2B"), target, source)
     return target
@@ -53,7 +62,7 @@ def fetch(source: str) -> Path:
 def cached(source: str) -> Path | None:
     """Where `source` is on this machine already; nothing is asked of the network."""
     if not source.startswith("hf:"):
-        target = _place(source)[1]
+        target = place(source)[1]
         return target if target.exists() else None
     try:
         import huggingface_hub
@@ -73,13 +82,18 @@ def cached(source: str) -> Path | None:
     return Path(found) if whole else None
 
 
-def _place(source: str) -> tuple[str, Path]:
+def place(source: str) -> tuple[str, Path]:
     """The address of `gs://...` or `https://...`, and where its download is kept."""
     url = source
     if source.startswith("gs://"):
         url = "https://storage.googleapis.com/" + source.removeprefix("gs://")
-    _, _, rest = url.partition("://")
-    return url, cache_directory() / rest.split("?")[0].replace("+", "%2B")
+    return url, cache_directory() / name_of(url)
+
+
+def name_of(url: str) -> str:
+    """What a download is called: a hash of its address, and the end of it."""
+    last = re.sub(r"[^\w.+-]", "_", url.split("?")[0].rstrip("/").rpartition("/")[2])
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{last[-80:]}"
 
 
 def download(url: str, target: Path, source: str = "") -> None:
@@ -98,6 +112,9 @@ def download(url: str, target: Path, source: str = "") -> None:
         except urllib.error.HTTPError as error:
             if error.code == 416:  # nothing is left to send: the partial file is not of this file
                 partial.unlink(missing_ok=True)
+                continue
+            if error.code in AGAIN and attempt < TRIES - 1:
+                time.sleep(2**attempt)
                 continue
             reasons = {401: "access is denied", 403: "access is denied", 404: "it does not exist"}
             raise UserError(
@@ -139,13 +156,32 @@ def _append(url: str, partial: Path, source: str) -> dict[str, str]:
             desc=source.rsplit("/", 1)[-1], disable=None,
         )  # fmt: skip
         with bar, open(partial, "ab" if resumed else "wb") as file:
-            while chunk := response.read(CHUNK):
+            for chunk in _chunks(response, source):
                 file.write(chunk)
                 bar.update(len(chunk))
         if total and partial.stat().st_size < total:
             raise OSError(f"the connection closed at {partial.stat().st_size} of {total} bytes")
         hashes = response.headers.get_all("x-goog-hash") or []
         return {"size": str(total or ""), "hashes": ",".join(hashes)}
+
+
+def _chunks(response: http.client.HTTPResponse, source: str) -> Iterator[bytes]:
+    """What a server sends, as it comes.
+
+    Raises:
+      OSError: it is too slow.
+      UserError: it does not end.
+    """
+    begin, since, received = time.monotonic(), 0, 0
+    while chunk := response.read1(CHUNK):
+        yield chunk
+        received, since = received + len(chunk), since + len(chunk)
+        if received > LARGEST:
+            raise UserError(f"{source} does not end: {received / 2**30:.0f} GiB have come.")
+        if (seconds := time.monotonic() - begin) >= WINDOW:
+            if since < SLOWEST * seconds:
+                raise OSError(f"only {since / seconds:,.0f} bytes a second come")
+            begin, since = time.monotonic(), 0
 
 
 def _check(partial: Path, promised: dict[str, str], source: str) -> None:
@@ -161,6 +197,16 @@ def _check(partial: Path, promised: dict[str, str], source: str) -> None:
     if bad:
         partial.unlink()
         raise UserError(f"{source} arrived damaged (size or checksum); run the same command again.")
+    with open(partial, "rb") as file:
+        start = file.read(64)
+    wanted = BEGINNINGS.get(PurePosixPath(source.split("?")[0]).suffix, b"")
+    if not start or start.lstrip().startswith(b"<") or not start.startswith(wanted):
+        partial.unlink()
+        what = "a web page" if start.lstrip().startswith(b"<") else "something else"
+        raise UserError(
+            f"{source} cannot be downloaded: the server sent {what} with that name "
+            f"({start[:20]!r}); open the address in a browser.{published.elsewhere(source)}"
+        )
 
 
 def _from_hub(source: str) -> Path:

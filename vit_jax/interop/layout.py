@@ -6,9 +6,11 @@ and writing are then the two functions at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from vit_jax import models
@@ -93,6 +95,37 @@ def to_foreign(layout: Layout, params: models.Params) -> dict[str, Array]:
     return foreign
 
 
+def check_sizes(
+    layout: Layout, weights: Mapping[str, Array], config: models.ModelConfig, where: str
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Raises UserError for other names or numbers of elements; returns the shapes of ours."""
+    wanted = models.abstract_params(config)
+    assert set(layout) == set(wanted), set(layout) ^ set(wanted)
+    needed = {name for entry in layout.values() for name in entry.names}
+    saved.check_names(
+        sorted(needed - set(weights)), sorted(set(weights) - needed), where, config.variant
+    )
+    for path, entry in layout.items():
+        shapes = [weights[name].shape for name in entry.names]
+        if sum(map(math.prod, shapes)) != math.prod(wanted[path].shape):
+            raise UserError(other_shape(entry, shapes, path, wanted[path].shape, config, where))
+    return wanted
+
+
+def other_shape(
+    entry: Entry,
+    shapes: list[Shape],
+    path: str,
+    ours: Shape,
+    config: models.ModelConfig,
+    where: str,
+) -> str:
+    return (
+        f"{where}: {entry.names[0]} has shape {', '.join(map(str, shapes))} "
+        f"but {config.variant} needs {ours} for {path}."
+    )
+
+
 def from_foreign(
     layout: Layout, weights: Mapping[str, Array], config: models.ModelConfig, where: str
 ) -> dict[str, Array]:
@@ -104,12 +137,7 @@ def from_foreign(
     Raises:
       UserError: names or sizes are not those of `config`; lists them.
     """
-    wanted = models.abstract_params(config)
-    assert set(layout) == set(wanted), set(layout) ^ set(wanted)
-    needed = {name for entry in layout.values() for name in entry.names}
-    saved.check_names(
-        sorted(needed - set(weights)), sorted(set(weights) - needed), where, config.variant
-    )
+    wanted = check_sizes(layout, weights, config, where)
     params = {}
     for path, entry in layout.items():
         parts = [np.asarray(weights[name]).astype(np.float32) for name in entry.names]
@@ -118,10 +146,7 @@ def from_foreign(
         except ValueError:
             value = None
         if value is None or value.shape != wanted[path].shape:
-            shapes = ", ".join(str(part.shape) for part in parts)
-            raise UserError(
-                f"{where}: {entry.names[0]} has shape {shapes} "
-                f"but {config.variant} needs {wanted[path].shape} for {path}."
-            )
+            shapes = [part.shape for part in parts]
+            raise UserError(other_shape(entry, shapes, path, wanted[path].shape, config, where))
         params[path] = np.ascontiguousarray(value)
     return params

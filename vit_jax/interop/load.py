@@ -38,6 +38,7 @@ def load_model(
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     channels: int | None = None,
+    verify: bool = True,
 ) -> nnx.Module:
     """Loads a model: a workdir (also of a run that still trains), one of its `checkpoints/STEP`, an
     exported directory, an official `.npz`, a Hugging Face or timm directory, `hf:ORG/NAME`,
@@ -48,11 +49,16 @@ def load_model(
       image_size: another resolution; position embeddings are interpolated.
       num_classes: another number of classes; the head starts from zero.
       channels: another number of input channels; the first kernel is resampled.
+      verify: the checksums that the file of weights holds are compared, 0.6 s for a GB.
 
     Raises:
       UserError: no such path, none of the formats, or damaged weights.
     """
-    config, params = read(source, variant=variant)
+    before = files.VERIFY.set(verify)
+    try:
+        config, params = read(source, variant=variant)
+    finally:
+        files.VERIFY.reset(before)
     target = adapt.retarget(
         config, image_size=image_size, num_classes=num_classes, channels=channels
     )
@@ -154,7 +160,26 @@ def at_hand(name: str) -> Path | None:
 
 
 def read_path(path: Path, variant: str | None = None) -> Weights:
-    """What is at a path on disk, in whatever format it is."""
+    """What is at a path on disk, in whatever format it is.
+
+    Raises:
+      UserError: whatever is wrong with it; names the path.
+    """
+    try:
+        return _read_path(path, variant)
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"{path} cannot be read: a value in it is of another kind than expected "
+            f"({type(error).__name__}: {reason})."
+        ) from error
+
+
+def _read_path(path: Path, variant: str | None) -> Weights:
     if path.is_file():
         if path.suffix == ".npz":
             return npz.load(path, variant=variant)
@@ -175,15 +200,7 @@ def read_path(path: Path, variant: str | None = None) -> Weights:
         (weight_files.has_weights, functools.partial(timm.load, variant=variant)),
     ):
         if is_one(path):
-            try:
-                return read_one(path)
-            except UserError:
-                raise
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{path} cannot be read: a value of its configuration is of another kind than "
-                    f"expected ({type(error).__name__}: {str(error).splitlines()[0]})."
-                ) from error
+            return read_one(path)
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     raise UserError(
         f"{path} is no checkpoint: no workdir (it has no model/), no exported, Hugging Face or "

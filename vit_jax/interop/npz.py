@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import math
 import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from vit_jax import data, files, models
 from vit_jax.errors import UserError
-from vit_jax.interop.layout import Layout, from_foreign, reshaped, stacked, to_foreign
+from vit_jax.interop.layout import Layout, check_sizes, from_foreign, reshaped, stacked, to_foreign
+from vit_jax.models import saved
 from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit_config import ViTConfig, stem_stride
 
@@ -168,8 +172,13 @@ def save(path: str | Path, config: models.ModelConfig, params: Mapping[str, np.n
     """Writes an official `.npz`, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **to_foreign(layout(config), params))  # type: ignore[arg-type]
+    arrays = to_foreign(layout(config), params)
+    sums = {saved.CHECKSUMS: [saved.checksum(array) for array in arrays.values()]}
+    with files.replacing(path) as partial:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.comment = json.dumps(sums).encode()
 
 
 def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelConfig:
@@ -245,56 +254,102 @@ def as_released(weights: Mapping[str, np.ndarray], where: str) -> dict[str, np.n
     return renamed
 
 
-#: An archive may be this much larger unpacked: an all-zero head compresses well, weights do not.
-MAX_UNPACKED = 8 * 2**30
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, check: Check = lambda weights: None) -> dict[str, np.ndarray]:
     """All arrays of an `.npz`; pickled ones are never unpickled.
 
-    Every header is compared with the size of its entry before anything is allocated.
+    Every header is read first. Checksums in the archive's comment are compared.
+
+    Args:
+      check: is called with arrays of their shapes that take no memory, before anything else does.
 
     Raises:
       UserError: no zip file, damaged, an array of Python objects, or sizes that cannot be.
     """
     try:
+        files.check_regular(path)
         with open(path, "rb") as opened, zipfile.ZipFile(opened) as archive:
-            check_sizes(archive, path.stat().st_size)
+            check(headers(archive))
+            comment = archive.comment
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError, zlib.error) as error:
+                arrays = {name: file[name] for name in file.files}
+    except FAULTS as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0][:200]
         raise UserError(f"{path} is no readable .npz ({reason}); download it again.") from error
+    if comment.startswith(b'{"' + saved.CHECKSUMS.encode()):
+        saved.check_sums(arrays, sums_of(comment, arrays), str(path))
+    return arrays
 
 
-def check_sizes(archive: zipfile.ZipFile, packed: int) -> None:
-    """Raises ValueError for an archive that would unpack to more than its arrays can hold."""
-    entries = archive.infolist()
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > packed + MAX_UNPACKED:
-        raise ValueError(f"{packed:,} bytes would unpack to {unpacked:,}")
-    for entry in entries:
+Check = Callable[[dict[str, np.ndarray]], None]
+#: What zipfile, zlib and NumPy raise for archives that are damaged or use what is not read.
+FAULTS = (
+    ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError, zlib.error, lzma.LZMAError,
+    NotImplementedError, RuntimeError, TypeError, SyntaxError, IndexError, struct.error,
+    MemoryError,
+)  # fmt: skip
+
+
+def sums_of(comment: bytes, arrays: Mapping[str, np.ndarray]) -> object:
+    """{name: checksum} of an archive's comment, which has them in the order of its members."""
+    try:
+        return dict(zip(arrays, json.loads(comment)[saved.CHECKSUMS], strict=True))
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def headers(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    """An array of each shape that an archive claims, which takes no memory.
+
+    Raises:
+      ValueError: one claims another size than its entry has, or a name comes twice.
+    """
+    found: dict[str, np.ndarray] = {}
+    for entry in archive.infolist():
         with archive.open(entry) as member:
             version = np.lib.format.read_magic(member)
-            header = (
+            read = (
                 np.lib.format.read_array_header_1_0
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            shape, _, dtype = header(member)
+            shape, _, dtype = read(member)
             held = entry.file_size - member.tell()
-        if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
+        if dtype.hasobject:
+            raise ValueError(f"{entry.filename} holds Python objects")
+        if math.prod(shape) * dtype.itemsize != held:
             raise ValueError(f"{entry.filename} claims {dtype} {shape} and holds {held:,} bytes")
+        name = entry.filename.removesuffix(".npy")
+        if name in found:
+            raise ValueError(f"{name} comes twice")
+        found[name] = np.broadcast_to(np.zeros((), dtype), shape)
+    return found
 
 
 def load(path: Path, *, variant: str | None = None) -> tuple[models.ModelConfig, dict]:
-    """Reads an official checkpoint; which model it is follows from names and shapes."""
-    weights = as_released(read_arrays(path), str(path))
-    config = find_config(weights, str(path))
-    config = models.replace(config, preprocessing=data.FOREIGN_EVALUATION)
+    """Reads an official checkpoint; which model it is follows from names and shapes.
+
+    Nothing is unpacked before they are those of a model.
+    """
+    where, known = str(path), []
+
+    def check(weights: dict[str, np.ndarray]) -> None:
+        try:
+            config = find_config(as_released(weights, where), where)
+        except (LookupError, ArithmeticError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{where} is no official ViT or BiT checkpoint: an array is missing or has "
+                f"another shape ({type(error).__name__}: {error})."
+            ) from error
+        check_sizes(layout(config), as_released(weights, where), config, where)
+        known.append(config)
+
+    weights = as_released(read_arrays(path, check), where)
+    config = models.replace(known[0], preprocessing=data.FOREIGN_EVALUATION)
     if variant is not None and variant != config.variant:
         raise UserError(f"{path} holds a {config.variant}, not a {variant}.")
-    return config, from_official(weights, config, str(path))
+    return config, from_official(weights, config, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.files import read_json
 from vit_jax.models import saved
-from vit_jax.models.fingerprints import RULE, Record, digest_of, fingerprints
+from vit_jax.models.fingerprints import Record, check_rule, digest_of, fingerprints
 
 
 def steps_of(path: Path) -> list[Path]:
@@ -81,29 +82,69 @@ def load_step(step: Path) -> tuple[models.ModelConfig, dict[str, np.ndarray], Re
     Raises:
       UserError: it is damaged, or does not say which model it is of.
     """
-    record: Record | None = read_json(step / "meta" / "metadata")
-    if record is None:
-        raise UserError(f"{step} has no record; it is no checkpoint of vit_jax, or damaged.")
-    if record.get("digest", digest_of(record)) != digest_of(record):
-        raise UserError(f"The record of {step} is damaged.")
+    record = read_record(step)
     if "model" not in record:
         raise UserError(
             f"{step} is of an earlier version, which did not write down the model. Run the train "
             "command of its run again: it goes on, and its next checkpoint can be read."
         )
-    if record["fingerprint"] != RULE:
-        raise UserError(f"{step} has fingerprints {record['fingerprint']!r}; update vit_jax.")
+    rule = check_rule(record, str(step))
     config = saved.config_from_json(record["model"], str(step))
     prefix = f".{_weights(record)}['"
     names = [key[len(prefix) : -2] for key in record["spec"] if key.startswith(prefix)]
     names = [name for name in names if not name.startswith("objective/")]
     params = read_arrays(step / "state", _weights(record), names)
-    found = fingerprints(params)
+    found = fingerprints(params, rule)
     for name in names:
         if found[f"['{name}']"] != record["fingerprints"][f"{prefix}{name}']"]:
             raise UserError(f"{step} is damaged ({name} is not what was written).")
     saved.check_params(config, params, str(step))
     return config, params, record
+
+
+def read_record(step: Path) -> Record:
+    """What a checkpoint says of itself.
+
+    Raises:
+      UserError: nothing, or not what was written.
+    """
+    record: Record | None = read_json(step / "meta" / "metadata")
+    if not isinstance(record, dict) or "spec" not in record:
+        raise UserError(f"{step} has no record; it is no checkpoint of vit_jax, or damaged.")
+    if record.get("digest", digest_of(record)) != digest_of(record):
+        raise UserError(f"The record of {step} is damaged.")
+    return record
+
+
+def verify(step: Path) -> int:
+    """Reads every array of a training state, also the optimizer's; returns how many there are.
+
+    Raises:
+      UserError: one is not what was written, or cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    record = read_record(step)
+    rule = check_rule(record, str(step))
+    state = (step / "state").resolve()
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(state).item_metadata.tree
+            options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            restored = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=options))
+    except Exception as error:  # Orbax raises whatever its storage raises
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{step} cannot be read ({type(error).__name__}: {reason}).") from error
+    found = {keys_of(name): value for name, value in fingerprints(restored, rule).items()}
+    for name, value in record["fingerprints"].items():
+        if found.get(keys_of(name)) != value:
+            raise UserError(f"{step} is damaged ({name} is not what was written).")
+    return len(record["fingerprints"])
+
+
+def keys_of(name: str) -> tuple[str, ...]:
+    """The keys in the name of a leaf: Orbax gives tuples, named or not, back as dicts or lists."""
+    return tuple("".join(key) for key in re.findall(r"\.(\w+)|\['([^']*)'\]|\[(\d+)\]", name))
 
 
 def _weights(record: Record) -> str:

@@ -10,18 +10,13 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 
-GOLDEN = 2654435761  # Knuth's multiplicative hash constant, odd after `| 1`
-#: The rule of fingerprints that are written now; a checkpoint is checked by the one it names.
-RULE = "sum32"
+from vit_jax.errors import UserError
+
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def fingerprint(x: jax.Array) -> jax.Array:
-    """A uint32 that changes with every single bit of `x`, and not with how `x` is sharded.
-
-    sum over elements of (bits + c) * odd(index), modulo 2^32: an order-free sum of products with
-    odd factors.
-    """
+def _words(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The bits of each element and its place in the whole array, as uint32."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32)
@@ -29,8 +24,45 @@ def fingerprint(x: jax.Array) -> jax.Array:
     for axis, size in enumerate(bits.shape):
         counter = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         index = index * jnp.uint32(size) + counter
-    factor = (index * jnp.uint32(GOLDEN)) | jnp.uint32(1)
+    return bits, index
+
+
+def fingerprint(x: jax.Array) -> jax.Array:
+    """64 bits, (2,) uint32, that any change of `x` changes, whatever its sharding.
+
+    Each of two lanes is a sum modulo 2^32, in any order, of a hash of an element's bits and place.
+    Every bit of an element decides about every bit of its hash, so no two flips cancel but by
+    chance: 2^-64. A weighted sum of the bits themselves does not see an even number of signs.
+    """
+    bits, index = _words(x)
+    lanes = []
+    for of_bits, of_index, first, second in LANES:
+        h = bits * jnp.uint32(of_bits) + index * jnp.uint32(of_index) + jnp.uint32(first)
+        for factor in (first, second):
+            h = (h ^ (h >> 16)) * jnp.uint32(factor)
+        lanes.append(jnp.sum(h ^ (h >> 15), dtype=jnp.uint32))
+    return jnp.stack(lanes)
+
+
+#: For each lane odd factors: of the bits, of the place, and of two rounds of multiply and shift.
+LANES = (
+    (0x9E3779B1, 0x85EBCA77, 0x7FEB352D, 0x846CA68B),
+    (0xC2B2AE3D, 0x27D4EB2F, 0x85EBCA6B, 0xC2B2AE35),
+)
+
+
+def sum32(x: jax.Array) -> jax.Array:
+    """The rule of earlier checkpoints, () uint32; an even number of flipped signs cancels."""
+    bits, index = _words(x)
+    factor = (index * jnp.uint32(2654435761)) | jnp.uint32(1)
     return jnp.sum((bits + jnp.uint32(0x9E3779B9)) * factor, dtype=jnp.uint32)
+
+
+#: By their names in checkpoints; each is checked by the rule that it names.
+RULES = {"mix64": fingerprint, "sum32": sum32}
+#: The rule of fingerprints that are written now, and that of records which name none.
+RULE, UNNAMED = "mix64", "sum32"
+_JITTED = {name: jax.jit(rule) for name, rule in RULES.items()}
 
 
 class BestRecord(TypedDict):
@@ -62,17 +94,43 @@ class Record(TypedDict, total=False):
     best: BestRecord
 
 
-_fingerprints = jax.jit(lambda tree: jax.tree.map(fingerprint, tree))
-
-
 def _named_leaves(tree: object) -> list[tuple[str, jax.Array]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def fingerprints(tree: object) -> dict[str, int]:
+def fingerprints(tree: object, rule: str = RULE) -> dict[str, int]:
     """{path of the leaf: fingerprint}, the same on every process."""
-    return {name: int(value) for name, value in _named_leaves(jax.device_get(_fingerprints(tree)))}
+    compute = _JITTED[rule]  # array by array: a CPU holds as much again for each of them
+    found = jax.device_get([(name, compute(leaf)) for name, leaf in _named_leaves(tree)])
+    return {name: int.from_bytes(value.tobytes(), "little") for name, value in found}
+
+
+@jax.jit
+def _is_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
+
+
+def not_finite(tree: object) -> list[str]:
+    """The paths of the leaves that hold an infinity or NaN."""
+    leaves = [(name, x) for name, x in _named_leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    found = jax.device_get([(name, _is_finite(leaf)) for name, leaf in leaves])
+    return [name for name, finite in found if not finite]
+
+
+def check_rule(record: Record, where: str) -> str:
+    """The rule of a checkpoint's fingerprints.
+
+    Raises:
+      UserError: it is none of RULES.
+    """
+    rule = record.get("fingerprint", UNNAMED)
+    if rule not in RULES:
+        raise UserError(
+            f"{where} has fingerprints by the rule {rule!r}, which this vit_jax does not know; "
+            "update it."
+        )
+    return rule
 
 
 def tree_spec(tree: object) -> dict[str, list]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.errors import UserError, nearest
 from vit_jax.files import read_json, replacing, write_json
 
@@ -82,28 +84,79 @@ def save(
 def write_safetensors(
     file: Path, arrays: models.Params, metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes arrays in the order of their names; the file appears whole or not at all."""
+    """Writes arrays in the order of their names; the file appears whole or not at all.
+
+    Its metadata gains the key "sha256": a JSON object {name: first 16 digits of its array's}.
+    """
     ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    sums = json.dumps({name: checksum(array) for name, array in ordered.items()})
     with replacing(file) as partial:
-        save_file(ordered, partial, metadata)
+        save_file(ordered, partial, {**(metadata or {}), CHECKSUMS: sums})
         partial.chmod(0o644)  # safetensors makes it private
+        with open(partial, "r+b") as written:  # which has its metadata in no order
+            size = int.from_bytes(written.read(8), "little")
+            header = json.loads(written.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            written.seek(8)
+            written.write(text.ljust(size))
 
 
-def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+#: The key of checksums in the metadata of a safetensors file.
+CHECKSUMS = "sha256"
+Headers = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def checksum(array: np.ndarray) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of an array's bytes, little-endian."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()[:16]
+
+
+def check_sums(arrays: models.Params, sums: object, where: str) -> None:
+    """Raises UserError for the first array that is not what was written."""
+    if not files.VERIFY.get():
+        return
+    if not isinstance(sums, dict) or sorted(sums) != sorted(arrays):
+        raise UserError(f"{where} is damaged: its checksums are not of its arrays.{COPY}")
+    for name, array in arrays.items():
+        if checksum(np.asarray(array)) != sums[name]:
+            raise UserError(f"{where} is damaged: {name} is not what was written.{COPY}")
+
+
+COPY = " Copy or export it again (--verify=false reads it as it is)."
+
+
+def read_safetensors(
+    file: Path, check: Callable[[Headers], None] = lambda headers: None
+) -> dict[str, np.ndarray]:
     """All arrays of a file; its header is checked against its size before anything is read.
+
+    What it holds of checksums is compared, unless `files.VERIFY` is off.
+
+    Args:
+      check: is called with {name: (dtype, shape)} before the arrays are read.
 
     Raises:
       UserError: there is no such file, or it is damaged.
     """
     try:
-        check_dtypes(file)
-        return load_file(file)
+        files.check_regular(file)
+        headers, sums = read_header(file)
+        check(headers)
+        arrays = load_file(file)
+        if sums is not None:
+            check_sums(arrays, json.loads(sums), str(file))
+        return arrays
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; the export did not finish.") from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}).") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} is damaged ({error}); copy or export it again.") from error
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"{file} is damaged ({reason}); copy or export it again.") from error
 
 
 #: What a safetensors file may hold that NumPy can: floats of 8, 6 and 4 bits are not among it.
@@ -115,22 +168,30 @@ DTYPES = {
     "F64",
     *(f"{kind}{2**n}" for kind in "IU" for n in range(3, 7)),
 }
+#: The format's own limit of a header, in bytes.
+MAX_HEADER = 100_000_000
 
 
-def check_dtypes(file: Path) -> None:
-    """Raises UserError that names the first array of a type that is not read."""
+def read_header(file: Path) -> tuple[Headers, str | None]:
+    """{name: (dtype, shape)} of a file, and its checksums if it has any.
+
+    Raises:
+      UserError: an array is of a type that is not read, or claims more than the file holds.
+      ValueError, TypeError, KeyError: it is no header.
+    """
     with open(file, "rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
-        if size > 100_000_000:  # the format's own limit; load_file says what is wrong
-            return
+        if size > min(MAX_HEADER, os.fstat(opened.fileno()).st_size):
+            raise ValueError(f"a header of {size:,} bytes")
         header = json.loads(opened.read(size) or "{}")
+    sums = header.pop("__metadata__", {}).get(CHECKSUMS)
     for name, entry in header.items():
-        dtype = entry.get("dtype") if isinstance(entry, dict) and name != "__metadata__" else "F32"
-        if dtype not in DTYPES:
+        if entry["dtype"] not in DTYPES:
             raise UserError(
-                f"{file}: {name} is of type {dtype}, which is not read; save the weights in "
-                "float32, float16 or bfloat16 first."
+                f"{file}: {name} is of type {entry['dtype']}, which is not read; save the weights "
+                "in float32, float16 or bfloat16 first."
             )
+    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}, sums
 
 
 def is_native(directory: str | Path) -> bool:
@@ -151,23 +212,38 @@ def load(directory: str | Path) -> tuple[models.ModelConfig, dict[str, np.ndarra
         raise UserError(f"{directory} has no config.json of vit_jax.")
     config = config_from_json(values, f"{directory}/config.json")
     file = directory / "model.safetensors"
-    params = read_safetensors(file)
-    check_params(config, params, str(file))
-    return config, params
+
+    def check(headers: Headers) -> None:
+        check_blocks(config, len(headers), str(file))
+        check_shapes(config, {path: shape for path, (_, shape) in headers.items()}, str(file))
+
+    return config, read_safetensors(file, check)
 
 
 def check_params(config: models.ModelConfig, params: models.Params, where: str) -> None:
     """Raises UserError unless `params` has exactly the arrays of `config`, in name and shape."""
+    check_shapes(config, {path: tuple(array.shape) for path, array in params.items()}, where)
+
+
+def check_shapes(config: models.ModelConfig, found: Mapping[str, tuple], where: str) -> None:
+    """As `check_params`, of {path: shape}."""
     wanted = models.abstract_params(config)
-    missing = sorted(set(wanted) - set(params))
-    extra = sorted(set(params) - set(wanted))
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
     check_names(missing, extra, where, config.variant)
     for path, leaf in wanted.items():
-        if tuple(params[path].shape) != leaf.shape:
+        if found[path] != leaf.shape:
             raise UserError(
-                f"{where}: {path} has shape {tuple(params[path].shape)} "
-                f"but {config.variant} needs {leaf.shape}."
+                f"{where}: {path} has shape {found[path]} but {config.variant} needs {leaf.shape}."
             )
+
+
+def check_blocks(config: models.ModelConfig, arrays: int, where: str) -> None:
+    """Raises UserError for more blocks than arrays: to list theirs could take for ever."""
+    depths = getattr(config, "depths", None) or getattr(config, "stem_depths", None) or ()
+    blocks = getattr(config, "num_layers", 0) + sum(depths)
+    if blocks > arrays:
+        raise UserError(f"{where} is not a {config.variant}: {blocks:,} blocks, {arrays:,} arrays.")
 
 
 def check_names(missing: list[str], extra: list[str], where: str, variant: str) -> None:

@@ -119,7 +119,8 @@ class ViTConfig:
         if not 0 < self.layer_norm_epsilon < 1:
             raise UserError(f"model.layer_norm_epsilon={self.layer_norm_epsilon} is not in (0, 1).")
         if self.hidden_size % self.num_heads:
-            fits = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0]
+            likely = range(1, min(self.hidden_size, 4096) + 1)
+            fits = [h for h in likely if self.hidden_size % h == 0]
             close = sorted(fits, key=lambda h: abs(h - self.num_heads))[:3]
             raise UserError(
                 f"{self.variant}: hidden size {self.hidden_size} does not divide into "

@@ -263,6 +263,10 @@ class StopRequest:
             raise KeyboardInterrupt
         self._signalled = True
 
+    def noticed(self) -> bool:
+        """Whether a process that is alone was asked to stop; of several, `requested` agrees."""
+        return self._signalled and jax.process_count() == 1
+
     def requested(self, step: int) -> bool:
         """Whether to save at `step` and stop; the same answer on every process."""
         if jax.process_count() > 1:

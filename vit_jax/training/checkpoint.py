@@ -25,13 +25,15 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vit_jax import files
-from vit_jax.errors import UserError
+from vit_jax.errors import Diverged, UserError
 from vit_jax.models.fingerprints import (
     RULE,
     Record,
+    check_rule,
     digest_of,
     fingerprint,
     fingerprints,
+    not_finite,
     tree_spec,
 )
 from vit_jax.runtime import sharding
@@ -176,10 +178,21 @@ class Checkpoints:
             files.write_json(self.directory.parent / SAVED, {"step": step})
 
     def save(self, step: int, state: TrainState, meta: Record) -> bool:
-        """Saves in the background, unless `step` is saved already; returns whether it did."""
+        """Saves in the background, unless `step` is saved already; returns whether it did.
+
+        Raises:
+          Diverged: a value of the state is not finite: the gradient was, and its update was not.
+        """
         if self._manager.latest_step() == step:
             return False
         self.wait()
+        if bad := not_finite(state):
+            raise Diverged(
+                f"The update of step {step} or of one before it was not finite ({bad[0]}). It was "
+                f"not saved; the last good checkpoint is {self._manager.latest_step()}. Lower "
+                "config.schedule.learning_rate, and start again, or go on from it with "
+                "--allow_config_change."
+            )
         record: Record = {
             **meta,
             "step": step,
@@ -293,11 +306,7 @@ class Checkpoints:
         if meta.get("digest", digest_of(meta)) != digest_of(meta) or "spec" not in meta:
             return "its record is not what was written", None
         found = meta["spec"]
-        if meta.get("fingerprint", RULE) != RULE:
-            raise UserError(
-                f"Checkpoint {step} in {self.directory} has fingerprints by the rule "
-                f"{meta['fingerprint']!r}, which this vit_jax does not know; update it."
-            )
+        rule = check_rule(meta, f"Checkpoint {step} in {self.directory}")
         self._compare(step, found, tree_spec(abstract))
         try:
             restored = self._manager.restore(
@@ -306,7 +315,7 @@ class Checkpoints:
             state = restored["state"]
         except Exception as error:
             return _damage(error), None
-        now = fingerprints(state)
+        now = fingerprints(state, rule)
         damaged = [name for name, value in meta["fingerprints"].items() if now.get(name) != value]
         if damaged:
             return f"{len(damaged)} damaged arrays, e.g. {damaged[0]}", None

@@ -6,6 +6,7 @@ which takes long and may fail: a run that ends in between evaluates when it goes
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -58,15 +59,25 @@ def logged(
 ) -> Event:
     """A line of training's metrics; the progress bar moves at each step.
 
+    How many gradients in a row were not finite is counted on the devices, and looked at a few steps
+    later, of every step: on all processes at the same one, and no device waits for it.
+
     Raises:
       Diverged: when it happens, `max_skipped_steps` gradients in a row were not finite.
     """
+    in_a_row: collections.deque[jax.Array] = collections.deque()
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        count = metrics["train/skipped_in_a_row"]
+        count.copy_to_host_async()
+        in_a_row.append(count)
+        if len(in_a_row) > LOOK_BACK:
+            abort_if_stuck(in_a_row.popleft(), max_skipped_steps)
         if due(step):
             record = {key: float(value) for key, value in metrics.items()}
             record |= shared.clock.read(step) | measured_memory()
-            abort_if_stuck(record, max_skipped_steps)
+            while in_a_row:
+                abort_if_stuck(in_a_row.popleft(), max_skipped_steps)
             shared.log.write(step, record)
             shared.results.update(record)
         shared.log.advance(step)
@@ -74,10 +85,13 @@ def logged(
     return Event(always, act)
 
 
-def abort_if_stuck(record: Mapping[str, float], limit: int) -> None:
+#: Steps that may be under way before the count of the first of them is looked at.
+LOOK_BACK = 8
+
+
+def abort_if_stuck(in_a_row: jax.Array, limit: int) -> None:
     """Stops a run whose gradients are not finite any more; its checkpoints are all finite."""
-    bad = int(record["train/skipped_in_a_row"])
-    if bad >= limit:
+    if (bad := int(in_a_row)) >= limit:
         raise Diverged(
             f"The last {bad} gradients were not finite and their updates were skipped; lower "
             "config.schedule.learning_rate, or set config.gradient_clip_norm, and start again."
@@ -118,24 +132,45 @@ def due_evaluators(step: int, periods: Mapping[str, int | None], total_steps: in
     return [name for name, n in periods.items() if every(n, last=total_steps)(step)]
 
 
+Stop = Callable[[int, TrainState], None]
+
+
 def evaluate(
-    shared: Instruments, evaluators: Mapping[str, Evaluator], step: int, state: TrainState
+    shared: Instruments,
+    evaluators: Mapping[str, Evaluator],
+    step: int,
+    state: TrainState,
+    request: StopRequest,
+    stop: Stop,
 ) -> None:
-    """Runs evaluators on the state after a step, and adds to the line of the log."""
-    record = measure(shared, evaluators, state)
+    """Runs evaluators on the state after a step, and adds to the line of the log.
+
+    A process that is alone and asked to stop does not finish them: who asks may wait for 30 seconds
+    only. They run when it goes on.
+    """
+
+    def on_batch(count: int) -> None:
+        shared.watchdog.on_batch(count)
+        if request.noticed():
+            stop(step, state)
+
+    record = measure(shared, evaluators, state, on_batch)
     shared.clock.restart(step)
     shared.results.update(record)
     shared.log.write(step, record)
 
 
 def measure(
-    shared: Instruments, evaluators: Mapping[str, Evaluator], state: TrainState
+    shared: Instruments,
+    evaluators: Mapping[str, Evaluator],
+    state: TrainState,
+    on_batch: Callable[[int], None],
 ) -> dict[str, float]:
     """What evaluators find of a state."""
     record: dict[str, float] = {}
     with shared.pace.aside():
         for evaluator in evaluators.values():
-            record |= evaluator(evaluated_params(state), shared.watchdog.on_batch)
+            record |= evaluator(evaluated_params(state), on_batch)
     return record
 
 
@@ -157,6 +192,8 @@ def evaluated(
     evaluators: Mapping[str, Evaluator],
     periods: Mapping[str, int | None],
     total_steps: int,
+    request: StopRequest,
+    stop: Stop,
 ) -> Event:
     """The evaluators that are due; what is the best so far is saved.
 
@@ -166,7 +203,8 @@ def evaluated(
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         names = due_evaluators(step, periods, total_steps)
-        evaluate(shared, {name: evaluators[name] for name in names}, step, state)
+        due = {name: evaluators[name] for name in names}
+        evaluate(shared, due, step, state, request, stop)
         keep_if_best(shared, names, step, state)
 
     return Event(lambda step: bool(due_evaluators(step, periods, total_steps)), act)
@@ -197,7 +235,7 @@ def best_state(
             jax.tree.map(lambda leaf: leaf.delete(), state)  # there is room for one of them
             state = shared.checkpoints.restore_best(best.step, abstract)
     left = {name: evaluator for name, evaluator in evaluators.items() if name not in done}
-    record = measure(shared, left, state)
+    record = measure(shared, left, state, shared.watchdog.on_batch)
     if best.step is None:
         return state, record
     found = {f"{OF_MODEL}{key}": value for key, value in {**best.values, **record}.items()}
@@ -214,26 +252,29 @@ def ended_early(shared: Instruments) -> Event:
     return Event(lambda step: shared.best.is_over, act)
 
 
-def stopped(
-    shared: Instruments,
-    request: StopRequest,
-    workdir: Path,
-    total_steps: int,
-    over: Callable[[int], bool],
-) -> Event:
-    """The end of a process that was asked to stop, with its step saved, before the run is over.
+def saves_and_stops(shared: Instruments, workdir: Path, total_steps: int) -> Stop:
+    """What ends a process that was asked to stop, with its step saved.
 
     Raises:
-      Preempted: when it happens.
+      Preempted: when it is called.
     """
+
+    def stop(step: int, state: TrainState) -> None:
+        save(shared, step, state)
+        shared.checkpoints.wait()
+        raise Preempted(
+            f"asked to stop: saved step {step} of {total_steps} in {workdir}; "
+            "run the same command to go on."
+        )
+
+    return stop
+
+
+def stopped(request: StopRequest, stop: Stop, over: Callable[[int], bool]) -> Event:
+    """The end of a process that was asked to stop before the run is over; on all at one step."""
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         if request.requested(step):
-            save(shared, step, state)
-            shared.checkpoints.wait()
-            raise Preempted(
-                f"asked to stop: saved step {step} of {total_steps} in {workdir}; "
-                "run the same command to go on."
-            )
+            stop(step, state)
 
     return Event(lambda step: not over(step), act)

@@ -23,7 +23,7 @@ from vit_jax.runtime.distributed import StopRequest, say
 from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.training import auto_memory, events, kernel_check, live, memory
+from vit_jax.training import agreement, auto_memory, events, kernel_check, live, memory
 from vit_jax.training.best import Best, of_model
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.decided import Evaluator
@@ -38,6 +38,7 @@ from vit_jax.training.workdir import (
     check_data,
     check_history,
     check_workdir,
+    damage_of_model,
     export,
     finished_metrics,
     has_checkpoint,
@@ -62,10 +63,14 @@ def train(
     """
     workdir = Path(workdir).expanduser().resolve()
     configuration.check(config)
+    agreement.agree(workdir, config, allow_config_change=allow_config_change)
     config = as_begun(workdir, config)
     check_workdir(workdir, config, allow_config_change)
     whole = config
     finished = finished_metrics(workdir)
+    if finished is not None and (problem := damage_of_model(workdir)):
+        say(f"{problem} It is made again from the last checkpoint.")
+        finished = None
     if finished is not None and not changes(workdir, whole):
         say(f"{workdir} has finished at step {finished['step']}; nothing to do.")
         return finished
@@ -81,6 +86,7 @@ def train(
             train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     setup = set_up(config, resuming=resuming)
+    agreement.check_equal(agreement.of_data(setup.data))
     if finished is not None and is_over(setup, whole, workdir, finished):
         return still_finished(setup, whole, workdir, finished)
     setup, attention = kernel_check.settle(setup, workdir)
@@ -122,6 +128,7 @@ def under_way(
             setup, compiled, workdir, start, best, checkpoints, expected_memory, stack
         )
         request = stack.enter_context(StopRequest())
+        stop = events.saves_and_stops(shared, workdir, total)
         periods = setup.plan.periods_on_the_way
 
         def over(step: int) -> bool:
@@ -142,15 +149,16 @@ def under_way(
                     max_skipped_steps=config.max_skipped_steps,
                 ),
                 events.saved(shared, every_steps=config.checkpoint_every_steps, total_steps=total),
-                events.evaluated(shared, measures, periods, total),
+                events.evaluated(shared, measures, periods, total, request, stop),
                 live.page(workdir, lines),
                 events.ended_early(shared),
-                events.stopped(shared, request, workdir, total, over),
+                events.stopped(request, stop, over),
             ),
         )
         due = events.due_evaluators(start, periods, total) if start else []
         if left := not_evaluated(due, shared.results):
-            events.evaluate(shared, {name: measures[name] for name in left}, start, state)
+            again = {name: measures[name] for name in left}
+            events.evaluate(shared, again, start, state, request, stop)
         events.keep_if_best(shared, due, start, state)
         state = loop(run, state)
         last = int(state.step)

@@ -94,9 +94,15 @@ def data_of(
     """
     imbalance.check(config, train)
     train_transform = transforms.make_transform(
-        size=model.image_size, train=True, orient=config.data.orient, **config.augment.to_dict()
+        size=model.image_size,
+        train=True,
+        orient=config.data.orient,
+        max_pixels=config.data.max_image_pixels,
+        **config.augment.to_dict(),
     )
-    eval_transform = transforms.evaluation_transform(model.image_size, model.preprocessing)
+    eval_transform = transforms.evaluation_transform(
+        model.image_size, model.preprocessing, max_pixels=config.data.max_image_pixels
+    )
     weights, of_weights = imbalance.class_weights(config, train, model.num_classes)
     notes = [*notes, *data_notes(train, evaluation), *of_weights]
     if config.data.sampling == "balanced":

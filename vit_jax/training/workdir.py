@@ -174,6 +174,15 @@ def finished_metrics(workdir: Path) -> dict[str, float] | None:
     return of_model(records[-1]) if records and records[-1].get("final") else None
 
 
+def damage_of_model(workdir: Path) -> str:
+    """What is wrong with the exported model of a finished run; "" if it is what was written."""
+    try:
+        saved.load(workdir / "model")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run can go on in `workdir`."""
     return bool(unfinished.steps_of(workdir))

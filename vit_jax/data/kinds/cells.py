@@ -104,8 +104,8 @@ def read_table(file: str, encoding: str = "") -> Table:
     columns = [normal(cell) for cell in rows[0][1]] if rows else []
     while columns and not columns[-1]:
         columns.pop()
-    for line, cells in rows[1:]:
-        if any("\n" in cell for cell in cells):
+    for line, cells in rows:
+        if any("\n" in cell or "\r" in cell for cell in cells):
             raise UserError(f"{name}, line {line}: a quote is opened and not closed.")
         if any(cells[len(columns) :]):
             raise UserError(

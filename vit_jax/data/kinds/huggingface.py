@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_jax.data import multilabel
 from vit_jax.data.columns import Columns, ManyColumns
+from vit_jax.data.image_files import read_image_file
 from vit_jax.data.kinds.table import ALIASES, COLUMNS
 from vit_jax.data.labels import NO_LABEL, ONE, class_names_of, normal
 from vit_jax.data.source import TableSource
@@ -303,7 +304,7 @@ class Rows:
             image = image.get("bytes") or image.get("path")
         if isinstance(image, str):
             try:
-                image = Path(self.root, image).read_bytes()
+                image = read_image_file(Path(self.root, image))
             except OSError as error:
                 raise UserError(
                     f"{self.spec}/{index}: the image {image} cannot be read ({error.strerror})."

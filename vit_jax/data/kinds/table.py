@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -274,7 +275,8 @@ def find(root: str, path: str, encoding: str, where: str) -> str:
     for spelled in (path, path.replace("\\", "/")):
         forms = [spelled, *(unicodedata.normalize(form, spelled) for form in ("NFC", "NFD"))]
         if not encoding.lower().startswith("utf"):  # files are named as the table was written
-            forms.append(os.fsdecode(spelled.encode(encoding)))
+            with contextlib.suppress(UnicodeError):  # of a codec that cannot write all it reads
+                forms.append(os.fsdecode(spelled.encode(encoding)))
         for form in forms:
             if os.path.isfile(os.path.join(root, form)):
                 return form

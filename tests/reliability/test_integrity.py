@@ -1,0 +1,161 @@
+"""Scenarios 19, 20 and 33: a bit that flips on the disk is noticed, in every file of weights."""
+
+import json
+import shutil
+import zipfile
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.numpy
+from tiny_runs import train
+
+import vit_jax
+from vit_jax.cli import main
+from vit_jax.doctor import checkpoints
+from vit_jax.errors import UserError
+from vit_jax.interop import export, load, npz, timm, unfinished
+from vit_jax.models import saved
+
+
+def flip(file, rng, first=0):
+    """One bit of the second half of a file, where the numbers are."""
+    content = bytearray(file.read_bytes())
+    at = int(rng.integers(first or len(content) // 2, len(content)))
+    content[at] ^= 1 << int(rng.integers(8))
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("form", ["native", "timm", "huggingface"])
+def test_33_a_flipped_bit_of_a_model_is_named(weights, form, tmp_path):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        shutil.copytree(weights / form, tmp_path / form, dirs_exist_ok=True)
+        flip(tmp_path / form / "model.safetensors", rng)
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged: \S+ is not what was"):
+            vit_jax.load_model(tmp_path / form)
+    vit_jax.load_model(tmp_path / form, verify=False)  # as it is
+
+
+def test_33_a_flipped_bit_anywhere_in_a_header_is_never_silent(weights, tmp_path):
+    """Refused with the file's name, or nothing of what is read has changed."""
+    rng = np.random.default_rng(0)
+    source = (weights / "native" / "model.safetensors").read_bytes()
+    wanted = saved.read_safetensors(weights / "native" / "model.safetensors")
+    size = 8 + int.from_bytes(source[:8], "little")
+    file = tmp_path / "model.safetensors"
+    refused = 0
+    for _ in range(300):
+        content = bytearray(source)
+        content[int(rng.integers(size))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(content)
+        found, problem = wanted, ""
+        try:
+            found = saved.read_safetensors(file)
+        except UserError as error:
+            problem = str(error)
+        assert not problem or str(file) in problem
+        refused += bool(problem)
+        if found.keys() == wanted.keys():
+            assert all(found[n].tobytes() == wanted[n].tobytes() for n in wanted)
+    assert refused > 250
+
+
+def test_33_other_readers_see_the_same_arrays(weights):
+    """The sums are in the metadata of safetensors and in the comment of the archive."""
+    with np.load(weights / "official.npz") as file:
+        names = file.files
+    with zipfile.ZipFile(weights / "official.npz") as archive:
+        assert [f"{name}.npy" for name in names] == archive.namelist()
+        assert archive.testzip() is None and len(json.loads(archive.comment)["sha256"]) == len(
+            names
+        )
+    config, params = load.read(weights / "native")
+    assert sorted(names) == sorted(
+        name for entry in npz.layout(config).values() for name in entry.names
+    )
+    there = safetensors.numpy.load_file(weights / "native" / "model.safetensors")
+    assert there.keys() == params.keys()
+    with safetensors.safe_open(weights / "timm" / "model.safetensors", "np") as opened:
+        assert sorted(opened.metadata()) == ["format", "sha256"]
+        assert len(json.loads(opened.metadata()["sha256"])) == len(opened.keys())
+
+
+def test_33_sums_of_an_official_file(weights, tmp_path, monkeypatch):
+    """zip's own CRC sees a flip; ours, that other numbers were written beside the old sums."""
+    file = tmp_path / "w.npz"
+    config, params = load.read(weights / "native")
+    shutil.copy(weights / "official.npz", file)
+    assert vit_jax.load_model(file) is not None
+    with zipfile.ZipFile(file) as archive:
+        comment = archive.comment
+    npz.save(file, config, {**params, "head/bias": np.asarray(params["head/bias"]) + 1})
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = comment
+    with pytest.raises(UserError, match=r"w\.npz is damaged: head/bias is not what was written"):
+        vit_jax.load_model(file)
+    vit_jax.load_model(file, verify=False)
+    flip(file, np.random.default_rng(0), first=2000)
+    with pytest.raises(UserError, match=r"w\.npz"):
+        vit_jax.load_model(file)
+
+
+def test_33_equal_models_give_equal_bytes(weights, tmp_path):
+    config, params = load.read(weights / "native")
+    for i in range(6):  # the library writes its metadata in a random order
+        timm.save(tmp_path / str(i), config, params)
+    assert len({(tmp_path / str(i) / "model.safetensors").read_bytes() for i in range(6)}) == 1
+
+
+def test_33_a_model_for_serving(weights, tmp_path):
+    export.save_stablehlo(tmp_path / "s", *load.read(weights / "native"), export.Options())
+    export.open_stablehlo(tmp_path / "s")
+    for name in ("weights.safetensors", "model.stablehlo"):
+        shutil.copytree(tmp_path / "s", tmp_path / name)
+        flip(tmp_path / name / name, np.random.default_rng(0))
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            export.open_stablehlo(tmp_path / name)
+
+
+def test_19_doctor_reads_every_value_of_every_checkpoint(tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    assert train(run, "--config.polyak_decay=0.9") == 0
+    capsys.readouterr()
+    assert main(["doctor", f"--checkpoint={run}"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("arrays, each what was written") == 3, said
+
+    for step in (4, 6):  # one bit of the optimizer's state, which no evaluation reads
+        real = unfinished.fingerprints
+
+        def flipped(tree, rule, step=step, real=real):
+            if int(tree["step"]) == step:
+                tree["opt_state"] = jax.tree.map(np.array, tree["opt_state"])
+                leaf = max(jax.tree.leaves(tree["opt_state"]), key=np.size)
+                leaf.reshape(-1).view(np.uint32)[0] ^= 1
+            return real(tree, rule)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(unfinished, "fingerprints", flipped)
+            wrong = [finding for finding in checkpoints.integrity(run) if not finding.ok]
+        assert [finding.name for finding in wrong] == [f"checkpoint {step}"]
+        assert "is damaged (.opt_state" in wrong[0].text
+
+    flip(run / "model" / "model.safetensors", np.random.default_rng(0))
+    assert main(["doctor", f"--checkpoint={run}", "--verify=false"]) == 1  # always
+    assert "WRONG  model" in capsys.readouterr().out
+    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "image.png")
+    predict = ["predict", f"--checkpoint={run}", str(tmp_path / "image.png")]
+    assert main(predict) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert main([*predict, "--verify=false"]) == 0
+
+
+def test_33_a_model_of_before_has_none(weights, tmp_path):
+    shutil.copytree(weights / "native", tmp_path / "old")
+    file = tmp_path / "old" / "model.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file)
+    vit_jax.load_model(tmp_path / "old")
+    flip(file, np.random.default_rng(0))
+    vit_jax.load_model(tmp_path / "old")

@@ -1,0 +1,77 @@
+"""Scenarios 12 to 14: a data worker that dies or freezes ends the run with a sentence, in time."""
+
+import collections
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vit_jax import data
+from vit_jax.data import batches
+from vit_jax.errors import UserError
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_12_13_a_worker_that_stops_or_dies(number, monkeypatch):
+    monkeypatch.setattr(batches, "TIMEOUT", 60.0)
+    reader = data.train_batches(
+        data.open_source("digits[train]"),
+        data.make_transform(name="resize_flip", size=(8, 8), train=True),
+        batch_size=4,
+        seed=0,
+        num_workers=1,
+    )
+    try:
+        next(reader)
+        monkeypatch.setattr(batches, "TIMEOUT", 2.0)
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            os.kill(worker.pid, number)
+        begin = time.monotonic()
+        with pytest.raises(UserError, match=r"(No batch came for 2 s|A data worker died)"):
+            collections.deque(reader, maxlen=0)
+    finally:
+        reader.close()
+    assert workers and time.monotonic() - begin < 12  # the timeout plus ten seconds
+    assert not [worker for worker in workers if worker.is_alive()]
+
+
+PARENT = """
+import multiprocessing, time
+from vit_jax import data
+if __name__ == "__main__":  # a worker imports this file again
+    reader = data.train_batches(
+        data.open_source("digits[train]"),
+        data.make_transform(name="resize_flip", size=(8, 8), train=True),
+        batch_size=4, seed=0, num_workers=1)
+    next(reader)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_8_14_a_worker_leaves_term_to_its_parent_and_dies_with_it(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        os.kill(worker, signal.SIGTERM)
+        time.sleep(0.3)
+        assert is_alive(worker)
+        parent.kill()
+    end = time.monotonic() + 2
+    while is_alive(worker) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_alive(worker)

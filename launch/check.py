@@ -244,6 +244,7 @@ VALUES["study"] = (*VALUES["train"], "only")
 SWITCHES = {"train": ("allow_config_change", "debug"), "study": ("dry_run", "debug")}
 OF_LAUNCHERS = {"train": ("coordinator", "num_processes", "process_id")}
 OF_LAUNCHERS["study"] = (*OF_LAUNCHERS["train"], "trial")
+NOT_IN_JOBS = {"train": ("new", "print_config"), "study": ()}
 
 
 def parse_train(words: list[str], command: str = "train") -> tuple[str, str, list[str]]:
@@ -273,6 +274,8 @@ def parse_train(words: list[str], command: str = "train") -> tuple[str, str, lis
             found[flag] = value
         elif flag in OF_LAUNCHERS[command]:
             fail(f"--{flag} is set by the launcher; leave it out.", 2)
+        elif flag in NOT_IN_JOBS[command]:
+            fail(f"--{flag} is for a run that one starts by hand; leave it out.", 2)
         elif flag.removeprefix("no") not in switches and flag not in switches:
             before = "; put it before --" if flag in ("dry-run", "help") else ""
             fail(f"there is no flag --{flag} of vit-jax {command}{before}.", 2)

@@ -86,7 +86,11 @@ setup(
         "vit_jax.configs.studies",
     ],
     package_dir={"vit_jax.configs": "configs"},
-    package_data={"": ["*.csv", "*.json", "*.txt"], "vit_jax.pages": ["templates/*"]},
+    package_data={
+        "": ["*.csv", "*.json", "*.txt"],
+        "vit_jax": ["py.typed"],
+        "vit_jax.pages": ["templates/*"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["vit-jax = vit_jax.cli:main"]},

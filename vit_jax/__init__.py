@@ -3,6 +3,7 @@
 model = vit_jax.create_model("B/16", num_classes=1000)
 model = vit_jax.load_model("path of a checkpoint")
 logits = model(images)                    # (b, h, w, 3) in [-1, 1] -> (b, num_classes)
+vit_jax.predict(model, ["cat.jpg"])       # classes and probabilities
 """
 
 from __future__ import annotations
@@ -10,14 +11,24 @@ from __future__ import annotations
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "load_model", "preprocess", "resize_position_embedding", "save_model"]
+__all__ = [
+    "create_model",
+    "load_model",
+    "predict",
+    "preprocess",
+    "resize_position_embedding",
+    "save_model",
+    "variants",
+]
 
 _HOMES = {
     "create_model": "vit_jax.interop.load",
     "load_model": "vit_jax.interop.load",
+    "predict": "vit_jax.evaluation.in_python",
     "preprocess": "vit_jax.data.photos",
     "save_model": "vit_jax.interop.load",
     "resize_position_embedding": "vit_jax.models.adapt",
+    "variants": "vit_jax.models.variants",
 }
 
 

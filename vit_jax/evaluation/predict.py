@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vit_jax import data
+from vit_jax import data, models
 from vit_jax.data.image_files import images_below, passed_over, shown
 from vit_jax.data.photos import read_file
 from vit_jax.errors import UserError
@@ -66,13 +66,8 @@ def predict(forward: Forward, files: Sequence[Path], *, top_k: int = 5) -> Itera
     """
     forward.check_head()
     transform = data.evaluation_transform(forward.image_size, forward.preprocessing)
-    of_logits = jax.nn.sigmoid if forward.multilabel else jax.nn.softmax
-    thresholds = np.broadcast_to(
-        np.array(forward.thresholds or (DEFAULT,)), (forward.num_classes,)
-    ).tolist()
     size = sharding.fit_batch(BATCH_SIZE, forward.mesh, num_examples=len(files))
     where = sharding.batch_sharding(forward.mesh)
-    names = forward.labels or tuple(map(str, range(forward.num_classes)))
     for start in range(0, len(files), size):
         chunk = files[start : start + size]
         images, problems = np.zeros((len(chunk), *forward.image_size, 3), np.uint8), {}
@@ -83,17 +78,29 @@ def predict(forward: Forward, files: Sequence[Path], *, top_k: int = 5) -> Itera
                 problems[i] = str(error)
         padding = [(0, size - len(chunk))] + [(0, 0)] * 3
         logits = forward(jax.device_put(np.pad(images, padding), where)).logits
-        probabilities = np.asarray(of_logits(logits))
+        found = best(logits, forward, top_k)
         for i, file in enumerate(chunk):
             if i in problems:
                 yield {"image": shown(str(file)), "error": problems[i]}
                 continue
-            best = np.argsort(-probabilities[i], kind="stable")[:top_k].tolist()
-            predictions: list[dict] = [
-                {"label": k, "class": names[k], "probability": float(probabilities[i, k])}
-                for k in best
-            ]
-            for row in predictions if forward.multilabel else ():
-                row["threshold"] = thresholds[row["label"]]
-                row["chosen"] = row["probability"] >= row["threshold"]
-            yield {"image": shown(str(file)), "predictions": predictions}
+            yield {"image": shown(str(file)), "predictions": found[i]}
+
+
+def best(logits: jax.Array, model: Forward | models.ModelConfig, top_k: int) -> list[list[dict]]:
+    """The rows of `predict` for each image, of its logits (k,)."""
+    probabilities = np.asarray((jax.nn.sigmoid if model.multilabel else jax.nn.softmax)(logits))
+    thresholds = np.broadcast_to(np.array(model.thresholds or (DEFAULT,)), model.num_classes)
+    names = model.labels or tuple(map(str, range(model.num_classes)))
+
+    def row(k: int, probability: float) -> dict:
+        found = {"label": k, "class": names[k], "probability": probability}
+        if model.multilabel:
+            threshold = float(thresholds[k])
+            found |= {"threshold": threshold, "chosen": probability >= threshold}
+        return found
+
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top_k]
+    return [
+        [row(int(k), float(values[k])) for k in chosen]
+        for values, chosen in zip(probabilities, order, strict=True)
+    ]

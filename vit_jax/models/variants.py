@@ -103,6 +103,11 @@ VARIANTS: dict[str, Callable[[str], ModelConfig]] = {
 }
 
 
+def variants() -> tuple[str, ...]:
+    """The names of all models: Table 1's, hybrids, BiT's ResNets, axial ones and small ones."""
+    return tuple(VARIANTS)
+
+
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """A size as (height, width): one number means square."""
     if isinstance(value, int):

@@ -1,0 +1,77 @@
+"""vit_jax.predict and vit_jax.variants."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import vit_jax
+from vit_jax import models
+from vit_jax.cli import main
+from vit_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model with random classifier, and three photographs of different kinds."""
+    directory = tmp_path_factory.mktemp("predict")
+    rng = np.random.default_rng(0)
+    model = vit_jax.create_model("debug", num_classes=3, image_size=16, patch_size=4)
+    params = models.get_params(model)
+    params["head/kernel"] = rng.normal(size=(64, 3)).astype(np.float32)
+    labels = dict(labels=("ant", "bee", "cat"))
+    config = models.replace(model.config, **labels)
+    vit_jax.save_model(models.set_params(models.build(config), params), directory / "model")
+    pixels = rng.integers(0, 256, (3, 20, 30, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        PIL.Image.fromarray(image).save(directory / f"{i}.png")
+    return directory, pixels
+
+
+def test_it_says_what_the_command_says(place, capsys):
+    directory, pixels = place
+    model = vit_jax.load_model(directory / "model")
+    files = [str(directory / f"{i}.png") for i in range(3)]
+    found = vit_jax.predict(model, [files[0], PIL.Image.open(files[1]), pixels[2]], top_k=2)
+    assert (
+        main(["predict", f"--checkpoint={directory / 'model'}", "--json", "--top_k=2", *files]) == 0
+    )
+    wanted = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
+    assert [[row["class"] for row in rows] for rows in found] == [
+        [row["class"] for row in rows] for rows in wanted
+    ]
+    for rows, said in zip(found, wanted, strict=True):
+        assert len(rows) == 2 and rows[0]["probability"] >= rows[1]["probability"] > 0
+        assert rows[0]["probability"] == pytest.approx(said[0]["probability"], rel=1e-5)
+
+
+def test_of_several_labels_each_is_by_itself(place):
+    directory, pixels = place
+    model = vit_jax.load_model(directory / "model")
+    model.config = models.replace(model.config, multilabel=True, thresholds=(0.0, 1.0, 0.5))
+    (rows,) = vit_jax.predict(model, pixels[0])
+    by_class = {row["class"]: row for row in rows}
+    assert by_class["ant"]["chosen"] and not by_class["bee"]["chosen"]
+    logits = np.asarray(model(vit_jax.preprocess(model, pixels[0])))[0]
+    assert by_class["cat"]["probability"] == pytest.approx(1 / (1 + np.exp(-logits[2])), rel=1e-5)
+
+
+def test_what_cannot_be_is_said(place):
+    directory, pixels = place
+    model = vit_jax.load_model(directory / "model")
+    assert vit_jax.predict(model, []) == []
+    for given, top_k, text in (
+        (model, 0, "top_k=0 must be"),
+        ("model", 5, "takes a model of load_model, and got a str"),
+        (vit_jax.create_model("debug", num_classes=3, image_size=16, patch_size=4), 5, "all zeros"),
+    ):
+        with pytest.raises(UserError, match=text):
+            vit_jax.predict(given, pixels, top_k)
+
+
+def test_every_variant_has_a_name():
+    names = vit_jax.variants()
+    assert {"B/16", "H/14", "R50+B/16", "R152x4", "Axial-B/16", "b/32"} <= set(names)
+    for name in names:
+        models.get_config(name)

@@ -6,8 +6,9 @@
 The argument is VARIANT,DATASET[,SIZE]. VARIANT may be `checkpoint`, for the architecture of
 `init_from`. DATASET is imagenet, cifar10, cifar100, pets or flowers, which set the paper's steps
 and splits, or any data spec: folder:PATH, tfds:NAME, hf:ORG/NAME. SIZE is the resolution in pixels,
-384 by default. 512 for L/16 and 518 for H/14 are Table 2's ImageNet runs, which also average the
-weights (Polyak, 0.9999): `L/16,imagenet,512`, `H/14,imagenet,518`.
+384 by default, of which H/14 takes the 378 that its patches divide. 512 for L/16 and 518 for H/14
+are Table 2's ImageNet runs, which also average the weights (Polyak, 0.9999):
+`L/16,imagenet,512`, `H/14,imagenet,518`.
 
 SGD with momentum 0.9 (bfloat16 accumulator), batch 512, cosine decay, no weight decay, gradients
 clipped at global norm 1, a zero-initialised linear head. The learning rate is swept on a held-out
@@ -54,8 +55,9 @@ POLYAK_SIZES = {512, 518}
 
 
 def get_config(argument=""):
-    a = configuration.arguments(argument, variant="B/16", dataset="cifar10", size=384, dev=False)
-    dataset, size = a["dataset"], a["size"]
+    a = configuration.arguments(argument, variant="B/16", dataset="cifar10", size=0, dev=False)
+    patch = a["variant"].rpartition("/")[2]
+    dataset, size = a["dataset"], a["size"] or (378 if patch == "14" else 384)
     own = ":" in dataset or dataset == "digits"
     row = OWN if own else configuration.choose(DATASETS, dataset, "dataset")
 

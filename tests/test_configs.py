@@ -191,6 +191,11 @@ def test_table_4(row, variant, setup_of):
     trace_one_step(setup)
 
 
+def test_patches_of_14_take_what_they_divide_of_384_pixels(setup_of):
+    setup = setup_of(configuration.load("configs/finetune.py:H/14,pets"))
+    assert setup.program.model.image_size == (378, 378)
+
+
 @pytest.mark.parametrize(
     ("variant", "size", "grid"), [("L/16", 512, (32, 32)), ("H/14", 518, (37, 37))]
 )

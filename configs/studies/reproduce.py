@@ -21,9 +21,9 @@ several times Table 2's deviations. Released models: 0.1, for the same weights a
 Cost: 20,000 steps of batch 512 on ImageNet, 10,000 on CIFAR, 500 on Pets and Flowers, at 384
 pixels; one pass over 50,000 images for a released model. Expected: the published numbers.
 
-What was run: all of it with weights of our own in the official layout, placed where a download
-would be, and small TFDS data sets (tests/studies/test_reproduce.py). The real weights and data sets
-were not: no trial has passed or failed with them yet.
+What was run: one trial of each kind with weights of our own in the official layout, placed where a
+download would be, and small TFDS data sets (tests/studies/test_reproduce.py). The real weights and
+data sets were not: no trial has passed or failed with them yet.
 """
 
 from vit_jax import config as configuration

@@ -236,11 +236,12 @@ def test_an_error_of_one_process_keeps_its_sentence_and_its_code(tmp_path):
     train = ["train", *SETTINGS, "--config.total_steps=4", f"--workdir={tmp_path}"]
     port = free_port()
     begin = time.monotonic()
+    data = ("digits", "folder:/no/such/place")  # where a host has its data may differ
     job = [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "vit_jax", *train, f"--coordinator=127.0.0.1:{port}"),
-                *("--num_processes=2", f"--process_id={i}", f"--config.model.num_heads={4 - i}"),
+                *("--num_processes=2", f"--process_id={i}", f"--config.data.dataset={data[i]}"),
             ],
             env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -251,7 +252,7 @@ def test_an_error_of_one_process_keeps_its_sentence_and_its_code(tmp_path):
         _, err = job[1].communicate(timeout=300)
         assert job[1].returncode == 1, err
         [line] = [line for line in err.splitlines() if "vit-jax: error" in line]
-        assert "does not divide into 3 heads" in line
+        assert "There is no folder /no/such/place" in line
     finally:
         job[0].kill()
         job[0].communicate()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.errors import UserError
 
@@ -99,10 +100,26 @@ def _named_leaves(tree: object) -> list[tuple[str, jax.Array]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
+def _of_each(
+    compute: Callable[[jax.Array], jax.Array], leaves: list[tuple[str, jax.Array]]
+) -> list[tuple[str, np.ndarray]]:
+    """What a jitted function finds of every array.
+
+    CPUs run programs side by side. Of several processes, those that sum over all of them could wait
+    for each other for ever, begun in another order on each: there one ends before the next begins.
+    """
+    apart = jax.process_count() > 1 and jax.default_backend() == "cpu"
+    found = []
+    for name, leaf in leaves:
+        value = compute(leaf)
+        found.append((name, jax.device_get(value) if apart else value))
+    return jax.device_get(found)
+
+
 def fingerprints(tree: object, rule: str = RULE) -> dict[str, int]:
     """{path of the leaf: fingerprint}, the same on every process."""
-    compute = _JITTED[rule]  # array by array: a CPU holds as much again for each of them
-    found = jax.device_get([(name, compute(leaf)) for name, leaf in _named_leaves(tree)])
+    # Array by array: a CPU holds as much again for each of them.
+    found = _of_each(_JITTED[rule], _named_leaves(tree))
     return {name: int.from_bytes(value.tobytes(), "little") for name, value in found}
 
 
@@ -114,8 +131,7 @@ def _is_finite(x: jax.Array) -> jax.Array:
 def not_finite(tree: object) -> list[str]:
     """The paths of the leaves that hold an infinity or NaN."""
     leaves = [(name, x) for name, x in _named_leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    found = jax.device_get([(name, _is_finite(leaf)) for name, leaf in leaves])
-    return [name for name, finite in found if not finite]
+    return [name for name, finite in _of_each(_is_finite, leaves) if not finite]
 
 
 def check_rule(record: Record, where: str) -> str:

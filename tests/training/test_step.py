@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.objectives.classification import classification, measures, mixup
+from vit_jax.objectives.classification import classification, measures, measures_of, mixup
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
@@ -175,7 +175,7 @@ def test_images_are_normalised_on_the_device():
 
 def test_evaluation_step_ranks():
     logits = jnp.asarray([[0.0, 3.0, 2.0, 1.0, -1.0, -2.0], [5.0, 1.0, 2.0, 3.0, 4.0, -9.0]])
-    step = measures(lambda params, images: logits, 6)
+    step = measures(lambda params, images: logits, 6, measures_of)
     batch = {"image": jnp.zeros((2, 1, 1, 3), jnp.uint8), "label": jnp.asarray([1, 5])}
     results = step({}, batch)
     np.testing.assert_array_equal(results["correct"], [True, False])

@@ -140,6 +140,15 @@ def test_pixels_half_precision_and_eight_bits(tmp_path, capsys):
     assert given == onnx.TensorProto.UINT8
 
 
+def test_eight_bits_of_a_fixed_batch(tmp_path):
+    """Which divides neither the images that scale the activations nor those of the proof."""
+    source = saved_random(tmp_path / "model")
+    proof = export.export(source, tmp_path / "m.onnx", "onnx", int8=True, batch_size=3)
+    assert 1e-4 * proof.scale < proof.difference < 0.2 * proof.scale
+    given = onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim[0]
+    assert given.dim_value == 3
+
+
 def test_weights_that_are_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_files, "LARGEST", 1000)
     source = saved_random(tmp_path / "model")

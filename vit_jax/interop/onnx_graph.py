@@ -86,7 +86,7 @@ class Graph:
         return key
 
     def number(self, value: float) -> Tensor:
-        return self.weight(np.asarray(value), f"constants/{value:g}", shared=True)
+        return self.weight(np.asarray(value), f"constants/{value!r}", shared=True)
 
     def integers(self, *values: int) -> Tensor:
         name = "shapes/" + "_".join(map(str, values))

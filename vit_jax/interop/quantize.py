@@ -86,14 +86,17 @@ def onnx_int8(file: Path, images: np.ndarray) -> None:
         raise UserError("--int8 needs ONNX Runtime: pip install 'vit_jax[onnx]'.") from None
     import onnx
 
-    names = [n.name for n in onnx.load(str(file), load_external_data=False).graph.node]
+    graph = onnx.load(str(file), load_external_data=False).graph
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1  # 0 where it is open
+    images = np.concatenate([images, np.repeat(images[:1], -len(images) % batch, axis=0)])
+    names = [node.name for node in graph.node]
     encoder = [name for name in names if name.startswith("blocks/") and name.endswith("/gemm")]
     if not encoder:
         raise UserError(f"--int8 is for Vision Transformers; {file.name} has no encoder.")
 
     class Images(quantization.CalibrationDataReader):
         def __init__(self):
-            self.left = iter(np.split(images, len(images)))
+            self.left = iter(np.split(images, len(images) // batch))
 
         def get_next(self):
             image = next(self.left, None)

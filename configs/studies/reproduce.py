@@ -7,9 +7,10 @@
 For people with a network and the data sets (`vit-jax prepare` makes them). It downloads the weights
 that the authors published (vit_jax/interop/published.py) and prints a table with pass or fail.
 
-VARIANT_DATA fine-tunes ImageNet-21k weights by configs/finetune.py (Table 4) at 384 pixels (H/14: 378), with
-its default learning rate. The paper chose one of four on a held-out part (`vit-jax sweep`), so a
-trial that fails is to be run again with the others (--config.schedule.learning_rate=0.003).
+VARIANT_DATA fine-tunes ImageNet-21k weights by configs/finetune.py (Table 4) at 384 pixels (H/14:
+378), with its default learning rate. The paper chose one of four on a held-out part (`vit-jax
+sweep`), so a trial that fails is to be run again with the others
+(--config.schedule.learning_rate=0.003).
 VARIANT_released evaluates weights that were fine-tuned on ImageNet already: one step at a rate that
 moves no weight.
 

@@ -37,6 +37,13 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "new", False, "Of data alone: another run, whatever is unfinished.", flag_values=flags
     )
+    absl_flags.DEFINE_enum(
+        "recipe",
+        None,
+        ["paper", "strong"],
+        "Of data alone: the paper's settings, the default, or stronger ones (configs/own.py).",
+        flag_values=flags,
+    )
     absl_flags.DEFINE_bool(
         "print_config", False, "Prints the configuration as JSON, and stops.", flag_values=flags
     )
@@ -52,6 +59,11 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         return
     if flags.new:
         raise UsageError("--new is of `vit-jax train DATA`; here --workdir says which run it is.")
+    if flags.recipe:
+        raise UsageError(
+            "--recipe is of `vit-jax train DATA`; configs that have recipes take them as an "
+            "argument, e.g. --config=configs/own.py:recipe=strong."
+        )
     if flags.print_config:
         print_config(options.read_config(flags))
         return
@@ -89,7 +101,7 @@ def train_on(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         if jax.process_count() > 1 and not workdir and not flags.print_config:
             raise UsageError("--workdir=DIR is needed with several processes: one for all of them.")
         with contextlib.redirect_stdout(sys.stderr if flags.print_config else sys.stdout):
-            chosen = own_data.recipe(spec, given)
+            chosen = own_data.recipe(spec, given, flags.recipe or "paper")
         config = chosen.config()
         if flags.print_config:
             print_config(config)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from vit_jax.data.decode import Encoded, Image, decode, open_image
+from vit_jax.data.trivial_augment import POLICIES
 from vit_jax.errors import UserError, nearest
 
 Size = tuple[int, int]
@@ -267,12 +268,14 @@ def make_transform(
     train: bool,
     orient: bool = False,
     max_pixels: int | None = None,
+    policy: str = "none",
     **options,
 ) -> Transform:
     """A picklable transform: (image, rng) -> image in training, (image) -> image in evaluation.
 
     orient: encoded images are turned upright by their EXIF orientation when they are read.
     max_pixels: larger images are refused, see `decode`.
+    policy: of training, what else is done to an image after its crop, see POLICIES.
 
     Raises:
       UserError: no such transform, an option that it does not take, or one that does not fit.
@@ -308,7 +311,14 @@ def make_transform(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    return Transform(name, table[name], (size[0], size[1]), options, train, orient, max_pixels)
+    if policy not in POLICIES or not (train or policy == "none"):
+        raise UserError(
+            f"config.{where}.policy={policy!r} does not exist; of training there are "
+            f"{', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
+        )
+    return Transform(
+        name, table[name], (size[0], size[1]), options, train, orient, max_pixels, policy
+    )
 
 
 #: How a model whose evaluation transform is not known is evaluated, as after fine-tuning.
@@ -340,14 +350,18 @@ class Transform:
         train: bool,
         orient: bool,
         max_pixels: int | None = None,
+        policy: str = "none",
     ):
-        self.max_pixels = max_pixels
+        self.max_pixels, self.policy = max_pixels, policy
         self.name, self.function, self.size = name, function, size
         self.options, self.train, self.orient = options, train, orient
 
     def __call__(self, image: Image | Encoded, rng: np.random.Generator | None = None) -> Image:
         arguments = (image, rng, self.size) if self.train else (image, self.size)
-        return np.ascontiguousarray(self.function(*arguments, **self.options))
+        found = self.function(*arguments, **self.options)
+        if (change := POLICIES[self.policy]) is not None:
+            found = change(np.ascontiguousarray(found), rng)  # type: ignore[arg-type]  # in training
+        return np.ascontiguousarray(found)
 
     def read(
         self,
@@ -366,5 +380,6 @@ class Transform:
         return self(open_(data, name, orient=orient, max_pixels=self.max_pixels), rng)
 
     def __repr__(self) -> str:
-        options = "".join(f", {key}={value}" for key, value in sorted(self.options.items()))
+        known = self.options | ({} if self.policy == "none" else {"policy": self.policy})
+        options = "".join(f", {key}={value}" for key, value in sorted(known.items()))
         return f"{self.name}({self.size[0]}x{self.size[1]}{options})"

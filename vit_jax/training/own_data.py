@@ -54,8 +54,11 @@ class Recipe(NamedTuple):
         ]
 
 
-def recipe(spec: str, given: Mapping[str, str]) -> Recipe:
+def recipe(spec: str, given: Mapping[str, str], name: str = "paper") -> Recipe:
     """What to do with the data `spec`; `given` settings win.
+
+    Args:
+      name: of RECIPES in CONFIG.
 
     Raises:
       UserError: the data cannot be opened, or are named twice.
@@ -75,6 +78,8 @@ def recipe(spec: str, given: Mapping[str, str]) -> Recipe:
         "multilabel": source.multilabel,
         "flip": spec.split("[")[0] != "digits",  # a mirrored digit is none
     }
+    if name != "paper":
+        facts["recipe"] = name
     left = dict(given)
     if left.get("model.image_size", "").isdigit():
         facts["resolution"] = left.pop("model.image_size")

@@ -69,7 +69,9 @@ SETTINGS: dict[str, Setting] = {
         None, PIXELS, "Pixels; 224 in pre-training, 384 and more in fine-tuning (section 3.2)."
     ),
     "model.num_classes": Setting(None, POSITIVE, "Outputs; by default the classes of the data."),
-    "model.channels": Setting(None, POSITIVE, "Of the images; 3 for all kinds of data."),
+    "model.channels": Setting(
+        None, POSITIVE, "Of the images; 3: RGB, 1: grey, others as they are stored."
+    ),
     "model.patch_size": Setting(None, PIXELS, "P of section 3.1; of a hybrid in features."),
     "model.hidden_size": Setting(None, POSITIVE, "D of Table 1."),
     "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),

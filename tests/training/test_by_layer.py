@@ -96,7 +96,7 @@ def test_a_step_moves_layers_by_their_rates():
     [
         (
             dict(freeze_blocks="1"),
-            r"config\.freeze_blocks=1 would keep random weights .* init_from",
+            r"config\.freeze_blocks=1 would keep random weights .*init_from",
         ),
         (
             dict(layer_decay="0.9", model__variant="R50x1"),

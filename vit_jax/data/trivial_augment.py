@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_jax.errors import UserError, nearest
+
 if TYPE_CHECKING:
     import PIL.Image
 
@@ -95,3 +97,16 @@ POLICIES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray] | No
     "none": None,
     "trivial": trivial_augment,
 }
+
+
+def check_policy(policy: str, where: str, channels: int) -> None:
+    """Raises UserError for a policy that there is not, or not of these channels; 0: none."""
+    if policy not in POLICIES or not (channels or policy == "none"):
+        raise UserError(
+            f"config.{where}.policy={policy!r} does not exist; of training there are "
+            f"{', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
+        )
+    if policy != "none" and channels not in (1, 3):
+        raise UserError(
+            f"config.{where}.policy={policy} knows no images of {channels} channels; leave it out."
+        )

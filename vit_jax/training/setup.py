@@ -235,11 +235,6 @@ def model_config(
             f"config.model.num_classes={classes} is less than the {source.num_classes} classes "
             f"of {source.spec}; leave it out to take them from the data."
         )
-    if overrides.get("channels", 3) != 3:
-        raise UserError(
-            f"config.model.channels={overrides['channels']}: data sets are read as RGB, so a model "
-            "that is trained on them has 3 channels."
-        )
     labels = tuple(source.class_names) if classes == source.num_classes else ()
     overrides |= {
         "labels": labels,
@@ -251,7 +246,7 @@ def model_config(
         "dtype": compute_dtype(config.compute_dtype),
     }
     if overrides["variant"] != OF_CHECKPOINT:
-        return models.get_config(**overrides)
+        return with_channels(models.get_config(**overrides), config)
     if initial is None:
         raise UserError(
             f"config.model.variant={OF_CHECKPOINT!r} takes the architecture from "
@@ -261,7 +256,22 @@ def model_config(
     overrides["variant"] = found.variant
     if isinstance(found, models.ViTConfig):  # a new task: the linear head, unless it is asked for
         found = models.replace(found, representation_size=None)
-    return models.override(found, **overrides)
+    return with_channels(models.override(found, **overrides), config)
+
+
+def with_channels(model: models.ModelConfig, config: ConfigDict) -> models.ModelConfig:
+    """The model, whose preprocessing knows how many channels it takes.
+
+    Raises:
+      UserError: the objective knows colours alone.
+    """
+    if model.channels != 3 and config.objective.name == "masked_patches":
+        raise UserError(
+            f"config.model.channels={model.channels}: masked_patches predicts colours, of 3 "
+            "channels."
+        )
+    preprocessing = adapt.with_channels(model.preprocessing, model.channels)
+    return models.replace(model, preprocessing=preprocessing)
 
 
 def compute_dtype(name: str) -> str:

@@ -77,6 +77,8 @@ def get_config(argument=""):
     c.loss.name = "sigmoid_cross_entropy" if a["multilabel"] else "softmax_cross_entropy"
     c.gradient_clip_norm = 1.0
     c.memory = "auto"  # the batch stays, and is computed in parts where it does not fit
+    rate = c.schedule.learning_rate
+    c.sweep.learning_rates = tuple(float(f"{rate * times:.3g}") for times in (1 / 3, 1, 3))
     every = max(1, c.total_steps // 20)
     c.log_every_steps = max(1, min(50, c.total_steps // 100))
     c.eval_every_steps = c.checkpoint_every_steps = every

@@ -37,13 +37,7 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "new", False, "Of data alone: another run, whatever is unfinished.", flag_values=flags
     )
-    absl_flags.DEFINE_enum(
-        "recipe",
-        None,
-        ["paper", "strong"],
-        "Of data alone: the paper's settings, the default, or stronger ones (configs/own.py).",
-        flag_values=flags,
-    )
+    options.define_recipe(flags)
     absl_flags.DEFINE_bool(
         "print_config", False, "Prints the configuration as JSON, and stops.", flag_values=flags
     )
@@ -54,16 +48,11 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    if arguments:
-        train_on(flags, arguments)
+    if spec := options.data_alone(flags, arguments):
+        train_on(flags, spec)
         return
     if flags.new:
         raise UsageError("--new is of `vit-jax train DATA`; here --workdir says which run it is.")
-    if flags.recipe:
-        raise UsageError(
-            "--recipe is of `vit-jax train DATA`; configs that have recipes take them as an "
-            "argument, e.g. --config=configs/own.py:recipe=strong."
-        )
     if flags.print_config:
         print_config(options.read_config(flags))
         return
@@ -80,15 +69,8 @@ def print_config(config: ConfigDict) -> None:
     print(configuration.to_json(config), end="")
 
 
-def train_on(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+def train_on(flags: absl_flags.FlagValues, spec: str) -> None:
     """Trains on data that are named alone."""
-    spec, *more = arguments
-    if more:
-        raise UsageError(f"unexpected argument {more[0]!r}; the data are {spec}.")
-    if flags.config:
-        raise UsageError(
-            f"unexpected argument {spec!r} beside --config; data alone are given without a config."
-        )
     if flags.new and flags.workdir:
         raise UsageError("--new and --workdir exclude each other; leave one out.")
     given = options.overrides(flags)

@@ -95,6 +95,18 @@ def recipe(spec: str, given: Mapping[str, str], name: str = "paper") -> Recipe:
     return Recipe(argument, overrides | left, notes)
 
 
+def whole(spec: str, given: Mapping[str, str], name: str = "paper") -> ConfigDict:
+    """The configuration of `recipe` for all of the training images: a sweep holds out its own."""
+    chosen = recipe(spec, given, name)
+    for line in chosen.notes:
+        if not line.startswith("validation:"):
+            say(f"  {line}")
+    for key in ("data.train_split", "data.eval_split"):
+        if key not in given:
+            chosen.overrides.pop(key, None)
+    return chosen.config()
+
+
 def as_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 

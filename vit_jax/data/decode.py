@@ -320,7 +320,7 @@ def _as_rgb(pixels: Image, name: str) -> Image:
             f"The image {name} has shape {pixels.shape}, not (h, w, 1, 3 or 4): channels come last."
         )
     if pixels.dtype != np.uint8:
-        raise UserError(f"The image {name} has dtype {pixels.dtype}, not uint8.")
+        raise UserError(f"The image {name} has dtype {pixels.dtype}, not uint8 (0 to 255).")
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     return np.ascontiguousarray(pixels[..., :3])

@@ -50,19 +50,8 @@ COMMANDS = {
     "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
-TAKE_ARGUMENTS = (
-    *(
-        "configs",
-        "convert",
-        "flops",
-        "inspect",
-        "predict",
-        "prepare",
-        "report",
-        "train",
-        "sweep",
-        "weights",
-    ),
+TAKE_ARGUMENTS = tuple(
+    "configs convert flops inspect predict prepare report sweep train weights".split()
 )
 RESUMES = ("train", "sweep", "study")
 #: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.

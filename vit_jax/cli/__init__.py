@@ -50,8 +50,9 @@ COMMANDS = {
     "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
-TAKE_ARGUMENTS = tuple(
-    "configs convert flops inspect predict prepare report sweep train weights".split()
+TAKE_ARGUMENTS = (
+    *("configs", "convert", "flops", "inspect", "predict", "prepare", "report"),
+    *("sweep", "train", "weights"),
 )
 RESUMES = ("train", "sweep", "study")
 #: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.

@@ -4,6 +4,7 @@ model = vit_jax.create_model("B/16", num_classes=1000)
 model = vit_jax.load_model("path of a checkpoint")
 logits = model(images)                    # (b, h, w, 3) in [-1, 1] -> (b, num_classes)
 vit_jax.predict(model, ["cat.jpg"])       # classes and probabilities
+vit_jax.report("path of a run")           # its page, shown in a notebook
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __all__ = [
     "load_model",
     "predict",
     "preprocess",
+    "report",
     "resize_position_embedding",
     "save_model",
     "variants",
@@ -26,6 +28,7 @@ _HOMES = {
     "load_model": "vit_jax.interop.load",
     "predict": "vit_jax.evaluation.in_python",
     "preprocess": "vit_jax.data.photos",
+    "report": "vit_jax.pages.inline",
     "save_model": "vit_jax.interop.load",
     "resize_position_embedding": "vit_jax.models.adapt",
     "variants": "vit_jax.models.variants",

@@ -69,7 +69,9 @@ SETTINGS: dict[str, Setting] = {
         None, PIXELS, "Pixels; 224 in pre-training, 384 and more in fine-tuning (section 3.2)."
     ),
     "model.num_classes": Setting(None, POSITIVE, "Outputs; by default the classes of the data."),
-    "model.channels": Setting(None, POSITIVE, "Of the images; 3 for all kinds of data."),
+    "model.channels": Setting(
+        None, POSITIVE, "Of the images; 3: RGB, 1: grey, others as they are stored."
+    ),
     "model.patch_size": Setting(None, PIXELS, "P of section 3.1; of a hybrid in features."),
     "model.hidden_size": Setting(None, POSITIVE, "D of Table 1."),
     "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),
@@ -158,6 +160,10 @@ SETTINGS: dict[str, Setting] = {
     "augment.resize": option(PIXELS, "Pixels before the crop; 448 for 384 in BiT."),
     "augment.pad": option(COUNT, "Pixels of zeros around the image before the crop."),
     "augment.flip": option(FLAG, "Half of the images are mirrored."),
+    "augment.policy": option(
+        word("none", "trivial"),
+        "After it: trivial is one of 14 changes of colour or shape, TrivialAugment (2103.10158).",
+    ),
     "eval_preprocess.name": Setting(
         "resize", TEXT, "resize, resize_center_crop, square_center_crop, objectnet or pillow."
     ),
@@ -232,6 +238,18 @@ SETTINGS: dict[str, Setting] = {
         "example, the same however a batch is split; or JAX's generator, as before.",
     ),
     "mixup_alpha": Setting(0.0, NONNEGATIVE, "Pairs of images are mixed by Beta(a, a); 0: not."),
+    "cutmix_alpha": Setting(
+        0.0,
+        NONNEGATIVE,
+        "A box of 1 - Beta(a, a) of an image is that of another (arXiv 1905.04899); 0: not. With "
+        "mixup_alpha each is in half of the steps.",
+    ),
+    "layer_decay": Setting(
+        1.0, UP_TO_1, "A layer's rate in the next one's; the head's is whole (arXiv 2106.08254)."
+    ),
+    "freeze_blocks": Setting(
+        0, COUNT, "The first so many blocks, and what is before them, stay as in init_from."
+    ),
     "polyak_decay": Setting(None, BETWEEN_0_AND_1, "Of the average of the weights; 0.9999 (4.1)."),
     "polyak_ramp": Setting(
         False, FLAG, "The decay rises as (1 + t) / (10 + t) instead of being bias-corrected."
@@ -274,6 +292,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "eval_every_steps": Setting(None, POSITIVE, "By default at the end only.", free=True),
     "eval_every_epochs": Setting(None, ABOVE_0, "The same in epochs.", free=True),
+    "eval_training_images": Setting(
+        0,
+        COUNT,
+        "So many training images are evaluated beside, as train_eval/...: without crops, mixing, "
+        "smoothing and weights.",
+        free=True,
+    ),
     "checkpoint_every_steps": Setting(
         1000,
         POSITIVE,

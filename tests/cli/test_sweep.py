@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import tiny_runs
 
 from vit_jax.cli import main
+from vit_jax.data import specs
 from vit_jax.errors import UserError
 from vit_jax.studies import sweep
+from vit_jax.training import own_data
 
 SETTINGS = [
     "--config.model.variant=debug",
@@ -59,7 +62,54 @@ def test_a_rate_that_diverges_counts_as_nothing(tmp_path, capsys):
 
 def test_what_cannot_be_carved():
     assert sweep.carve("train", 2) == ("train[:98%]", "train[98%:]")
-    with pytest.raises(UserError, match="is not one"):
-        sweep.carve("train[:90%]", 2)
+    assert sweep.carve("train[:90%]", 10) == ("train[:81%]", "train[81%:90%]")
+    assert sweep.carve("train-kept", 10) == ("train-kept[:90%]", "train-kept[90%:]")
+    for other in ("train[10%:]", "train[:100]", "train+test"):
+        with pytest.raises(UserError, match="is neither; set config"):
+            sweep.carve(other, 2)
     with pytest.raises(UserError, match="between 1 and 99"):
         sweep.carve("train", 100)
+
+
+TINY = [
+    "--config.model.hidden_size=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
+    "--config.model.num_layers=1", "--config.total_steps=6", "--config.eval_every_steps=3",
+    "--config.batch_size=8", "--config.model.image_size=8", "--config.init_from=",
+]  # fmt: skip
+
+
+def test_data_alone_are_swept_as_they_are_trained(tmp_path, capsys):
+    """The best evaluation chooses a rate, and nothing is chosen on the test images."""
+    folder = tiny_runs.three_classes(tmp_path / "data")
+    words = ["sweep", f"folder:{folder}", f"--workdir={tmp_path / 'runs'}", *TINY,
+             "--recipe=strong", "--seeds=1", "--learning_rates=0.01"]  # fmt: skip
+    assert main(words) == 0, capsys.readouterr().err
+    dev, final = (
+        json.loads((tmp_path / "runs" / name / "config.json").read_text())
+        for name in ("dev_0.01", "final_0")
+    )
+    assert dev["keep_best"] == "eval/accuracy" and final["keep_best"] == ""
+    assert dev["data"]["eval_split"] == "train[90%:]" and final["data"]["eval_split"] == "test"
+    for config in (dev, final):
+        assert config["augment"]["policy"] == "trivial" and config["cutmix_alpha"] == 1.0
+    assert len(json.loads((tmp_path / "runs" / "sweep.json").read_text())["accuracies"]) == 1
+    assert main([*words, "--config=configs/own.py"]) == 2
+    assert "beside --config" in capsys.readouterr().err
+    assert main(["sweep", "--config=configs/own.py", "--workdir=x", "--recipe=strong"]) == 2
+    assert "--recipe is of data in the place of --config" in capsys.readouterr().err
+
+
+def test_data_without_test_images_and_rates_around_the_recipes_own(tmp_path):
+    folder = tiny_runs.three_classes(tmp_path / "data", count=12) / "train"
+    config = own_data.whole(f"folder:{folder}", {})
+    rate = config.schedule.learning_rate
+    assert config.sweep.learning_rates == pytest.approx((rate / 3, rate, rate * 3), rel=0.01)
+    train_split, test_split = sweep.splits(config)
+    for split in sweep.carve(train_split, 10):
+        assert len(specs.open_source(f"folder:{folder}[{split}]"))
+    assert len(specs.open_source(f"folder:{folder}[{test_split}]"))
+
+
+def test_an_objective_without_accuracy():
+    with pytest.raises(UserError, match="compares accuracies"):
+        sweep.score({"eval/loss": 1.0})

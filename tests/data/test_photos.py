@@ -148,8 +148,8 @@ def test_preprocess_takes_files_pil_images_and_arrays(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             vit_jax.preprocess(model, wrong)
-    with pytest.raises(UserError, match="takes 1 channels"):
-        photos.preprocess(models.get_config("debug", channels=1), [photo])
+    with pytest.raises(UserError, match=r"has 3 channels .* and the model takes 4"):
+        photos.preprocess(models.get_config("debug", channels=4), [photo])
 
 
 def test_one_image_is_a_batch_of_one():

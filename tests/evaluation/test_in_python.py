@@ -75,3 +75,50 @@ def test_every_variant_has_a_name():
     assert {"B/16", "H/14", "R50+B/16", "R152x4", "Axial-B/16", "b/32"} <= set(names)
     for name in names:
         models.get_config(name)
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (np.zeros((3, 20, 30), np.uint8), r"\(3, 20, 30\) is one image with channels first, or 3"),
+        (np.zeros((2, 3, 20, 30), np.uint8), r"shape \(3, 20, 30\), .* channels come last"),
+        (np.zeros((20, 30, 3)), r"number 0 has dtype float64, not uint8 \(0 to 255\)"),
+        (np.zeros((2, 20, 30, 5), np.uint8), r"shape \(20, 30, 5\)"),
+        ([np.zeros((20, 0, 3), np.uint8)], r"shape \(20, 0, 3\)"),
+        ([b""], r"number 0 is empty"),
+        (["no.png"], r"no\.png cannot be read"),
+        (None, "no image and no list"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_a_line(place, images, text):
+    model = vit_jax.load_model(place[0] / "model")
+    for function in (vit_jax.predict, vit_jax.preprocess):
+        with pytest.raises(UserError, match=text) as found:
+            function(model, images)
+        assert "\n" not in str(found.value)
+
+
+def test_many_are_read_some_at_a_time_with_a_bar(place, capsys):
+    directory, pixels = place
+    model = vit_jax.load_model(directory / "model")
+    many = [pixels[i % 3] for i in range(40)]
+    found = vit_jax.predict(model, many, top_k=1, progress=True)
+    assert len(found) == 40 and "images" in capsys.readouterr().err
+    classes = [rows[0]["class"] for rows in found]
+    assert (
+        classes == [rows[0]["class"] for rows in vit_jax.predict(model, pixels)] * 13 + classes[:1]
+    )
+    with pytest.raises(UserError, match="number 36 has dtype"):
+        vit_jax.predict(model, [*many[:36], np.zeros((4, 4, 3)), *many[:2]])
+    assert vit_jax.predict(model, pixels[:0]) == []
+
+
+def test_a_notebook_shows_the_report_in_a_frame(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.5}\n')
+    page = vit_jax.report(tmp_path)
+    assert repr(page) == f"Page('{tmp_path / 'report.html'}')"
+    shown = page._repr_html_()
+    assert shown.startswith('<iframe srcdoc="&lt;!') and 'sandbox="allow-scripts"' in shown
+    assert shown.count('"') == 6  # what is inside has none of its own
+    with pytest.raises(UserError, match="no working directory"):
+        vit_jax.report(tmp_path / "none")

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.training import optim
+from vit_jax.training import optim, state
 
 
 def steps_of(optimizer, gradients, rate, start=1.0, path="w/kernel"):
@@ -78,9 +78,9 @@ def test_schedule_without_warmup_starts_at_the_base_rate():
 
 
 def test_polyak_average_with_a_ramp_rises_to_its_decay():
-    assert float(optim.polyak_decay(0, 0.9999, ramp=True)) == pytest.approx(0.1)
-    assert float(optim.polyak_decay(90, 0.9999, ramp=True)) == pytest.approx(0.91)
-    assert float(optim.polyak_decay(10**7, 0.9999, ramp=True)) == pytest.approx(0.9999)
+    assert float(state.weight_of_average(0, 0.9999, ramp=True)) == pytest.approx(0.1)
+    assert float(state.weight_of_average(90, 0.9999, ramp=True)) == pytest.approx(0.91)
+    assert float(state.weight_of_average(10**7, 0.9999, ramp=True)) == pytest.approx(0.9999)
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.9999, 0.99999])
@@ -89,7 +89,7 @@ def test_polyak_average_is_the_weighted_mean_of_the_updates(decay):
     values = np.random.default_rng(0).normal(size=50)
     average = 1e6  # the initial weights, of which nothing must be left
     for step, value in enumerate(values):
-        keep = float(optim.polyak_decay(jnp.int32(step), decay))
+        keep = float(state.weight_of_average(jnp.int32(step), decay))
         average = keep * average + (1 - keep) * value
     weights = (1 - decay) * decay ** np.arange(49, -1, -1.0) / (1 - decay**50)
     assert weights.sum() == pytest.approx(1)
@@ -97,7 +97,7 @@ def test_polyak_average_is_the_weighted_mean_of_the_updates(decay):
 
 
 def test_polyak_decays_that_are_asked_for_are_different_ones():
-    late = [float(optim.polyak_decay(jnp.int32(20_000), d)) for d in (0.9999, 0.99999)]
+    late = [float(state.weight_of_average(jnp.int32(20_000), d)) for d in (0.9999, 0.99999)]
     assert late[0] == pytest.approx(0.9999 * (1 - 0.9999**20_000) / (1 - 0.9999**20_001), abs=1e-6)
     assert late[1] - late[0] > 2e-5
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.objectives.classification import classification, measures, measures_of, mixup
+from vit_jax.objectives.classification import classification, measures, measures_of
 from vit_jax.runtime import sharding
 from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
@@ -48,7 +48,7 @@ def run(
         polyak=kwargs.get("polyak_decay") is not None,
     )
     step = make_train_step(
-        classification(apply, 5, mixup_alpha=kwargs.pop("mixup_alpha", 0.0)),
+        classification(apply, 5, **kwargs.pop("mixing", {})),
         optimizer,
         schedule=lambda step: jnp.float32(RATE),
         seed=0,
@@ -109,6 +109,17 @@ def test_dropout_does_not_depend_on_devices_or_on_accumulation(params, batch, mo
         assert_close(one.params, other.params)
         np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
     without, _ = run(params, batch)
+    assert max(abs(one.params[p] - without.params[p]).max() for p in params) > 1e-3
+
+
+def test_pairs_that_are_mixed_do_not_depend_on_devices_or_on_accumulation(params, batch):
+    mixing = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}
+    one, metrics = run(params, batch, model=STOCHASTIC, mixing=mixing)
+    for options in (PARTS, MESHED):
+        other, found = run(params, batch, model=STOCHASTIC, mixing=mixing, **options)
+        assert_close(one.params, other.params)
+        np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
+    without, _ = run(params, batch, model=STOCHASTIC)
     assert max(abs(one.params[p] - without.params[p]).max() for p in params) > 1e-3
 
 
@@ -181,26 +192,3 @@ def test_evaluation_step_ranks():
     np.testing.assert_array_equal(results["correct"], [True, False])
     np.testing.assert_array_equal(results["top5"], [True, False])
     np.testing.assert_array_equal(results["prediction"], [1, 0])
-
-
-def test_mixup_by_hand():
-    images = jnp.arange(4.0).reshape(4, 1, 1, 1) * jnp.ones((4, 2, 2, 3))
-    targets = jax.nn.one_hot(jnp.arange(4), 4)
-    mixed, mixed_targets = mixup(images, targets, 0.5, jax.random.key(5))
-    share = float(mixed_targets[0, 0])
-    assert 0 < share < 1
-    np.testing.assert_allclose(
-        mixed[:, 0, 0, 0],
-        [3 * (1 - share), share + 2 * (1 - share), 2 * share + 1 - share, 3 * share],
-        rtol=1e-5,
-    )
-    np.testing.assert_allclose(mixed_targets.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(mixed_targets[1], [0, share, 1 - share, 0], rtol=1e-5)
-
-
-def test_mixup_shares_follow_beta():
-    keys = jax.random.split(jax.random.key(0), 2000)
-    x = jnp.zeros((2, 1, 1, 1))
-    share = jax.vmap(lambda key: mixup(x, jnp.eye(2), 0.1, key)[1][0, 0])(keys)
-    assert float(share.mean()) == pytest.approx(0.5, abs=0.04)
-    assert float(((share < 0.01) | (share > 0.99)).mean()) > 0.6  # Beta(0.1, 0.1) is at the ends

@@ -51,7 +51,8 @@ COMMANDS = {
     "flops": "parameters, FLOPs and the paper's cost tables",
 }
 TAKE_ARGUMENTS = (
-    *("configs", "convert", "flops", "inspect", "predict", "prepare", "report", "train", "weights"),
+    *("configs", "convert", "flops", "inspect", "predict", "prepare", "report"),
+    *("sweep", "train", "weights"),
 )
 RESUMES = ("train", "sweep", "study")
 #: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.

@@ -39,6 +39,39 @@ def define_overrides(flags: absl_flags.FlagValues) -> None:
     )
 
 
+def define_recipe(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_enum(
+        "recipe",
+        None,
+        ["paper", "strong"],
+        "Of data alone: the paper's settings, the default, or stronger ones (configs/own.py).",
+        flag_values=flags,
+    )
+
+
+def data_alone(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
+    """The data that stand in the place of --config; "" if there are none.
+
+    Raises:
+      UsageError: more than one word, both, or neither and a flag that is of data alone.
+    """
+    if not arguments:
+        if flags.recipe:
+            raise UsageError(
+                "--recipe is of data in the place of --config; configs that have recipes take them "
+                "as an argument, e.g. --config=configs/own.py:recipe=strong."
+            )
+        return ""
+    spec, *more = arguments
+    if more:
+        raise UsageError(f"unexpected argument {more[0]!r}; the data are {spec}.")
+    if flags.config:
+        raise UsageError(
+            f"unexpected argument {spec!r} beside --config; data alone are given without a config."
+        )
+    return spec
+
+
 def rewrite_overrides(words: list[str]) -> list[str]:
     """`--config.KEY=VALUE` as `--set=KEY=VALUE`, which absl can parse."""
     return [re.sub(r"^--?config\.", "--set=", word) for word in words]

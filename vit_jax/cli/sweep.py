@@ -5,11 +5,15 @@ example:
       --config.init_from=B/16-imagenet21k
   vit-jax sweep --config=configs/finetune.py:B/16,folder:/data/pets --workdir=/runs/pets \\
       --config.init_from=B/16-imagenet21k --learning_rates=0.003,0.01,0.03
+  vit-jax sweep folder:/data/pets --workdir=/runs/pets
 
 Each learning rate is tried with a part of the training set held out (those of Table 4 are in
 configs/finetune.py: ImageNet 1%, CIFAR 2%, Pets and Flowers 10%); the best is trained on all of it
 with each of --seeds, and tested. Every
 trial is a run in WORKDIR; run the command again to go on. Writes WORKDIR/sweep.json.
+
+With data in the place of --config, the rest is chosen as by `vit-jax train DATA`, and rates are a
+third of its rate, the rate and three times it.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_integer(
         "seeds", 3, "Runs with the chosen rate.", lower_bound=1, flag_values=flags
     )
+    options.define_recipe(flags)
     options.define_processes(flags)
 
 
@@ -44,8 +49,13 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         rates = [float(rate) for rate in flags.learning_rates]
     except ValueError:
         raise UsageError("--learning_rates are numbers, separated by commas.") from None
-    config = options.read_config(flags)
+    spec = options.data_alone(flags, arguments)
+    config = None if spec else options.read_config(flags)
     with options.processes(flags):
+        if config is None:
+            from vit_jax.training import own_data
+
+            config = own_data.whole(spec, options.overrides(flags), flags.recipe or "paper")
         from vit_jax.runtime.distributed import say
         from vit_jax.studies.sweep import sweep
 

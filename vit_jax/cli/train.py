@@ -37,6 +37,7 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "new", False, "Of data alone: another run, whatever is unfinished.", flag_values=flags
     )
+    options.define_recipe(flags)
     absl_flags.DEFINE_bool(
         "print_config", False, "Prints the configuration as JSON, and stops.", flag_values=flags
     )
@@ -47,8 +48,8 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    if arguments:
-        train_on(flags, arguments)
+    if spec := options.data_alone(flags, arguments):
+        train_on(flags, spec)
         return
     if flags.new:
         raise UsageError("--new is of `vit-jax train DATA`; here --workdir says which run it is.")
@@ -68,15 +69,8 @@ def print_config(config: ConfigDict) -> None:
     print(configuration.to_json(config), end="")
 
 
-def train_on(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+def train_on(flags: absl_flags.FlagValues, spec: str) -> None:
     """Trains on data that are named alone."""
-    spec, *more = arguments
-    if more:
-        raise UsageError(f"unexpected argument {more[0]!r}; the data are {spec}.")
-    if flags.config:
-        raise UsageError(
-            f"unexpected argument {spec!r} beside --config; data alone are given without a config."
-        )
     if flags.new and flags.workdir:
         raise UsageError("--new and --workdir exclude each other; leave one out.")
     given = options.overrides(flags)
@@ -89,7 +83,7 @@ def train_on(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         if jax.process_count() > 1 and not workdir and not flags.print_config:
             raise UsageError("--workdir=DIR is needed with several processes: one for all of them.")
         with contextlib.redirect_stdout(sys.stderr if flags.print_config else sys.stdout):
-            chosen = own_data.recipe(spec, given)
+            chosen = own_data.recipe(spec, given, flags.recipe or "paper")
         config = chosen.config()
         if flags.print_config:
             print_config(config)

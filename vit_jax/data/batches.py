@@ -339,7 +339,9 @@ class _Padded:
                 self.on_bad(str(error))
         several = getattr(self.source, "multilabel", False)
         label = np.zeros(self.source.num_classes, np.int8) if several else np.int32(0)
-        return _row(np.zeros((*self.transform.size, 3), np.uint8), label, False, index)
+        return _row(
+            np.zeros((*self.transform.size, self.transform.channels), np.uint8), label, False, index
+        )
 
     def __repr__(self) -> str:
         return f"_Padded({self.source!r}, {self.total})"

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 (h, w, 3) RGB."""
+"""Encoded images to uint8 (h, w, 3) RGB, or as many channels as a model takes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,19 @@ TO_RGB = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK"
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags
 
 
+#: How a file of numpy.save begins.
+NPY = b"\x93NUMPY"
+
+
 def decode(
-    data: bytes | Image, name: str, *, orient: bool = False, max_pixels: int | None = None
+    data: bytes | Image,
+    name: str,
+    *,
+    orient: bool = False,
+    max_pixels: int | None = None,
+    channels: int = 3,
 ) -> Image:
-    """Any image as uint8 (h, w, 3) RGB.
+    """Any image as uint8 (h, w, 3) RGB; of other `channels` (h, w, channels).
 
     JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. Grey of 16 bits (of 12
     in a TIFF) is scaled, not clipped; alpha is dropped; of an animation the first frame counts.
@@ -38,13 +47,20 @@ def decode(
       name: what to call the record in an error.
       orient: the image is turned upright, as its EXIF orientation says; TFDS leaves it lying.
       max_pixels: an image whose header says more is not decoded; None is MAX_PIXELS.
+      channels: 1 is grey, which colours become; of another number that is not 3, the image has to
+        have just as many: pixels, a file of numpy.save, or RGBA, CMYK (4) and LA (2).
 
     Raises:
-      UserError: not an image, damaged, more than `max_pixels`, or values whose range is not known
-        (32 bits per channel, LAB).
+      UserError: not an image, damaged, of other channels, more than `max_pixels`, or values whose
+        range is not known (32 bits per channel, LAB).
     """
     if isinstance(data, np.ndarray):
-        return _as_rgb(data, name)
+        return _as_rgb(data, name) if channels == 3 else _with_channels(data, name, channels)
+    if data[: len(NPY)] == NPY:
+        return _with_channels(_array(data, name), name, channels)
+    if data and channels not in (1, 3):
+        found = _with_channels(_bands(data, name, max_pixels or MAX_PIXELS), name, channels)
+        return np.ascontiguousarray(upright(found, orientation(data) if orient else 1))
     if not data:
         raise UserError(f"The image {name} is empty (0 bytes); replace it or leave it out.")
     most = max_pixels or MAX_PIXELS
@@ -52,7 +68,61 @@ def decode(
     if image is None:
         image = _decode_any(data, name, most)
     turn = orientation(data) if orient else 1
-    return np.ascontiguousarray(upright(image, turn)) if turn != 1 else image
+    image = np.ascontiguousarray(upright(image, turn)) if turn != 1 else image
+    return image if channels == 3 else _grey(image)
+
+
+def _grey(image: Image) -> Image:
+    """(h, w, 3) RGB to (h, w, 1), by ITU-R 601; three equal channels are one of them."""
+    weighted = image.astype(np.uint32) @ np.array([299, 587, 114], np.uint32)
+    return ((weighted + 500) // 1000).astype(np.uint8)[..., None]
+
+
+def _with_channels(pixels: Image, name: str, channels: int) -> Image:
+    """Pixels (h, w) or (h, w, c) as (h, w, channels).
+
+    Raises:
+      UserError: c is another number, and the image is no colour for a model of grey.
+    """
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
+        raise UserError(
+            f"The image {name} is {pixels.dtype} {pixels.shape}, not uint8 (h, w, {channels})."
+        )
+    found = pixels.shape[-1]
+    if found == channels:
+        return np.ascontiguousarray(pixels)
+    if channels == 1 and found in (3, 4):
+        return _grey(pixels[..., :3])
+    if channels == 3 and found == 1:
+        return np.repeat(pixels, 3, axis=-1)
+    first = " It may be channels first: move them to the end." if len(pixels) == channels else ""
+    raise UserError(
+        f"The image {name} has {found} channels (shape {pixels.shape}), and the model takes "
+        f"{channels}.{first or f' Set config.model.channels={found}, or leave the image out.'}"
+    )
+
+
+def _array(data: bytes, name: str) -> Image:
+    """What numpy.save wrote; nothing is run."""
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:
+        raise UserError(f"The image {name} is a damaged .npy file, or one of objects.") from error
+
+
+def _bands(data: bytes, name: str, most: int) -> Image:
+    """A file's channels as they are stored."""
+    import PIL.Image
+
+    PIL.Image.MAX_IMAGE_PIXELS = None
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=formats()) as image:
+            if image.width * image.height <= most and image.mode in TO_RGB[1:]:
+                return np.asarray(image)
+    except Exception:  # what is wrong is said as of any other image
+        pass
+    return _decode_any(data, name, most)
 
 
 #: EXIF's orientations but 1, which is upright: whether rows and columns change places, and then the
@@ -229,6 +299,8 @@ def image_size(data: bytes | Image, name: str) -> tuple[int, int]:
     Raises:
       UserError: no image.
     """
+    if not isinstance(data, np.ndarray) and data[: len(NPY)] == NPY:
+        data = _array(data, name)
     if isinstance(data, np.ndarray):
         return data.shape[0], data.shape[1]
     import PIL.Image
@@ -244,9 +316,11 @@ def _as_rgb(pixels: Image, name: str) -> Image:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
-        raise UserError(f"The image {name} has shape {pixels.shape}, not (h, w, 1, 3 or 4).")
+        raise UserError(
+            f"The image {name} has shape {pixels.shape}, not (h, w, 1, 3 or 4): channels come last."
+        )
     if pixels.dtype != np.uint8:
-        raise UserError(f"The image {name} has dtype {pixels.dtype}, not uint8.")
+        raise UserError(f"The image {name} has dtype {pixels.dtype}, not uint8 (0 to 255).")
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     return np.ascontiguousarray(pixels[..., :3])

@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 Array = np.ndarray
 
 
-def preprocess(model, images: object) -> Array:
+def preprocess(model, images: object, *, first: int = 0) -> Array:
     """What evaluation does to images, as `model.preprocessing` says.
 
     Args:
@@ -23,33 +23,49 @@ def preprocess(model, images: object) -> Array:
       images: paths, encoded bytes, PIL images, or uint8 arrays (h, w), (h, w, 1, 3 or 4); also one
         of them, or one array (b, h, w, c). Files and PIL images are turned upright by their EXIF
         orientation, if the model's preprocessing says so.
+      first: the number of the first of them, in errors.
 
     Returns:
-      (b, h, w, 3) float32 in [-1, 1].
+      (b, h, w, 3) float32 in [-1, 1], or as many channels as the model takes.
 
     Raises:
-      UserError: no image, a file that cannot be read, or a model of other channels than RGB.
+      UserError: no image, a file that cannot be read, or an image of other channels.
     """
     config = getattr(model, "config", model)
-    if config.channels != 3:
-        raise UserError(
-            f"Images are read as RGB, and this {config.variant} takes {config.channels} channels."
-        )
-    if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
-        images = [images]
-    shape: tuple[int, ...] = getattr(images, "shape", ())
-    if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
-        images = [images]  # one image, and no batch of grey ones
-    if not hasattr(images, "__iter__"):
-        raise UserError(f"A {type(images).__name__} is no image and no list of images.")
-    transform = evaluation_transform(config.image_size, config.preprocessing)
-    pixels = [_read(transform, image, f"number {i}") for i, image in enumerate(images)]
+    transform = evaluation_transform(
+        config.image_size, config.preprocessing, channels=config.channels
+    )
+    pixels = [
+        _read(transform, image, f"number {i}")
+        for i, image in enumerate(listed(config, images), start=first)
+    ]
     return scaled(pixels, config)
 
 
+def listed(config, images: object) -> Sequence:
+    """What `preprocess` takes, as several images.
+
+    Raises:
+      UserError: no images, or an array of which it is not known what they are.
+    """
+    if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
+        return [images]
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4, config.channels)):
+        return [images]  # one image, and no batch of grey ones
+    if len(shape) == 3 and shape[0] == config.channels > 1:
+        raise UserError(
+            f"An array {shape} is one image with channels first, or {shape[0]} grey ones: give "
+            f"(h, w, {config.channels}), or a list of images."
+        )
+    if not hasattr(images, "__iter__"):
+        raise UserError(f"A {type(images).__name__} is no image and no list of images.")
+    return list(images)
+
+
 def scaled(pixels: Sequence[Array], config) -> Array:
-    """uint8 images (h, w, 3) as one batch of floats in [-1, 1]."""
-    shape = (0, *config.image_size, 3)
+    """uint8 images (h, w, c) as one batch of floats in [-1, 1]."""
+    shape = (0, *config.image_size, config.channels)
     return (np.stack(pixels) if pixels else np.zeros(shape)).astype(np.float32) / 127.5 - 1
 
 
@@ -75,5 +91,5 @@ def _read(transform: Transform, image: object, name: str) -> Array:
 
         assert isinstance(image, PIL.Image.Image), type(image)
         image = PIL.ImageOps.exif_transpose(image) if transform.orient else image
-        image = np.asarray(image.convert("RGB"))
+        image = np.asarray(image.convert("RGB") if transform.channels in (1, 3) else image)
     return transform.read(image if isinstance(image, bytes) else np.asarray(image), name)

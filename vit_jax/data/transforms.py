@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from vit_jax.data.decode import Encoded, Image, decode, open_image
+from vit_jax.data.trivial_augment import POLICIES, check_policy
 from vit_jax.errors import UserError, nearest
 
 Size = tuple[int, int]
-
-
 INCEPTION_TRIES = 100
 
 
@@ -35,7 +34,12 @@ def bilinear(image: Image, size: Size) -> Image:
     if image.shape[:2] == tuple(size):
         return image
     cv2 = _cv2()
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return _three_axes(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
+
+
+def _three_axes(image: Image) -> Image:
+    """(h, w, c) of what OpenCV returns, which leaves out the last axis of one channel."""
+    return image[..., None] if image.ndim == 2 else image
 
 
 def by_area(image: Image, size: Size) -> Image:
@@ -47,7 +51,7 @@ def by_area(image: Image, size: Size) -> Image:
         return image
     if image.shape[0] >= size[0] and image.shape[1] >= size[1]:
         cv2 = _cv2()
-        return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        return _three_axes(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA))
     rows, columns = (_shares(old, new) for old, new in zip(image.shape[:2], size, strict=True))
     resized = np.tensordot(rows, np.tensordot(image, columns, (1, 1)), 1)  # (h, c, w)
     return resized.transpose(0, 2, 1).round().clip(0, 255).astype(np.uint8)
@@ -74,7 +78,7 @@ def _random_crop(image: Image, rng: np.random.Generator, size: Size) -> Image:
 
 def _maybe_flip(image: Image, rng: np.random.Generator, flip: bool) -> Image:
     if flip and rng.random() < 0.5:
-        return _cv2().flip(image, 1)
+        return _three_axes(_cv2().flip(image, 1))
     return image
 
 
@@ -267,12 +271,16 @@ def make_transform(
     train: bool,
     orient: bool = False,
     max_pixels: int | None = None,
+    policy: str = "none",
+    channels: int = 3,
     **options,
 ) -> Transform:
     """A picklable transform: (image, rng) -> image in training, (image) -> image in evaluation.
 
     orient: encoded images are turned upright by their EXIF orientation when they are read.
     max_pixels: larger images are refused, see `decode`.
+    policy: of training, what else is done to an image after its crop, see POLICIES.
+    channels: of the images, see `decode`.
 
     Raises:
       UserError: no such transform, an option that it does not take, or one that does not fit.
@@ -308,7 +316,12 @@ def make_transform(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    return Transform(name, table[name], (size[0], size[1]), options, train, orient, max_pixels)
+    check_policy(policy, where, channels if train else 0)
+    if name == "pillow" and channels != 3:
+        raise UserError(f"config.{where}.name=pillow knows no images of {channels} channels.")
+    return Transform(
+        name, table[name], (size[0], size[1]), options, train, orient, max_pixels, policy, channels
+    )
 
 
 #: How a model whose evaluation transform is not known is evaluated, as after fine-tuning.
@@ -318,13 +331,21 @@ FOREIGN_EVALUATION = (("name", "resize"), ("orient", True))
 
 
 def evaluation_transform(
-    size: Size, preprocessing: Iterable[tuple[str, object]], *, max_pixels: int | None = None
+    size: Size,
+    preprocessing: Iterable[tuple[str, object]],
+    *,
+    max_pixels: int | None = None,
+    channels: int | None = None,
 ) -> Transform:
     """The transform that a model's configuration carries as `preprocessing`.
 
+    channels: of the model, where its preprocessing may not say so.
+
     Models of the first version do not speak of `orient`: theirs leaves images as they are stored.
     """
-    options = dict(preprocessing) or DEFAULT_EVALUATION
+    options: dict = dict(preprocessing) or DEFAULT_EVALUATION
+    if channels is not None:
+        options = options | {"channels": channels}
     return make_transform(size=size, train=False, max_pixels=max_pixels, **options)
 
 
@@ -340,14 +361,19 @@ class Transform:
         train: bool,
         orient: bool,
         max_pixels: int | None = None,
+        policy: str = "none",
+        channels: int = 3,
     ):
-        self.max_pixels = max_pixels
+        self.max_pixels, self.policy, self.channels = max_pixels, policy, channels
         self.name, self.function, self.size = name, function, size
         self.options, self.train, self.orient = options, train, orient
 
     def __call__(self, image: Image | Encoded, rng: np.random.Generator | None = None) -> Image:
         arguments = (image, rng, self.size) if self.train else (image, self.size)
-        return np.ascontiguousarray(self.function(*arguments, **self.options))
+        found = self.function(*arguments, **self.options)
+        if (change := POLICIES[self.policy]) is not None:
+            found = change(np.ascontiguousarray(found), rng)  # type: ignore[arg-type]  # in training
+        return np.ascontiguousarray(found)
 
     def read(
         self,
@@ -361,10 +387,13 @@ class Transform:
 
         exif: False where the data set says that orientation does not count, as TFDS does.
         """
+        options: dict = {"orient": self.orient and exif, "max_pixels": self.max_pixels}
+        if self.channels != 3:
+            return self(decode(data, name, channels=self.channels, **options), rng)
         open_ = open_image if self.name in CROP_FIRST else decode
-        orient = self.orient and exif
-        return self(open_(data, name, orient=orient, max_pixels=self.max_pixels), rng)
+        return self(open_(data, name, **options), rng)
 
     def __repr__(self) -> str:
-        options = "".join(f", {key}={value}" for key, value in sorted(self.options.items()))
+        known = self.options | ({} if self.policy == "none" else {"policy": self.policy})
+        options = "".join(f", {key}={value}" for key, value in sorted(known.items()))
         return f"{self.name}({self.size[0]}x{self.size[1]}{options})"

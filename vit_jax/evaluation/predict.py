@@ -70,7 +70,8 @@ def predict(forward: Forward, files: Sequence[Path], *, top_k: int = 5) -> Itera
     where = sharding.batch_sharding(forward.mesh)
     for start in range(0, len(files), size):
         chunk = files[start : start + size]
-        images, problems = np.zeros((len(chunk), *forward.image_size, 3), np.uint8), {}
+        shape = (len(chunk), *forward.image_size, transform.channels)
+        images, problems = np.zeros(shape, np.uint8), {}
         for i, file in enumerate(chunk):
             try:
                 images[i] = read_file(transform, file)

@@ -114,6 +114,11 @@ def inspect(
 
 def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray:
     """Images as the model sees them, (b, h, w, 3) uint8."""
+    if config.channels != 3:
+        raise UserError(
+            f"inspect shows images in colour, and this {config.variant} takes {config.channels} "
+            "channels."
+        )
     transform = data.evaluation_transform(config.image_size, config.preprocessing)
     decoded = [read_file(transform, file) for file in files]
     return np.stack(decoded) if decoded else np.zeros((0, *config.image_size, 3), np.uint8)

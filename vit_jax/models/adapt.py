@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,17 +73,22 @@ FIRST_KERNELS = ("patch_embedding/kernel", "stem/conv_root/kernel", "conv_root/k
 def resample_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first kernel (h, w, c, d) for another number of input channels.
 
-    Channels repeat in their order, scaled so that an image with equal channels is embedded as
-    before: one channel is the sum of all.
+    Each of n gets the sum over the old ones divided by n, so that an image with equal channels is
+    embedded as before.
     """
     kernel = np.asarray(kernel, np.float32)
-    c = kernel.shape[2]
-    repeated = kernel[:, :, np.arange(channels) % c]
-    if channels < c:
-        repeated = np.broadcast_to(kernel.mean(axis=2, keepdims=True), repeated.shape)
-    total = kernel.sum(axis=2, keepdims=True)
-    # Exact for grey images, however the repeats fall.
-    return repeated + (total - repeated.sum(axis=2, keepdims=True)) / channels
+    if kernel.shape[2] == channels:
+        return kernel
+    share = kernel.sum(axis=2, keepdims=True) / channels
+    return np.repeat(share, channels, axis=2)
+
+
+def with_channels(
+    preprocessing: Iterable[tuple[str, object]], channels: int
+) -> tuple[tuple[str, object], ...]:
+    """A model's preprocessing of images with so many channels; that of 3 says nothing of them."""
+    others = [(key, value) for key, value in preprocessing if key != "channels"]
+    return tuple(sorted([*others, *([("channels", channels)] if channels != 3 else [])]))
 
 
 def is_zero_head(params: models.Params) -> bool:
@@ -193,6 +198,9 @@ def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
             else (key, value)
             for key, value in config.preprocessing
         )
+    if changes.get("channels", config.channels) != config.channels:
+        known = changes.get("preprocessing", config.preprocessing) or (("name", "resize"),)
+        changes["preprocessing"] = with_channels(known, changes["channels"])
     if changes.get("num_classes", config.num_classes) != config.num_classes:
         changes |= {"labels": changes.get("labels", ()), "thresholds": ()}
         if getattr(config, "representation_size", None) is not None:

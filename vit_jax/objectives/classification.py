@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vit_jax import models
 from vit_jax.models.layers import Randomness, split
-from vit_jax.objectives import losses
+from vit_jax.objectives import losses, mixing
 from vit_jax.objectives.objective import Batch, Objective
 
 
@@ -19,6 +20,7 @@ def classification(
     *,
     loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.softmax_cross_entropy,
     mixup_alpha: float = 0.0,
+    cutmix_alpha: float = 0.0,
     training_loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     multilabel: bool = False,
 ) -> Objective:
@@ -27,34 +29,35 @@ def classification(
     Args:
       apply: (params, images, key=None) -> logits (b, k).
       loss: (logits, targets) -> (b,).
-      mixup_alpha: pairs of images are mixed by Beta(alpha, alpha); 0: not.
+      mixup_alpha, cutmix_alpha: pairs of images are mixed, see `mixing.mix`; 0: not.
       training_loss: measured under its own name beside the plain loss.
       multilabel: an image has any number of labels; "label" is (b, k) of 0 and 1.
     """
 
-    def batch_loss(params: dict[str, jax.Array], batch: Batch, key: Randomness) -> jax.Array:
-        images = models.normalise(batch["image"])
+    mixes = bool(mixup_alpha or cutmix_alpha)
+
+    def prepared(batch: Batch, key: Randomness) -> tuple[Batch, Randomness]:
+        """Images in [-1, 1] and targets (b, k), mixed if they are to be; and the model's key."""
+        is_mixed = mixes and batch["image"].dtype != jnp.uint8
+        images = batch["image"] if is_mixed else models.normalise(batch["image"])
         targets = losses.one_hot(batch["label"], num_classes)
-        if mixup_alpha:
+        if mixes:
             key, mix_key = split(key)
-            images, targets = mixup(images, targets, mixup_alpha, mix_key)
-        return loss(apply(params, images, key=key), targets)
+            if not is_mixed:
+                images, targets = mixing.mix(
+                    images, targets, mix_key, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
+                )
+        return {"image": images, "label": targets}, key
+
+    def batch_loss(params: dict[str, jax.Array], batch: Batch, key: Randomness) -> jax.Array:
+        batch, key = prepared(batch, key)
+        return loss(apply(params, batch["image"], key=key), batch["label"])
 
     measured = measures_of_several if multilabel else measures_of
-    return Objective(batch_loss, measures(apply, num_classes, measured, training_loss))
-
-
-def mixup(
-    images: jax.Array, targets: jax.Array, alpha: float, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mixes every example with its mirror place in the batch (arXiv 1710.09412), as BiT fine-tunes.
-
-    One share, drawn from Beta(alpha, alpha), for the whole batch; shapes stay as they are.
-    """
-    share = jax.random.beta(key, alpha, alpha)
-    return (
-        share * images + (1 - share) * images[::-1],
-        share * targets + (1 - share) * targets[::-1],
+    return Objective(
+        batch_loss,
+        measures(apply, num_classes, measured, training_loss),
+        mix=(lambda batch, key: prepared(batch, key)[0]) if mixes else None,
     )
 
 

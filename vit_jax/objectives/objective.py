@@ -27,9 +27,12 @@ class Objective(NamedTuple):
     init: key -> parameters of its own; their paths begin with "objective/", and neither an export
       nor fine-tuning has them.
     show: (params, images (b, h, w, c) uint8) -> {name: likewise}, rows of pictures for the report.
+    mix: (batch, key) -> a batch whose examples are of several, for `loss` to go on with, made of
+      the whole batch before it is cut into parts; an uncut one `loss` mixes itself. None: not.
     """
 
     loss: Callable[[dict[str, jax.Array], Batch, Randomness], jax.Array]
     measure: Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]
     init: Callable[[jax.Array], dict[str, Any]] = nothing_of_its_own
     show: Callable[[dict[str, jax.Array], jax.Array], dict[str, jax.Array]] | None = None
+    mix: Callable[[Batch, Randomness], Batch] | None = None

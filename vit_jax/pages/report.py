@@ -23,6 +23,8 @@ from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
 Records = list[dict[str, float]]  # see runtime/logbook.py
 Stage = tuple[str, Records]  # heading, records
+#: Of accuracies, where they are not in the middle.
+PLACES = {"eval/accuracy": 0, "train_eval/accuracy": 2, "train_eval/top5_accuracy": 3}
 #: Seconds after which a browser reads the page of a run that is not finished again.
 REFRESH = 30
 
@@ -103,10 +105,11 @@ def series_of(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points
 
 
 def accuracies_of(series: Mapping[str, charts.Points]) -> dict[str, charts.Points]:
-    """The curves `eval/*accuracy`, top-1 first, and `eval/mAP`."""
+    """The curves `eval/*accuracy`, top-1 first, and `eval/mAP`; then those of training images."""
     ends = ("accuracy", "mAP")
-    found = {k: v for k, v in series.items() if k.startswith("eval/") and k.endswith(ends)}
-    return dict(sorted(found.items(), key=lambda item: item[0] != "eval/accuracy"))
+    parts = ("eval/", "train_eval/")
+    found = {k: v for k, v in series.items() if k.startswith(parts) and k.endswith(ends)}
+    return dict(sorted(found.items(), key=lambda item: PLACES.get(item[0], 1)))
 
 
 def words(key: str) -> str:
@@ -173,7 +176,10 @@ def _stage(name: str, records: Records) -> str:
         smooth = charts.smooth(points) if is_noisy else []
         return charts.Curve(label, smooth, raw=points) if smooth else charts.Curve(label, points)
 
-    names = [key.removeprefix("eval/").replace("_", " ") for key in accuracies]
+    names = [
+        words(key.removeprefix("eval/").replace("train_eval/", "training images: "))
+        for key in accuracies
+    ]
     main = [
         charts.chart("Training loss", [curve("train/loss")], may_be_log=True),
         charts.chart("Evaluation accuracy", list(map(curve, accuracies, names)), charts.percent),
@@ -181,6 +187,11 @@ def _stage(name: str, records: Records) -> str:
         charts.chart("Images per second", [curve("train/images_per_second")], from_zero=True),
     ]
     shown = {"train/loss", "train/learning_rate", "train/images_per_second", *accuracies}
+    if "train_eval/loss" in series:
+        plain = {"eval/loss": "evaluation", "train_eval/loss": "training images"}
+        curves = [curve(key, name) for key, name in plain.items()]
+        main.insert(2, charts.chart("Plain loss of both", curves, may_be_log=True))
+        shown |= plain.keys()
     rest = [key for key in series if key not in shown]
     more = ""
     if rest:

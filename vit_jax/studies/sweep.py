@@ -30,6 +30,9 @@ def sweep(
 ) -> dict:
     """Runs the protocol in `workdir`; each trial is a run of its own there, and resumes.
 
+    With `config.keep_best` rates are compared by their best evaluations. Final runs go to their
+    end: what they are evaluated on is the test split, which chooses nothing.
+
     Args:
       learning_rates, held_out: to choose from, and the percent of the training set that is held
         out to do so; by default those of `config.sweep` (Table 4's, in configs/finetune.py).
@@ -71,6 +74,7 @@ def sweep(
         trial = on_splits(config, train_split, test_split)
         trial.schedule.learning_rate = best
         trial.seed = config.seed + seed
+        trial.keep_best, trial.patience = "", 0
         found = train(trial, workdir / f"final_{seed}")
         accuracies.append(score(found))
         say(f"seed {trial.seed}: {100 * accuracies[-1]:.2f}% of {test_split}")
@@ -88,7 +92,13 @@ def sweep(
 
 def score(metrics: Mapping[str, float]) -> float:
     """What learning rates are compared by: top-1, or mAP where images have several labels."""
-    return metrics["eval/mAP" if "eval/mAP" in metrics else "eval/accuracy"]
+    found = "eval/mAP" if "eval/mAP" in metrics else "eval/accuracy"
+    if found not in metrics:
+        raise UserError(
+            "A sweep compares accuracies, and this objective measures none; use "
+            "config.objective.name=classification."
+        )
+    return metrics[found]
 
 
 def splits(config: ConfigDict) -> tuple[str, str]:
@@ -101,20 +111,26 @@ def splits(config: ConfigDict) -> tuple[str, str]:
 
 
 def carve(split: str, held_out: float) -> tuple[str, str]:
-    """A whole split as two: "train" and 10 as ("train[:90%]", "train[90%:]").
+    """A split as two: "train" and 10 as ("train[:90%]", "train[90%:]").
+
+    The first part of a split, which is what data without a test split are trained on, is one too:
+    "train[:90%]" and 10 are ("train[:81%]", "train[81%:90%]").
 
     Raises:
-      UserError: the split is a slice already.
+      UserError: the split is another slice.
     """
-    if not re.fullmatch(r"\w+", split):
+    found = re.fullmatch(r"([\w-]+)(?:\[:(\d+)%\])?", split)
+    if not found:
         raise UserError(
-            f"A sweep holds out a part of a whole training split, and {split!r} is not one: use a "
-            "data set with a test split of its own, and leave config.data.train_split whole."
+            f"A sweep holds out the end of a training split or of its first part, such as train or "
+            f"train[:90%], and {split!r} is neither; set config.data.train_split."
         )
-    percent = round(100 - held_out)
-    if not 0 < percent < 100:
+    name, whole = found[1], int(found[2] or 100)
+    if not 0 < round(100 - held_out) < 100:
         raise UserError(f"--held_out={held_out:g} must be between 1 and 99 percent.")
-    return f"{split}[:{percent}%]", f"{split}[{percent}%:]"
+    percent = round(100 - held_out) if whole == 100 else round(whole * (100 - held_out)) / 100
+    last = "" if whole == 100 else f"{whole}%"
+    return f"{name}[:{percent:g}%]", f"{name}[{percent:g}%:{last}]"
 
 
 def on_splits(config: ConfigDict, train_split: str, eval_split: str) -> ConfigDict:

@@ -67,8 +67,8 @@ def rule_of(config: ConfigDict, periods: Mapping[str, int | None]) -> Rule | Non
             f"{there}, e.g. eval/accuracy.{nearest(evaluator, periods)}"
         )
     if periods[evaluator] is None:
-        where = "config.eval_every" if evaluator == "eval" else f"config.evaluators.{evaluator}."
-        every = where if evaluator == "eval" else f"{where}every"
+        own = evaluator not in config.evaluators
+        every = "config.eval_every" if own else f"config.evaluators.{evaluator}.every"
         raise UserError(
             f"config.keep_best={text!r} has nothing to choose from: {evaluator} runs once, at the "
             f"end; set {every}_steps or {every}_epochs."

@@ -16,7 +16,7 @@ import numpy as np
 
 from vit_jax import config as configuration
 from vit_jax.config import ConfigDict
-from vit_jax.data.source import Source
+from vit_jax.data.source import Source, Subset
 from vit_jax.data.specs import split_specs
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification, options, protocols, run
@@ -34,6 +34,10 @@ COMMON = {
         options.Option("every_epochs", float | None, None, "its interval; neither: at the end"),
     )
 }
+
+
+#: What the accuracy on training images is called; see `config.eval_training_images`.
+ON_TRAINING = "train_eval"
 
 
 class Protocol(NamedTuple):
@@ -79,6 +83,8 @@ def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
     """
     every = functools.partial(configuration.duration, steps_per_epoch=steps_per_epoch)
     found: Periods = {"eval": every(config, "eval_every")}
+    if config.eval_training_images:
+        found[ON_TRAINING] = found["eval"]
     for key, protocol in chosen(config).items():
         with naming(key):
             protocols.sources(protocol.evaluator, protocol.data, protocol.options)
@@ -102,10 +108,24 @@ def evaluators(setup: Setup, on_bad: Callable[[str], None] | None = None) -> dic
     on_bad: called for images of the run's own data that cannot be read; None raises.
     """
     others = chosen(setup.config)
+    step = run.jit_eval_step(setup.program.objective.measure, setup.program.mesh)
+    own = {"eval": setup.data.evaluation}
+    if setup.config.eval_training_images:
+        own[ON_TRAINING] = some_training_images(setup)
     return {
-        key: accuracy(setup, on_bad) if key == "eval" else protocol(setup, key, others[key])
+        key: accuracy(setup, step, key, own[key], on_bad)
+        if key in own
+        else protocol(setup, key, others[key])
         for key in setup.plan.periods
     }
+
+
+def some_training_images(setup: Setup) -> Source:
+    """`config.eval_training_images` of the training images, the same in every run of a seed."""
+    train, count = setup.data.train, setup.config.eval_training_images
+    rng = np.random.default_rng(setup.config.seed)
+    chosen = np.sort(rng.permutation(len(train))[:count])
+    return Subset(train, chosen, f"{len(chosen)} of {train.spec}")
 
 
 def eval_batch_size(config: ConfigDict) -> int:
@@ -113,16 +133,24 @@ def eval_batch_size(config: ConfigDict) -> int:
     return config.eval_batch_size or config.batch_size // config.accumulation_steps
 
 
-def accuracy(setup: Setup, on_bad: Callable[[str], None] | None = None) -> Evaluator:
-    """Top-1, top-5 and loss on the evaluation split of the run's own data."""
-    step = run.jit_eval_step(setup.program.objective.measure, setup.program.mesh)
+def accuracy(
+    setup: Setup,
+    step: Callable,
+    name: str,
+    source: Source,
+    on_bad: Callable[[str], None] | None = None,
+) -> Evaluator:
+    """Top-1, top-5 and plain loss on a part of the run's own data, as {name/...}.
+
+    step: the jitted measure of the objective.
+    """
 
     def evaluate(
         params: Mapping[str, jax.Array], on_batch: Callable[[int], None]
     ) -> dict[str, float]:
         results = run.over_source(
             functools.partial(step, params),
-            setup.data.evaluation,
+            source,
             setup.data.eval_transform,
             batch_size=eval_batch_size(setup.config),
             mesh=setup.program.mesh,
@@ -131,7 +159,7 @@ def accuracy(setup: Setup, on_bad: Callable[[str], None] | None = None) -> Evalu
             on_bad=on_bad,
         )
         summary = classification.summarise(results)
-        return {f"eval/{key}": value for key, value in summary.items()}
+        return {f"{name}/{key}": value for key, value in summary.items()}
 
     return evaluate
 

@@ -46,8 +46,8 @@ def objective_of(
 
     An objective is a function that is given what it asks for by name: `model`, `num_classes`,
     `multilabel` and `apply` (`apply(params, x, method="encode")` is a part of the model), and of
-    the configuration `loss`, `training_loss` and `mixup_alpha`. Its other arguments are its
-    options, the keys of `config.objective`. The loss knows the class weights (k,) already.
+    the configuration `loss`, `training_loss`, `mixup_alpha` and `cutmix_alpha`. Its other arguments
+    are its options, the keys of `config.objective`. The loss knows the class weights (k,) already.
 
     Raises:
       UserError: no such objective or option, or a setting that this one does not read.
@@ -65,6 +65,7 @@ def objective_of(
         "training_loss": None if is_plain(config, model.multilabel) else loss,
         "multilabel": model.multilabel,
         "mixup_alpha": config.mixup_alpha,
+        "cutmix_alpha": config.cutmix_alpha,
     }
     name = config.objective.name
     takes = inspect.signature(
@@ -74,6 +75,7 @@ def objective_of(
         ("loss", "loss", config.loss.name != "softmax_cross_entropy" or is_smooth(config)),
         ("class_weights", "loss", config.class_weights != "none"),
         ("mixup_alpha", "mixup_alpha", bool(config.mixup_alpha)),
+        ("cutmix_alpha", "cutmix_alpha", bool(config.cutmix_alpha)),
     ):
         if changed and read not in takes:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -132,19 +131,3 @@ def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": adam, "sgd": sgd}
-
-
-def polyak_decay(step, decay: float, *, ramp: bool = False):
-    """The weight of the old average in the new one, after `step` = 0, 1, ... updates.
-
-    The paper gives only the 0.9999, not how the average begins. Here it is bias-corrected: after t
-    updates every one of them has its weight (1 - decay) decay^(t - i) / (1 - decay^t), the initial
-    weights none. With `ramp` the weight rises as (1 + t) / (10 + t) up to `decay`, which 0.9999
-    does not reach within 20,000 steps.
-    """
-    if ramp:
-        t = jnp.asarray(step, jnp.float32)
-        return jnp.minimum(decay, (1.0 + t) / (10.0 + t))
-    log = math.log(decay)
-    before, after = (-jnp.expm1(log * jnp.asarray(step + i, jnp.float32)) for i in (0, 1))
-    return decay * before / after

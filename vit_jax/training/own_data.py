@@ -54,8 +54,11 @@ class Recipe(NamedTuple):
         ]
 
 
-def recipe(spec: str, given: Mapping[str, str]) -> Recipe:
+def recipe(spec: str, given: Mapping[str, str], name: str = "paper") -> Recipe:
     """What to do with the data `spec`; `given` settings win.
+
+    Args:
+      name: of RECIPES in CONFIG.
 
     Raises:
       UserError: the data cannot be opened, or are named twice.
@@ -75,6 +78,8 @@ def recipe(spec: str, given: Mapping[str, str]) -> Recipe:
         "multilabel": source.multilabel,
         "flip": spec.split("[")[0] != "digits",  # a mirrored digit is none
     }
+    if name != "paper":
+        facts["recipe"] = name
     left = dict(given)
     if left.get("model.image_size", "").isdigit():
         facts["resolution"] = left.pop("model.image_size")
@@ -88,6 +93,18 @@ def recipe(spec: str, given: Mapping[str, str]) -> Recipe:
         overrides["keep_best"] = ""  # another objective measures something else
     argument = ",".join(f"{key}={as_text(value)}" for key, value in facts.items())
     return Recipe(argument, overrides | left, notes)
+
+
+def whole(spec: str, given: Mapping[str, str], name: str = "paper") -> ConfigDict:
+    """The configuration of `recipe` for all of the training images: a sweep holds out its own."""
+    chosen = recipe(spec, given, name)
+    for line in chosen.notes:
+        if not line.startswith("validation:"):
+            say(f"  {line}")
+    for key in ("data.train_split", "data.eval_split"):
+        if key not in given:
+            chosen.overrides.pop(key, None)
+    return chosen.config()
 
 
 def as_text(value: object) -> str:

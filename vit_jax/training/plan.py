@@ -104,4 +104,10 @@ def optimiser_text(setup: Setup) -> str:
         + (f", class weights {weights}" if (weights := config.class_weights) != "none" else "")
         + (f", clip at global norm {clip:g}" if clip else "")
         + (f", Polyak average {polyak:g}" if polyak else "")
+        + "".join(
+            f", {key} {value:g}"
+            for key, off in (("mixup_alpha", 0), ("cutmix_alpha", 0), ("layer_decay", 1))
+            if (value := config[key]) != off
+        )
+        + (f", {config.freeze_blocks} blocks frozen" if config.freeze_blocks else "")
     )

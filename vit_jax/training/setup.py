@@ -20,7 +20,7 @@ from vit_jax.models import adapt
 from vit_jax.numerics import Machine, remat
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import profiling, sharding
-from vit_jax.training import best, optim, state as train_state
+from vit_jax.training import best, by_layer, optim, state as train_state
 from vit_jax.training.decided import Plan, Program, Setup
 from vit_jax.training.evaluators import chosen, metric_names, periods
 from vit_jax.training.objective import loss_function, needs_labels, objective_of
@@ -54,6 +54,7 @@ def set_up(
     opened = (
         open_sources(config, labelled=needs_labels(config)) if sources is None else (*sources, [])
     )
+    by_layer.check(config)
     needed = not resuming or config.model.variant == OF_CHECKPOINT
     initial = load.read(config.init_from) if config.init_from and needed else None
     model = model_config(config, opened[0], initial)
@@ -78,6 +79,7 @@ def check(config: ConfigDict) -> None:
     if config.model.variant != OF_CHECKPOINT:
         model = model_config(config, opened[0], None)
         models.numerics_of(model)
+        by_layer.rate_of(config, model)
         data_of(config, model, *opened)
     plan_of(config, len(opened[0]))
 
@@ -152,7 +154,7 @@ def program_of(
         polyak=config.polyak_decay is not None,
         consume=initial is not None,
     )
-    step = train_step_of(config, objective, plan)
+    step = train_step_of(config, model, objective, plan)
     return Program(model, numerics, mesh, objective, step, initialise, abstract_state)
 
 
@@ -160,11 +162,14 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     return configuration.call(optim.OPTIMIZERS, "config.optimizer", config.optimizer)
 
 
-def train_step_of(config: ConfigDict, objective: Objective, plan: Plan) -> Callable:
+def train_step_of(
+    config: ConfigDict, model: models.ModelConfig, objective: Objective, plan: Plan
+) -> Callable:
     """The training step of a configuration, not yet jitted."""
+    rate = by_layer.rate_of(config, model)
     return make_train_step(
-        objective,
-        optimizer_of(config),
+        by_layer.frozen(objective, rate),
+        by_layer.with_rates(optimizer_of(config), rate),
         plan.schedule,
         seed=config.seed,
         gradient_clip_norm=config.gradient_clip_norm,
@@ -190,7 +195,7 @@ def computed_as(
         model = models.replace(model, attention=attention)
     numerics = models.numerics_of(model, setup.program.numerics.machine)
     objective = objective_of(config, model, numerics, setup.data.class_weights)
-    step = train_step_of(config, objective, setup.plan)
+    step = train_step_of(config, model, objective, setup.plan)
     program = setup.program._replace(
         model=model, numerics=numerics, objective=objective, train_step=step
     )
@@ -230,11 +235,6 @@ def model_config(
             f"config.model.num_classes={classes} is less than the {source.num_classes} classes "
             f"of {source.spec}; leave it out to take them from the data."
         )
-    if overrides.get("channels", 3) != 3:
-        raise UserError(
-            f"config.model.channels={overrides['channels']}: data sets are read as RGB, so a model "
-            "that is trained on them has 3 channels."
-        )
     labels = tuple(source.class_names) if classes == source.num_classes else ()
     overrides |= {
         "labels": labels,
@@ -246,7 +246,7 @@ def model_config(
         "dtype": compute_dtype(config.compute_dtype),
     }
     if overrides["variant"] != OF_CHECKPOINT:
-        return models.get_config(**overrides)
+        return with_channels(models.get_config(**overrides), config)
     if initial is None:
         raise UserError(
             f"config.model.variant={OF_CHECKPOINT!r} takes the architecture from "
@@ -256,7 +256,22 @@ def model_config(
     overrides["variant"] = found.variant
     if isinstance(found, models.ViTConfig):  # a new task: the linear head, unless it is asked for
         found = models.replace(found, representation_size=None)
-    return models.override(found, **overrides)
+    return with_channels(models.override(found, **overrides), config)
+
+
+def with_channels(model: models.ModelConfig, config: ConfigDict) -> models.ModelConfig:
+    """The model, whose preprocessing knows how many channels it takes.
+
+    Raises:
+      UserError: the objective knows colours alone.
+    """
+    if model.channels != 3 and config.objective.name == "masked_patches":
+        raise UserError(
+            f"config.model.channels={model.channels}: masked_patches predicts colours, of 3 "
+            "channels."
+        )
+    preprocessing = adapt.with_channels(model.preprocessing, model.channels)
+    return models.replace(model, preprocessing=preprocessing)
 
 
 def compute_dtype(name: str) -> str:

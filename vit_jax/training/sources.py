@@ -98,6 +98,7 @@ def data_of(
         train=True,
         orient=config.data.orient,
         max_pixels=config.data.max_image_pixels,
+        channels=model.channels,
         **config.augment.to_dict(),
     )
     eval_transform = transforms.evaluation_transform(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -76,3 +77,19 @@ def initialise(
 def evaluated_params(state: TrainState) -> dict[str, jax.Array]:
     """The parameters that are evaluated and exported: the Polyak average where there is one."""
     return state.average or state.params
+
+
+def weight_of_average(step, decay: float, *, ramp: bool = False):
+    """The weight of the old average in the new one, after `step` = 0, 1, ... updates.
+
+    The paper gives only the 0.9999, not how the average begins. Here it is bias-corrected: after t
+    updates every one of them has its weight (1 - decay) decay^(t - i) / (1 - decay^t), the initial
+    weights none. With `ramp` the weight rises as (1 + t) / (10 + t) up to `decay`, which 0.9999
+    does not reach within 20,000 steps.
+    """
+    if ramp:
+        t = jnp.asarray(step, jnp.float32)
+        return jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    log = math.log(decay)
+    before, after = (-jnp.expm1(log * jnp.asarray(step + i, jnp.float32)) for i in (0, 1))
+    return decay * before / after

@@ -11,8 +11,7 @@ import optax
 
 from vit_jax.numerics.bits import Key, Randomness
 from vit_jax.objectives.objective import Batch, Objective
-from vit_jax.training import optim
-from vit_jax.training.state import TrainState
+from vit_jax.training.state import TrainState, weight_of_average
 
 
 def make_train_step(
@@ -50,6 +49,8 @@ def make_train_step(
         rows = jnp.arange(len(jax.tree.leaves(batch)[0]), dtype=jnp.uint32)
         if accumulation_steps == 1:
             return value_and_grad(params, batch, random_key(step, rows))
+        if objective.mix is not None:  # who is paired with whom does not depend on the parts
+            batch = objective.mix(batch, random_key(step, rows))
         # Every device cuts its own rows, so no example moves between devices.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), (batch, rows)
@@ -77,7 +78,7 @@ def make_train_step(
         average = state.average
         if polyak_decay is not None:
             updates = state.step - state.skipped
-            decay = optim.polyak_decay(updates, polyak_decay, ramp=polyak_ramp)
+            decay = weight_of_average(updates, polyak_decay, ramp=polyak_ramp)
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
         # A step whose gradient is not finite changes nothing but the counters.

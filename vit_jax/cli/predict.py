@@ -48,6 +48,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     forward = options.forward(checkpoint, BATCH_SIZE)
     if forward.multilabel and not forward.thresholds:
         print("no threshold was chosen for this model: 0.5 is taken", file=sys.stderr)
+    if forward.temperature:
+        print(
+            f"probabilities at the model's temperature, {forward.temperature:.4g}", file=sys.stderr
+        )
     for result in predict(forward, files, top_k=flags.top_k):
         if "error" in result:
             bad += 1

@@ -88,7 +88,8 @@ def predict(forward: Forward, files: Sequence[Path], *, top_k: int = 5) -> Itera
 
 def best(logits: jax.Array, model: Forward | models.ModelConfig, top_k: int) -> list[list[dict]]:
     """The rows of `predict` for each image, of its logits (k,)."""
-    probabilities = np.asarray((jax.nn.sigmoid if model.multilabel else jax.nn.softmax)(logits))
+    chances = jax.nn.sigmoid if model.multilabel else jax.nn.softmax
+    probabilities = np.asarray(chances(logits / (model.temperature or 1.0)))
     thresholds = np.broadcast_to(np.array(model.thresholds or (DEFAULT,)), model.num_classes)
     names = model.labels or tuple(map(str, range(model.num_classes)))
 

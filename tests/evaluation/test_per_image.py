@@ -11,7 +11,7 @@ from tiny_runs import contents, three_classes
 from vit_jax import data, models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.evaluation import per_image
+from vit_jax.evaluation import per_image, predict
 from vit_jax.models import saved
 
 NAMES = ("c0", "c1", "c2")
@@ -150,3 +150,40 @@ def test_of_too_many_classes_there_is_no_matrix(monkeypatch):
     results |= {"confidence": np.array([0.5]), "correct": np.array([0])}
     shown = classification.shown(results, data.ArraySource(np.zeros((1, 2, 2)), [0]), NAMES)
     assert "tables" not in shown and shown["pictures"]["confusion"]() is None
+
+
+def test_predict_writes_a_table(place, tmp_path, capsys):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("a/b/2.png", "a/1.png"):
+        (tmp_path / name).write_bytes((place / "set" / "test" / "c0" / "test1.png").read_bytes())
+    (tmp_path / "a" / "3.png").write_bytes(b"\x89PNG\r\n broken")
+    out = tmp_path / "new" / "f.csv"
+    words = ["predict", f"--checkpoint={place}/model", f"--out={out}", "--top_k=2"]
+    assert main([*words, str(tmp_path / "a"), "http://127.0.0.1:1/x.png"]) == 1
+    said = capsys.readouterr()
+    assert "2 of 4 images could not be read" in said.err and f"4 images in {out}" in said.out
+    rows = rows_of(out)
+    names = [str(tmp_path / "a" / name) for name in ("1.png", "3.png", "b/2.png")]
+    assert [row["image"] for row in rows] == [*names, "http://127.0.0.1:1/x.png"]
+    assert "cannot be decoded" in rows[1]["error"] and "cannot be fetched" in rows[3]["error"]
+    assert rows[1]["class_1"] == "" and rows[0]["error"] == "" and "class_3" not in rows[0]
+    assert rows[0]["class_1"] == rows[2]["class_1"] in NAMES
+    before = out.read_bytes()
+    assert main([*words, str(tmp_path / "a")]) == 1 and out.read_bytes() == before
+    assert "exists and would be overwritten" in capsys.readouterr().err
+    assert main([*words, "--json", str(tmp_path / "a")]) == 2
+
+
+def test_a_table_of_several_labels():
+    row = [
+        {"label": 1, "class": "dog", "probability": 0.9, "threshold": 0.5, "chosen": True},
+        {"label": 0, "class": "cat", "probability": 0.4, "threshold": 0.5, "chosen": False},
+    ]
+    found = predict.table(
+        [{"image": "a", "predictions": row}, {"image": "b", "error": "no"}], 2, several=True
+    )
+    assert found == {
+        "image": ["a", "b"], "predicted": [["dog"], None], "class_1": ["dog", None],
+        "probability_1": [0.9, None], "class_2": ["cat", None], "probability_2": [0.4, None],
+        "error": [None, "no"],
+    }  # fmt: skip

@@ -102,6 +102,25 @@ def test_evaluation_equals_sklearn(run, spec, tmp_path, capsys):
     assert rows[3]["average_precision"] == "" and rows[0]["threshold"] == "0.4"
 
 
+def test_every_image_has_its_sets_in_a_table(run, spec, tmp_path):
+    file = tmp_path / "f.csv"
+    more = ("--threshold=0.4", f"--predictions={file}", "--top_k=4")
+    assert evaluate(run, f"{spec}[test]", tmp_path, *more) == 0
+    with open(file, newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    logits, labels = logits_and_labels(run, f"{spec}[test]")
+    names, scores = (*NAMES, "white"), 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert len(rows) == len(labels)
+    for row, there, chances in zip(rows, labels, scores, strict=True):
+        sets = [set(filter(None, row[key].split(";"))) for key in ("labels", "predicted")]
+        assert sets[0] == {names[k] for k in np.flatnonzero(there)}
+        assert sets[1] == {names[k] for k in np.flatnonzero(chances >= 0.4)}
+        assert row["correct"] == str(sets[0] == sets[1]).lower()
+        order = np.argsort(-chances)
+        assert [row[f"class_{i}"] for i in range(1, 5)] == [names[k] for k in order]
+        assert float(row["probability_4"]) == pytest.approx(chances[order[3]], abs=1e-5)
+
+
 def test_a_threshold_is_chosen_on_validation_and_saved(run, spec, tmp_path, capsys):
     model = tmp_path / "model"
     saved.save(model, *load.read(run))

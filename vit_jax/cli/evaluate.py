@@ -2,7 +2,8 @@
 
 example:
   vit-jax evaluate --checkpoint=/runs/pets
-  vit-jax evaluate --checkpoint=/runs/pets --data='folder:/data/pets[test]'
+  vit-jax evaluate --checkpoint=/runs/pets --data='folder:/data/pets[test]' --predictions=pets.csv
+  vit-jax evaluate --checkpoint=/runs/pets --calibrate --save_temperature
   vit-jax evaluate --checkpoint=pets.onnx --data='folder:/data/pets[test]'
   vit-jax evaluate --checkpoint=/runs/tags --data='folder:/data/tags.csv?separator=;[test]' \\
       --threshold=per_class --save_threshold
@@ -33,7 +34,7 @@ An option of a protocol is --PROTOCOL.OPTION, or --OPTION for every protocol of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,22 @@ def define(flags: absl_flags.FlagValues) -> None:
         "Writes the threshold that was chosen into the model, for predict and later evaluations.",
         flag_values=flags,
     )
+    absl_flags.DEFINE_bool(
+        "save_temperature",
+        False,
+        "Writes the temperature of --calibrate into the model, for predict, later evaluations and "
+        "exports.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_string(
+        "predictions",
+        None,
+        "A new .csv or .parquet file with a row for each image, of --suite=classification.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "top_k", 5, "How many classes of an image are in it.", lower_bound=1, flag_values=flags
+    )
     options.define_overrides(flags)
     options.define_processes(flags)
     from vit_jax.evaluation.protocols import EVALUATORS
@@ -96,18 +113,23 @@ def define_options(flags: absl_flags.FlagValues, table: Mapping) -> None:
     """--E.NAME for every option NAME of an evaluator E, and --NAME for all that have it."""
     from vit_jax.evaluation.options import options_of, shown
 
-    same: dict[str, list[str]] = {}
+    same: dict[str, list[tuple[str, bool]]] = {}
     for key, evaluator in table.items():
         for option in options_of(evaluator, key).values():
             flag = f"{key}.{option.name}"
             default = shown(option.default)
             text = f"{option.text}{f' [{default}]' if default else ''}"
-            absl_flags.DEFINE_string(flag, None, text, flag_values=flags)
-            same.setdefault(option.name, []).append(f"--{flag}")
+            as_flag(option.kind is bool)(flag, None, text, flag_values=flags)
+            same.setdefault(option.name, []).append((flag, option.kind is bool))
     for name, those in same.items():
         if name not in flags:
-            text = f"The same as {', '.join(those)}."
-            absl_flags.DEFINE_string(name, None, text, flag_values=flags)
+            text = f"The same as {', '.join(f'--{flag}' for flag, _ in those)}."
+            as_flag(all(switch for _, switch in those))(name, None, text, flag_values=flags)
+
+
+def as_flag(switch: bool) -> Callable[..., object]:
+    """How an option is a flag: one that is true or false needs no value."""
+    return absl_flags.DEFINE_bool if switch else absl_flags.DEFINE_string
 
 
 def key_of(name: str) -> str:
@@ -125,7 +147,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         import jax
 
         from vit_jax.data.specs import split_specs
-        from vit_jax.evaluation import protocols, remembered, result
+        from vit_jax.evaluation import per_image, protocols, remembered, result
         from vit_jax.evaluation.data_sets import DataSets
         from vit_jax.interop import load
         from vit_jax.runtime.distributed import say
@@ -136,27 +158,34 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(f"--suite={','.join(flags.suite)} has two of the same name.")
         evaluators = {key_of(name): pick(table, name, "--suite") for name in flags.suite}
         chosen = chosen_options(flags, evaluators)
-        if flags.save_threshold:
-            check_saves(checkpoint, chosen)
+        saves = flags.save_threshold or flags.save_temperature
+        check_saves(flags, checkpoint, chosen)
+        rows = predictions_file(flags)
         data = DataSets(split_specs(flags.data or ""), flags.data_dir, options.progress)
         if remembers:
             own = remembered.data_of(checkpoint, flags.data_dir)
-            data = DataSets((own.spec,), own.data_dir, options.progress)
+            data = DataSets((own.spec,), own.data_dir, options.progress, watched=own.watched)
             out = out if flags.out else beside(own)
             say(f"data: {own.spec}, {own.why}")
+        data = data._replace(top_k=flags.top_k)
         forward = None
         for name, evaluator in evaluators.items():
             if evaluator is vtab.suite:
                 found = vtab.suite(vtab_request(flags, checkpoint, out))
             else:
                 forward = forward or options.forward(checkpoint, flags.batch_size)
+                if rows and name == "classification":
+                    per_image.check(rows, forward.labels, several=forward.multilabel)
                 found = protocols.evaluate(evaluator, forward, data, chosen[name])
             if jax.process_index() == 0:
                 record = {"checkpoint": checkpoint, **facts_of(forward), **found.record}
                 file = result.write(out, name, record, found)
                 print("\n".join(found.table))
                 print(f"  in {file} and {file.with_suffix('.html').name}")
-                if flags.save_threshold and found.model:
+                if rows and found.images and name == "classification":
+                    per_image.write(rows, found.images())
+                    print(f"  each image in {rows}")
+                if saves and found.model:
                     print(f"  saved in {load.replace_settings(checkpoint, found.model)}")
 
 
@@ -166,13 +195,41 @@ def beside(found: Remembered) -> Path:
     return options.free(found.workdir / name)
 
 
-def check_saves(checkpoint: str, chosen: Mapping[str, Mapping[str, object]]) -> None:
-    """Raises UsageError or UserError where no threshold is chosen, or the model is no own one."""
+def check_saves(
+    flags: absl_flags.FlagValues, checkpoint: str, chosen: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Raises UsageError or UserError where nothing is chosen to be saved, or the model is no own
+    one.
+    """
     from vit_jax.interop import load
 
-    if not any(each.get("threshold") in ("one", "per_class") for each in chosen.values()):
+    thresholds = any(each.get("threshold") in ("one", "per_class") for each in chosen.values())
+    if flags.save_threshold and not thresholds:
         raise UsageError("--save_threshold is of --threshold=one or --threshold=per_class.")
-    load.own_directory(checkpoint)
+    if flags.save_temperature and not any(each.get("calibrate") for each in chosen.values()):
+        raise UsageError("--save_temperature is of --calibrate.")
+    if flags.save_threshold or flags.save_temperature:
+        load.own_directory(checkpoint)
+
+
+def predictions_file(flags: absl_flags.FlagValues) -> Path | None:
+    """The file of --predictions, if there is to be one and it can be written.
+
+    Raises:
+      UsageError: it is of another suite.
+      UserError: see per_image.check.
+    """
+    from vit_jax.evaluation import per_image
+
+    if flags.predictions is None:
+        if flags["top_k"].present:
+            raise UsageError("--top_k is of --predictions=FILE.")
+        return None
+    if "classification" not in flags.suite:
+        raise UsageError("--predictions is of --suite=classification.")
+    file = Path(flags.predictions).expanduser()
+    per_image.check(file)
+    return file
 
 
 def facts_of(forward: Forward | None) -> dict[str, object]:

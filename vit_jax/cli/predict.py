@@ -4,20 +4,24 @@ example:
   vit-jax predict --checkpoint=/runs/pets cat.jpg photos/
   find . -name '*.jpg' | vit-jax predict --checkpoint=/runs/pets --json -
   vit-jax predict --checkpoint=pets.onnx cat.jpg       # what `vit-jax export` wrote
+  vit-jax predict --checkpoint=/runs/pets --out=photos.csv photos/ https://example.org/cat.jpg
 
 Of a model of several labels an image, each class has a probability of its own, and those that reach
 the model's threshold are marked with *; it is chosen by `vit-jax evaluate --threshold=...
 --save_threshold`, and is 0.5 until then.
 
-Arguments are image files, folders (searched for images), or - for a list of paths on standard
-input, one a line. An image that cannot be read is named ({"image", "error"} with --json) and the
-rest is classified; the exit code is 1 then.
+Arguments are image files, http(s) addresses of images, folders (searched for images, also below,
+sorted), or - for a list of these on standard input, one a line. An image that cannot be read is
+named ({"image", "error"} with --json) and the rest is classified; the exit code is 1 then. --out
+writes a new table, .csv or .parquet, with a row for each image; those that cannot be read have
+their error there.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 from absl import flags as absl_flags
 
@@ -29,6 +33,15 @@ def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
     absl_flags.DEFINE_integer("top_k", 5, "How many classes.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "One JSON object per image.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "out", None, "A new .csv or .parquet file, instead of printing.", flag_values=flags
+    )
+    absl_flags.DEFINE_integer(
+        "max_bytes", 50 * 2**20, "Of an image at an address.", lower_bound=1, flag_values=flags
+    )
+    absl_flags.DEFINE_float(
+        "timeout", 30.0, "Seconds for an image at an address.", lower_bound=0.1, flag_values=flags
+    )
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
@@ -40,24 +53,47 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         paths += filter(str.strip, sys.stdin.read().splitlines()) if word == "-" else [word]
     if not paths:
         raise UsageError("the list of images on standard input is empty.")
+    if flags.out and flags.json:
+        raise UsageError("--json prints and --out writes; give one of them.")
+    out = Path(flags.out).expanduser() if flags.out else None
     options.prepare_jax()
-    from vit_jax.evaluation.predict import BATCH_SIZE, find_images, predict
+    from vit_jax.data.web_images import Limits
+    from vit_jax.evaluation import per_image
+    from vit_jax.evaluation.predict import BATCH_SIZE, find_images, predict, table
 
+    if out:
+        per_image.check(out)
     files = find_images(paths)
     bad = 0
     forward = options.forward(checkpoint, BATCH_SIZE)
+    if out:
+        per_image.check(out, forward.labels, several=forward.multilabel)
     if forward.multilabel and not forward.thresholds:
         print("no threshold was chosen for this model: 0.5 is taken", file=sys.stderr)
-    for result in predict(forward, files, top_k=flags.top_k):
+    if forward.temperature:
+        print(
+            f"probabilities at the model's temperature, {forward.temperature:.4g}", file=sys.stderr
+        )
+    found = predict(
+        forward, files, top_k=flags.top_k, limits=Limits(flags.max_bytes, flags.timeout)
+    )
+    kept: list[dict] = []
+    for result in found:
         if "error" in result:
             bad += 1
             print(f"vit-jax: {result['error']}", file=sys.stderr)
-        if flags.json:
+        if out:
+            kept.append(result)
+        elif flags.json:
             print(json.dumps(result))
         elif "predictions" in result:
             print(result["image"])
             for row in result["predictions"]:
                 mark = "* " if row.get("chosen") else "  " if forward.multilabel else ""
                 print(f"  {100 * row['probability']:6.2f}%  {mark}{row['class']}")
+    if out:
+        top_k = min(flags.top_k, forward.num_classes)
+        per_image.write(out, table(kept, top_k, forward.multilabel))
+        print(f"{len(kept):,} images in {out}")
     if bad:
         raise UserError(f"{bad} of {len(files)} images could not be read; they are named above.")

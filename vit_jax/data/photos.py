@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax.data.image_files import read_image_file, shown
 from vit_jax.data.transforms import Transform, evaluation_transform
+from vit_jax.data.web_images import Limits, fetch, is_address
 from vit_jax.errors import UserError
 
 Array = np.ndarray
@@ -20,9 +21,9 @@ def preprocess(model, images: object, *, first: int = 0) -> Array:
 
     Args:
       model: from `load_model`, or its configuration.
-      images: paths, encoded bytes, PIL images, or uint8 arrays (h, w), (h, w, 1, 3 or 4); also one
-        of them, or one array (b, h, w, c). Files and PIL images are turned upright by their EXIF
-        orientation, if the model's preprocessing says so.
+      images: paths, http(s) addresses, encoded bytes, PIL images, or uint8 arrays (h, w), (h, w, 1,
+        3 or 4); also one of them, or one array (b, h, w, c). Files and PIL images are turned
+        upright by their EXIF orientation, if the model's preprocessing says so.
       first: the number of the first of them, in errors.
 
     Returns:
@@ -69,13 +70,15 @@ def scaled(pixels: Sequence[Array], config) -> Array:
     return (np.stack(pixels) if pixels else np.zeros(shape)).astype(np.float32) / 127.5 - 1
 
 
-def read_file(transform: Transform, file: Path) -> Array:
-    """An image file as `transform` makes it, uint8 (h, w, 3).
+def read_file(transform: Transform, file: Path | str, limits: Limits = Limits()) -> Array:  # noqa: B008
+    """An image file, or what is at an http(s) address, as `transform` makes it, uint8 (h, w, 3).
 
     Raises:
-      UserError: it cannot be read or decoded; names it.
+      UserError: it cannot be read, fetched or decoded; names it.
     """
     name = shown(str(file))
+    if is_address(file):
+        return transform.read(fetch(str(file), limits), name)
     try:
         return transform.read(read_image_file(file), name)
     except OSError as error:
@@ -84,7 +87,8 @@ def read_file(transform: Transform, file: Path) -> Array:
 
 def _read(transform: Transform, image: object, name: str) -> Array:
     if isinstance(image, (str, os.PathLike)):
-        return read_file(transform, Path(image).expanduser())
+        place = str(image)
+        return read_file(transform, place if is_address(place) else Path(place).expanduser())
     if hasattr(image, "getexif"):
         import PIL.Image
         import PIL.ImageOps

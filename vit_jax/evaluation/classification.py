@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluation import calibration, figures, multilabel
+from vit_jax.evaluation import calibration, figures, multilabel, per_image
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import Forward, Measure, left_out, measured
 from vit_jax.evaluation.matching import match_labels
 from vit_jax.evaluation.result import Result
 from vit_jax.objectives.classification import measures_of
 
+#: Of more classes there is no matrix of confusions: it has the square of them.
+MATRIX = 2000
 #: label: its number. class: its name. examples, correct: how many. accuracy is the recall; it and
 #: what follows are None of a class without examples, and precision is 0 of one that is never said.
 ClassRow = TypedDict(
@@ -44,9 +48,17 @@ class Answers(NamedTuple):
 
 
 def classify(
-    forward: Forward, source: Source, data_sets: DataSets, *, max_bad_images: int = 0
+    forward: Forward,
+    source: Source,
+    data_sets: DataSets,
+    *,
+    max_bad_images: int = 0,
+    temperature: float | None = None,
 ) -> Answers:
     """Accuracy and calibration over all of `source`.
+
+    Args:
+      temperature: divides the logits; None: the model's own.
 
     Raises:
       UserError: the classifier is untrained, or does not know the classes; more than
@@ -56,15 +68,20 @@ def classify(
         raise UserError(f"{forward.name} on {source.spec}: there is no accuracy of several labels.")
     forward.check_head()
     mapping, remark = match_labels(forward, source)
-    measure = measure_of(forward.num_classes)
+    own = forward.temperature or 1.0
+    measure = measure_of(forward.num_classes, data_sets.top_k, temperature or own, own)
     results = measured(
         forward, measure, source, data_sets, mapping=mapping, max_bad_images=max_bad_images
     )
     names = forward.labels or source.class_names
     summary = summarise(results)
-    summary["calibration_error"] = calibration.expected_calibration_error(
-        results["confidence"], results["correct"]
-    )
+    error_of = functools.partial(calibration.expected_calibration_error, correct=results["correct"])
+    summary["calibration_error"] = error_of(results["confidence"])
+    if temperature is not None:
+        summary["calibration_error_before"] = error_of(results["confidence_before"])
+        summary["loss_before"] = float(results["loss_before"].mean())
+    if temperature or forward.temperature:
+        summary["temperature"] = temperature or own
     rows = per_class(results, names)
     return Answers(summary | macro(rows), rows, results, remark)
 
@@ -78,9 +95,50 @@ def score(forward: Forward, source: Source, data: DataSets) -> tuple[str, float]
 
 
 @functools.lru_cache(maxsize=4)
-def measure_of(num_classes: int) -> Measure:
-    """(logits, labels) -> "correct", "top5", "prediction", "confidence" and "loss"."""
-    return functools.partial(measures_of, num_classes=num_classes)
+def measure_of(
+    num_classes: int, top_k: int = 5, temperature: float = 1.0, before: float = 1.0
+) -> Measure:
+    """(logits, labels) -> what `measures_of` gives of logits / temperature, and more.
+
+    "confidence_before" and "loss_before" are by another temperature; "ranked" and "probabilities"
+    (b, top_k) are the best classes.
+    """
+
+    def measure(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        other = measures_of(logits / before, labels, num_classes)
+        _, ranked = jax.lax.top_k(logits, min(top_k, num_classes))
+        chances = jax.nn.softmax(logits / temperature)
+        return measures_of(logits / temperature, labels, num_classes) | {
+            "confidence_before": other["confidence"],
+            "loss_before": other["loss"],
+            "ranked": ranked,
+            "probabilities": jnp.take_along_axis(chances, ranked, axis=-1),
+        }
+
+    return measure
+
+
+def logits_alone(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """{"logits": (b, k)}"""
+    return {"logits": logits}
+
+
+def find_temperature(
+    forward: Forward, source: Source, data: DataSets, spec: str
+) -> tuple[float, str]:
+    """The temperature of a classifier that is to be measured on `source`, and what it is fitted on.
+
+    spec: other data than the validation split; "": none.
+
+    Raises:
+      UserError: there are no such data, or they have images of `source`.
+    """
+    validation = data.validation(source, spec, "temperature")
+    forward.check_head()
+    mapping, _ = match_labels(forward, validation)
+    found = measured(forward, logits_alone, validation, data, mapping=mapping)
+    fitted = calibration.fit_temperature(found["logits"], found["label"], validation.spec)
+    return fitted, validation.spec
 
 
 def classification(
@@ -89,6 +147,8 @@ def classification(
     *,
     threshold: multilabel.Threshold = "model",
     threshold_data: str = "",
+    calibrate: bool = False,
+    temperature_data: str = "",
     max_bad_images: int = 0,
 ) -> Result:
     """Top-1 and top-5 of the classifier, every class, calibration, confusions and mistakes.
@@ -99,10 +159,19 @@ def classification(
       threshold: of multi-label models: a probability; model, its own; one or per_class, those of
         the best F1 on the validation split.
       threshold_data: other data to choose the threshold on.
+      calibrate: divides the logits by the temperature of the lowest loss on the validation split.
+      temperature_data: other data to find the temperature on.
       max_bad_images: images that may be left out because they cannot be read.
     """
+    if temperature_data and not calibrate:
+        raise UserError("temperature_data is of calibrate=true.")
     source = data.open()
     if forward.multilabel or source.multilabel:
+        if calibrate:
+            raise UserError(
+                f"{source.spec}: a temperature is of one label an image; of several, thresholds "
+                "are chosen (threshold=per_class)."
+            )
         return multilabel.evaluate(
             *(forward, source, data),
             threshold=threshold,
@@ -111,41 +180,80 @@ def classification(
         )
     if threshold != "model" or threshold_data:
         raise UserError(f"{forward.name} has one label an image; a threshold is of several.")
-    answers = classify(forward, source, data, max_bad_images=max_bad_images)
-    summary, results = answers.summary, answers.results
-    said, lines = left_out(len(results["label"]), source)
+    fitted, on = (
+        find_temperature(forward, source, data, temperature_data) if calibrate else (None, "")
+    )
+    answers = classify(forward, source, data, max_bad_images=max_bad_images, temperature=fitted)
+    said, lines = left_out(len(answers.results["label"]), source)
     remark = f"; {answers.remark}" if answers.remark else ""
-    table = [f"{source.spec}: {summary['num_examples']} examples{remark}", *lines]
+    table = [f"{source.spec}: {answers.summary['num_examples']} examples{remark}", *lines]
     table += [f"  {note}" for note in source.notes]
-    for key, text in (("accuracy", "top-1"), ("top5_accuracy", "top-5")):
-        table.append(f"  {text}  {100 * summary[key]:.2f}%")
-    table.append(f"  loss   {summary['loss']:.4f}")
-    table.append(f"  calibration error  {100 * summary['calibration_error']:.2f}%")
+    record = {"data": source.spec, **answers.summary, **said}
+    if on:
+        record["temperature_from"] = on
+    names = forward.labels or source.class_names
+    return Result(
+        record={**record, "per_class": answers.classes},
+        table=table + printed(answers, on),
+        metrics={key: float(answers.summary[key]) for key in ("accuracy", "top5_accuracy", "loss")},
+        rows=answers.classes,
+        csv="classification_per_class",
+        model={"temperature": fitted} if fitted else {},
+        images=functools.partial(of_images, source, answers.results, names),
+        **shown(answers.results, source, names),
+    )
+
+
+def of_images(
+    source: Source, results: Mapping[str, np.ndarray], names: Sequence[str]
+) -> per_image.Columns:
+    """The table of all images."""
+    labels, said = ([names[k] for k in results[key]] for key in ("label", "prediction"))
+    return per_image.of_answers(source, results, labels, said, names)
+
+
+def shown(results: dict[str, np.ndarray], source: Source, names: Sequence[str]) -> dict[str, dict]:
+    """The pictures of answers, and the table of confusions; of too many classes there is none."""
+    pictures: dict[str, Callable] = {
+        "reliability": functools.partial(
+            figures.reliability, results["confidence"], results["correct"]
+        ),
+        "mistakes": functools.partial(figures.mistakes, results, source, names),
+    }
+    if len(names) > MATRIX:
+        return {"pictures": {"confusion": lambda: None, **pictures}}
+    matrix = calibration.confusion_matrix(results["label"], results["prediction"], len(names))
+    columns = {name: matrix[:, k].tolist() for k, name in enumerate(names)}
+    return {
+        "pictures": {"confusion": functools.partial(figures.confusion, matrix, names), **pictures},
+        "tables": {"confusion": {"label \\ prediction": list(names), **columns}},
+    }
+
+
+def printed(answers: Answers, temperature_from: str) -> list[str]:
+    """Lines of the table."""
+    summary = answers.summary
+    lines = [
+        f"  {text}  {100 * summary[key]:.2f}%"
+        for key, text in (("accuracy", "top-1"), ("top5_accuracy", "top-5"))
+    ]
+    loss, error = f"{summary['loss']:.4f}", f"{100 * summary['calibration_error']:.2f}%"
+    if temperature_from:
+        loss = f"{summary['loss_before']:.4f} -> {loss}"
+        error = f"{100 * summary['calibration_error_before']:.2f}% -> {error}"
+    lines += [f"  loss   {loss}", f"  calibration error  {error}"]
+    if "temperature" in summary:
+        why = f"fitted on {temperature_from}" if temperature_from else "the model's own"
+        lines.append(f"  temperature  {summary['temperature']:.4g}, {why}")
     known = [row for row in answers.classes if row["examples"]]
     means = ", ".join(
         f"{name} {100 * summary[f'macro_{key}']:.2f}%"
         for key, name in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
     )
-    table.append(f"  mean of {len(known)} classes  {means}")
+    lines.append(f"  mean of {len(known)} classes  {means}")
     if gone := len(answers.classes) - len(known):
-        table.append(f"  {gone} classes have no example here and are left out of these means")
-    table += multilabel.class_lines(known, ("precision", "recall", "f1"))
-    names = forward.labels or source.class_names
-    matrix = calibration.confusion_matrix(results["label"], results["prediction"], len(names))
-    return Result(
-        record={"data": source.spec, **summary, **said, "per_class": answers.classes},
-        table=table,
-        metrics={key: float(summary[key]) for key in ("accuracy", "top5_accuracy", "loss")},
-        rows=answers.classes,
-        csv="classification_per_class",
-        pictures={
-            "confusion": functools.partial(figures.confusion, matrix, names),
-            "reliability": functools.partial(
-                figures.reliability, results["confidence"], results["correct"]
-            ),
-            "mistakes": functools.partial(figures.mistakes, results, source, names),
-        },
-    )
+        lines.append(f"  {gone} classes have no example here and are left out of these means")
+    return lines + multilabel.class_lines(known, ("precision", "recall", "f1"))
 
 
 def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:

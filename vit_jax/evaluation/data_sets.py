@@ -10,7 +10,7 @@ from typing import NamedTuple
 from vit_jax import data
 from vit_jax.data.relabel import with_classes
 from vit_jax.data.remarks import one_class
-from vit_jax.data.source import Source
+from vit_jax.data.source import Source, shared_records
 from vit_jax.data.specs import open_splits, parse_spec
 from vit_jax.errors import UserError
 
@@ -23,11 +23,15 @@ def no_progress(total: int, name: str) -> AbstractContextManager[Callable[[int],
 class DataSets(NamedTuple):
     """specs: see data/specs.py. data_dir: where TFDS data sets lie.
     progress: (total, name) -> a context that takes the count so far.
+    top_k: how many classes of each image are kept for a table of them.
+    watched: what a run was watched on while it trained, where these are the data of a run.
     """
 
     specs: tuple[str, ...]
     data_dir: str | None = None
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = no_progress
+    top_k: int = 5
+    watched: str = ""
 
     def one_spec(self) -> str:
         """The single data set of a protocol that takes one.
@@ -48,24 +52,32 @@ class DataSets(NamedTuple):
         spec = data.evaluation_spec(spec or self.one_spec(), data_dir=self.data_dir)
         return data.open_source(spec, data_dir=self.data_dir, labelled=True)
 
-    def validation(self, source: Source, spec: str = "") -> Source:
-        """What something may be chosen on that is measured on `source`: its validation split.
+    def validation(self, source: Source, spec: str, what: str) -> Source:
+        """What something may be chosen on that is measured on `source`: its validation split, or
+        what its run was watched on.
 
         Args:
-          spec: other data, with a split.
+          spec: other data, with a split; "": none.
+          what: "threshold", or another word for it.
 
         Raises:
-          UserError: there is none.
+          UserError: there is none, or it has records of `source`.
         """
         if not spec:
             base, splits, _ = open_splits(self.one_spec(), self.data_dir)
-            if "validation" not in splits.names():
+            if "validation" not in splits.names() and not self.watched:
                 raise UserError(
-                    f"{base} has no validation split to choose a threshold on, and it is not "
-                    "chosen on what it is measured on; name other data: threshold_data=SPEC."
+                    f"{base} has no validation split to choose a {what} on, and it is not "
+                    f"chosen on what it is measured on; name other data: {what}_data=SPEC."
                 )
-            spec = f"{base}[validation]"
-        return data.open_source(spec, data_dir=self.data_dir, labelled=True)
+            spec = f"{base}[validation]" if "validation" in splits.names() else self.watched
+        found = data.open_source(spec, data_dir=self.data_dir, labelled=True)
+        if shared := shared_records(found, source):
+            raise UserError(
+                f"A {what} is not chosen on what it is measured on: {shared:,} records of "
+                f"{found.spec} are in {source.spec}. Name others: {what}_data=SPEC."
+            )
+        return found
 
     def training_and_evaluation(self, spec: str) -> tuple[Source, Source]:
         """Both splits of a data set, with the same classes under the same numbers.

@@ -36,7 +36,7 @@ class Forward(NamedTuple):
     preprocessing: how images are prepared, as a model's configuration has it.
     has_features: whether pre_logits are given.
     check_head: raises UserError if the classifier was never trained.
-    multilabel, thresholds, variant: see models.ViTConfig.
+    multilabel, thresholds, variant, temperature: see models.ViTConfig.
     """
 
     function: Callable[[jax.Array], Outputs]
@@ -52,6 +52,7 @@ class Forward(NamedTuple):
     multilabel: bool = False
     thresholds: tuple[float, ...] = ()
     variant: str = ""
+    temperature: float | None = None
 
     def __call__(self, images: jax.Array) -> Outputs:
         return self.function(images)
@@ -81,6 +82,7 @@ def of_model(
         check_head=functools.partial(adapt.check_head, params),
         multilabel=config.multilabel,
         thresholds=config.thresholds,
+        temperature=config.temperature,
     )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from vit_jax.data.multilabel import from_numbers
 from vit_jax.data.relabel import Relabelled
-from vit_jax.data.source import Source, shared_records
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
+from vit_jax.evaluation import per_image
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import Forward, Measure, left_out, measured
 from vit_jax.evaluation.matching import match_labels
@@ -218,12 +219,7 @@ def chosen(
         if forward.thresholds:
             return Chosen(forward.thresholds, "", "the model's own", [])
         return Chosen((DEFAULT,), "", "none was chosen for the model", [])
-    validation = data.validation(source, threshold_data)
-    if shared := shared_records(validation, source):
-        raise UserError(
-            f"A threshold is not chosen on what it is measured on: {shared:,} records of "
-            f"{validation.spec} are in {source.spec}. Name others: threshold_data=SPEC."
-        )
+    validation = data.validation(source, threshold_data, "threshold")
     results, labels, _ = answers(forward, validation, data)
     thresholds, without = choose_thresholds(results["logits"], labels, threshold == "per_class")
     return Chosen(thresholds, validation.spec, f"chosen on {validation.spec}", without)
@@ -243,11 +239,12 @@ def evaluate(
     results, labels, remark = answers(forward, source, data, max_bad_images)
     names = forward.labels or source.class_names
     at = np.broadcast_to(np.array(used.thresholds), (forward.num_classes,))
-    found = counts(labels, probabilities(results["logits"]) >= at)
+    said = probabilities(results["logits"]) >= at
+    found = counts(labels, said)
     rows = per_class(average_precisions(results["logits"], labels), found, names, at)
     summary = overall(rows, found) | {"loss": float(results["loss"].mean())}
     gone = [row["class"] for row in rows if not row["examples"]]
-    said, lines = left_out(len(labels), source)
+    bad, lines = left_out(len(labels), source)
     record: dict[str, object] = {
         "data": source.spec,
         **summary,
@@ -255,7 +252,7 @@ def evaluate(
         "threshold": used.thresholds[0] if len(used.thresholds) == 1 else "per class",
         "threshold_from": used.text,
         "classes_without_examples": gone,
-        **said,
+        **bad,
         "per_class": rows,
     }
     if used.without:
@@ -272,7 +269,30 @@ def evaluate(
         rows=rows,
         csv="classification_per_class",
         model={"thresholds": used.thresholds} if used.on else {},
+        images=functools.partial(of_images, source, results, labels, said, names, data.top_k),
     )
+
+
+def of_images(
+    source: Source,
+    results: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    said: np.ndarray,
+    names: Sequence[str],
+    top_k: int,
+) -> per_image.Columns:
+    """The table of all images. labels, said: the classes that they have, (n, k) of 0 and 1."""
+    scores = probabilities(results["logits"])
+    ranked = np.argsort(-results["logits"], axis=-1, kind="stable")[:, :top_k]
+    found = {
+        "index": results["index"],
+        "ranked": ranked,
+        "probabilities": np.take_along_axis(scores, ranked, axis=-1),
+    }
+    lists, answers = (
+        [[names[int(k)] for k in np.flatnonzero(row)] for row in rows] for rows in (labels, said)
+    )
+    return per_image.of_answers(source, found, lists, answers, names, several=True)
 
 
 def per_class(

@@ -14,7 +14,9 @@ import numpy as np
 from vit_jax import data, models
 from vit_jax.data.image_files import images_below, passed_over, shown
 from vit_jax.data.photos import read_file
+from vit_jax.data.web_images import Limits, is_address
 from vit_jax.errors import UserError
+from vit_jax.evaluation import per_image
 from vit_jax.evaluation.forward import Forward
 from vit_jax.evaluation.multilabel import DEFAULT
 from vit_jax.runtime import sharding
@@ -22,8 +24,12 @@ from vit_jax.runtime import sharding
 BATCH_SIZE = 32
 
 
-def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) -> list[Path]:
-    """Files as they are given; folders give the images below them, sorted.
+#: A file, or an http(s) address.
+Place = Path | str
+
+
+def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) -> list[Place]:
+    """Files and addresses as they are given; folders give the images below them, sorted.
 
     Args:
       say: is told what is passed over in folders; by default it goes to standard error.
@@ -31,8 +37,11 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
     Raises:
       UserError: a path does not exist, or a folder holds no image.
     """
-    files: list[Path] = []
+    files: list[Place] = []
     for name in paths:
+        if is_address(name):
+            files.append(name)
+            continue
         path = Path(name).expanduser()
         if path.is_dir():
             skipped: Counter = Counter()
@@ -51,7 +60,13 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
     return files
 
 
-def predict(forward: Forward, files: Sequence[Path], *, top_k: int = 5) -> Iterator[dict]:
+def predict(
+    forward: Forward,
+    files: Sequence[Place],
+    *,
+    top_k: int = 5,
+    limits: Limits = Limits(),  # noqa: B008 (never changed)
+) -> Iterator[dict]:
     """Classifies image files by a model or by what was exported of one.
 
     Yields:
@@ -74,7 +89,7 @@ def predict(forward: Forward, files: Sequence[Path], *, top_k: int = 5) -> Itera
         images, problems = np.zeros(shape, np.uint8), {}
         for i, file in enumerate(chunk):
             try:
-                images[i] = read_file(transform, file)
+                images[i] = read_file(transform, file, limits)
             except UserError as error:
                 problems[i] = str(error)
         padding = [(0, size - len(chunk))] + [(0, 0)] * 3
@@ -87,9 +102,28 @@ def predict(forward: Forward, files: Sequence[Path], *, top_k: int = 5) -> Itera
             yield {"image": shown(str(file)), "predictions": found[i]}
 
 
+def table(results: Sequence[dict], top_k: int, several: bool) -> per_image.Columns:
+    """What `predict` yields as columns: image, class_1, probability_1, ..., error.
+
+    several: of a model of several labels an image; "predicted" lists those that are chosen among
+      the `top_k`.
+    """
+    rows = [result.get("predictions") for result in results]
+    chosen = [row and [one["class"] for one in row if one.get("chosen")] for row in rows]
+    return {
+        "image": [result["image"] for result in results],
+        **({"predicted": chosen} if several else {}),
+        **per_image.best(
+            [row and [(one["class"], one["probability"]) for one in row] for row in rows], top_k
+        ),
+        "error": [result.get("error") for result in results],
+    }
+
+
 def best(logits: jax.Array, model: Forward | models.ModelConfig, top_k: int) -> list[list[dict]]:
     """The rows of `predict` for each image, of its logits (k,)."""
-    probabilities = np.asarray((jax.nn.sigmoid if model.multilabel else jax.nn.softmax)(logits))
+    chances = jax.nn.sigmoid if model.multilabel else jax.nn.softmax
+    probabilities = np.asarray(chances(logits / (model.temperature or 1.0)))
     thresholds = np.broadcast_to(np.array(model.thresholds or (DEFAULT,)), model.num_classes)
     names = model.labels or tuple(map(str, range(model.num_classes)))
 

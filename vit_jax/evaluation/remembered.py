@@ -13,12 +13,15 @@ from vit_jax.errors import UsageError, UserError
 
 
 class Remembered(NamedTuple):
-    """workdir: of the run. spec: with its split. why: which part of the run's data that is."""
+    """workdir: of the run. spec: with its split. why: which part of the run's data that is.
+    watched: what it was watched on, with its split.
+    """
 
     workdir: Path
     spec: str
     data_dir: str | None
     why: str
+    watched: str
 
 
 def data_of(checkpoint: str, data_dir: str | None = None) -> Remembered:
@@ -37,21 +40,21 @@ def data_of(checkpoint: str, data_dir: str | None = None) -> Remembered:
     try:
         _, splits, _ = specs.open_splits(base, data_dir)
         seen = re.findall(r"[\w-]+", re.sub(r"\[.*?\]", "", train))
+        if watched:
+            watched = f"{base}[{watched}]"
+        else:
+            watched = specs.choose_splits(base, data_dir=data_dir, watch=True).evaluation
         is_new = "test" in splits.names() and not {"test", "all"} & set(seen)
         if is_new and not withheld(splits("test")):
             why = "the test split of the data of this run"
-            return Remembered(workdir, f"{base}[test]", data_dir, why)
-        if watched:
-            spec = f"{base}[{watched}]"
-        else:
-            spec = specs.choose_splits(base, data_dir=data_dir, watch=True).evaluation
+            return Remembered(workdir, f"{base}[test]", data_dir, why, watched)
     except UserError as error:
         raise UserError(
             f"{checkpoint} was trained on {base}, which cannot be opened here: {error} Name data "
             "with --data=SPEC."
         ) from error
     why = "what this run was watched on: its data have no other test split"
-    return Remembered(workdir, spec, data_dir, why)
+    return Remembered(workdir, watched, data_dir, why, watched)
 
 
 def _run_of(checkpoint: str) -> tuple[Path, dict]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vit_jax import files
+from vit_jax.evaluation import per_image
+from vit_jax.evaluation.per_image import Columns
 from vit_jax.pages import evaluation as page
 from vit_jax.pages.figures import Figure
 
@@ -17,7 +19,7 @@ class Result(NamedTuple):
     """record: for evaluation.json. table: lines to print. metrics: what a training run logs.
     rows: for a CSV, if there is one, named `csv` or as the protocol is. pictures: name -> function
     that draws it, or gives None. model: settings of the model that were found, and are saved with
-    it by request.
+    it by request. tables: name -> columns of another CSV. images: gives the table of all images.
     """
 
     record: Mapping[str, object]
@@ -27,6 +29,8 @@ class Result(NamedTuple):
     csv: str = ""
     pictures: Mapping[str, Callable[[], Figure | None]] = {}
     model: Mapping[str, object] = {}
+    tables: Mapping[str, Columns] = {}
+    images: Callable[[], Columns] | None = None
 
 
 def write(directory: Path, name: str, record: Mapping[str, object], result: Result) -> Path:
@@ -48,5 +52,8 @@ def write(directory: Path, name: str, record: Mapping[str, object], result: Resu
             writer = csv.DictWriter(out, fieldnames=list(result.rows[0]))
             writer.writeheader()
             writer.writerows(result.rows)
+    for table, columns in result.tables.items():
+        with files.replacing(directory / f"evaluation_{table}.csv") as partial:
+            per_image.write_csv(partial, columns)
     page.write(directory)
     return file

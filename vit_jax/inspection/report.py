@@ -112,7 +112,7 @@ def inspect(
     return out / "index.html"
 
 
-def read_images(config: models.ModelConfig, files: Sequence[Path]) -> np.ndarray:
+def read_images(config: models.ModelConfig, files: Sequence[Path | str]) -> np.ndarray:
     """Images as the model sees them, (b, h, w, 3) uint8."""
     if config.channels != 3:
         raise UserError(
@@ -139,7 +139,7 @@ def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
 def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | None:
     """What needs images: distance, rollout, heads, neighbours; returns the viewer's content."""
     scaled = np.asarray(models.normalise(pixels))
-    names = [file.name for file in files]
+    names = [Path(file).name for file in files]
     viewer = None
     try:
         looked = walk.look(config, params, scaled)
@@ -196,7 +196,7 @@ def draw_occlusion(config, params, files, pixels, draw) -> None:
         name = config.labels[label] if config.labels else str(label)
         draw(
             f"occlusion_{i}",
-            f"Occlusion: {file.name}",
+            f"Occlusion: {Path(file).name}",
             "Loss of probability where a part is covered with grey.",
             lambda i=i, drops=drops, name=name: figures.occlusion(pixels[i], drops, name),
         )

@@ -119,6 +119,9 @@ def convert(
         check_free(Path(target))
     config, params = load.read(source)
     config = models.replace(config, dtype="float32")
+    folded: list[str] = []
+    if to != "native":
+        config, params, folded = adapt.fold_temperature(config, params)
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".converting-") as scratch:
@@ -132,7 +135,7 @@ def convert(
             files.write_text(made / "README.md", text)
         proof = prove(form, made, config, params, photos)
         check(proof, tolerance, str(source), f"--to={to}")
-        notes = [f"differs in use: {note}" for note in form.notes(config)]
+        notes = folded + [f"differs in use: {note}" for note in form.notes(config)]
         if place:
             url = hub.push(made, place, f"{config.variant} by vit_jax {__version__}")
             notes += [f"pushed: {url}"]

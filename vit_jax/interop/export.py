@@ -17,7 +17,7 @@ from vit_jax import data, files, models, numerics
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import convert, load, onnx_files, openvino_files, peers
 from vit_jax.interop.peers import Answer, Outputs
-from vit_jax.models import saved
+from vit_jax.models import adapt, saved
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Array = np.ndarray
@@ -80,7 +80,7 @@ def export(
     for part in parts(target):
         convert.check_free(part)
     config, params = load.read(source)
-    config = models.at_rest(config)
+    config, params, folded = adapt.fold_temperature(models.at_rest(config), params)
     if isinstance(config, models.ViTConfig):
         config = models.replace(config, scan=False)
     images = peers.photographs(config, photos)
@@ -105,7 +105,7 @@ def export(
         for part in reversed(parts(made)):
             if part.exists():
                 shutil.move(part, target.with_name(part.name))
-    return proof._replace(notes=tuple(filter(None, [note])))
+    return proof._replace(notes=tuple(filter(None, [*folded, note])))
 
 
 def parts(path: Path) -> list[Path]:

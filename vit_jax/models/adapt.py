@@ -186,6 +186,21 @@ def _differs(config: models.ModelConfig, target: models.ModelConfig, how: str) -
     )
 
 
+def fold_temperature(
+    config: models.ModelConfig, params: dict[str, np.ndarray]
+) -> tuple[models.ModelConfig, dict[str, np.ndarray], list[str]]:
+    """The same probabilities from a classifier divided by the model's temperature, which then has
+    none: for formats that have no place for it. The list says so; [] without a temperature.
+    """
+    if config.temperature is None:
+        return config, params, []
+    head = {
+        k: v / np.float32(config.temperature) for k, v in params.items() if k.startswith("head/")
+    }
+    note = f"the classifier is divided by the temperature {config.temperature:.4g}"
+    return dataclasses.replace(config, temperature=None), params | head, [note]
+
+
 def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
     """`config` with other settings, as `load_model(image_size=..., num_classes=...)` asks for."""
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -202,7 +217,7 @@ def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
         known = changes.get("preprocessing", config.preprocessing) or (("name", "resize"),)
         changes["preprocessing"] = with_channels(known, changes["channels"])
     if changes.get("num_classes", config.num_classes) != config.num_classes:
-        changes |= {"labels": changes.get("labels", ()), "thresholds": ()}
+        changes |= {"labels": changes.get("labels", ()), "thresholds": (), "temperature": None}
         if getattr(config, "representation_size", None) is not None:
             changes.setdefault("representation_size", None)
     return dataclasses.replace(config, **changes)

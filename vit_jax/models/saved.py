@@ -26,7 +26,7 @@ FAMILIES = {
 
 
 #: Settings that are written where they say something: earlier versions read all other models.
-RARE = ("multilabel", "thresholds")
+RARE = ("multilabel", "thresholds", "temperature")
 
 
 def config_to_json(config: models.ModelConfig) -> dict[str, object]:

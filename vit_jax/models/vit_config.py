@@ -26,8 +26,21 @@ def stem_stride(depths: tuple[int, ...]) -> int:
     return 4 * 2 ** max(len(depths) - 1, 0)
 
 
-def check_thresholds(multilabel: bool, thresholds: tuple[float, ...], num_classes: int) -> None:
-    """Raises UserError for thresholds that are no probabilities, or not of these classes."""
+def check_answers(
+    multilabel: bool,
+    thresholds: tuple[float, ...],
+    temperature: float | None,
+    num_classes: int,
+) -> None:
+    """Raises UserError for thresholds that are no probabilities, or not of these classes; for a
+    temperature that is none, or of a model of several labels an image.
+    """
+    if temperature is not None:
+        is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+        if not is_number or not 0 < temperature < float("inf"):
+            raise UserError(f"model.temperature={temperature!r} must be a number above 0.")
+        if multilabel:
+            raise UserError("model.temperature is of a model of one label an image.")
     if multilabel not in (True, False):
         raise UserError(f"model.multilabel={multilabel!r} must be true or false.")
     if not isinstance(thresholds, tuple) or len(thresholds) not in (0, 1, num_classes):
@@ -53,9 +66,9 @@ class ViTConfig:
     evaluation transform with its options, if known; they travel with the weights, as do
     `multilabel`, whether an image has any number of the classes, each with a probability by the
     sigmoid of its logit, and `thresholds`, from which probability on it has it: one, or one for
-    each class; () if none was chosen. `attention` is
-    "xla", "cudnn" (its kernel, on GPUs), "fused" (ours, on TPUs) or "auto", a kernel where there is
-    one.
+    each class; () if none was chosen. With one label an image, probabilities are the softmax of
+    logits / `temperature`, where one was fitted; logits are as trained. `attention` is "xla",
+    "cudnn" (its kernel, on GPUs), "fused" (ours, on TPUs) or "auto", a kernel where there is one.
     """
 
     variant: str
@@ -89,10 +102,11 @@ class ViTConfig:
     preprocessing: Preprocessing = ()
     multilabel: bool = False
     thresholds: tuple[float, ...] = ()
+    temperature: float | None = None
 
     def __post_init__(self):
         remat.name_of(self.remat)
-        check_thresholds(self.multilabel, self.thresholds, self.num_classes)
+        check_answers(self.multilabel, self.thresholds, self.temperature, self.num_classes)
         sizes = {key: getattr(self, key) for key in POSITIVE}
         sizes |= {"patch_size": min(self.patch_size)}
         for key, size in sizes.items():

@@ -59,7 +59,7 @@ def render(workdir: Path) -> str:
         ]
     parts = [_header(title, config, stages)]
     parts += [_stage(name, records) for name, records in stages]
-    parts.append(strip.section(workdir))
+    parts += [strip.fed_section(workdir), strip.section(workdir)]
     if evaluation:
         parts.append(f"<section><h2>Evaluation</h2>{table(evaluation)}</section>")
         parts.append(beside.section(workdir, evaluation))

@@ -1,4 +1,4 @@
-"""Pictures of what an objective predicts, as a file of a run and as a part of its report."""
+"""Pictures of what a model is fed and of what it predicts: files of a run, parts of its report."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
 
+from vit_jax import files
 from vit_jax.pages.document import data_url
 
-FILE = "objective.png"
+FILE, FED = "objective.png", "fed.png"
+#: Of what is fed: images in a row, rows, and the pixels of a side.
+ACROSS, DOWN, SIDE = 8, 2, 128
 
 
 def write(rows: Mapping[str, np.ndarray], workdir: Path) -> None:
@@ -29,6 +32,36 @@ def write(rows: Mapping[str, np.ndarray], workdir: Path) -> None:
     information.add_text("rows", ", ".join(rows))
     image = PIL.Image.fromarray(np.concatenate(lines))
     image.save(workdir / FILE, pnginfo=information)
+
+
+def write_fed(images: np.ndarray, labels: str, workdir: Path) -> None:
+    """`WORKDIR/fed.png`: some images of a batch (b, h, w, 3) uint8 as the model is fed them.
+
+    labels: of these images, in words.
+    """
+    shown = [PIL.Image.fromarray(one).resize((SIDE, SIDE)) for one in images[: ACROSS * DOWN]]
+    down = -(-len(shown) // ACROSS)
+    sheet = PIL.Image.new("RGB", (min(ACROSS, len(shown)) * (SIDE + 4), down * (SIDE + 4)))
+    for i, one in enumerate(shown):
+        sheet.paste(one, (i % ACROSS * (SIDE + 4) + 2, i // ACROSS * (SIDE + 4) + 2))
+    information = PIL.PngImagePlugin.PngInfo()
+    information.add_itxt("labels", labels)
+    with files.replacing(workdir / FED) as partial:
+        sheet.save(partial, "PNG", pnginfo=information)
+
+
+def fed_section(workdir: Path) -> str:
+    """The images that a run was fed first, if they were kept."""
+    file = workdir / FED
+    if not file.exists():
+        return ""
+    with PIL.Image.open(file) as image:
+        labels, shown = image.info.get("labels", ""), np.asarray(image.convert("RGB"))
+    return (
+        "<h2>What the model is fed</h2><figure><figcaption>The first training images, as they are "
+        f"cropped and augmented: {escape(labels)}.</figcaption>"
+        f"<img alt='{escape(labels)}' src='{data_url(shown, 1600)}'></figure>"
+    )
 
 
 def section(workdir: Path) -> str:

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from vit_jax.pages import report
+from vit_jax.pages import report, strip
 from vit_jax.runtime.distributed import say
 from vit_jax.training.loop import Event
 from vit_jax.training.state import TrainState
 
 #: Between two pages, at least: seconds, and times what a page takes, so that it is 1% at most.
 SECONDS, TIMES = 10.0, 100.0
+
+
+def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> None:
+    """Keeps the first images of a run for its page, if there are none yet; by process 0.
+
+    batch: of this host. Pictures that cannot be written are no reason to lose a run.
+    """
+    if jax.process_index() or (workdir / strip.FED).exists():
+        return
+    labels = batch["label"][: strip.ACROSS * strip.DOWN]
+    sets = [np.flatnonzero(row == 1) for row in labels] if labels.ndim == 2 else labels[:, None]
+    known = range(len(class_names))
+    words = [
+        " and ".join(class_names[int(k)] for k in row if k in known) or "no label" for row in sets
+    ]
+    try:
+        strip.write_fed(batch["image"], ", ".join(words), workdir)
+    except Exception as error:
+        say(f"{strip.FED} is not written ({str(error).strip().splitlines()[0]})")
 
 
 def page(workdir: Path, due: Callable[[int], bool]) -> Event:

@@ -131,6 +131,8 @@ def under_way(
         stop = events.saves_and_stops(shared, workdir, total)
         periods = setup.plan.periods_on_the_way
 
+        fed = functools.partial(live.fed, workdir, setup.data.train.class_names)
+
         def over(step: int) -> bool:
             return step >= total or best.is_over
 
@@ -139,7 +141,7 @@ def under_way(
             over,
             shared.pace,
             stack.enter_context(
-                contextlib.closing(training_batches(setup, start, shared.clock, on_bad))
+                contextlib.closing(training_batches(setup, start, shared.clock, on_bad, fed))
             ),
             (
                 events.logged(
@@ -285,7 +287,11 @@ def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> tuple[Train
 
 
 def training_batches(
-    setup: Setup, start_step: int, clock: Clock, on_bad: Callable[[str], None] | None = None
+    setup: Setup,
+    start_step: int,
+    clock: Clock,
+    on_bad: Callable[[str], None] | None = None,
+    on_first: Callable[[Mapping], None] = lambda batch: None,
 ) -> Generator[dict[str, jax.Array], None, None]:
     """Batches on the devices, two ahead of the step that uses them; `clock` sees who waits."""
     config, mesh = setup.config, setup.program.mesh
@@ -306,6 +312,8 @@ def training_batches(
         while True:
             with clock.waiting():
                 batch = next(batches)
+            if not ahead:
+                on_first(batch)
             with profiling.phase(profiling.TO_DEVICES):
                 ahead.append(sharding.to_devices(batch, mesh))
             if len(ahead) > 2:

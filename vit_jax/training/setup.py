@@ -240,6 +240,7 @@ def model_config(
         "labels": labels,
         "multilabel": source.multilabel,
         "thresholds": (),
+        "temperature": None,
         "preprocessing": tuple(
             sorted(({"orient": config.data.orient} | config.eval_preprocess.to_dict()).items())
         ),

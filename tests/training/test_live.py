@@ -1,0 +1,47 @@
+"""The first images that a run is fed, as its page shows them."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from vit_jax.pages import report
+from vit_jax.training import live
+
+NAMES = ("ant", "bee")
+
+
+def batch(labels, count=20, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (count, 128, 128, 3), np.uint8)
+    return {"image": images, "label": np.asarray(labels)}
+
+
+def test_the_first_images_are_kept_and_shown(tmp_path):
+    given = batch([0, 1] * 10)
+    live.fed(tmp_path, NAMES, given)
+    with PIL.Image.open(tmp_path / "fed.png") as image:
+        pixels = np.asarray(image)
+        assert image.info["labels"] == ", ".join(["ant, bee"] * 8)
+    assert pixels.shape == (2 * 132, 8 * 132, 3)
+    assert np.array_equal(pixels[2:130, 2:130], given["image"][0])
+    assert np.array_equal(pixels[134:262, 134:262], given["image"][9])
+    html = report.render(tmp_path)
+    assert "What the model is fed" in html and "ant, bee, ant" in html
+    before = (tmp_path / "fed.png").read_bytes()
+    live.fed(tmp_path, NAMES, batch([1] * 20, seed=1))  # a run that goes on
+    assert (tmp_path / "fed.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "labels, words",
+    [([1, -1, 0], "bee, no label, ant"), ([[1, 1], [0, 0], [0, 1]], "ant and bee, no label, bee")],
+)
+def test_labels_of_all_kinds(tmp_path, labels, words):
+    live.fed(tmp_path, NAMES, batch(labels, count=3))
+    with PIL.Image.open(tmp_path / "fed.png") as image:
+        assert image.info["labels"] == words and image.size == (3 * 132, 132)
+
+
+def test_what_cannot_be_written_ends_no_run(tmp_path, capsys):
+    live.fed(tmp_path / "none", NAMES, batch([0] * 3, count=3))
+    assert "fed.png is not written" in capsys.readouterr().out
+    assert "What the model is fed" not in report.render(tmp_path)

@@ -35,13 +35,11 @@ from tiny_runs import free_port
 
 from vit_jax.runtime.logbook import read_metrics
 
-STEPS, EVERY = 600, 20
 TRAIN = [
     "train", "--config=configs/quickstart.py", "--config.pretrain=None",
-    "--config.total_epochs=None", f"--config.total_steps={STEPS}",
-    "--config.eval_every_epochs=None",
+    "--config.total_epochs=None", "--config.eval_every_epochs=None",
     "--config.eval_every_steps=150", "--config.schedule.warmup_steps=10",
-    "--config.log_every_steps=5", f"--config.checkpoint_every_steps={EVERY}",
+    "--config.log_every_steps=5", "--config.checkpoint_every_steps=20",
     "--config.keep_checkpoints=3", "--config.batch_size=16", "--config.model.dropout_rate=0.1",
     "--config.polyak_decay=0.99", "--config.model.hidden_size=32", "--config.model.num_layers=1",
 ]  # fmt: skip
@@ -72,7 +70,10 @@ class Job(NamedTuple):
 class Soak:
     """One run on its disk, disturbed until `until` (of time.monotonic)."""
 
-    def __init__(self, family: str, disk: Path, rng: random.Random, until: float, say: Callable):
+    def __init__(
+        self, family: str, steps: int, disk: Path, rng: random.Random, until: float, say: Callable
+    ):
+        self.steps = steps
         self.count, self.disk, self.rng, self.until, self.say = (
             FAMILIES[family], disk, rng, until, say,
         )  # fmt: skip
@@ -86,6 +87,7 @@ class Soak:
         for rank in range(self.count):
             of_rank = [*join, f"--process_id={rank}"] if self.count > 1 else []
             command = [sys.executable, "-m", "vit_jax", *TRAIN, f"--workdir={self.workdir}"]
+            command.append(f"--config.total_steps={self.steps}")
             job.prints.append(prints.with_suffix(f".{rank}"))
             with open(job.prints[-1], "wb") as out:
                 job.processes.append(
@@ -333,12 +335,15 @@ def disturbed(soak: Soak, logs: Path) -> collections.Counter[str]:
             act = soak.rng.choices(acts, list(WHILE_IT_IS_DOWN.values()))[0]
             done, put_back = act(soak)
             happened += [done] if done else []
+        before = soak.damaged()
         job = soak.start(logs / f"{attempt:04d}", *more)
         try:
             if not put_back and time.monotonic() < soak.until and soak.rng.random() < 0.9:
-                done = disturb(soak, job)
-                happened += [done] if done else []
-            before = soak.damaged()
+                for _ in range(3):  # after what ends nothing comes another
+                    if done := disturb(soak, job):
+                        happened.append(done)
+                    if not done or done.startswith(("kill", "TERM")) or not job.alive():
+                        break
             over = settle(soak, job, happened)
         finally:
             for process in job.alive():
@@ -380,17 +385,17 @@ def check(soak: Soak, whole: Path) -> None:
          if "train/loss" in r and r["step"] % 5 == 0}
         for where in (soak.workdir, whole)
     ]  # fmt: skip
-    if losses[0] != losses[1] or max(losses[0]) != STEPS:
+    if losses[0] != losses[1] or max(losses[0]) != soak.steps:
         raise Wrong(f"the log of {soak.workdir} has other losses than that of {whole}")
 
 
-def undisturbed(scratch: Path, say: Callable) -> dict[str, Path]:
+def undisturbed(scratch: Path, steps: int, say: Callable) -> dict[str, Path]:
     """A run of each family that was left alone; between them the losses agree to 1e-5 at first."""
     found, losses = {}, []
     for family, devices in FAMILIES.items():
         disk = scratch / f"whole_{family}"
         disk.mkdir()
-        soak = Soak("one", disk, random.Random(0), 0.0, say)
+        soak = Soak("one", steps, disk, random.Random(0), 0.0, say)
         job = soak.start(disk / "log", devices=devices)
         if not settle(soak, job, []):
             raise Wrong(f"the undisturbed run failed\n{job.printed(0)[-3000:]}")
@@ -425,7 +430,7 @@ def say_of(say: Callable, name: str, text: str) -> None:
     say(f"{name} {text}")
 
 
-def soak(minutes: float, seed: int) -> collections.Counter[str]:
+def soak(minutes: float, seed: int, steps: int = 600) -> collections.Counter[str]:
     """Disturbs runs for so long, and waits for the end of the last one; what happened, counted.
 
     Raises:
@@ -441,7 +446,7 @@ def soak(minutes: float, seed: int) -> collections.Counter[str]:
         print(f"{time.monotonic() - begin:7.1f} s  {text}", flush=True)
 
     say(f"seed {seed}, files in {scratch}")
-    whole = undisturbed(scratch, say)
+    whole = undisturbed(scratch, steps, say)
     until, number = time.monotonic() + 60 * minutes, 0
     while not number or time.monotonic() < until:
         number += 1
@@ -451,7 +456,7 @@ def soak(minutes: float, seed: int) -> collections.Counter[str]:
         logs.mkdir()
         with small_disk(scratch / name):
             of_run = functools.partial(say_of, say, name)
-            run = Soak(family, scratch / name, rng, until, of_run)
+            run = Soak(family, steps, scratch / name, rng, until, of_run)
             counts += disturbed(run, logs)
             check(run, whole[family])
         counts["runs"] += 1
@@ -469,9 +474,10 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=600, help="of each run")
     asked = parser.parse_args()
     try:
-        soak(asked.minutes, asked.seed)
+        soak(asked.minutes, asked.seed, asked.steps)
     except Wrong as error:
         print(f"not as promised: {error}", file=sys.stderr)
         return 1

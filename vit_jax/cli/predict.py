@@ -27,6 +27,7 @@ from vit_jax.errors import UsageError, UserError
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
+    options.define_images(flags)
     absl_flags.DEFINE_integer("top_k", 5, "How many classes.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "One JSON object per image.", flag_values=flags)
 
@@ -41,6 +42,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not paths:
         raise UsageError("the list of images on standard input is empty.")
     options.prepare_jax()
+    options.allow_images(flags)
     from vit_jax.evaluation.predict import BATCH_SIZE, find_images, predict
 
     files = find_images(paths)

@@ -18,6 +18,15 @@ Image = np.ndarray
 #: Larger images are refused unless `config.data.max_image_pixels` allows them: a file of 300 KB
 #: can hold a billion pixels of one colour.
 MAX_PIXELS = 100_000_000
+_limit = MAX_PIXELS
+
+
+def allow_pixels(most: int) -> None:
+    """The largest image, in pixels, of this process where a transform says nothing else."""
+    global _limit
+    _limit = most
+
+
 #: Formats whose mode "I" is grey of 16 bits; in a TIFF it is of 32, with or without a sign.
 OF_16_BITS = ("PNG", "PPM", "JPEG2000")
 #: Modes that have one meaning in RGB.
@@ -37,7 +46,7 @@ def decode(
       data: an encoded file, or pixels (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
       name: what to call the record in an error.
       orient: the image is turned upright, as its EXIF orientation says; TFDS leaves it lying.
-      max_pixels: an image whose header says more is not decoded; None is MAX_PIXELS.
+      max_pixels: an image whose header says more is not decoded; None is the process's limit.
 
     Raises:
       UserError: not an image, damaged, more than `max_pixels`, or values whose range is not known
@@ -47,7 +56,7 @@ def decode(
         return _as_rgb(data, name)
     if not data:
         raise UserError(f"The image {name} is empty (0 bytes); replace it or leave it out.")
-    most = max_pixels or MAX_PIXELS
+    most = max_pixels or _limit
     image = _decode_jpeg(data, most) if data[:2] == b"\xff\xd8" else None
     if image is None:
         image = _decode_any(data, name, most)
@@ -168,7 +177,7 @@ def open_image(
             height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return decode(data, name, orient=orient, max_pixels=max_pixels)
-        plain = colorspace in ("YCbCr", "Gray") and height * width <= (max_pixels or MAX_PIXELS)
+        plain = colorspace in ("YCbCr", "Gray") and height * width <= (max_pixels or _limit)
         if plain and subsampling in turbojpeg.BLOCK_WIDTH:
             turn = orientation(data) if orient else 1
             return Encoded(data, name, (height, width, 3), subsampling, turn, max_pixels)
@@ -184,7 +193,7 @@ def _decode_any(data: bytes, name: str, most: int) -> Image:
             if image.width * image.height > most:
                 raise UserError(
                     f"The image {name} has {image.width}x{image.height} pixels, more than "
-                    f"config.data.max_image_pixels={most}; make it smaller or leave it out."
+                    f"max_image_pixels={most}; make it smaller or leave it out."
                 )
             if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
                 raise UserError(

@@ -60,13 +60,18 @@ def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
     if not flags.config:
         raise UsageError("--config=FILE is needed.")
     given = overrides(flags)
-    if not flags.config.endswith(".json"):
-        return load(flags.config, given)
-    from vit_jax.training.workdir import config_of
+    if flags.config.endswith(".json"):
+        from vit_jax.training.workdir import config_of
 
-    config = config_of(Path(flags.config), given)
-    for key, text in given.items():
-        override(config, key, text)
+        config = config_of(Path(flags.config), given)
+        for key, text in given.items():
+            override(config, key, text)
+    else:
+        config = load(flags.config, given)
+    if config.get("deterministic") or (config.get("pretrain") or {}).get("deterministic"):
+        from vit_jax.runtime import determinism
+
+        determinism.ask()  # before JAX looks for devices
     return config
 
 

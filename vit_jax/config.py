@@ -13,7 +13,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -230,6 +230,74 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     for key, text in (overrides or {}).items():
         override(config, key, text)
     return config
+
+
+def from_values(values: Mapping, where: str, given: Container[str] = ()) -> ConfigDict:
+    """The configuration that `config.json` holds, checked by the table of settings.
+
+    It is data: no Python file that it names is run, unless the command line names it as well.
+
+    Args:
+      values: as `to_json` writes them; keys that are not there have their defaults.
+      given: dotted keys that will be set anew.
+
+    Raises:
+      UserError: a setting that nobody reads, a value that it cannot have, or a Python file.
+    """
+    config = default()
+    _fill(config, {key: value for key, value in values.items() if key != "format"}, where)
+    check(config, where)
+    for key, value in flatten(config.to_dict()).items():
+        names = key.removeprefix("pretrain.") != "name"  # that is a title
+        if names and isinstance(value, str) and ".py:" in value and key not in given:
+            raise UserError(
+                f"{where}.{key}={value!r} is a program, and {where} is read as data: give "
+                f"--config.{key}={value} as well to run it."
+            )
+    return config
+
+
+def _fill(section_: ConfigDict, values: Mapping, where: str) -> None:
+    for key, value in values.items():
+        if key not in section_:
+            raise UserError(
+                f"{where}.{key} is a setting that nobody reads.{nearest(key, section_)}"
+            )
+        known = section_[key]
+        if key == "pretrain" and isinstance(value, Mapping):
+            value = default()
+            _fill(value, values[key], f"{where}.{key}")
+        elif isinstance(known, ConfigDict) != isinstance(value, Mapping):
+            be = "a section of settings" if isinstance(known, ConfigDict) else "one value"
+            raise UserError(f"{where}.{key}={str(value)[:80]} must be {be}.")
+        elif key in OPEN_SECTIONS:
+            value = _as_section(value, f"{where}.{key}")
+            value = ConfigDict({**known.to_dict(), **value}) if key == "evaluators" else value
+        elif isinstance(known, ConfigDict):
+            _fill(known, value, f"{where}.{key}")
+            continue
+        if isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)  # JSON of other programs has 1 for 1.0
+        with section_.ignore_type():
+            section_[key] = _as_tuples(value)
+
+
+def _as_section(values: Mapping, where: str) -> ConfigDict:
+    for key in values:
+        if not key.isidentifier():
+            raise UserError(f"{where}.{key} is a setting that nobody reads.")
+    return ConfigDict(
+        {
+            key: _as_section(value, f"{where}.{key}")
+            if isinstance(value, Mapping)
+            else _as_tuples(value)
+            for key, value in values.items()
+        }
+    )
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:

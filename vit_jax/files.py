@@ -73,7 +73,7 @@ def read_json(file: Path) -> Any:
         return None
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error}).") from error
 
 

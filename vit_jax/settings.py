@@ -272,6 +272,9 @@ SETTINGS: dict[str, Setting] = {
     "compute_dtype": Setting(
         "auto", word("auto", "float32", "bfloat16"), "auto: bfloat16 on accelerators."
     ),
+    "deterministic": Setting(
+        False, FLAG, "GPUs give the same bits each time, and are slower (docs/reliability.md)."
+    ),
     "mesh.data": Setting(
         -1,
         DEVICES,

@@ -75,7 +75,11 @@ def test_what_is_no_export_or_is_untrained_is_said(checkpoint, tmp_path, capsys)
     served = tmp_path / "served"
     export.export(str(checkpoint), served, "stablehlo")
     facts = json.loads((served / "facts.json").read_text())
-    (served / "facts.json").write_text(json.dumps({**facts, "preprocessing": None}))
+    changed = {**facts, "preprocessing": None}
+    (served / "facts.json").write_text(json.dumps(changed))
+    assert "facts.json is damaged" in error(served)
+    del changed["checksum"]
+    (served / "facts.json").write_text(json.dumps(changed))
     assert "does not say how images are prepared" in error(served)
     assert "There is no exported model" in error(tmp_path / "none.onnx")
 

@@ -7,6 +7,7 @@ A few seconds here, always the same tries. For longer, with other ones:
 A finding is kept in corpus/, as small as it can be, under the name of the test that found it.
 """
 
+import functools
 import io
 import json
 import os
@@ -16,17 +17,22 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax import data, models
+from vit_jax import config as configuration, data, models
 from vit_jax.data import prepare
 from vit_jax.data.decode import decode, image_size, orientation
 from vit_jax.data.specs import parse_spec
 from vit_jax.errors import UserError
-from vit_jax.interop import convert, load, npz, timm
+from vit_jax.evaluation import forward
+from vit_jax.evaluation.predict import find_images, predict
+from vit_jax.interop import convert, export, load, npz, timm
 from vit_jax.models import saved
+from vit_jax.runtime import sharding
+from vit_jax.training import workdir
 
 pytest.importorskip("hypothesis")  # of [test]
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -251,6 +257,88 @@ def test_the_arrays_of_npz(seeds, made):
     file = seeds / "arrays.npz"
     np.savez(file, **arrays)
     outcome(lambda: load.read(file), file)
+
+
+@pytest.fixture(scope="module")
+def exported(seeds):
+    """The smallest model as an ONNX file without its checksum, so that damage gets further."""
+    pytest.importorskip("onnxruntime")
+    export.export(str(seeds / "native"), seeds / "served.onnx", "onnx")
+    content = (seeds / "served.onnx").read_bytes()
+    return content.replace(b"checksum", b"checksux")
+
+
+@fuzzed(EDITS, share=0.3)
+def test_onnx(seeds, exported, made):
+    file = seeds / "tried.onnx"
+    file.write_bytes(edited(exported, made))
+    found = outcome(lambda: export.open_exported(file), file.name)
+    if not isinstance(found, str):
+        outcome(lambda: found.run(np.zeros((2, *found.image_size, found.channels), np.float32)), "")
+
+
+# --- configurations of runs ---------------------------------------------------------------------
+
+RUN = json.loads(configuration.to_json(configuration.load("quickstart.py")))
+
+
+@fuzzed(CHANGES, share=0.5)
+def test_the_configuration_of_a_run(seeds, made):
+    file = seeds / "run.json"
+    file.write_text(json.dumps(changed(RUN, made)))
+    found = outcome(lambda: workdir.config_of(file), file)
+    assert isinstance(found, str) or json.loads(configuration.to_json(found))["format"] == 2
+
+
+@fuzzed(EDITS)
+def test_the_bytes_of_the_configuration_of_a_run(seeds, made):
+    file = seeds / "run.json"
+    file.write_bytes(edited(json.dumps(RUN).encode(), made))
+    outcome(lambda: workdir.config_of(file), file)
+
+
+# --- what is predicted --------------------------------------------------------------------------
+
+
+@fuzzed(
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, 10**6), EDITS),
+            st.sampled_from(
+                ["a", "gone.png", "", "~", "~nobody/a.png", "[x]", "a" * 300, "\0", "\udcff.png"]
+            ),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    share=0.3,
+)
+def test_predictions(seeds, made):
+    """Images, folders and names that are none: each is named, and the others are classified."""
+    place = seeds / "images"
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "a").mkdir(parents=True)
+    names = []
+    for i, one in enumerate(made):
+        if isinstance(one, str):
+            names.append(one if one.startswith("~") else str(place / one))
+            continue
+        names.append(str(place / f"{i}.jpg"))
+        number, edits = one
+        (place / f"{i}.jpg").write_bytes(edited(ENCODED[number % len(ENCODED)], edits))
+    found = outcome(lambda: find_images(names, say=lambda note: None), "")
+    if not isinstance(found, str):
+        rows = list(predict(forward_of(seeds), found))
+        assert len(rows) == len(found)
+        assert all(("error" in row) != ("predictions" in row) for row in rows)
+        assert all(row["image"] in row.get("error", row["image"]) for row in rows)
+
+
+@functools.cache
+def forward_of(seeds):
+    config, params = load.read(seeds / "native")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    return forward.of_model(config, params, mesh)
 
 
 # --- data ---------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Scenarios 19, 20 and 33: a bit that flips on the disk is noticed, in every file of weights."""
 
+import importlib.util
 import json
 import shutil
+import warnings
 import zipfile
 
 import jax
@@ -12,6 +14,7 @@ import safetensors.numpy
 from tiny_runs import train
 
 import vit_jax
+from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.doctor import checkpoints
 from vit_jax.errors import UserError
@@ -159,3 +162,83 @@ def test_33_a_model_of_before_has_none(weights, tmp_path):
     vit_jax.load_model(tmp_path / "old")
     flip(file, np.random.default_rng(0))
     vit_jax.load_model(tmp_path / "old")
+
+
+# --- 51: what was exported ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(weights, tmp_path_factory):
+    """{form: an exported model}, of the formats that can be written here."""
+    root, found = tmp_path_factory.mktemp("served"), {}
+    for form, name, needs in (
+        ("stablehlo", "served", "jax"), ("onnx", "m.onnx", "onnxruntime"),
+        ("openvino", "m.xml", "openvino"),
+    ):  # fmt: skip
+        if importlib.util.find_spec(needs):
+            with warnings.catch_warnings(action="ignore"):
+                export.export(str(weights / "native"), root / name, form, batch_size=1)
+            found[form] = root / name
+    return found
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "onnx", "openvino", "savedmodel"])
+def test_51_a_flipped_bit_of_an_export_is_refused(served, form, tmp_path):
+    """Anywhere in any of its files; SavedModels are checked before TensorFlow reads them."""
+    rng = np.random.default_rng(0)
+    if form == "savedmodel":
+        source = tmp_path / "saved"
+        (source / "variables").mkdir(parents=True)
+        for name in ("saved_model.pb", "variables/variables.index", "variables/v.data"):
+            (source / name).write_bytes(rng.bytes(500))
+        export.write_facts(source, models.get_config("debug", num_classes=3))
+    elif form not in served:
+        pytest.skip(f"{form} cannot be written here")
+    else:
+        source = served[form]
+    place = tmp_path / "tried" / source.name
+    names = [""] if source.is_file() else []
+    names += [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    assert export.has_checksum(source)
+    opened = export.FORMATS[form][1]
+    for trial in range(24):
+        shutil.rmtree(place.parent, ignore_errors=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, _made(place))
+        beside = [] if source.is_dir() else export.parts(source)[1:]
+        for part in beside:
+            if part.exists():
+                shutil.copy(part, place.with_name(part.name))
+        files = [place / name if name else place for name in names]
+        files += [path for path in place.parent.iterdir() if path.is_file() and path != place]
+        file = files[trial % len(files)]
+        content = file.read_bytes()
+        flip(file, rng, first=1)
+        at = content.find(b"checksum")
+        if at >= 0 and file.read_bytes()[at : at + 21] != content[at : at + 21]:
+            continue  # the name of the checksum alone: nothing else has changed
+        with pytest.raises(UserError, match=r"is damaged|is not JSON") as refused:
+            opened(place)
+        assert str(place) in str(refused.value)
+
+
+def _made(place):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def test_51_doctor_verifies_an_export_always(served, tmp_path, capsys):
+    place = tmp_path / "served"
+    shutil.copytree(served["stablehlo"], place)
+    assert main(["doctor", f"--checkpoint={place}"]) == 0
+    assert "each byte what was written" in capsys.readouterr().out
+    (place / "README.md").write_text("what somebody wrote beside it")
+    facts = json.loads((place / "facts.json").read_text())
+    assert main(["doctor", f"--checkpoint={place}"]) == 0
+    (place / "facts.json").write_text(json.dumps(facts | {"labels": ["a", "b", "c"]}))
+    capsys.readouterr()
+    assert main(["doctor", f"--checkpoint={place}", "--noverify"]) == 1
+    assert "is damaged" in capsys.readouterr().out
+    del facts["files"], facts["checksum"]  # as of an earlier version
+    (place / "facts.json").write_text(json.dumps(facts))
+    assert main(["doctor", f"--checkpoint={place}"]) == 0
+    assert "of an earlier version, no checksum" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
+from vit_jax.runtime import event_files
 from vit_jax.runtime.logbook import Logbook, duration_text, read_metrics, summary
 
 TRAIN = {"train/loss": 0.41234, "train/learning_rate": 3e-4, "train/images_per_second": 1234.4}
@@ -250,6 +252,23 @@ def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
     write_steps(tmp_path, [5, 10, 12, 15])
     write_steps(tmp_path, [12, 20], start_step=10)
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [5, 10, 12, 20]
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_waits(tmp_path, monkeypatch, capfd):
+    """No file may grow: the writer of tensorboardX died in its thread, and the next values hung."""
+    monkeypatch.setattr(event_files, "FLUSH_EVERY", 0.0)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    book = Logbook(tmp_path, total_steps=1000)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
+        for step in range(1, 40):
+            with pytest.raises(UserError, match=f"The log in {tmp_path} cannot be written"):
+                book.write(step, TRAIN)
+        with pytest.raises(UserError, match="cannot be written"):
+            book.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 # --- the terminal ---

@@ -54,6 +54,7 @@ VTAB = ("tasks", "size", "learning_rates", "set")
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
+    options.define_images(flags)
     absl_flags.DEFINE_list(
         "suite", ["classification"], "Protocols, separated by commas.", flag_values=flags
     )
@@ -146,6 +147,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     with options.processes(flags):
         import jax
 
+        options.allow_images(flags)
         from vit_jax.data.specs import split_specs
         from vit_jax.evaluation import per_image, protocols, remembered, result
         from vit_jax.evaluation.data_sets import DataSets

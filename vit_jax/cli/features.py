@@ -24,6 +24,7 @@ from vit_jax.errors import UsageError, UserError
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
+    options.define_images(flags)
     options.define_data(flags)
     absl_flags.DEFINE_string("out", None, "A .npy or .parquet file.", flag_values=flags)
     absl_flags.DEFINE_string("layer", "pre_logits", "Which intermediate.", flag_values=flags)
@@ -38,6 +39,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not flags.data or not flags.out:
         raise UsageError("--data=SPEC and --out=FILE are needed.")
     options.prepare_jax()
+    options.allow_images(flags)
     from vit_jax import data
     from vit_jax.evaluation import features
     from vit_jax.interop import export, load

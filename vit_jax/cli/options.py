@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from vit_jax.config import ConfigDict, default, flatten, load
+from vit_jax.config import ConfigDict, default, flatten, load, override
 from vit_jax.errors import Preempted, UsageError, nearest, one_line
 from vit_jax.runtime import host_memory
 
@@ -26,7 +26,8 @@ def define_config(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "config",
         None,
-        "Config file, with an argument after a colon: configs/finetune.py:B/16,cifar10. "
+        "Config file, with an argument after a colon: configs/finetune.py:B/16,cifar10; or the "
+        "config.json of a run, which is read as data. "
         "--config.KEY=VALUE changes a setting.",
         flag_values=flags,
     )
@@ -88,10 +89,23 @@ def of_setting(name: str) -> str:
 
 
 def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
-    """The configuration of `--config`, with its overrides."""
+    """The configuration of `--config`, with its overrides; a .json is that of an earlier run."""
     if not flags.config:
         raise UsageError("--config=FILE is needed.")
-    return load(flags.config, overrides(flags))
+    given = overrides(flags)
+    if flags.config.endswith(".json"):
+        from vit_jax.training.workdir import config_of
+
+        config = config_of(Path(flags.config), given)
+        for key, text in given.items():
+            override(config, key, text)
+    else:
+        config = load(flags.config, given)
+    if config.get("deterministic") or (config.get("pretrain") or {}).get("deterministic"):
+        from vit_jax.runtime import determinism
+
+        determinism.ask()  # before JAX looks for devices
+    return config
 
 
 def overrides(flags: absl_flags.FlagValues) -> dict[str, str]:
@@ -242,6 +256,23 @@ def forward(checkpoint: str, batch_size: int) -> Forward:
 def define_data(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("data", None, "Data set, e.g. folder:PATH[test].", flag_values=flags)
     absl_flags.DEFINE_string("data_dir", None, "Where TFDS data sets lie.", flag_values=flags)
+
+
+def define_images(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_integer(
+        "max_image_pixels",
+        100_000_000,
+        "An image whose header says more is not decoded.",
+        lower_bound=1,
+        flag_values=flags,
+    )
+
+
+def allow_images(flags: absl_flags.FlagValues) -> None:
+    """Has images decoded up to the size of `--max_image_pixels`."""
+    from vit_jax.data.decode import allow_pixels
+
+    allow_pixels(flags.max_image_pixels)
 
 
 def free(place: Path) -> Path:

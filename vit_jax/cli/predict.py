@@ -31,6 +31,7 @@ from vit_jax.errors import UsageError, UserError
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
+    options.define_images(flags)
     absl_flags.DEFINE_integer("top_k", 5, "How many classes.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "One JSON object per image.", flag_values=flags)
     absl_flags.DEFINE_string(
@@ -57,6 +58,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--json prints and --out writes; give one of them.")
     out = Path(flags.out).expanduser() if flags.out else None
     options.prepare_jax()
+    options.allow_images(flags)
     from vit_jax.data.web_images import Limits
     from vit_jax.evaluation import per_image
     from vit_jax.evaluation.predict import BATCH_SIZE, find_images, predict, table

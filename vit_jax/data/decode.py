@@ -18,6 +18,15 @@ Image = np.ndarray
 #: Larger images are refused unless `config.data.max_image_pixels` allows them: a file of 300 KB
 #: can hold a billion pixels of one colour.
 MAX_PIXELS = 100_000_000
+_limit = MAX_PIXELS
+
+
+def allow_pixels(most: int) -> None:
+    """The largest image, in pixels, of this process where a transform says nothing else."""
+    global _limit
+    _limit = most
+
+
 #: Formats whose mode "I" is grey of 16 bits; in a TIFF it is of 32, with or without a sign.
 OF_16_BITS = ("PNG", "PPM", "JPEG2000")
 #: Modes that have one meaning in RGB.
@@ -46,7 +55,7 @@ def decode(
       data: an encoded file, or pixels (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
       name: what to call the record in an error.
       orient: the image is turned upright, as its EXIF orientation says; TFDS leaves it lying.
-      max_pixels: an image whose header says more is not decoded; None is MAX_PIXELS.
+      max_pixels: an image whose header says more is not decoded; None is the process's limit.
       channels: 1 is grey, which colours become; of another number that is not 3, the image has to
         have just as many: pixels, a file of numpy.save, or RGBA, CMYK (4) and LA (2).
 
@@ -59,11 +68,11 @@ def decode(
     if data[: len(NPY)] == NPY:
         return _with_channels(_array(data, name), name, channels)
     if data and channels not in (1, 3):
-        found = _with_channels(_bands(data, name, max_pixels or MAX_PIXELS), name, channels)
+        found = _with_channels(_bands(data, name, max_pixels or _limit), name, channels)
         return np.ascontiguousarray(upright(found, orientation(data) if orient else 1))
     if not data:
         raise UserError(f"The image {name} is empty (0 bytes); replace it or leave it out.")
-    most = max_pixels or MAX_PIXELS
+    most = max_pixels or _limit
     image = _decode_jpeg(data, most) if data[:2] == b"\xff\xd8" else None
     if image is None:
         image = _decode_any(data, name, most)
@@ -238,7 +247,7 @@ def open_image(
             height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return decode(data, name, orient=orient, max_pixels=max_pixels)
-        plain = colorspace in ("YCbCr", "Gray") and height * width <= (max_pixels or MAX_PIXELS)
+        plain = colorspace in ("YCbCr", "Gray") and height * width <= (max_pixels or _limit)
         if plain and subsampling in turbojpeg.BLOCK_WIDTH:
             turn = orientation(data) if orient else 1
             return Encoded(data, name, (height, width, 3), subsampling, turn, max_pixels)
@@ -254,7 +263,7 @@ def _decode_any(data: bytes, name: str, most: int) -> Image:
             if image.width * image.height > most:
                 raise UserError(
                     f"The image {name} has {image.width}x{image.height} pixels, more than "
-                    f"config.data.max_image_pixels={most}; make it smaller or leave it out."
+                    f"max_image_pixels={most}; make it smaller or leave it out."
                 )
             if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
                 raise UserError(

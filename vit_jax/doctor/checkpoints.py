@@ -36,11 +36,35 @@ def integrity(where: str) -> Iterator[Finding]:
             yield Finding("model", f"{file}: {len(arrays)} arrays, {known}", True if sums else None)
 
 
+def exported(where: str) -> Iterator[Finding]:
+    """Whether what `vit-jax export` wrote is what was written, and gives finite answers."""
+    import numpy as np
+
+    from vit_jax.interop import export
+
+    try:
+        model = export.open_exported(where)
+        sums = export.has_checksum(Path(where).expanduser())
+        logits = model.run(np.zeros((1, *model.image_size, model.channels), np.float32)).logits
+    except UserError as error:
+        yield Finding("export", str(error), False)
+        return
+    known = "each byte what was written" if sums else "of an earlier version, no checksum"
+    yield Finding("export", f"{where}: {model.variant}, {known}", True if sums else None)
+    text = f"{logits.shape[1]} logits between {logits.min():.3g} and {logits.max():.3g}"
+    yield Finding("forward pass", text, bool(np.all(np.isfinite(logits))))
+
+
 def checkpoint(where: str) -> Iterator[Finding]:
     """Whether a checkpoint can be read and gives finite answers; of a run, all of them."""
     from vit_jax import files
 
     files.VERIFY.set(True)
+    from vit_jax.interop import export
+
+    if export.is_exported(where):
+        yield from exported(where)
+        return
     yield from integrity(where)
     import jax
     import numpy as np

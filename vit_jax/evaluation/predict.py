@@ -42,8 +42,13 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
         if is_address(name):
             files.append(name)
             continue
-        path = Path(name).expanduser()
-        if path.is_dir():
+        try:
+            path = Path(name).expanduser()
+            is_folder, is_there = path.is_dir(), path.exists()
+        except (OSError, RuntimeError) as error:  # too long, not permitted, ~ of nobody
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{name[:200]!r} cannot be read ({reason}).") from error
+        if is_folder:
             skipped: Counter = Counter()
             found = sorted(path / name for name in images_below(str(path), "", skipped))
             notes = passed_over(skipped)
@@ -53,7 +58,7 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
             for note in notes:
                 (say or functools.partial(print, file=sys.stderr))(f"{shown(str(path))}: {note}")
             files += found
-        elif path.exists():
+        elif is_there:
             files.append(path)
         else:
             raise UserError(f"There is no image {name!r}.")

@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax import data, files, models, numerics
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import convert, load, onnx_files, openvino_files, peers
+from vit_jax.interop import convert, load, onnx_files, openvino_files, peers, sealed
 from vit_jax.interop.peers import Answer, Outputs
 from vit_jax.models import adapt, saved
 
@@ -175,7 +175,7 @@ def open_exported(path: str | Path) -> Exported:
     form = "stablehlo" if (path / "model.stablehlo").exists() else form
     if not path.exists():
         raise UserError(f"There is no exported model {path}.")
-    answer, _ = FORMATS[form][1](path)
+    answer, _ = FORMATS[form][1](path)  # what it has of checksums is compared
     read_facts = {"onnx": onnx_files.read_facts, "openvino": openvino_files.read_facts}
     known = read_facts[form](path) if form in read_facts else files.read_json(path / "facts.json")
     try:
@@ -234,11 +234,52 @@ def save_stablehlo(
     function = jax.jit(functools.partial(answers, apply) if asked.features else apply)
     exported = jax_export.export(function, platforms=PLATFORMS)(shapes, images)
     directory.mkdir()
-    written = exported.serialize()
-    (directory / "model.stablehlo").write_bytes(written)
+    (directory / "model.stablehlo").write_bytes(exported.serialize())
     saved.write_safetensors(directory / "weights.safetensors", params)
-    known = facts(config) | {"sha256": hashlib.sha256(written).hexdigest()[:16]}
-    files.write_json(directory / "facts.json", known)
+    write_facts(directory, config)
+
+
+def write_facts(directory: Path, config: models.ModelConfig) -> None:
+    """`facts.json`, with a checksum of each file in the directory, and of itself."""
+    sums = {name: sealed.checksum(path) for name, path in files_of(directory).items()}
+    file = directory / "facts.json"
+    files.write_json(file, facts(config) | {"files": sums, sealed.NAME: sealed.OPEN})
+    sealed.seal(file)
+
+
+def files_of(directory: Path) -> dict[str, Path]:
+    """What an exported directory holds besides its facts, by names in it."""
+    found = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    names = {path.relative_to(directory).as_posix(): path for path in found}
+    return {name: path for name, path in names.items() if name != "facts.json"}
+
+
+def check_directory(directory: Path) -> bool:
+    """Whether an exported directory has checksums, which are compared unless VERIFY is off.
+
+    Raises:
+      UserError: something is not what was written; others may have been added.
+    """
+    file = directory / "facts.json"
+    known = files.read_json(file)
+    if known is None or not sealed.check(file):
+        return False
+    there = files_of(directory)
+    for name, wanted in known["files"].items() if files.VERIFY.get() else ():
+        if name not in there or sealed.checksum(there[name]) != wanted:
+            raise UserError(f"{directory / name} is damaged.{saved.COPY}")
+    return True
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether an exported model has a checksum of its bytes, which is compared.
+
+    Raises:
+      UserError: they are others.
+    """
+    if path.is_dir():
+        return check_directory(path)
+    return sealed.check(path, [part for part in parts(path)[1:] if part.exists()])
 
 
 def answers(apply: Callable, params: models.Params, images: jax.Array) -> tuple[jax.Array, ...]:
@@ -252,7 +293,9 @@ def open_stablehlo(directory: str | Path) -> tuple[Answer, str]:
     from jax import export as jax_export
 
     directory = Path(directory)
+    check_directory(directory)
     function = (directory / "model.stablehlo").read_bytes()
+    # Of earlier exports, this is of the function alone.
     written = (files.read_json(directory / "facts.json") or {}).get("sha256")
     if files.VERIFY.get() and written not in (None, hashlib.sha256(function).hexdigest()[:16]):
         raise UserError(f"{directory}/model.stablehlo is damaged.{saved.COPY}")
@@ -323,11 +366,12 @@ def save_savedmodel(
     shape = (asked.batch_size or None, *config.image_size, config.channels)
     module.call = tf.function(call, input_signature=[tf.TensorSpec(shape, tf.float32, "images")])
     tf.saved_model.save(module, str(directory), signatures={"serving_default": module.call})
-    files.write_json(directory / "facts.json", facts(config))
+    write_facts(directory, config)
 
 
 def open_savedmodel(directory: str | Path) -> tuple[Answer, str]:
     """What answers images, by TensorFlow."""
+    check_directory(Path(directory))
     import tensorflow as tf
 
     serve = tf.saved_model.load(str(directory)).signatures["serving_default"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import onnx_models
+from vit_jax.interop import onnx_models, sealed
 from vit_jax.interop.onnx_graph import OLDEST_OPSET, Graph, Tensor, import_onnx
 from vit_jax.interop.peers import Answer, Outputs
 
@@ -69,7 +69,7 @@ def save(
         wanted[pre_logits] = ("pre_logits", (batch, width))
     images = (types.UINT8 if uint8 else types.FLOAT, shape)
     model = g.model(images, wanted, f"vit_jax {config.variant}")
-    for key, value in facts.items():
+    for key, value in {**facts, sealed.NAME: sealed.OPEN}.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
     write(onnx, model, file)
@@ -80,6 +80,7 @@ def save(
         given = calibration if not uint8 else to_pixels(calibration)
         quantize.onnx_int8(file, given)
     onnx.checker.check_model(str(file), full_check=True)  # with the inference of all shapes
+    check_or_seal(file, sealed.seal)
     size = sum(part.stat().st_size for part in parts(file) if part.exists())
     return f"{len(g.nodes)} operations of opset {opset}, {size / 1e6:.1f} MB"
 
@@ -113,6 +114,11 @@ def parts(file: Path) -> list[Path]:
     return [file, file.with_name(f"{file.name}.data")]
 
 
+def check_or_seal(file: Path, what: Callable[[Path, list[Path]], object]) -> None:
+    """Of the file and its weights beside it: `sealed.check` or `sealed.seal`."""
+    what(file, [part for part in parts(file)[1:] if part.exists()])
+
+
 def open_file(file: str | Path) -> tuple[Answer, str]:
     """What answers images (b, h, w, c) in [-1, 1], by ONNX Runtime on the CPU, and its version.
 
@@ -139,6 +145,7 @@ def start(file: str | Path):
         raise UserError(
             "An .onnx file is run by ONNX Runtime: pip install 'vit_jax[onnx]'."
         ) from None
+    check_or_seal(Path(file), sealed.check)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import signal
@@ -236,9 +237,9 @@ def lost_peer(error: BaseException) -> bool:
 
 
 class StopRequest:
-    """Notices SIGTERM and the first Ctrl-C; the training loop asks `requested` after every step.
+    """Notices SIGTERM and the first Ctrl-C; a run asks `requested` after steps and batches.
 
-    With several processes JAX's own preemption service agrees on one step for all of them. A
+    With several processes JAX's own preemption service agrees on one moment for all of them. A
     second Ctrl-C stops at once.
     """
 
@@ -263,15 +264,18 @@ class StopRequest:
             raise KeyboardInterrupt
         self._signalled = True
 
-    def noticed(self) -> bool:
-        """Whether a process that is alone was asked to stop; of several, `requested` agrees."""
-        return self._signalled and jax.process_count() == 1
+    def requested(self) -> bool:
+        """Whether to save and stop now; the same answer on every process.
 
-    def requested(self, step: int) -> bool:
-        """Whether to save at `step` and stop; the same answer on every process."""
+        They must ask equally often: after each step, and after each batch of an evaluation.
+        """
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(next(_asked))
         return self._signalled
+
+
+#: How often this process has asked: JAX agrees on one of these numbers, which must only rise.
+_asked = itertools.count(1)
 
 
 def say(text: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
@@ -23,7 +22,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +29,7 @@ from tqdm import tqdm
 
 from vit_jax import files
 from vit_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+from vit_jax.runtime.event_files import EventFile
 
 FILE_NAME = "metrics.jsonl"
 Line = dict[str, float | None]  # as it is written: a value that is not finite is None
@@ -98,8 +94,9 @@ class Logbook:
         self._seconds_before = max((r.get("seconds") or 0 for r in records), default=0.0)
         self._opened = time.monotonic()
         self._first_seen: tuple[int, float] | None = None
-        self._file = self._path.open("a", encoding="utf-8")
-        self._tensorboard = _tensorboard_writer(workdir, start_step)
+        with self._writing():
+            self._file = self._path.open("a", encoding="utf-8")
+            self._tensorboard = EventFile(workdir, start_step)
         if library:
             self._wandb = _start_wandb(library, workdir, start_step)
         self._bar = None
@@ -137,8 +134,7 @@ class Logbook:
                 self._file.write(_dump(record))
                 self._file.flush()
             self._last_step = step
-            for key, value in values.items():
-                self._tensorboard.add_scalar(key, value, step)
+            self._tensorboard.write(step, values)
         if self._wandb:
             self._wandb.log(values, step=step)
         if final:
@@ -177,7 +173,7 @@ class Logbook:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """The disk is named when it is full: neither a buffer nor TensorBoard's writer does so."""
+        """The disk is named when it is full: no buffer does so."""
         try:
             yield
         except OSError as error:
@@ -313,37 +309,6 @@ def _rewrite(path: Path, records: list[Line]) -> None:
     if path.read_text(encoding="utf-8", errors="replace") == new:
         return
     files.write_text(path, new)
-
-
-def _tensorboard_writer(workdir: Path, start_step: int) -> SummaryWriter:
-    # It would import torch, where that is installed: 1.4 s and 140 MiB for nothing. Not needed to
-    # read a record.
-    with _without("torch"):
-        from tensorboardX import SummaryWriter
-
-    # It warns about each NaN, which the curve shows anyway.
-    logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-    resumed = any(workdir.glob("events.out.tfevents.*"))
-    return SummaryWriter(
-        str(workdir),
-        purge_step=start_step + 1 if resumed else None,
-        flush_secs=5,
-        # File names hold whole seconds only: a quick restart would overwrite the first file.
-        filename_suffix=f".{time.time_ns()}",
-    )
-
-
-@contextlib.contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Inside of this, a module that nobody has imported so far is not there."""
-    unknown = module not in sys.modules
-    if unknown:
-        sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if unknown:
-            del sys.modules[module]
 
 
 def _import_wandb() -> ModuleType:

@@ -145,13 +145,13 @@ def evaluate(
 ) -> None:
     """Runs evaluators on the state after a step, and adds to the line of the log.
 
-    A process that is alone and asked to stop does not finish them: who asks may wait for 30 seconds
-    only. They run when it goes on.
+    A run that is asked to stop does not finish them: who asks may wait for 30 seconds only. They
+    run when it goes on.
     """
 
     def on_batch(count: int) -> None:
         shared.watchdog.on_batch(count)
-        if request.noticed():
+        if request.requested():
             stop(step, state)
 
     record = measure(shared, evaluators, state, on_batch)
@@ -274,7 +274,7 @@ def stopped(request: StopRequest, stop: Stop, over: Callable[[int], bool]) -> Ev
     """The end of a process that was asked to stop before the run is over; on all at one step."""
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
-        if request.requested(step):
+        if request.requested():
             stop(step, state)
 
     return Event(lambda step: not over(step), act)

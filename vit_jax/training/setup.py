@@ -19,7 +19,7 @@ from vit_jax.interop import load
 from vit_jax.models import adapt
 from vit_jax.numerics import Machine, remat
 from vit_jax.objectives.objective import Objective
-from vit_jax.runtime import profiling, sharding
+from vit_jax.runtime import determinism, profiling, sharding
 from vit_jax.training import best, by_layer, optim, state as train_state
 from vit_jax.training.decided import Plan, Program, Setup
 from vit_jax.training.evaluators import chosen, metric_names, periods
@@ -51,6 +51,8 @@ def set_up(
       UserError: something does not exist or does not fit; says which setting.
     """
     mesh = check_settings(config, mesh)
+    if config.deterministic:
+        determinism.check()
     opened = (
         open_sources(config, labelled=needs_labels(config)) if sources is None else (*sources, [])
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import jax
@@ -36,16 +36,27 @@ BEFORE = {"dropout_bits": "threefry"}
 def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
     """`config` as the run in `workdir` began, if that was before today's settings.
 
+    Raises:
+      UserError: see `as_written`.
+    """
+    there = read_config(workdir)
+    if there is None:
+        return config
+    return as_written(there, config, workdir, finished=finished_metrics(workdir) is not None)
+
+
+def as_written(
+    there: Mapping, config: ConfigDict, where: Path, *, finished: bool = False
+) -> ConfigDict:
+    """`config` by what `there`, a config.json, meant when it was written.
+
     It may have no word for what was decided anew since; runs go on with their arithmetic where that
     still exists.
 
     Raises:
-      UserError: it does not exist any more, or the workdir is of a later version.
+      UserError: it does not exist any more, or it is of a later version.
     """
-    there = read_config(workdir)
-    found = 1 if there is None else there.get("format", 1)
-    if there is None:
-        return config
+    found = there.get("format", 1)
     if found == configuration.FORMAT:
         stages = {"": there} | ({"pretrain.": there["pretrain"]} if there.get("pretrain") else {})
         return with_values(
@@ -54,7 +65,7 @@ def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
         )
     if found not in (1, configuration.FORMAT):
         raise UserError(
-            f"{workdir} is of format {found}, and this vit_jax knows none above "
+            f"{where} is of format {found}, and this vit_jax knows none above "
             f"{configuration.FORMAT}; update it."
         )
     gone = {
@@ -63,13 +74,43 @@ def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
     }
     flat = configuration.flatten(there)
     for key, (value, why) in gone.items():
-        if flat.get(key) == value and finished_metrics(workdir) is None:
+        if flat.get(key) == value and not finished:
             raise UserError(
-                f"{workdir} was begun by the first version with config.{key}={value!r}, which does "
+                f"{where} was begun by the first version with config.{key}={value!r}, which does "
                 f"not exist in that form any more: {why}. Start again with another --workdir; a "
                 "finished model of it can be used as before."
             )
     return with_values(config, BEFORE | first_values(config))
+
+
+#: More bytes than any configuration has.
+LARGEST_CONFIG = 2**20
+
+
+def config_of(file: Path, given: Container[str] = ()) -> ConfigDict:
+    """The configuration of a run from its config.json, read as data; it means what it meant then.
+
+    Args:
+      given: dotted keys that will be set anew.
+
+    Raises:
+      UserError: there is no such file, it is none of a run, or not what settings can be.
+    """
+    if not file.exists():
+        raise UserError(f"There is no config file {file}.")
+    files.check_regular(file)
+    values = files.read_json(file) if file.stat().st_size <= LARGEST_CONFIG else None
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise UserError(
+            f"{file} is not the config.json of a run, which holds all settings of it; weights are "
+            "given as --config.init_from."
+        )
+    found = values.get("format", 1)
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise UserError(f"{file} is of format {str(found)[:40]!r}, which is none of a run.")
+    config = as_written(values, configuration.from_values(values, str(file), given), file)
+    configuration.check(config, str(file))
+    return config
 
 
 def with_values(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:

@@ -1,0 +1,43 @@
+"""config.deterministic: XLA is asked in time, and a GPU that was not asked is refused."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from vit_jax.cli import main
+from vit_jax.errors import UserError
+from vit_jax.runtime import determinism
+
+
+def test_the_flags_are_added_once_and_what_is_given_stays(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=2 --xla_dump_to=/tmp/x")
+    determinism.ask()
+    determinism.ask()
+    assert os.environ["XLA_FLAGS"].split() == [
+        "--xla_gpu_autotune_level=2", "--xla_dump_to=/tmp/x", "--xla_gpu_deterministic_ops=true"
+    ]  # fmt: skip
+
+
+def test_a_gpu_that_was_not_asked_is_refused(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    determinism.check()  # a CPU is deterministic
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(UserError, match="XLA_FLAGS='--xla_gpu_deterministic_ops=true --xla_gpu_au"):
+        determinism.check()
+    determinism.ask()
+    determinism.check()
+
+
+def test_the_command_asks_before_jax_begins(monkeypatch, capsys):
+    """XLA ends a process whose flags it does not know: this one of the JAX that is installed."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    given = ["--config=configs/quickstart.py", "--print_config", "--config.deterministic=true"]
+    assert main(["train", *given]) == 0
+    assert '"deterministic": true' in capsys.readouterr().out
+    assert os.environ["XLA_FLAGS"].split() == list(determinism.FLAGS)
+    program = "import jax; print(jax.numpy.ones(3).sum())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "3.0\n", done.stderr

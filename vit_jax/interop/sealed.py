@@ -1,0 +1,97 @@
+"""A checksum inside of a file, of all its bytes and of the files that belong to it.
+
+Where the name `checksum` is followed by 16 digits, as in JSON, in the metadata of ONNX, or in XML,
+these are the first of the SHA-256 of everything, with zeros in their place. Other programs read the
+file as before. One that changes it makes the checksum wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from vit_jax import files
+from vit_jax.errors import UserError
+
+NAME = "checksum"
+#: What is written for `seal` to replace.
+OPEN = "0" * 16
+PLACE = re.compile(rb'checksum(?:": "|\x12\x10|&quot;: &quot;)(.{16})', re.DOTALL)
+
+
+def seal(file: Path, beside: Iterable[Path] = ()) -> None:
+    """Writes the checksum of a file that says OPEN, and of the files beside it.
+
+    Raises:
+      ValueError: it does not say OPEN.
+    """
+    place, found = digest(file, beside)
+    if place is None:
+        raise ValueError(f"{file} has no place for a checksum")
+    with open(file, "r+b") as written:
+        written.seek(place[0])
+        written.write(found.encode())
+
+
+def check(file: Path, beside: Iterable[Path] = ()) -> bool:
+    """Whether there is a checksum; it is compared, unless `files.VERIFY` is off.
+
+    Raises:
+      UserError: it is another one, or a file cannot be read.
+    """
+    try:
+        place, found = digest(file, beside)
+        if place is None or not files.VERIFY.get():
+            return place is not None
+        with open(file, "rb") as opened:
+            opened.seek(place[0])
+            written = opened.read(16)
+    except OSError as error:
+        where = error.filename or file
+        raise UserError(f"{where} cannot be read ({error.strerror or error}).") from error
+    if written != found.encode():
+        raise UserError(
+            f"{file} is damaged: its bytes are not those that were written. Copy or export it "
+            "again (--verify=false reads it as it is)."
+        )
+    return True
+
+
+def checksum(file: Path) -> str:
+    """The first 16 digits of the SHA-256 of a file."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def digest(file: Path, beside: Iterable[Path]) -> tuple[tuple[int, int] | None, str]:
+    """(where the digits are or None, what they should be)."""
+    found = hashlib.sha256()
+    place = None
+    with open(file, "rb") as opened:
+        if Path(file).stat().st_size:
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                match = PLACE.search(content)
+                if match is None:
+                    return None, ""
+                place = match.span(1)
+                del match
+                add(found, opened, place[0])
+                found.update(OPEN.encode())
+                opened.seek(place[1])
+        add(found, opened)
+    for path in sorted(beside):
+        with open(path, "rb") as opened:
+            found.update(f"{path.name} {path.stat().st_size}".encode())
+            add(found, opened)
+    return place, found.hexdigest()[:16]
+
+
+def add(found, opened, size: int | None = None) -> None:
+    """Adds so many bytes, or the rest."""
+    left = size
+    while chunk := opened.read(2**20 if left is None else min(left, 2**20)):
+        found.update(chunk)
+        left = None if left is None else left - len(chunk)

@@ -10,8 +10,15 @@ from collections.abc import Iterable
 OK, FAILED, USAGE, PREEMPTED, ALONE = 0, 1, 2, 42, 75
 
 
+#: Of what a message quotes: names of files, keys and values may hold these.
+CONTROL = {i: repr(chr(i))[1:-1] for i in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
+
 class UserError(ValueError):
     """Bad input. The message is one line that says what is wrong, where, and what to do."""
+
+    def __str__(self) -> str:
+        return super().__str__().translate(CONTROL)
 
 
 class Diverged(UserError):

@@ -152,7 +152,8 @@ def start(file: str | Path):
         session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
         )
-        given = session.get_inputs()[0]
+        # Read here, since names that are not UTF-8 are an error where they are read.
+        given, _, _ = session.get_inputs()[0], session.get_outputs(), session.get_modelmeta()
         shape = [size if isinstance(size, int) else 1 for size in given.shape]
         kind = np.uint8 if given.type == "tensor(uint8)" else np.float32
         session.run(None, {given.name: np.zeros(shape, kind)})

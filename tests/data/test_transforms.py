@@ -203,10 +203,10 @@ def test_a_bad_file_is_named_in_one_line(data, what):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_a_huge_image_is_refused_before_it_is_decoded(format, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("vit_jax.data.decode"), "MAX_PIXELS", 61 * 83)
+    monkeypatch.setattr(importlib.import_module("vit_jax.data.decode"), "_limit", 61 * 83)
     data = encode(smooth_image(), format)
     assert decode(data, "fits").shape == (61, 83, 3)
-    monkeypatch.setattr(importlib.import_module("vit_jax.data.decode"), "MAX_PIXELS", 61 * 83 - 1)
+    monkeypatch.setattr(importlib.import_module("vit_jax.data.decode"), "_limit", 61 * 83 - 1)
     with pytest.raises(
         UserError, match=r"^The image big has 83x61 pixels, more than .*pixels=5062;"
     ):

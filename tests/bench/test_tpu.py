@@ -151,10 +151,10 @@ def test_a_loop_of_unknown_length_is_refused():
 def test_the_functions_that_parts_are_found_by_exist():
     """Renaming one would send its cycles to "other"."""
     from vit_jax.models import ablations, functions, layers, stem, vit
-    from vit_jax.objectives import classification
+    from vit_jax.objectives import classification, mixing
     from vit_jax.training import step
 
-    places = (ablations, functions, layers, stem, vit, classification, step)
+    places = (ablations, functions, layers, stem, vit, classification, mixing, step)
     text = "\n".join(Path(place.__file__).read_text() for place in places)
     for name in (
         "LayerNorm", "GroupNorm", "MLP", "SelfAttention", "PatchEmbedding", "PositionEmbedding",
@@ -162,8 +162,8 @@ def test_the_functions_that_parts_are_found_by_exist():
     ):  # fmt: skip
         assert re.search(rf"^class {name}\b", text, re.MULTILINE), name
     for name in (
-        "patches", "embed", "encode", "classify", "normalise", "mixup", "batch_loss", "gradients",
-        "train_step",
+        "patches", "embed", "encode", "classify", "normalise", "mixup", "cutmix", "batch_loss",
+        "gradients", "train_step",
     ):  # fmt: skip
         assert re.search(rf"^ *def {name}\(", text, re.MULTILINE), name
 

@@ -40,7 +40,7 @@ FUNCTIONS = (
     ("mlp", r"MLP\.__call__"),
     ("attention", r"SelfAttention\.__call__"),
     ("input", r"(PatchEmbedding|PositionEmbedding\w*|HybridStem)\.__call__"),
-    ("input", r"VisionTransformer\.(patches|embed)|normalise|mixup"),
+    ("input", r"VisionTransformer\.(patches|embed)|normalise|mixup|cutmix"),
     ("head", r"VisionTransformer\.classify|batch_loss"),
     ("optimizer", r"train_step"),
 )

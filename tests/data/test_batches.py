@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from vit_jax import data
+from vit_jax.data import batches
 from vit_jax.data.source import ArraySource
 from vit_jax.errors import UserError
 
@@ -228,3 +229,28 @@ def test_a_label_out_of_range_is_named():
         train(source, 5)
     with pytest.raises(UserError, match=r"^The record arrays/5 has the label 5, outside 0..4"):
         list(data.eval_batches(source, RESIZE, batch_size=6, num_threads=1))
+
+
+def test_a_queue_that_is_locked_for_good_is_not_waited_for(monkeypatch):
+    """As by a worker that is killed in the middle of a message: Grain's `close` wants the lock."""
+    monkeypatch.setattr(batches, "CLOSING", 0.05)
+    lock, reading = threading.Lock(), threading.Event()
+
+    class Stream:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            lock.acquire()
+            reading.set()
+            threading.Event().wait()
+
+        def close(self):
+            lock.acquire()
+
+    stream = batches.Batches(Stream())
+    reading.wait()
+    closing = threading.Thread(target=stream.close, daemon=True)
+    closing.start()
+    closing.join(timeout=5)
+    assert not closing.is_alive()

@@ -297,6 +297,8 @@ class Batches(Iterator[Batch]):
         if self._thread.is_alive():
             workers.end()
             self._thread.join(timeout=CLOSING)
+        if self._thread.is_alive():  # a worker was killed in the middle of a message: the thread
+            return  # holds Grain's queue for good, and closing it would wait for the thread
         if hasattr(self._iterator, "close"):
             self._iterator.close()
 

@@ -78,7 +78,7 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("step", [2, 5, 9])
+@pytest.mark.parametrize("step", [2, pytest.param(5, marks=pytest.mark.slow), 9])
 def test_kill_9_and_resume_gives_the_same_bytes(uninterrupted, tmp_path, step):
     with start(tmp_path) as process:
         wait_for_step(process, tmp_path, step)

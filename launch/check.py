@@ -244,7 +244,7 @@ VALUES["study"] = (*VALUES["train"], "only")
 SWITCHES = {"train": ("allow_config_change", "debug"), "study": ("dry_run", "debug")}
 OF_LAUNCHERS = {"train": ("coordinator", "num_processes", "process_id")}
 OF_LAUNCHERS["study"] = (*OF_LAUNCHERS["train"], "trial")
-NOT_IN_JOBS = {"train": ("new", "print_config"), "study": ()}
+NOT_IN_JOBS = {"train": ("new", "print_config", "recipe"), "study": ()}
 
 
 def parse_train(words: list[str], command: str = "train") -> tuple[str, str, list[str]]:

@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = absl_flags.FlagValues()
     absl_flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=flags)
     command.define(flags)
+    verified = files.VERIFY.get()
     try:
         if hasattr(command, "define_for"):
             command.define_for(flags, rest)
@@ -119,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         if flags["debug"].value:
             raise
         return fail(error, False)
+    finally:
+        files.VERIFY.set(verified)
 
 
 def prepare_process(argv: list[str]) -> None:

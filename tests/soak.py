@@ -348,6 +348,7 @@ def disturbed(soak: Soak, logs: Path) -> collections.Counter[str]:
         finally:
             for process in job.alive():
                 process.kill()
+                process.wait()
         if put_back:
             put_back()
         elif any("flipped" in done for done in happened):
@@ -423,7 +424,7 @@ def small_disk(place: Path):
         raise
     finally:
         if mounted:
-            subprocess.run(["umount", str(place)], check=True)
+            subprocess.run(["umount", "--lazy", str(place)], check=True)  # a worker may live on
 
 
 def say_of(say: Callable, name: str, text: str) -> None:

@@ -223,3 +223,21 @@ def test_patience_is_kept_and_a_partner_that_does_not_come_is_75(patience, envir
     assert int(code) == ALONE
     assert patience <= float(seconds) < patience + 1
     assert ("SLURM_NTASKS=2: did srun" in done.stderr) == bool(environment)  # W5
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [::1]:1"), True),
+        (RuntimeError("UNAVAILABLE: the coordinator is gone"), True),
+        (ValueError("the peer of config.x"), False),
+        (ValueError("UNKNOWN: a kernel failed"), False),
+        (UserError("UNKNOWN: gloo"), False),
+        (OSError("UNKNOWN: gloo"), False),
+    ],
+)
+def test_a_lost_process_is_known_by_the_status_of_xla(error, lost, monkeypatch):
+    """Found by the soak: as a ValueError it ended with 1, which launchers do not start again."""
+    assert not distributed.lost_peer(error)  # alone, there is none to lose
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    assert distributed.lost_peer(error) is lost

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -360,3 +361,14 @@ def test_d5_a_full_disk_is_one_line(tmp_path):
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert str(small) in ended.stderr
     assert "No space" in ended.stderr or "RESOURCE_EXHAUSTED" in ended.stderr
+
+
+def test_what_is_raised_is_not_printed_as_well(monkeypatch):
+    """Found by the soak: coroutines of a read that failed were printed when the process ended."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: printed.append(str(found.exc_value)))
+    checkpoint.raised_not_printed()
+    checkpoint.raised_not_printed()
+    for text in ("Event loop is closed", "Encountered error while reading array index: ()", "x"):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=Exception(text)))
+    assert printed == ["x"]

@@ -5,6 +5,7 @@ example:
   vit-jax train --config=configs/quickstart.py --workdir=/tmp/quickstart
   vit-jax train --config=configs/finetune.py:B/16,folder:/data/pets --workdir=/runs/pets \\
       --config.init_from=/weights/ViT-B_16.npz --config.schedule.learning_rate=0.01
+  vit-jax train --config=/runs/pets/config.json --workdir=/runs/again --config.seed=1
 
 Any setting of the config can be given as --config.key=value. A run leaves in WORKDIR its
 config.json, metrics.jsonl, TensorBoard events, checkpoints/, model/, evaluation.json and

@@ -153,7 +153,8 @@ def start(file: str | Path):
             str(file), options, providers=["CPUExecutionProvider"]
         )
         # Read here, since names that are not UTF-8 are an error where they are read.
-        given, _, _ = session.get_inputs()[0], session.get_outputs(), session.get_modelmeta()
+        given, _ = session.get_inputs()[0], session.get_outputs()
+        _ = session.get_modelmeta().custom_metadata_map  # names that are no UTF-8
         shape = [size if isinstance(size, int) else 1 for size in given.shape]
         kind = np.uint8 if given.type == "tensor(uint8)" else np.float32
         session.run(None, {given.name: np.zeros(shape, kind)})

@@ -227,13 +227,18 @@ LOST = re.compile(
 )
 
 
+#: How a status of XLA begins: of some programs it comes as a ValueError instead of JAX's own.
+STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b")
+
+
 def lost_peer(error: BaseException) -> bool:
     """Whether an error of this process means that another process of the job is gone."""
-    return (
-        jax.process_count() > 1
-        and isinstance(error, jax.errors.JaxRuntimeError)
-        and LOST.search(str(error)) is not None
+    of_xla = isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError | RuntimeError)
+        and not isinstance(error, UserError)
+        and STATUS.match(str(error)) is not None
     )
+    return jax.process_count() > 1 and of_xla and LOST.search(str(error)) is not None
 
 
 class StopRequest:

@@ -51,16 +51,19 @@ SAVED = "saved.json"
 
 
 def raised_not_printed() -> None:
-    """Orbax and TensorStore print each error of a save up to a hundred times; `check` raises it."""
+    """Orbax and TensorStore print each error of a save or of a read up to a hundred times.
+
+    `check` and `restore` raise it.
+    """
     before = sys.unraisablehook
-    if getattr(before, "__name__", "") == "without_closed_loops":
+    if getattr(before, "__name__", "") == "without_what_is_raised":
         return
 
-    def without_closed_loops(found: sys.UnraisableHookArgs) -> None:
-        if str(found.exc_value) != "Event loop is closed":
+    def without_what_is_raised(found: sys.UnraisableHookArgs) -> None:
+        if not str(found.exc_value).startswith(("Event loop is closed", "Encountered error while")):
             before(found)
 
-    sys.unraisablehook = without_closed_loops  # TensorStore's threads call it
+    sys.unraisablehook = without_what_is_raised  # TensorStore's threads call it
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
     )

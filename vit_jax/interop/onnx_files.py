@@ -154,7 +154,7 @@ def start(file: str | Path):
         )
         # Read here, since names that are not UTF-8 are an error where they are read.
         given, _ = session.get_inputs()[0], session.get_outputs()
-        _ = session.get_modelmeta().custom_metadata_map  # names that are no UTF-8
+        _ = session.get_modelmeta().custom_metadata_map
         shape = [size if isinstance(size, int) else 1 for size in given.shape]
         kind = np.uint8 if given.type == "tensor(uint8)" else np.float32
         session.run(None, {given.name: np.zeros(shape, kind)})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.errors import UserError, one_line
+from vit_jax.errors import Preempted, UsageError, UserError, one_line
 
 
 @pytest.mark.parametrize(
@@ -16,5 +16,10 @@ from vit_jax.errors import UserError, one_line
     ],
 )
 def test_control_characters_are_shown_and_nothing_else_changes(quoted, shown):
-    assert str(UserError(f"no image {quoted}.")) == f"no image {shown}."
+    for kind in (UserError, UsageError, Preempted):
+        assert str(kind(f"no image {quoted}.")) == f"no image {shown}."
     assert one_line(UserError(quoted)) == f"vit-jax: error: {shown}"
+
+
+def test_of_other_errors_the_first_line_counts():
+    assert one_line(OSError("a\x1b\nb")).startswith(r"vit-jax: error: OSError: a\x1b (--debug")

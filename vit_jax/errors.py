@@ -14,11 +14,15 @@ OK, FAILED, USAGE, PREEMPTED, ALONE = 0, 1, 2, 42, 75
 CONTROL = {i: repr(chr(i))[1:-1] for i in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
-class UserError(ValueError):
-    """Bad input. The message is one line that says what is wrong, where, and what to do."""
+class OneLine(Exception):
+    """What is said in one line, whatever it quotes."""
 
     def __str__(self) -> str:
         return super().__str__().translate(CONTROL)
+
+
+class UserError(OneLine, ValueError):
+    """Bad input. The message is one line that says what is wrong, where, and what to do."""
 
 
 class Diverged(UserError):
@@ -29,15 +33,15 @@ def one_line(error: BaseException) -> str:
     """What is printed of an error that ends a command."""
     if isinstance(error, UserError):
         return f"vit-jax: error: {error}"
-    text = str(error).strip().split("\n")[0]
+    text = str(error).strip().split("\n")[0].translate(CONTROL)
     return f"vit-jax: error: {type(error).__name__}: {text} (--debug shows where it was raised)"
 
 
-class UsageError(Exception):
+class UsageError(OneLine):
     """A command line that makes no sense; the command exits with code 2."""
 
 
-class Preempted(Exception):
+class Preempted(OneLine):
     """The run was asked to stop and has saved its state; the command exits with code 42."""
 
 

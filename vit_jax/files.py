@@ -27,6 +27,12 @@ def check_regular(file: Path) -> None:
         raise UserError(f"{file} is no regular file (a FIFO, a device, a socket or a folder).")
 
 
+def check_new(file: Path) -> None:
+    """Raises UserError for a file that is there, or a link of its name."""
+    if file.exists() or file.is_symlink():
+        raise UserError(f"{file} exists and would be overwritten; name another place.")
+
+
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A path to write to, beside `file`; it takes its place, on the disk, when all went well.

@@ -105,6 +105,7 @@ def test_what_is_refused(server, path, limits, message):
     with pytest.raises(UserError, match=message) as raised:
         fetch(server + path, Limits(**limits))
     assert time.monotonic() - begun < 1.5 and str(raised.value).count("\n") == 0
+    assert str(raised.value).count(server) == 1  # said once
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def test_files(model, tmp_path, capsys):
     np.testing.assert_allclose(np.array(table["features"]), array, atol=2e-5)
     assert main([*base, f"--out={tmp_path / 'f.npy'}"]) == 1
     assert "would be overwritten" in capsys.readouterr().err
+    (tmp_path / "f.npy").unlink()  # its labels are left
+    assert main([*base, f"--out={tmp_path / 'f.npy'}"]) == 1
+    assert "f.labels.npy exists and would be overwritten" in capsys.readouterr().err
     assert main([*base, f"--out={tmp_path / 'f.csv'}"]) == 1
     assert "must end in .npy or .parquet" in capsys.readouterr().err
 

@@ -1,13 +1,15 @@
 """config.deterministic: XLA is asked in time, and a GPU that was not asked is refused."""
 
+import importlib
 import os
 import subprocess
 import sys
 
 import jax
 import pytest
+from absl import flags as absl_flags
 
-from vit_jax.cli import main
+from vit_jax.cli import main, options
 from vit_jax.errors import UserError
 from vit_jax.runtime import determinism
 
@@ -29,6 +31,17 @@ def test_a_gpu_that_was_not_asked_is_refused(monkeypatch):
         determinism.check()
     determinism.ask()
     determinism.check()
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+@pytest.mark.parametrize("value, asked", [("true", True), ("1", True), ("false", False)])
+def test_data_alone_ask_as_well(command, value, asked, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    flags = absl_flags.FlagValues()
+    importlib.import_module(f"vit_jax.cli.{command}").define(flags)
+    flags([command, "digits", f"--set=deterministic={value}"])
+    assert options.data_alone(flags, ["digits"]) == "digits"
+    assert os.environ["XLA_FLAGS"].split() == (list(determinism.FLAGS) if asked else [])
 
 
 def test_the_command_asks_before_jax_begins(monkeypatch, capsys):

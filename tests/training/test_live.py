@@ -41,6 +41,17 @@ def test_labels_of_all_kinds(tmp_path, labels, words):
         assert image.info["labels"] == words and image.size == (3 * 132, 132)
 
 
+@pytest.mark.parametrize("channels, shown", [(1, True), (2, False), (6, False)])
+def test_grey_is_shown_and_other_channels_are_not(tmp_path, channels, shown, capsys):
+    given = batch([0] * 3, count=3)
+    given["image"] = np.repeat(given["image"][..., :1], channels, axis=-1)
+    live.fed(tmp_path, NAMES, given)
+    assert (tmp_path / "fed.png").exists() == shown and not capsys.readouterr().out
+    if shown:
+        with PIL.Image.open(tmp_path / "fed.png") as image:
+            assert np.array_equal(np.asarray(image)[2:130, 2:130], given["image"][0].repeat(3, -1))
+
+
 def test_what_cannot_be_written_ends_no_run(tmp_path, capsys):
     live.fed(tmp_path / "none", NAMES, batch([0] * 3, count=3))
     assert "fed.png is not written" in capsys.readouterr().out

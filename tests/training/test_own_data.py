@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from tiny_runs import contents, three_classes
 
-from vit_jax import config as configuration, models
+from vit_jax import config as configuration, files, models
 from vit_jax.cli import main
 from vit_jax.data import specs
 from vit_jax.errors import UserError
@@ -231,6 +231,14 @@ def test_the_recipe_from_scratch(facts, expected):
     configuration.check(c)
     found = (c.model.image_size, c.model.patch_size, c.batch_size, c.total_steps)
     assert found == expected
+
+
+def test_strong_from_scratch_is_the_same_in_both_configs():
+    own, small = (
+        files.values_in(configuration.find_file(f"configs/{name}.py"))["STRONG"]
+        for name in ("own", "from_scratch_small")
+    )
+    assert own[False] == small
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def data_alone(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
         raise UsageError(
             f"unexpected argument {spec!r} beside --config; data alone are given without a config."
         )
+    ask_for_determinism(overrides(flags).get("deterministic", "").lower() in ("true", "1"))
     return spec
 
 
@@ -101,11 +102,17 @@ def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
             override(config, key, text)
     else:
         config = load(flags.config, given)
-    if config.get("deterministic") or (config.get("pretrain") or {}).get("deterministic"):
+    stages = (config, config.get("pretrain") or {})
+    ask_for_determinism(any(stage.get("deterministic") for stage in stages))
+    return config
+
+
+def ask_for_determinism(wanted: bool) -> None:
+    """Sets what `config.deterministic` needs, before JAX looks for devices."""
+    if wanted:
         from vit_jax.runtime import determinism
 
-        determinism.ask()  # before JAX looks for devices
-    return config
+        determinism.ask()
 
 
 def overrides(flags: absl_flags.FlagValues) -> dict[str, str]:

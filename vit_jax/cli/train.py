@@ -76,10 +76,6 @@ def train_on(flags: absl_flags.FlagValues, spec: str) -> None:
         raise UsageError("--new and --workdir exclude each other; leave one out.")
     given = options.overrides(flags)
     workdir = options.workdir(flags) if flags.workdir else ""
-    if given.get("deterministic", "").lower() in ("true", "1"):
-        from vit_jax.runtime import determinism
-
-        determinism.ask()
     with options.processes(flags):
         import jax
 

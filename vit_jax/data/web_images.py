@@ -55,6 +55,8 @@ def fetch(address: str, limits: Limits = Limits()) -> bytes:  # noqa: B008 (neve
                     break
                 parts.append(part)
                 size += len(part)
+    except UserError:  # a ValueError, but said already
+        raise
     except urllib.error.HTTPError as error:
         error.close()
         raise UserError(f"{name} answers {error.code} {error.reason}.") from error

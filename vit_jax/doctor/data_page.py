@@ -27,8 +27,7 @@ def check(file: Path) -> None:
     """Raises UserError for a page that cannot be written."""
     if file.suffix not in (".html", ".htm"):
         raise UserError(f"{file} must end in .html.")
-    if file.exists() or file.is_symlink():
-        raise UserError(f"{file} exists and would be overwritten; name another place.")
+    files.check_new(file)
 
 
 def write(

@@ -221,13 +221,14 @@ def write(
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
     if file.suffix not in writers:
         raise UserError(f"{file} must end in .npy or .parquet.")
-    if file.exists():
-        raise UserError(f"{file} exists and would be overwritten; name another place.")
+    beside = file.with_name(file.stem + ".labels.npy")
+    for new in (file, beside) if file.suffix == ".npy" else (file,):
+        files.check_new(new)
     file.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(file) as partial:
         labels, shape = writers[file.suffix](partial, features, names, on_batch)
         if file.suffix == ".npy":
-            np.save(file.with_name(file.stem + ".labels.npy"), labels)
+            np.save(beside, labels)
     return shape
 
 

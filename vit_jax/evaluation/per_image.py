@@ -31,8 +31,7 @@ def check(file: Path, class_names: Sequence[str] = (), *, several: bool = False)
     """
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file} must end in .csv or .parquet.")
-    if file.exists() or file.is_symlink():
-        raise UserError(f"{file} exists and would be overwritten; name another place.")
+    files.check_new(file)
     above = next((place for place in file.absolute().parents if place.exists()), file)
     if not above.is_dir():
         raise UserError(f"{file} cannot be written: {above} is no directory.")

@@ -52,27 +52,23 @@ def write_fed(images: np.ndarray, labels: str, workdir: Path) -> None:
 
 def fed_section(workdir: Path) -> str:
     """The images that a run was fed first, if they were kept."""
-    file = workdir / FED
-    if not file.exists():
-        return ""
-    with PIL.Image.open(file) as image:
-        labels, shown = image.info.get("labels", ""), np.asarray(image.convert("RGB"))
-    return (
-        "<h2>What the model is fed</h2><figure><figcaption>The first training images, as they are "
-        f"cropped and augmented: {escape(labels)}.</figcaption>"
-        f"<img alt='{escape(labels)}' src='{data_url(shown, 1600)}'></figure>"
-    )
+    caption = "The first training images, as they are cropped and augmented: {}."
+    return _figure(workdir / FED, "labels", "What the model is fed", caption)
 
 
 def section(workdir: Path) -> str:
     """The pictures of an objective, if there are any."""
-    file = workdir / FILE
+    caption = "Rows: {}; the first images of the evaluation."
+    return _figure(workdir / FILE, "rows", "What was predicted", caption)
+
+
+def _figure(file: Path, key: str, heading: str, caption: str) -> str:
+    """A picture with what it says of itself under `key`; "" if there is none."""
     if not file.exists():
         return ""
     with PIL.Image.open(file) as image:
-        rows, shown = image.info.get("rows", ""), np.asarray(image.convert("RGB"))
+        said, shown = escape(image.info.get(key, "")), np.asarray(image.convert("RGB"))
     return (
-        f"<h2>What was predicted</h2><figure><figcaption>Rows: {escape(rows)}; the first images of "
-        f"the evaluation.</figcaption><img alt='{escape(rows)}' src='{data_url(shown, 1600)}'>"
-        "</figure>"
+        f"<h2>{heading}</h2><figure><figcaption>{caption.format(said)}</figcaption>"
+        f"<img alt='{said}' src='{data_url(shown, 1600)}'></figure>"
     )

@@ -21,9 +21,11 @@ SECONDS, TIMES = 10.0, 100.0
 def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> None:
     """Keeps the first images of a run for its page, if there are none yet; by process 0.
 
-    batch: of this host. Pictures that cannot be written are no reason to lose a run.
+    batch: of this host. Pictures that cannot be written are no reason to lose a run; images of
+      channels that are no colours are not shown.
     """
-    if jax.process_index() or (workdir / strip.FED).exists():
+    channels = batch["image"].shape[-1]
+    if jax.process_index() or channels not in (1, 3) or (workdir / strip.FED).exists():
         return
     labels = batch["label"][: strip.ACROSS * strip.DOWN]
     sets = [np.flatnonzero(row == 1) for row in labels] if labels.ndim == 2 else labels[:, None]
@@ -32,7 +34,8 @@ def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarra
         " and ".join(class_names[int(k)] for k in row if k in known) or "no label" for row in sets
     ]
     try:
-        strip.write_fed(batch["image"], ", ".join(words), workdir)
+        colours = np.repeat(batch["image"], 3 // channels, axis=-1)
+        strip.write_fed(colours, ", ".join(words), workdir)
     except Exception as error:
         say(f"{strip.FED} is not written ({str(error).strip().splitlines()[0]})")
 

@@ -137,8 +137,9 @@ def workdir(flags: absl_flags.FlagValues) -> str:
     _, separator, rest = flags.workdir.partition("://")
     if separator:
         raise UsageError(
-            f"--workdir={flags.workdir} is not a directory; give a path such as /shared/{rest} on NFS "
-            "or on a mounted gs:// bucket with a hierarchical namespace (docs/launch.md)."
+            f"--workdir={flags.workdir} is not a directory; give a path such as "
+            f"/shared/{rest} on NFS, or on a mounted gs:// bucket with a hierarchical namespace "
+            "(docs/launch.md)."
         )
     return flags.workdir
 

@@ -16,6 +16,7 @@ import pytest
 
 from vit_jax.bench import hlo, kernels, tpu, tpu_worker
 from vit_jax.cli import main
+from vit_jax.data import workers
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -334,6 +335,30 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape("pip install 'vit_jax[tpu]'")):
         tpu.bench([REQUEST])
+
+
+def test_a_compilation_ends_with_the_command(tmp_path, monkeypatch):
+    """Which names itself to it; how a process ends with another is scenario 14."""
+    commands = []
+
+    def run(command, **settings):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, stderr="no")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(UserError, match="code 1: no"):
+        tpu.compile_apart(REQUEST, tmp_path)
+    (command,) = commands
+
+    class Ends(Exception):
+        pass
+
+    def end_with_parent(parent):
+        raise Ends(parent)
+
+    monkeypatch.setattr(workers, "end_with_parent", end_with_parent)
+    with pytest.raises(Ends, match=f"^{os.getpid()}$"):
+        tpu_worker.main(command[command.index("vit_jax.bench.tpu_worker") + 1 :])
 
 
 def test_what_does_not_fit_is_said_in_the_compilers_own_figures():

@@ -117,7 +117,7 @@ def fails(capsys, arguments, code, *parts):
         ([], 2, None),
         (["tran"], 2, "Did you mean 'train'"),
         (["train"], 2, "--workdir=DIR is needed"),
-        (["train", "--workdir=gs://b/runs/1"], 2, "mount the gs:// bucket (docs/launch.md)"),
+        (["train", "--workdir=gs://b/runs/1"], 2, "a path such as /shared/b/runs/1 on NFS, or on"),
         (["train", "--workdir=/tmp/x"], 2, "--config=FILE is needed"),
         (["train", "--workdri=/tmp/x"], 2, "workdri"),
         (["train", "--config=configs/quickstart.py", "--workdir=/tmp/x", "more"], 2, "'more'"),

@@ -150,6 +150,14 @@ def test_eight_bits_of_a_fixed_batch(tmp_path):
     assert given.dim_value == 3
 
 
+def test_a_file_that_takes_images_of_another_size_than_it_says(tmp_path):
+    config, params = random_model("debug", SMALL)
+    facts = export.facts(config) | {"image_size": [16, 16]}
+    onnx_files.save(tmp_path / "m.onnx", config, params, facts)
+    with pytest.raises(UserError, match=r"m\.onnx says that it takes images of 16x16 with 3 ch"):
+        export.open_exported(tmp_path / "m.onnx")
+
+
 def test_weights_that_are_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_files, "LARGEST", 1000)
     source = saved_random(tmp_path / "model")

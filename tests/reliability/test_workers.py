@@ -75,3 +75,15 @@ def test_8_14_a_worker_leaves_term_to_its_parent_and_dies_with_it(tmp_path):
     while is_alive(worker) and time.monotonic() < end:
         time.sleep(0.05)
     assert not is_alive(worker)
+
+
+def test_14_a_process_whose_parent_is_gone_already_ends_at_once():
+    code = "from vit_jax.data import workers; workers.end_with_parent({}); print('goes on')"
+
+    def run(parent):
+        command = [sys.executable, "-c", code.format(parent)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert run(os.getpid()).stdout == "goes on\n"
+    gone = run(2**22 + 1)  # more than there can be
+    assert (gone.returncode, gone.stdout) == (1, "") and "has ended" in gone.stderr

@@ -163,8 +163,9 @@ def compile_apart(request: Request, scratch: Path) -> Row:
             [os.environ.get("LIBTPU_INIT_ARGS", ""), kernels.DUMP.format(scratch / "llo")]
         ).strip(),
     }
+    worker = [sys.executable, "-m", "vit_jax.bench.tpu_worker"]
     done = subprocess.run(
-        [sys.executable, "-m", "vit_jax.bench.tpu_worker", json.dumps(request), str(scratch)],
+        [*worker, json.dumps(request), str(scratch), str(os.getpid())],
         env=environment,
         capture_output=True,
         text=True,

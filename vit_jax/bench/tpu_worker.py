@@ -1,7 +1,7 @@
 """One compilation for a TPU, in a process of its own: `vit_jax.bench.tpu` starts it.
 
-`python -m vit_jax.bench.tpu_worker REQUEST DIRECTORY` leaves row.json there, with what `--json`
-holds or with "error", and the HLO text.
+`python -m vit_jax.bench.tpu_worker REQUEST DIRECTORY PARENT` leaves row.json there, with what
+`--json` holds or with "error", and the HLO text. It ends with the process PARENT.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jax.experimental import topologies
 from vit_jax import config as configuration, files, models
 from vit_jax.bench import Row, collectives, hlo, kernels, steps, tpu
 from vit_jax.bench.tpu import CHIPS, HLO, Request
+from vit_jax.data import workers
 from vit_jax.errors import UserError
 from vit_jax.models import cost
 from vit_jax.numerics import Machine
@@ -26,7 +27,8 @@ from vit_jax.runtime import sharding
 
 
 def main(argv: list[str]) -> None:
-    text, directory = argv
+    text, directory, parent = argv
+    workers.end_with_parent(int(parent))
     request = Request(*json.loads(text))
     jax.config.update("jax_traceback_in_locations_limit", -1)  # parts are found by functions
     try:

@@ -6,10 +6,12 @@ example:
   vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-stablehlo
   vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-int8 --int8 \\
       --data='folder:/data/pets[test]'
+  vit-jax export --checkpoint=/runs/pets --layout=triton --out=models    # models/pets
 
 Input: "images", float32 (batch, height, width, 3), pixels / 127.5 - 1, or with --uint8 (ONNX) the
 pixels. Outputs: "logits", and with --features "pre_logits". The batch is open unless --batch_size
-is given. With --data, the accuracy before and after is measured too.
+is given. With --data, the accuracy before and after is measured too. With --layout, --out is the
+model repository of a server, and the model becomes a folder in it (docs/weights.md).
 """
 
 from __future__ import annotations
@@ -47,25 +49,40 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "data", None, "Data set to measure the accuracy on, before and after.", flag_values=flags
     )
+    absl_flags.DEFINE_string(
+        "layout",
+        "",
+        "Of a model repository, as a server reads it: triton (onnx) or openvino (openvino, onnx).",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_string(
+        "name",
+        "",
+        "Of the model in the repository; by default, the checkpoint's.",
+        flag_values=flags,
+    )
     options.define_tolerance(flags)
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
-    if not flags.format or not flags.out:
-        raise UsageError("--format=FORMAT and --out=PATH are needed.")
+    if not (flags.format or flags.layout) or not flags.out:
+        raise UsageError("--format=FORMAT (or --layout=LAYOUT) and --out=PATH are needed.")
+    if flags.name and not flags.layout:
+        raise UsageError("--name is of a model repository; give its --layout too.")
     options.prepare_jax()
-    from vit_jax.interop import export
+    from vit_jax.interop import export, serving
 
-    proof = export.export(
-        checkpoint,
-        flags.out,
-        flags.format,
-        tolerance=flags.tolerance,
-        photos=flags.data or "",
-        **{name: getattr(flags, name) for name in export.Options._fields},
-    )
-    print(options.proof_text(flags.out, proof))
+    asked = {name: getattr(flags, name) for name in export.Options._fields}
+    asked |= {"tolerance": flags.tolerance, "photos": flags.data or ""}
+    file = flags.out
+    if flags.layout:
+        file, proof = serving.export_to(
+            checkpoint, file, flags.layout, name=flags.name, form=flags.format or "", **asked
+        )
+    else:
+        proof = export.export(checkpoint, file, flags.format, **asked)
+    print(options.proof_text(file, proof))
     if flags.data:
         from vit_jax import data
         from vit_jax.evaluation import classification
@@ -76,7 +93,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             classification.score(
                 options.forward(model, flags.batch_size or 64), source, DataSets((flags.data,))
             )
-            for model in (checkpoint, flags.out)
+            for model in (checkpoint, str(file))
         ]
         (name, before), (_, after) = scores
         print(f"{name} on {flags.data}: {before:.2%} before, {after:.2%} after")

@@ -134,11 +134,12 @@ def workdir(flags: absl_flags.FlagValues) -> str:
     """
     if not flags.workdir:
         raise UsageError("--workdir=DIR is needed.")
-    scheme, separator, rest = flags.workdir.partition("://")
+    _, separator, rest = flags.workdir.partition("://")
     if separator:
         raise UsageError(
-            f"--workdir={flags.workdir} is not a directory; mount the {scheme}:// bucket "
-            f"(docs/launch.md) and give its path, such as --workdir=/shared/{rest}."
+            f"--workdir={flags.workdir} is not a directory; give a path such as "
+            f"/shared/{rest} on NFS, or on a mounted gs:// bucket with a hierarchical namespace "
+            "(docs/launch.md)."
         )
     return flags.workdir
 

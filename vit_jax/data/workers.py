@@ -1,10 +1,12 @@
-"""Processes that decode: they outlive no parent, hear no signal of its own, and can be ended."""
+"""Processes of our own: they outlive no parent; those that decode leave signals to it."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
+import sys
 
 
 def mark_flags_as_parsed() -> None:
@@ -20,8 +22,21 @@ def protect(index: int, count: int) -> None:
     del index, count
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    death_signal = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    end_with_parent()
+
+
+def end_with_parent(parent: int = 0) -> None:
+    """Has Linux kill this process when the one that started it ends, however it ends.
+
+    Args:
+      parent: the process id of that one, which may have ended before this was called; 0 trusts that
+        it has not.
+    """
+    if sys.platform == "linux":
+        death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    if parent and os.getppid() != parent:
+        sys.exit(f"Process {parent}, which started this one, has ended.")
 
 
 def end() -> None:

@@ -179,7 +179,7 @@ def open_exported(path: str | Path) -> Exported:
     read_facts = {"onnx": onnx_files.read_facts, "openvino": openvino_files.read_facts}
     known = read_facts[form](path) if form in read_facts else files.read_json(path / "facts.json")
     try:
-        return Exported(
+        found = Exported(
             of_any_number(answer),
             image_size=models.pair(tuple(known["image_size"])),
             channels=int(known["channels"]),
@@ -197,6 +197,9 @@ def open_exported(path: str | Path) -> Exported:
             f"{path} does not say how images are prepared for it ({type(error).__name__}: {error});"
             " only what `vit-jax export` wrote can be evaluated."
         ) from error
+    if form in read_facts:  # others' tools reshape these
+        peers.check_takes(answer, (*found.image_size, found.channels), path)
+    return found
 
 
 def facts(config: models.ModelConfig, uint8: bool = False) -> dict[str, object]:

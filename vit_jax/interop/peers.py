@@ -37,6 +37,19 @@ class Answer(NamedTuple):
     size: object = None
 
 
+def check_takes(answer: Answer, sides: tuple[int, int, int], path: str | Path) -> None:
+    """Raises UserError if images of the size (h, w, c) that a file names are not what it takes."""
+    batch = answer.size if isinstance(answer.size, int) else 1
+    try:
+        answer.run(np.zeros((batch, *sides), np.float32))
+    except Exception as error:  # of any runtime
+        height, width, channels = sides
+        raise UserError(
+            f"{path} says that it takes images of {height}x{width} with {channels} channels, and "
+            "does not: it was made or reshaped for others; export it again."
+        ) from error
+
+
 def photographs(config: models.ModelConfig, spec: str = "", count: int = PROBES) -> Array:
     """Decoded photographs as the model sees them, (8, h, w, c) float32 in [-1, 1].
 

@@ -64,3 +64,12 @@ def test_the_example_of_a_model_size(monkeypatch):
     monkeypatch.setitem(variants.VARIANTS, "M/16", variants.VARIANTS["S/16"])
     config = models.get_config("M/16", num_classes=1000)
     assert f"{cost.num_params(config):,}" in text
+
+
+def test_the_code_of_the_questions_runs():
+    text = (DOCS / "questions.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 8
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/questions.md", "exec"), names)

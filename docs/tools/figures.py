@@ -1,6 +1,6 @@
-"""The experiments and pictures of docs/questions.md, a function each, on scikit-learn's digits.
+"""The pictures of README.md and docs/questions.md, a function each, on scikit-learn's digits.
 
-  python docs/tools/figures.py              # all, about ten minutes on two cores
+  python docs/tools/figures.py              # all, about fifteen minutes on two cores
   python docs/tools/figures.py norm patches # some
 
 Each prints its numbers and writes docs/images/NAME.png. What is trained is the paper's model in
@@ -9,10 +9,12 @@ miniature, by the package's own functions: `models.as_functions`, and Adam with 
 
 import functools
 import itertools
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +22,14 @@ import optax
 
 from vit_jax import models
 from vit_jax.data.kinds.digits import open_digits
-from vit_jax.inspection import embeddings
+from vit_jax.inspection import embeddings, walk
+from vit_jax.inspection.figures import overlay
+from vit_jax.interop import load
 from vit_jax.models import adapt, cost
 from vit_jax.numerics import plain
 from vit_jax.pages import paper
-from vit_jax.pages.figures import bare, new_figure
+from vit_jax.pages.figures import bare, import_matplotlib, new_figure
+from vit_jax.runtime.logbook import read_metrics
 
 IMAGES = Path(__file__).parent.parent / "images"
 VIT = dict(patch_size=4, hidden_size=64, num_layers=3, mlp_dim=128, num_heads=4)
@@ -49,17 +54,34 @@ def accuracy(apply, params, images, labels):
     return 100 * float((jnp.argmax(apply(params, images), -1) == labels).mean())
 
 
+def mean_loss(params, images, labels, apply):
+    logits = apply(params, images)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+@functools.cache
+def updates_of(apply, steps, rate, warmup, frozen, watched):
+    """The optimizer, and one update as a compiled function."""
+    schedule = optax.warmup_cosine_decay_schedule(0, rate, warmup, steps)
+    optimizer = optax.adam(lambda count: schedule(count + 1))
+
+    @jax.jit
+    def step(params, state, images, labels):
+        loss, gradients = jax.value_and_grad(mean_loss)(params, images, labels, apply)
+        moves = {k: jnp.zeros_like(g) if k in frozen else g for k, g in gradients.items()}
+        updates, state = optimizer.update(moves, state)
+        norm = jnp.linalg.norm(gradients[watched])
+        return optax.apply_updates(params, updates), state, loss, norm
+
+    return optimizer, step
+
+
 class Record(NamedTuple):
     """What `train` notes: of each step its loss and the norm of a gradient; (step, accuracy)."""
 
     losses: list[float]
     norms: list[float]
     curve: list[tuple[int, float]]
-
-
-def mean_loss(params, images, labels, apply):
-    logits = apply(params, images)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def train(apply, params, data, *, steps=800, rate=1.5e-3, warmup=100, batch=64, seed=0,
@@ -74,21 +96,7 @@ def train(apply, params, data, *, steps=800, rate=1.5e-3, warmup=100, batch=64, 
       The parameters and a Record.
     """
     images, labels = data
-    schedule = optax.warmup_cosine_decay_schedule(0, rate, warmup, steps)
-    optimizer = optax.adam(lambda count: schedule(count + 1))
-
-    @jax.jit
-    def step(params, state, images, labels):
-        loss, gradients = jax.value_and_grad(mean_loss)(params, images, labels, apply)
-        moves = {k: jnp.zeros_like(g) if k in frozen else g for k, g in gradients.items()}
-        updates, state = optimizer.update(moves, state)
-        return (
-            optax.apply_updates(params, updates),
-            state,
-            loss,
-            jnp.linalg.norm(gradients[watched]),
-        )
-
+    optimizer, step = updates_of(apply, steps, rate, warmup, tuple(frozen), watched)
     state, rng, record = optimizer.init(params), np.random.default_rng(seed), Record([], [], [])
     epochs = steps * batch // len(labels) + 2
     order = np.concatenate([rng.permutation(len(labels)) for _ in range(epochs)])
@@ -104,10 +112,16 @@ def train(apply, params, data, *, steps=800, rate=1.5e-3, warmup=100, batch=64, 
     return params, record
 
 
-def build(config, seed=0):
+@functools.cache
+def functions(config):
     init, apply = models.as_functions(config)
-    params = jax.jit(init)(jax.random.key(seed))
-    return params, jax.jit(apply, static_argnames=("return_intermediates",))
+    return jax.jit(init), jax.jit(apply, static_argnames="return_intermediates")
+
+
+def build(config, seed=0):
+    """Parameters, and apply."""
+    init, apply = functions(config)
+    return init(jax.random.key(seed)), apply
 
 
 def save(figure, name):
@@ -160,7 +174,7 @@ def class_token():
 def bias():
     """A ViT and a ResNet on few and many digits, as they are and with their pixels shuffled."""
     permutation = np.random.default_rng(0).permutation(64)
-    sizes = (50, 150, 450, 1437)
+    sizes = (50, 200, 1437)
     figure, axes = panels(2)
     titles = ((None, "digits"), (permutation, "pixels shuffled"))
     for cell, (moved, title) in zip(axes, titles, strict=True):
@@ -170,11 +184,11 @@ def bias():
             rows = []
             for size in sizes:
                 found = []
-                for seed in range(3):
+                for seed in range(2):
                     some = np.random.default_rng(seed).permutation(len(labels))[:size]
                     params, apply = build(config_of(variant), seed)
                     params, _ = train(apply, params, (images[some], labels[some]),
-                                      steps=300, batch=50, warmup=50, seed=seed)  # fmt: skip
+                                      steps=200, batch=50, warmup=50, seed=seed)  # fmt: skip
                     found.append(accuracy(apply, params, *test))
                 mean, deviation = np.mean(found), np.std(found)
                 rows.append((mean, deviation))
@@ -202,7 +216,7 @@ def positions():
     for size in sizes:
         grid = (size // 4, size // 4)
         larger = config_of(size=size)
-        _, at_size = build(larger)
+        _, at_size = functions(larger)
         old = np.asarray(params[path])
         made = adapt.resize_position_embedding(old, grid)
         # As if positions had been numbered: the old ones in a corner, the rest untrained.
@@ -288,8 +302,8 @@ def norm():
         norms = [float(jnp.linalg.norm(gradients[name])) for name in names]
         left.semilogy(range(1, depth + 1), norms, style, label=label)
         print(f"norm {label}: gradient of the first and last block {norms[0]:.3g} {norms[-1]:.3g}")
-        for rate, warmup in itertools.product((1e-3, 4e-3), (0, 200)):
-            after, record = train(run, params, data, steps=600, rate=rate, warmup=warmup)
+        for rate, warmup in itertools.product((1e-3, 4e-3), (0, 100)):
+            after, record = train(run, params, data, steps=300, rate=rate, warmup=warmup)
             print(f"norm {label}, rate {rate:g}, warm-up {warmup}: "
                   f"accuracy {accuracy(run, after, *test):.1f}%, "
                   f"last losses {np.mean(record.losses[-50:]):.3f}")  # fmt: skip
@@ -322,7 +336,7 @@ def patches():
     data, test, found = digits("train"), digits("test"), []
     for size in (16, 8, 4, 2):
         params, apply = build(config_of(patch_size=size))
-        params, _ = train(apply, params, data, steps=500)
+        params, _ = train(apply, params, data, steps=400)
         found.append(accuracy(apply, params, *test))
         print(f"patches: digits, patches of {size}: {found[-1]:.1f}%")
     right.plot((16, 8, 4, 2), found, "o-")
@@ -370,7 +384,54 @@ def families():
     save(figure, "families")
 
 
-FIGURES = (class_token, bias, positions, norm, patches, embedding, families)
+def overview():
+    """README.md's picture: what configs/quickstart.py leaves in QUICKSTART (/tmp/quickstart)."""
+    run = Path(os.environ.get("QUICKSTART", "/tmp/quickstart"))
+    config, params = load.read(str(run))
+    size = config.image_size[0]
+    pixels = open_digits("", None, {}).splits["test"].images[1:7]
+    pixels = np.stack([cv2.resize(image, (size, size)) for image in pixels])
+    looked = walk.look(config, params, pixels / np.float32(127.5) - 1)
+    _, apply = functions(config)
+    probabilities = np.asarray(jax.nn.softmax(apply(params, pixels / np.float32(127.5) - 1)))
+
+    import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    left, right = top.subfigures(1, 2, width_ratios=(1.3, 1))
+    cell, done = left.subplots(), 0
+    for stage, label in ((run / "pretrain", "pre-training"), (run, "fine-tuning")):
+        records = [r for r in read_metrics(stage / "metrics.jsonl") if "eval/accuracy" in r]
+        curve = {done + r["step"]: 100 * r["eval/accuracy"] for r in records}
+        cell.plot(list(curve), list(curve.values()), "o-", ms=3, label=label)
+        done = max(curve)
+        print(f"overview: {label}, step {done}: {curve[done]:.1f}%")
+    cell.set(xlabel="step", ylabel="test accuracy (%)")
+    cell.spines[["top", "right"]].set_visible(False)
+    cell.legend(frameon=False)
+    similarity = embeddings.position_similarity(config, params)
+    rows, columns = config.grid
+    right.suptitle("position embeddings", fontsize=10)
+    for (i, j), tile in np.ndenumerate(right.subplots(rows, columns)):
+        tile.imshow(similarity[i, j], vmin=-1, vmax=1)
+        bare(tile)
+    bottom.suptitle("predictions, and the attention behind them (rollout)", fontsize=10)
+    axes = bottom.subplots(2, 6)
+    for i, image in enumerate(pixels):
+        best = int(probabilities[i].argmax())
+        axes[0, i].set_title(f"{best}: {100 * probabilities[i, best]:.0f}%", fontsize=10)
+        axes[0, i].imshow(image)
+        axes[1, i].imshow(overlay(image, looked.rollout[i], config.stride[0] / 2))
+        bare(axes[0, i])
+        bare(axes[1, i])
+    save(figure, "overview")
+
+
+FIGURES = (class_token, bias, positions, norm, patches, embedding, families, overview)
 
 
 if __name__ == "__main__":

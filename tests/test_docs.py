@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import vit_jax
 from vit_jax import models
 from vit_jax.models import cost, variants
 
@@ -73,3 +74,7 @@ def test_the_code_of_the_questions_runs():
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "docs/questions.md", "exec"), names)
+
+
+def test_the_citation_names_this_version():
+    assert f"\nversion: {vit_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")

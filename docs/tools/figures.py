@@ -8,7 +8,6 @@ miniature, by the package's own functions: `models.as_functions`, and Adam with 
 """
 
 import functools
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -281,39 +280,40 @@ def forward(params, images, *, depth, norm_first=True):
 
 
 def norm():
-    """The norm before each branch, or after each sum: gradients at first, and training."""
+    """Gradients before training with the norm before each branch, or after each sum."""
     depth = 12
-    config = config_of(num_layers=depth)
-    data, test = digits("train"), digits("test")
-    figure, (left, right) = panels(2)
-    params, apply = build(config)
+    images, labels = (part[:256] for part in digits("train"))
+    params, _ = build(config_of(num_layers=depth))
     # The head is zero at first, so that no gradient passes it; a random one shows the rest.
     kernel = 0.1 * jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
-    random_head = params | {"head/kernel": kernel}
+    params = params | {"head/kernel": kernel}
+    figure, (cell,) = panels(1)
     for norm_first, style, label in ((True, "o-", "before (ViT)"), (False, "s--", "after")):
         run = jax.jit(functools.partial(forward, depth=depth, norm_first=norm_first))
-        if norm_first:
-            gap = jnp.abs(run(random_head, test[0]) - apply(random_head, test[0])).max()
-            print(f"norm: forward against the package, largest difference {gap:.1e}")
-        gradients = jax.jit(jax.grad(mean_loss), static_argnums=3)(
-            random_head, data[0][:256], data[1][:256], run
-        )
-        names = [f"blocks/{i}/mlp/dense1/kernel" for i in range(depth)]
-        norms = [float(jnp.linalg.norm(gradients[name])) for name in names]
-        left.semilogy(range(1, depth + 1), norms, style, label=label)
-        print(f"norm {label}: gradient of the first and last block {norms[0]:.3g} {norms[-1]:.3g}")
-        for rate, warmup in itertools.product((1e-3, 4e-3), (0, 100)):
-            after, record = train(run, params, data, steps=300, rate=rate, warmup=warmup)
-            print(f"norm {label}, rate {rate:g}, warm-up {warmup}: "
-                  f"accuracy {accuracy(run, after, *test):.1f}%, "
-                  f"last losses {np.mean(record.losses[-50:]):.3f}")  # fmt: skip
-            if rate == 1e-3 and warmup == 0:
-                smooth = np.convolve(record.losses, np.ones(20) / 20, "valid")
-                right.plot(range(20, 20 + len(smooth)), smooth, style[1:], label=label)
-    left.set(xlabel="block", ylabel="gradient norm", title="before training")
-    left.legend(title="norm", frameon=False, fontsize=9)
-    right.set(xlabel="step", ylabel="training loss", title="without warm-up")
+        gradients = jax.jit(jax.grad(mean_loss), static_argnums=3)(params, images, labels, run)
+        norms = [
+            float(jnp.linalg.norm(gradients[f"blocks/{i}/mlp/dense1/kernel"])) for i in range(depth)
+        ]
+        cell.semilogy(range(1, depth + 1), norms, style, label=label)
+        print(f"norm {label}: gradient by block {[float(f'{x:.3g}') for x in norms]}")
+    cell.set(xlabel="block", ylabel="gradient norm", xticks=range(1, depth + 1))
+    cell.legend(title="norm", frameon=False)
     save(figure, "norm")
+
+
+def data_size():
+    """ImageNet after pre-training on more and more images, from Table 5 of the paper."""
+    sizes = {paper.IN: 1.3, paper.IN21K: 14, paper.JFT: 303}
+    column = paper.TABLE_5_COLUMNS.index(paper.IN)
+    figure, (cell,) = panels(1, 5.4, 2.9)
+    for variant, style in (("B/32", "o:"), ("B/16", "o-"), ("L/32", "s:"), ("L/16", "s-")):
+        values = [paper.TABLE_5[name][variant][column] for name in sizes]
+        cell.plot(list(sizes.values()), values, style, label=variant)
+    cell.set(xscale="log", xlabel="pre-training images (millions)", ylabel="ImageNet top-1 (%)")
+    cell.set_xticks(list(sizes.values()), ["1.3", "14", "303"])
+    cell.minorticks_off()
+    cell.legend(frameon=False)
+    save(figure, "data_size")
 
 
 def patches():
@@ -431,7 +431,7 @@ def overview():
     save(figure, "overview")
 
 
-FIGURES = (class_token, bias, positions, norm, patches, embedding, families, overview)
+FIGURES = (class_token, bias, data_size, positions, norm, patches, embedding, families, overview)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_a_documented_command_is_real(page, line):
 #: Two steps of a small model, by the config that a command takes its own from.
 SHORT = [
     "--config.total_epochs=None", "--config.total_steps=2", "--config.eval_every_epochs=None",
-    "--config.schedule.warmup_steps=1", "--config.batch_size=8",
+    "--config.schedule.warmup_steps=0", "--config.batch_size=8",
     "--config.model.hidden_size=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
     "--config.model.num_layers=1",
 ]  # fmt: skip
@@ -66,7 +66,7 @@ ALSO = {
         *SHORT,
         *(word.replace("config.", "config.pretrain.", 1) for word in SHORT),
     ],
-    "train folder:": SHORT,
+    "train folder:": [*SHORT, "--config.eval_every_steps=1"],
 }
 
 

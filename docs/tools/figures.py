@@ -1,6 +1,6 @@
 """The pictures of README.md and docs/questions.md, a function each, on scikit-learn's digits.
 
-  python docs/tools/figures.py              # all, about fifteen minutes on two cores
+  python docs/tools/figures.py              # all; some take minutes
   python docs/tools/figures.py norm patches # some
 
 Each prints its numbers and writes docs/images/NAME.png. What is trained is the paper's model in
@@ -317,7 +317,7 @@ def data_size():
 
 
 def patches():
-    """What patches cost and give: tokens and MACs of B at 224 pixels; accuracy on digits."""
+    """What patches cost: MACs of B at 224 pixels, and the share of attention's products."""
     sizes = (56, 32, 28, 16, 14, 8, 4, 2, 1)
     base = models.get_config("B/16", num_classes=1000)
     macs, shares = [], []
@@ -331,20 +331,21 @@ def patches():
     figure, (left, right) = panels(2)
     left.loglog(sizes, macs, "o-")
     left.set(xlabel="patch (pixels)", ylabel="GMACs per image", title="B at 224 pixels")
-    left.set_xticks((1, 4, 16, 56), ("1", "4", "16", "56"))
-    left.minorticks_off()
-    data, test, found = digits("train"), digits("test"), []
-    for size in (16, 8, 4, 2):
+    right.plot(sizes, shares, "o-")
+    right.set(xlabel="patch (pixels)", ylabel="share of attention (%)", xscale="log")
+    for cell in (left, right):
+        cell.set_xticks((1, 4, 16, 56), ("1", "4", "16", "56"))
+        cell.minorticks_off()
+    save(figure, "patches")
+
+
+def patches_of_digits():
+    """Accuracy by patch size; prints only."""
+    data, test = digits("train"), digits("test")
+    for size in (16, 8, 4):
         params, apply = build(config_of(patch_size=size))
         params, _ = train(apply, params, data, steps=400)
-        found.append(accuracy(apply, params, *test))
-        print(f"patches: digits, patches of {size}: {found[-1]:.1f}%")
-    right.plot((16, 8, 4, 2), found, "o-")
-    right.set(xlabel="patch (pixels)", ylabel="test accuracy (%)", title="digits of 16 pixels")
-    right.set_xscale("log")
-    right.set_xticks((2, 4, 8, 16), ("2", "4", "8", "16"))
-    right.minorticks_off()
-    save(figure, "patches")
+        print(f"patches: digits, patches of {size}: {accuracy(apply, params, *test):.1f}%")
 
 
 def embedding():
@@ -431,7 +432,18 @@ def overview():
     save(figure, "overview")
 
 
-FIGURES = (class_token, bias, data_size, positions, norm, patches, embedding, families, overview)
+FIGURES = (
+    class_token,
+    bias,
+    data_size,
+    positions,
+    norm,
+    patches,
+    patches_of_digits,
+    embedding,
+    families,
+    overview,
+)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,9 @@ ALSO = {
 
 
 def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
-    """In their order, in one directory, on 24 images."""
+    """In their order, in one directory, on 90 images to train on and 90 to test."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    three_classes(tmp_path / "data" / "pets", 4)
+    three_classes(tmp_path / "data" / "pets", 30)
     three_classes(tmp_path / "holiday-photos", 1)
     image = next((tmp_path / "data").rglob("*.png"))
     (tmp_path / "cat.jpg").write_bytes(image.read_bytes())

@@ -56,6 +56,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.18"],
     # What proves conversions. timm's torchvision must fit torch; see docs/weights.md for CPU only.
     "peers": ["timm>=1.0.20", "torch>=2.8", "transformers>=5.0"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
     "test": [
         "datasets>=3.0",
         "hypothesis>=6.140",

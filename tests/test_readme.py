@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from absl import flags as absl_flags
+from tiny_runs import three_classes
 
-from vit_jax.cli import COMMANDS, options
+from vit_jax.cli import COMMANDS, main, options
 from vit_jax.studies import study
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -50,6 +52,38 @@ def test_a_documented_command_is_real(page, line):
     if "config" in flags and flags.config:
         config = options.read_config(flags)
         assert config.total_steps or config.total_epochs
+
+
+#: Two steps of a small model, by the config that a command takes its own from.
+SHORT = [
+    "--config.total_epochs=None", "--config.total_steps=2", "--config.eval_every_epochs=None",
+    "--config.schedule.warmup_steps=0", "--config.batch_size=8",
+    "--config.model.hidden_size=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
+    "--config.model.num_layers=1",
+]  # fmt: skip
+ALSO = {
+    "train --config=configs/quickstart.py": [
+        *SHORT,
+        *(word.replace("config.", "config.pretrain.", 1) for word in SHORT),
+    ],
+    "train folder:": [*SHORT, "--config.eval_every_steps=1"],
+}
+
+
+def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
+    """In their order, in one directory, on 90 images to train on and 90 to test."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    three_classes(tmp_path / "data" / "pets", 30)
+    three_classes(tmp_path / "holiday-photos", 1)
+    image = next((tmp_path / "data").rglob("*.png"))
+    (tmp_path / "cat.jpg").write_bytes(image.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^vit-jax (.*)$", README, re.MULTILINE)
+    assert len(lines) >= 10
+    for line in lines:
+        more = [word for start, words in ALSO.items() if line.startswith(start) for word in words]
+        words = re.sub(r"(?<![\w.])/(data|runs|tmp)/", r"\1/", line)
+        assert main([*shlex.split(words), *more]) == 0, line
 
 
 def test_links_of_the_pages_lead_somewhere():

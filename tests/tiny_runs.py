@@ -40,7 +40,7 @@ def three_classes(directory, count=8):
             for i in range(count):
                 file = directory / split / f"c{label}" / f"{split}{i}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                image = np.full((9, 8, 3), 20 * i, np.uint8)
+                image = np.full((9, 8, 3), 20 * i % 250, np.uint8)
                 image[..., label] = 250
                 PIL.Image.fromarray(image).save(file)
     return directory

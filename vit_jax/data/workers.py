@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
+import threading
 
 
 def mark_flags_as_parsed() -> None:
@@ -20,8 +22,23 @@ def protect(index: int, count: int) -> None:
     del index, count
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Ends this process when its parent is gone: the kernel does on Linux, a thread elsewhere."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
     death_signal = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if prctl is not None:
+        prctl(death_signal, signal.SIGKILL)
+    elif parent is not None:
+
+        def wait() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True, name="parent").start()
 
 
 def end() -> None:

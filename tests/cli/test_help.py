@@ -102,7 +102,8 @@ def test_work_goes_on_when_nobody_reads_what_is_printed(tmp_path, unbuffered):
 
 def test_what_only_prints_ends_with_its_reader():
     line = f"{sys.executable} -m vit_jax completion bash | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0 and not done.stderr
 
 

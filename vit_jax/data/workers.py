@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 
 
 def mark_flags_as_parsed() -> None:
@@ -26,17 +28,26 @@ def protect(index: int, count: int) -> None:
 
 
 def end_with_parent(parent: int = 0) -> None:
-    """Has Linux kill this process when the one that started it ends, however it ends.
+    """Ends this process when its parent is gone: the kernel does on Linux, a thread elsewhere.
 
     Args:
-      parent: the process id of that one, which may have ended before this was called; 0 trusts that
-        it has not.
+      parent: the parent's process id; it may have ended before this was called. 0: the parent of
+        now, which cannot have.
     """
-    if sys.platform == "linux":
-        death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    death_signal = 1  # PR_SET_PDEATHSIG
+    if prctl is not None:
+        prctl(death_signal, signal.SIGKILL)
     if parent and os.getppid() != parent:
         sys.exit(f"Process {parent}, which started this one, has ended.")
+    if prctl is None:
+
+        def watch(parent: int) -> None:
+            while os.getppid() == parent:
+                time.sleep(1.0)
+            os._exit(1)
+
+        threading.Thread(target=watch, args=(os.getppid(),), daemon=True, name="parent").start()
 
 
 def end() -> None:

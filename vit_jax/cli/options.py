@@ -235,6 +235,9 @@ def prepare_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "vit_jax" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # The dozens of small programs of a checkpoint take longer than the step's, put together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def define_checkpoint(flags: absl_flags.FlagValues) -> None:

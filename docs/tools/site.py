@@ -47,6 +47,13 @@ def on_files(files: Files, config) -> Files:
     return files
 
 
+def on_post_page(output: str, page, config) -> str:
+    """The theme has one language for all pages; fonts and screen readers go by each page's own."""
+    if page.file.src_uri.startswith("ja/"):
+        return output.replace('<html lang="en"', '<html lang="ja"', 1)
+    return output
+
+
 def rewrite(text: str, folder: Path, page: str) -> str:
     """The text of a page in `folder` of the repository with the links of the site's `page`."""
 

@@ -42,8 +42,8 @@ from vit_jax.training.state import TrainState
 __all__ = ["CheckpointError", "Checkpoints", "fingerprint"]
 
 #: Every replica writes its slice of an array of which a slice has as many bytes. Below it, the
-#: programs that cut slices cost more than they save. A save of 48 small arrays on eight CPU devices:
-#: 2.9 s of CPU the first time and 0.32 s later, without slices 0.21 s; of 510 MB 2.8 s with either.
+#: programs that cut slices cost more than they save. 48 small arrays on eight CPU devices took
+#: 2.9 s of CPU in the first save and 0.32 s later, without slices 0.21 s; 510 MB 2.8 s with either.
 SLICE_BYTES = 2**20
 
 #: What to do when the best checkpoint of a run is lost.

@@ -91,3 +91,11 @@ def test_what_is_no_run_knows_no_data(finished, tmp_path, capsys):
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 2 and "is needed for --suite=knn" in err[1]
     assert contents(tmp_path) == before
+
+
+def test_what_is_misspelled_is_said_first(finished, tmp_path, capsys):
+    """Not what is missing besides."""
+    assert main(["evaluate", f"--checkpoint={tmp_path / 'pest'}", "--data=digits"]) == 1
+    assert "There is no checkpoint at" in capsys.readouterr().err
+    assert main(["evaluate", f"--checkpoint={finished}", "--suite=fewshots"]) in (1, 2)
+    assert "Did you mean 'fewshot'?" in capsys.readouterr().err

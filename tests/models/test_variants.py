@@ -9,6 +9,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models import variants
 
 #: Made by `python tests/models/test_variants.py`; a changed name breaks every checkpoint there is.
 PATHS = Path(__file__).parent.parent / "golden" / "paths.json"
@@ -44,6 +45,13 @@ def shapes(variant, **settings):
 
 def count(variant, **settings):
     return sum(math.prod(shape) for shape in shapes(variant, **settings).values())
+
+
+def test_a_changed_shape_is_named():
+    assert all(variants.named(models.get_config(name)) == name for name in variants.VARIANTS)
+    changed = dict(hidden_size=128, num_heads=4, patch_size=8)
+    named = variants.named(models.get_config("Ti/16", num_classes=7, **changed))
+    assert named == "custom (Ti/16, patch size 8x8, hidden size 128, heads 4)"
 
 
 @pytest.mark.parametrize("variant", FINE_TUNING)

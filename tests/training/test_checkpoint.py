@@ -136,7 +136,7 @@ def test_the_two_lanes_are_independent():
 def test_a_checkpoint_is_checked_by_the_rule_that_it_names(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "RULE", "sum32")
     monkeypatch.setattr(
-        checkpoint, "fingerprints", functools.partial(fingerprints.fingerprints, rule="sum32")
+        checkpoint, "checked", functools.partial(fingerprints.checked, rule="sum32")
     )
     save_steps(tmp_path / "c", last=1)
     monkeypatch.undo()

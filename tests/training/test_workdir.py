@@ -74,6 +74,8 @@ def test_other_data_is_refused_and_the_first_command_goes_on(unfinished, capsys)
     more = ("--config.data.train_split=train[:90%]", "--config.data.eval_split=test")
     error = refused(unfinished, capsys, *more)
     assert "data.eval_split is '' there and 'test' here (and 1 more)" in error
+    error = refused(unfinished, capsys, "--config.data.dataset=folder:x", "--config.batch_size=4")
+    assert "data.dataset is 'digits' there and 'folder:x' here (and 1 more)" in error
     assert train(unfinished) == 0
 
 

@@ -146,9 +146,6 @@ def key_of(name: str) -> str:
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
     remembers = not flags.data and flags.suite == ["classification"]
-    if not flags.data and not remembers and flags.suite != ["vtab"]:
-        raise UsageError(f"--data=SPEC is needed for --suite={','.join(flags.suite)}.")
-    out = out_directory(flags, checkpoint)
     with options.processes(flags):
         import jax
 
@@ -164,6 +161,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         if len({key_of(name) for name in flags.suite}) < len(flags.suite):
             raise UsageError(f"--suite={','.join(flags.suite)} has two of the same name.")
         evaluators = {key_of(name): pick(table, name, "--suite") for name in flags.suite}
+        if not flags.data and not remembers and flags.suite != ["vtab"]:
+            raise UsageError(f"--data=SPEC is needed for --suite={','.join(flags.suite)}.")
+        out = out_directory(flags, checkpoint)
         chosen = chosen_options(flags, evaluators)
         saves = flags.save_threshold or flags.save_temperature
         check_saves(flags, checkpoint, chosen)
@@ -251,6 +251,7 @@ def out_directory(flags: absl_flags.FlagValues, checkpoint: str) -> Path:
 
     Raises:
       UsageError: it must be said.
+      UserError: there is no such checkpoint.
     """
     if flags.out:
         return Path(flags.out)
@@ -258,6 +259,9 @@ def out_directory(flags: absl_flags.FlagValues, checkpoint: str) -> Path:
     if "checkpoints" in (where.name, where.parent.name):
         raise UsageError("--out=DIR is needed: nothing is written among the checkpoints of a run.")
     if not where.exists():
+        from vit_jax.interop import load
+
+        load.check_named(checkpoint)
         raise UsageError("--out=DIR is needed for a checkpoint that is not on disk.")
     return where if where.is_dir() else where.parent
 

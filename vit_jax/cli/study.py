@@ -64,6 +64,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         mine = study.chosen(trials, flags.only, share)
         if flags.dry_run:
             done = study.outcomes(trials, workdir) if workdir else {}
+            say("measuring the speed of this machine, up to a minute")
             for line in estimate.listing(trials, mine, done):
                 say(line)
             return

@@ -121,19 +121,27 @@ def local_path(source: str) -> Path:
     Raises:
       UserError: it is nowhere; names the nearest published one.
     """
-    path = Path(source).expanduser()
-    if path.exists() or unfinished.steps_of(path):
-        return path
+    check_named(source)
     if fetch.is_remote(source):
         return fetch.fetch(source)
-    if source in published.PUBLISHED:
-        return fetched(source)
-    raise UserError(
-        f"There is no checkpoint at {source!r}.{nearest(source, published.PUBLISHED)} Give a "
-        "workdir of `vit-jax train`, an exported directory, an official .npz, a Hugging Face or "
-        "timm directory, hf:ORG/NAME, a gs:// or https:// address, or a published name such as "
-        "B/16-imagenet21k."
-    )
+    path = Path(source).expanduser()
+    return path if is_on_disk(path) else fetched(source)
+
+
+def is_on_disk(path: Path) -> bool:
+    return path.exists() or bool(unfinished.steps_of(path))
+
+
+def check_named(source: str) -> None:
+    """Raises UserError if `source` is neither on disk, nor an address, nor a published name."""
+    here = is_on_disk(Path(source).expanduser())
+    if not here and not fetch.is_remote(source) and source not in published.PUBLISHED:
+        raise UserError(
+            f"There is no checkpoint at {source!r}.{nearest(source, published.PUBLISHED)} Give a "
+            "workdir of `vit-jax train`, an exported directory, an official .npz, a Hugging Face "
+            "or timm directory, hf:ORG/NAME, a gs:// or https:// address, or a published name such "
+            "as B/16-imagenet21k."
+        )
 
 
 def fetched(name: str) -> Path:

@@ -154,6 +154,25 @@ def find_variant(config: ModelConfig) -> str:
     return "custom"
 
 
+def named(config: ModelConfig) -> str:
+    """The variant, and what of its shape was changed: custom (Ti/16, hidden size 128, ...)."""
+    if config.variant not in VARIANTS:  # of a checkpoint of another shape
+        return config.variant
+    row = VARIANTS[config.variant](config.variant)
+    fields = next(fields for kind, fields in SHAPE_FIELDS.items() if isinstance(config, kind))
+    changed = [
+        f"{field.removeprefix('num_').replace('_', ' ')} {text(getattr(config, field))}"
+        for field in fields
+        if getattr(config, field) != getattr(row, field)
+    ]
+    return f"custom ({', '.join([config.variant, *changed])})" if changed else config.variant
+
+
+def text(value: object) -> str:
+    """4x4 of (4, 4)."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def override(config: ModelConfig, **overrides: Any) -> ModelConfig:
     """A configuration with some fields replaced, as `get_config` takes them.
 

@@ -8,7 +8,7 @@ import jax
 
 from vit_jax import numerics
 from vit_jax.config import human
-from vit_jax.models import cost
+from vit_jax.models import cost, variants
 from vit_jax.training.memory import GIB, rows_per_device, state_bytes
 from vit_jax.training.setup import Setup
 
@@ -37,7 +37,10 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
             f"{len(devices)} {devices[0].device_kind} in {jax.process_count()} process(es)"
             + (f", mesh {axes}" if axes else ""),
         ),
-        ("model", f"{model.variant}, {human(params)} parameters ({params:,}), {model.dtype}"),
+        (
+            "model",
+            f"{variants.named(model)}, {human(params)} parameters ({params:,}), {model.dtype}",
+        ),
         ("images", f"{size}, {grid} patches, {model.num_classes} classes"),
         ("training data", f"{len(setup.data.train):,} examples, {setup.data.train.spec}"),
         (

@@ -172,6 +172,10 @@ def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[object, object
     return configuration.differences(there, here)
 
 
+#: Of many settings that differ, these say best that it is another experiment.
+TELLING = ("data.dataset", "model.variant", "name")
+
+
 def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
     """Raises UserError if `workdir` holds another run; changes nothing."""
     there = read_config(workdir)
@@ -182,9 +186,11 @@ def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None
             )
         return
     changed = changes(workdir, config)
-    changed.pop("data.dataset", None)  # known by its content, once it is open
+    if set(changed) == {"data.dataset"}:  # known by its content, once it is open
+        return
     if changed and not allow_change:
-        key, (old, new) = next(iter(changed.items()))
+        key = min(changed, key=lambda key: (key not in TELLING, key))
+        old, new = changed[key]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise UserError(
             f"{workdir} holds a run with another configuration: {key} is {old!r} there and "

@@ -18,6 +18,12 @@ def names_of(spec):
     return data.open_source(spec).class_names
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/pets", "s3://bucket/pets?multilabel=true"])
+def test_an_address_is_no_folder(path):
+    with pytest.raises(UserError, match=r"reads file systems, not .*bucket/pets\. Mount"):
+        data.open_source(f"folder:{path}")
+
+
 # --- splits in the place of classes, and classes a level deeper -----------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,6 +25,9 @@ from vit_jax.data.source import FileSource
 from vit_jax.data.splits import Splits, one_each, split_of
 from vit_jax.errors import UserError, nearest
 
+#: gs://bucket/data, also as gs:/bucket/data
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
 
 def open_folder(
     path: str, data_dir: str | None, options: Mapping[str, str], *, flat: bool = False
@@ -39,6 +43,8 @@ def open_folder(
       flat: images without class folders, in split folders or not, are one class: for those who read
         no labels.
     """
+    if ADDRESS.match(path):
+        raise UserError(f"folder: reads file systems, not {shown(path)}. Mount or copy it.")
     root = os.path.abspath(os.path.expanduser(path))
     query = "&".join(f"{key}={value}" for key, value in options.items())
     base = shown(f"folder:{path}{'?' if query else ''}{query}")

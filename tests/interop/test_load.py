@@ -100,7 +100,7 @@ def drop(key):
         (change(num_layers=1), r"unexpected \(blocks/1/"),
         (change(mlp_dim=64), r"has shape .* but debug needs"),
         (change(hiden=1), "unknown setting 'hiden'"),
-        (change(family="cnn"), "family 'cnn' is none of vit, axial, resnet"),
+        (change(family="cnn"), "family 'cnn' is not one of vit, axial, resnet"),
         (drop("mlp_dim"), "the setting 'mlp_dim' is missing"),
     ],
 )
@@ -136,7 +136,7 @@ def test_float8_weights_are_named(tmp_path, dtype):
     ).encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    with pytest.raises(UserError, match=f"a.weight is of type {dtype}, which is not read"):
+    with pytest.raises(UserError, match=f"a.weight has the dtype {dtype}, not supported"):
         load.read(file)
 
 

@@ -220,7 +220,7 @@ def test_an_evaluation_depends_on_the_image_and_not_on_its_batch():
 @pytest.mark.parametrize("options, message", [
     ({"target": "colour"}, "target='colour' must be mean_colour, downsized or pixels"),
     ({"corrupted": 0.0}, r"corrupted=0.0 must lie in \(0, 1\]"),
-    ({"masked": 0.95}, "masked=0.95 and config.objective.replaced=0.1 are shares"),
+    ({"masked": 0.95}, "masked=0.95 and config.objective.replaced=0.1 are fractions"),
     ({"bits": 9}, "bits=9 must be 1 to 8"),
     ({"replaced_from": "data"}, "replaced_from='data' must be image or batch"),
 ])  # fmt: skip

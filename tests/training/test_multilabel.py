@@ -255,7 +255,7 @@ def test_single_label_models_are_written_as_before(tmp_path):
 def test_thresholds_that_cannot_be(values):
     with pytest.raises(UserError, match=r"model\.thresholds"):
         models.get_config("debug", num_classes=3, multilabel=True, thresholds=values)
-    with pytest.raises(UserError, match="of a model of several labels"):
+    with pytest.raises(UserError, match="for models with several labels"):
         models.get_config("R50x1", num_classes=3, thresholds=(0.5,))
 
 

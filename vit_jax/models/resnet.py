@@ -1,5 +1,5 @@
-"""The BiT baselines (Tables 2, 5, 6 and 7): ResNet-v2, whose norm and ReLU come before each
-convolution (arXiv 1912.11370), with GroupNorm and weight standardisation.
+"""The BiT baselines (Tables 2, 5, 6 and 7): ResNet-v2 (norm and ReLU before each convolution) with
+GroupNorm and weight standardisation (arXiv 1912.11370).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ POOL_PADDINGS = ("lowest", "zeros")
 class ResNetConfig:
     """The shape of one BiT ResNet. `width_factor` multiplies every hidden width.
 
-    The epsilons, `standardisation` and `pool_padding` (what the root's pooling sees beyond the
-    border: "lowest" or "zeros") are settings, as weights of other families may have others.
-    `axial_heads`: with a number, row and column attention stand in for the 3x3 convolutions of the
-    bottlenecks (Axial-ResNet, Appendix D.6); None is the plain ResNet.
+    The epsilons, `standardisation` and `pool_padding` (of the root's pooling: "lowest" or "zeros")
+    are settings, as weights of other families may differ. `axial_heads`: with a number, row and
+    column attention replace the 3x3 convolutions of the bottlenecks (Axial-ResNet, Appendix D.6);
+    None is the plain ResNet.
     """
 
     variant: str
@@ -191,7 +191,7 @@ class ResNet(Model):
         key: Randomness = None,
         return_intermediates: bool | Collection[str] = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """Classifies images (b, h, w, c) in [-1, 1]; `key` is not used, a ResNet drops nothing.
+        """Classifies images (b, h, w, c) in [-1, 1]; `key` is unused: there is no dropout.
 
         Returns:
           logits (b, num_classes) float32; with `return_intermediates` also a dict of "stem",

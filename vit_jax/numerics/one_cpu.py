@@ -1,4 +1,4 @@
-"""What XLA's compiler for a single CPU device wants otherwise; measured in docs/performance.md."""
+"""What is faster otherwise on a single CPU device with XLA; measured in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vit_jax.numerics import plain
 Array = jax.Array
 
 
-#: What activations are kept in, whatever the products: CPUs have bfloat16 products and nothing else
-#: in it; every other operation converts back and forth, which costs more than the memory saves.
+#: Dtype of activations between products: CPUs accelerate bf16 matmuls only; elementwise operations
+#: convert back and forth, which costs more than the memory saves.
 ACTIVATION_DTYPE = jnp.dtype(jnp.float32)
 
 
 def add(z: Array, branch: Array) -> Array:
-    """branch + z; its gradient is computed once.
+    """branch + z, with a gradient that is computed once.
 
-    The gradient of the residual stream is a sum over all later layers. XLA there computes a sum
-    anew in each program that reads it, which makes this one quadratic in the number of layers.
+    The gradient of the residual stream is a sum over all later layers. XLA's CPU backend recomputes
+    a sum in each fusion that reads it, so the cost would be quadratic in the number of layers.
     """
     return _settled(plain.add(z, branch))
 
@@ -44,7 +44,7 @@ def _itself(x: Array) -> Array:
 
 
 def _settled_backward(_, dx: Array) -> tuple[Array]:
-    with set_xla_metadata(inlineable="false"):  # nothing is fused over the edge of a call
+    with set_xla_metadata(inlineable="false"):  # a call is a fusion barrier
         return (_itself(dx),)
 
 
@@ -55,8 +55,8 @@ _settled.defvjp(lambda x: (x, None), _settled_backward)
 def bfloat16_product(x: Array, kernel: Array) -> Array:
     """x (r, i) times kernel (i, o) in bfloat16, summed in float32, for CPUs.
 
-    XLA has a fast product only of operands that lie in rows: its own gradient of the kernel, which
-    reads x in columns, runs at half the speed. This one turns an operand around first.
+    XLA's product is fast for row-major operands only: its own gradient of the kernel, which reads x
+    by columns, runs at half the speed. This one transposes an operand first.
     """
     return _rows_product(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 0)
 
@@ -69,10 +69,10 @@ def _rows_product(a: Array, b: Array, axis: int) -> Array:
 
 
 def _turned(x: Array) -> Array:
-    """x (r, c) bfloat16 as (c, r), moved in memory; in one piece XLA would undo it."""
+    """x (r, c) bfloat16 transposed in memory to (c, r), by halves: XLA would undo a plain one."""
     rows, columns = x.shape
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)  # bfloat16 would be moved as float32
-    if columns % 1024 == 0:  # the entries of a column would share a few lines of the cache
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)  # bfloat16 would be transposed as float32
+    if columns % 1024 == 0:  # otherwise a column maps to a few cache lines
         bits = jax.lax.optimization_barrier(jnp.pad(bits, ((0, 0), (0, 16))))
     half = rows // 2
     turned = jnp.concatenate([bits[:half, :columns].T, bits[half:, :columns].T], axis=1)

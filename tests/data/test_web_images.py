@@ -89,8 +89,8 @@ def test_an_image_is_what_a_file_is(server):
 @pytest.mark.parametrize(
     "path, limits, message",
     [
-        ("/page", {}, "is a web page and no image"),
-        ("/hidden", {}, "is a web page and no image"),
+        ("/page", {}, "is a web page, not an image"),
+        ("/hidden", {}, "is a web page, not an image"),
         ("/none", {}, "answers 404"),
         ("/empty", {}, "is empty"),
         ("/cut", {}, "ended after|cannot be fetched"),

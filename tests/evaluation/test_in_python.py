@@ -87,7 +87,7 @@ def test_every_variant_has_a_name():
         ([np.zeros((20, 0, 3), np.uint8)], r"shape \(20, 0, 3\)"),
         ([b""], r"number 0 is empty"),
         (["no.png"], r"no\.png cannot be read"),
-        (None, "no image and no list"),
+        (None, "not an image or a list"),
     ],
 )
 def test_what_is_no_image_is_refused_in_a_line(place, images, text):

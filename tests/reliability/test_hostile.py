@@ -76,7 +76,7 @@ def test_32_only_regular_files_are_read_as_images(tmp_path, kind):
 
 def test_32_what_would_run_a_program_is_no_image():
     """Pillow hands PostScript to its interpreter."""
-    with pytest.raises(UserError, match="no image in a known format"):
+    with pytest.raises(UserError, match="not a known image format"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "evil.jpg")
 
 

@@ -96,7 +96,9 @@ def test_33_sums_of_an_official_file(weights, tmp_path, monkeypatch):
     npz.save(file, config, {**params, "head/bias": np.asarray(params["head/bias"]) + 1})
     with zipfile.ZipFile(file, "a") as archive:
         archive.comment = comment
-    with pytest.raises(UserError, match=r"w\.npz is damaged: head/bias does not match its checksum"):
+    with pytest.raises(
+        UserError, match=r"w\.npz is damaged: head/bias does not match its checksum"
+    ):
         vit_jax.load_model(file)
     vit_jax.load_model(file, verify=False)
     flip(file, np.random.default_rng(0), first=2000)

@@ -217,5 +217,8 @@ def test_attention_that_cannot_be_is_said_before_the_first_stage(tmp_path, capsy
     """Pre-training would otherwise run to its end first."""
     words = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
     assert main([*words, f"--config.model.attention={attention}"]) == 1
-    assert f"model.attention='{attention}' is not supported: the device is not" in capsys.readouterr().err
+    assert (
+        f"model.attention='{attention}' is not supported: the device is not"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Processes of our own: they outlive no parent; those that decode leave signals to it."""
+"""Child processes: they end with their parent; data workers leave signals to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 
 def mark_flags_as_parsed() -> None:
-    """Grain's workers read absl flags, which nobody may have parsed."""
+    """Grain's workers read absl flags, which may not have been parsed."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -18,7 +18,7 @@ def mark_flags_as_parsed() -> None:
 
 
 def protect(index: int, count: int) -> None:
-    """A worker outlives no parent, and leaves signals to it (the parent saves on SIGTERM)."""
+    """A worker ends with its parent, and leaves signals to it (the parent saves on SIGTERM)."""
     del index, count
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -26,11 +26,10 @@ def protect(index: int, count: int) -> None:
 
 
 def end_with_parent(parent: int = 0) -> None:
-    """Has Linux kill this process when the one that started it ends, however it ends.
+    """Makes Linux kill this process when its parent ends, however that happens.
 
     Args:
-      parent: the process id of that one, which may have ended before this was called; 0 trusts that
-        it has not.
+      parent: its process id, to detect a parent that has already ended; 0: no check.
     """
     if sys.platform == "linux":
         death_signal = 1  # PR_SET_PDEATHSIG
@@ -40,6 +39,6 @@ def end_with_parent(parent: int = 0) -> None:
 
 
 def end() -> None:
-    """Kills this process's data workers, also those that are stopped."""
+    """Kills this process's data workers, stopped ones included."""
     for worker in multiprocessing.active_children():
         worker.kill()

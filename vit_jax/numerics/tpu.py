@@ -100,9 +100,7 @@ def _affine_backward(out_dtype, kept, dy):
     if x.ndim == 3 and kernel.shape[1:] == (
         3 * len(kernel),
     ):  # a kernel's result: nothing is fused
-        ones = jnp.ones(
-            (*x.shape[:-1], 8), x.dtype
-        )  # with one row, XLA would make it a sum
+        ones = jnp.ones((*x.shape[:-1], 8), x.dtype)  # with one row, XLA would make it a sum
         return dx, d_kernel, summed_in_float32(over_rows, ones, dy)[0]
     return dx, d_kernel, dy.astype(jnp.float32).sum(rows)
 

@@ -113,8 +113,8 @@ def test_what_is_said_when_a_process_does_not_come():
     missing.kill()
     missing.communicate()
     lines = [err for _, _, err in finish(job)]
-    assert "3 processes are to connect" in lines[0] and "127.0.0.1 x" in lines[0]
-    assert "process 0 answers" in lines[1] or "does not answer" in lines[1]
+    assert "of 3 processes" in lines[0] and "127.0.0.1 x" in lines[0]
+    assert "process 0 responds" in lines[1] or "does not respond" in lines[1]
 
 
 def test_doctor_runs_collectives_over_all_processes():

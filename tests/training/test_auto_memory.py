@@ -73,7 +73,7 @@ def test_what_is_chosen_fits_and_few_programs_are_compiled(setup, needed, compil
     assert [order.index(choice) for choice in compiles] == sorted(map(order.index, compiles))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(", ")[-1] for line in lines] == [
-        *["too much"] * (len(compiles) - 1), "the fastest that fits"
+        *["does not fit"] * (len(compiles) - 1), "the fastest that fits"
     ]  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_cannot_go_on_as_it_began_says_so(setup, needed, capsys):
     limit = int(0.7 * needed)
     found, compiled, _ = auto_memory.choose(setup, limit, FASTEST)
     assert chosen(found) != FASTEST and memory.needed_bytes(found, compiled) <= limit
-    assert f"this run began with {FASTEST}; its sums differ" in capsys.readouterr().out
+    assert f"this run began with {FASTEST}; rounding differs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("before", [None, Choice("full", 128)])
@@ -193,7 +193,7 @@ def test_freed_pages_are_kept_where_temporaries_fit_twice(
     monkeypatch.setattr(memory, "device_memory", lambda config: most + spare)
     found, _, expected = auto_memory.settle(setup, tmp_path, resuming=False)
     assert chosen(found) == FASTEST
-    assert bool(pages_are_kept) == ("freed pages are given back" in capsys.readouterr().out)
+    assert bool(pages_are_kept) == ("freed pages are returned" in capsys.readouterr().out)
     assert bool(pages_are_kept) == (spare < 0)
     assert expected > host_memory.resident_bytes()
 

@@ -226,7 +226,7 @@ def test_a_changed_record_is_damage_and_not_another_model(tmp_path, capsys):
     assert text.count("[16, 64]")
     file.write_text(text.replace("[16, 64]", "[16, 65]", 1))
     assert restore(tmp_path / "c")[1]["step"] == 1
-    assert "its record is not what was written" in capsys.readouterr().out
+    assert "its record does not match its checksum" in capsys.readouterr().out
 
 
 def test_the_last_step_on_the_disk_is_known_outside(tmp_path):

@@ -254,7 +254,7 @@ def test_the_package_imports_quickly_and_without_other_frameworks():
     assert [name for name in modules if is_heavy(name)] == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "--help"]])
 def test_help_imports_neither_jax_nor_numpy(words):
     program = (
         "import sys\n"

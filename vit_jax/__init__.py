@@ -4,7 +4,8 @@ model = vit_jax.create_model("B/16", num_classes=1000)
 model = vit_jax.load_model("path of a checkpoint")
 logits = model(images)                    # (b, h, w, 3) in [-1, 1] -> (b, num_classes)
 vit_jax.predict(model, ["cat.jpg"])       # classes and probabilities
-vit_jax.report("path of a run")           # its page, shown in a notebook
+run = vit_jax.train("folder:/data/pets")  # as `vit-jax train` does; the directory of the run
+vit_jax.report(run)                       # its page, shown in a notebook
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "report",
     "resize_position_embedding",
     "save_model",
+    "train",
     "variants",
 ]
 
@@ -30,6 +32,7 @@ _HOMES = {
     "preprocess": "vit_jax.data.photos",
     "report": "vit_jax.pages.inline",
     "save_model": "vit_jax.interop.load",
+    "train": "vit_jax.training.in_python",
     "resize_position_embedding": "vit_jax.models.adapt",
     "variants": "vit_jax.models.variants",
 }

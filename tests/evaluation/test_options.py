@@ -14,6 +14,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("name", EVALUATORS)
+def test_a_signature_is_the_same_without_an_import(name):
+    declared = options.declared(name)
+    assert options.options_of(declared) == options.options_of(EVALUATORS[name])
+    assert declared.__doc__ == EVALUATORS[name].__doc__
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
 def test_a_default_is_read_as_it_is_shown_and_every_option_is_explained(name):
     """What --help shows can be typed again."""
     for option in options.options_of(EVALUATORS[name]).values():

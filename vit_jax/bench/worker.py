@@ -124,7 +124,8 @@ def peak_memory() -> int:
         stats = sys.modules["jax"].local_devices()[0].memory_stats() or {}
         if stats.get("peak_bytes_in_use"):
             return int(stats["peak_bytes_in_use"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

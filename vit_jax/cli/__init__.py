@@ -9,16 +9,17 @@ TAKE_ARGUMENTS take words besides flags.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
-import textwrap
 import threading
 import traceback
 
 from absl import flags as absl_flags
 
 from vit_jax import files
+from vit_jax.cli import help
 from vit_jax.errors import (
     FAILED,
     OK,
@@ -49,11 +50,15 @@ COMMANDS = {
     "doctor": "what is installed, which devices, does it hold together",
     "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
+    "completion": "commands, flags and settings by the Tab key, for bash and zsh",
 }
 TAKE_ARGUMENTS = (
-    *("configs", "convert", "flops", "inspect", "predict", "prepare", "report"),
-    *("sweep", "train", "weights"),
+    *("completion", "configs", "convert", "flops", "inspect", "predict", "prepare"),
+    *("report", "sweep", "train", "weights"),
 )
+#: What they print is all that they make: they end when nobody reads it (`vit-jax ... | head`). The
+#: others leave files, and go on.
+PRINT = ("completion", "configs", "flops", "predict")
 RESUMES = ("train", "sweep", "study")
 #: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.
 SCHEDULERS = ("JAX_", "SLURM_", "OMPI_", "PMIX_", "TPU_", "MEGASCALE_", "COORDINATOR_")
@@ -64,11 +69,13 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         prepare_process(argv)
+        if not argv or argv[0] not in PRINT:
+            keep_writing()
     argv = list(argv)
     if hasattr(sys.stdout, "reconfigure"):  # paths that are not UTF-8 are printed all the same
         sys.stdout.reconfigure(errors="backslashreplace")
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(help.overview(COMMANDS))
         return OK if argv else USAGE
     if argv[0] == "--version":
         from vit_jax import __version__
@@ -88,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(command, "define_for"):
             command.define_for(flags, rest)
         if any(word in ("-h", "--help", "--helpfull") for word in rest):
-            print(command_help(name, command, flags))
+            print(help.of_command(command, flags))
             return OK
         if "set" in flags:
             rest = options.rewrite_overrides(rest)
@@ -97,7 +104,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"unexpected argument {arguments[0]!r}.")
         if "verify" in flags:
             files.VERIFY.set(flags.verify)
-        return command.main(flags, arguments) or OK
+        code = command.main(flags, arguments) or OK
+        sys.stdout.flush()
+        return code
     except absl_flags.UnrecognizedFlagError as error:
         hint = options.of_setting(error.flagname) if "set" in flags else ""
         return usage(f"{first_line(error)}.{hint}", f"vit-jax {name} --help")
@@ -164,34 +173,33 @@ def prepare_process(argv: list[str]) -> None:
     threading.Thread(target=watch, daemon=True, name="TERM").start()
 
 
-def overview() -> str:
-    width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return (
-        "usage: vit-jax COMMAND [--flag=value ...]\n\n"
-        f"The Vision Transformer in JAX.\n\n{rows}\n\n"
-        "vit-jax COMMAND --help shows an example and every flag. A first run:\n"
-        "  vit-jax train --config=configs/quickstart.py --workdir=/tmp/quickstart"
-    )
+class Unread(io.FileIO):
+    """A file to write into, also after its reader has gone: nothing then keeps what is written."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
 
 
-def command_help(name: str, command, flags: absl_flags.FlagValues) -> str:
-    """A command's docstring and its flags."""
-    rows = []
-    for key in sorted(flags):
-        flag = flags[key]
-        default = f" [{flag.default}]" if flag.default not in (None, "", False, []) else ""
-        text = textwrap.fill(
-            f"{flag.help}{default}", width=96, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
-        rows.append(f"  --{key}\n{text}")
-    if "set" in flags:
-        from vit_jax import settings
-
-        rows.append("\nsettings, as --config.KEY=VALUE:")
-        for key, kind, meaning in settings.rows():
-            rows.append(f"  {key}  ({kind})\n      {meaning}")
-    return f"{(command.__doc__ or '').strip()}\n\nflags:\n" + "\n".join(rows)
+def keep_writing() -> None:
+    """`vit-jax train ... 2>&1 | head` trains to its end: standard output and error never break."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            setattr(
+                sys,
+                name,
+                io.TextIOWrapper(
+                    io.BufferedWriter(Unread(stream.fileno(), "w", closefd=False)),
+                    encoding=stream.encoding,
+                    errors=stream.errors,
+                    line_buffering=stream.line_buffering,
+                    write_through=stream.write_through,
+                ),
+            )
 
 
 def usage(problem: str, where: str) -> int:

@@ -2,11 +2,14 @@
 
 example:
   vit-jax bench --variant=B/16 --batch=8
-  vit-jax bench --variant=L/16 --batch=256 --dtypes=bfloat16 --tasks=train,inference \\
-      --peers=timm,timm-compile --json=bench.json --plot=bench.png
+  vit-jax bench --variant=L/16 --batch=256 --dtypes=bfloat16 \\
+      --tasks=train,inference --peers=timm,timm-compile --json=bench.json \\
+      --plot=bench.png
   vit-jax bench --tasks=input --batch=64 --data=folder:/data/photos[train]
-  vit-jax bench --compile_for=v5e,v6e --variant=B/16 --batch=128 --tasks=train --json=tpu.json
-  vit-jax bench --compile_for=v5e:4x4 --mesh.fsdp=4 --variant=L/16 --batch=64 --tasks=train
+  vit-jax bench --compile_for=v5e,v6e --variant=B/16 --batch=128 \\
+      --tasks=train --json=tpu.json
+  vit-jax bench --compile_for=v5e:4x4 --mesh.fsdp=4 --variant=L/16 \\
+      --batch=64 --tasks=train
 
 Tasks: train, inference, latency (batch 1), attention (alone), input (JPEG files to batches),
 checkpoint (how long a save holds up the training). Peers are timm, timm-compile, transformers and

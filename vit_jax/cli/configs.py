@@ -3,7 +3,8 @@
 example:
   vit-jax configs
   vit-jax configs cp finetune my_finetune.py
-  vit-jax train --config=my_finetune.py:B/16,folder:/data/pets --workdir=/runs/pets
+  vit-jax train --config=my_finetune.py:B/16,folder:/data/pets \\
+      --workdir=/runs/pets
 
 `configs` lists each with the first line of what it says. `configs cp NAME [FILE]` copies one, by
 default into this directory under its own name; a file that is there is never overwritten.

@@ -1,9 +1,9 @@
 """vit-jax dedup: the training images that repeat test images, to be left out of pre-training.
 
 example:
-  vit-jax dedup --train='folder:/data/web[train]' --test='folder:/data/pets[test],digits[test]' \\
-      --out=repeats
-  vit-jax train --config=configs/pretrain.py:B/16,folder:/data/web,like=imagenet21k \\
+  vit-jax dedup --train='folder:/data/web[train]' \\
+      --test='folder:/data/pets[test],digits[test]' --out=repeats
+  vit-jax train --config=configs/pretrain.py:B/16,folder:/data/web \\
       --workdir=/runs/web --config.data.exclude=repeats/ids.txt
 
 Finds the same pixels, and crops of 80% and more, mirrored, resized and recompressed images. Writes

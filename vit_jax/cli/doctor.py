@@ -2,10 +2,9 @@
 
 example:
   vit-jax doctor
-  vit-jax doctor --devices                       a small collective over all devices of the job
-  vit-jax doctor --checkpoint=/runs/pets --data=folder:/data/pets --config=configs/quickstart.py
-  vit-jax doctor --data=folder:/data/pets --out=pets.html
-                                                 a page of the data: see below
+  vit-jax doctor --devices   # small collectives over all devices of the job
+  vit-jax doctor --checkpoint=/runs/pets --config=configs/quickstart.py
+  vit-jax doctor --data=folder:/data/pets --out=pets.html  # a page of the data
 
 --out is a new page of the data set: images of every class, counts, sizes, files that cannot be
 read, near-duplicates between the splits, and labels that look alike. Images are read for a minute

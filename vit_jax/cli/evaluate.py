@@ -2,25 +2,30 @@
 
 example:
   vit-jax evaluate --checkpoint=/runs/pets
-  vit-jax evaluate --checkpoint=/runs/pets --data='folder:/data/pets[test]' --predictions=pets.csv
+  vit-jax evaluate --checkpoint=/runs/pets \\
+      --data='folder:/data/pets[test]' --predictions=pets.csv
   vit-jax evaluate --checkpoint=/runs/pets --calibrate --save_temperature
   vit-jax evaluate --checkpoint=pets.onnx --data='folder:/data/pets[test]'
-  vit-jax evaluate --checkpoint=/runs/tags --data='folder:/data/tags.csv?separator=;[test]' \\
-      --threshold=per_class --save_threshold
-  vit-jax evaluate --checkpoint=ViT-B_16.npz --suite=fewshot,knn --data=folder:/data/pets,digits
-  vit-jax evaluate --checkpoint=/runs/imagenet --suite=real --data='folder:/data/imagenet[val]' \\
-      --real_labels=real.json
-  vit-jax evaluate --checkpoint=/runs/imagenet --suite=objectnet --data=/data/objectnet-1.0
-  vit-jax evaluate --checkpoint=B/16-imagenet21k --suite=vtab --out=/runs/vtab --tasks=dtd,pets
+  vit-jax evaluate --checkpoint=/runs/tags --threshold=per_class \\
+      --save_threshold --data='folder:/data/tags.csv?separator=;[test]'
+  vit-jax evaluate --checkpoint=ViT-B_16.npz --suite=fewshot,knn \\
+      --data=folder:/data/pets,digits
+  vit-jax evaluate --checkpoint=/runs/imagenet --suite=real \\
+      --data='folder:/data/imagenet[val]' --real_labels=real.json
+  vit-jax evaluate --checkpoint=/runs/imagenet --suite=objectnet \\
+      --data=/data/objectnet-1.0
+  vit-jax evaluate --checkpoint=B/16-imagenet21k --suite=vtab \\
+      --out=/runs/vtab --tasks=dtd,pets
 
 --suite is any of:
-  classification  top-1, top-5, every class, calibration, confusions, the surest mistakes;
+  classification  top-1, top-5, every class, calibration, confusions, mistakes;
                   of several labels an image mAP, and F1 at a threshold
-  fewshot         ridge regression from frozen features, 1 to 25 shots (section 4.1)
-  knn, probe      cosine neighbours, and logistic regression, from frozen features
-  real            ImageNet ReaL: --real_labels=real.json, or --data=tfds:imagenet2012_real
-  objectnet       the 113 objects that ImageNet has, from the unpacked data set
-  vtab            VTAB-1k: fine-tunes on every task that is prepared; resumes where it stopped
+  fewshot         ridge regression from frozen features, 1 to 25 shots (4.1)
+  knn, probe      cosine neighbours, logistic regression, from frozen features
+  real            ImageNet ReaL, with --real_labels=real.json or
+                  --data=tfds:imagenet2012_real
+  objectnet       the 113 objects that ImageNet has, from the unpacked data
+  vtab            VTAB-1k: fine-tunes on every task that is prepared; resumes
   FILE.py:NAME    an evaluator of your own, see CONTRIBUTING.md
 fewshot, knn and probe take the training and the evaluation split of each data set, and need a
 checkpoint; the others also evaluate what `vit-jax export` wrote. Images are prepared as the model
@@ -41,7 +46,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.config import pick
+from vit_jax.config import EVALUATORS, pick
 from vit_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -95,9 +100,9 @@ def define(flags: absl_flags.FlagValues) -> None:
     )
     options.define_overrides(flags)
     options.define_processes(flags)
-    from vit_jax.evaluation.protocols import EVALUATORS
+    from vit_jax.evaluation.options import declared
 
-    define_options(flags, EVALUATORS)
+    define_options(flags, {name: declared(name) for name in EVALUATORS})
 
 
 def define_for(flags: absl_flags.FlagValues, words: list[str]) -> None:
@@ -266,10 +271,10 @@ def chosen_options(
       UsageError: a value that is not of the option's type, or a flag that no evaluator reads.
     """
     from vit_jax.evaluation.options import options_of, read
-    from vit_jax.evaluation.protocols import EVALUATORS
+    from vit_jax.evaluation.protocols import EVALUATORS as FUNCTIONS
 
     unread = {name for name in VTAB if flags[name].present and "vtab" not in evaluators}
-    for known in EVALUATORS.values():
+    for known in FUNCTIONS.values():
         unread |= {name for name in options_of(known) if flags[name].present}
     unread |= {name for name in flags if "." in name and flags[name].present}
     chosen: dict[str, dict[str, object]] = {}

@@ -4,9 +4,9 @@ example:
   vit-jax export --checkpoint=/runs/pets --format=onnx --out=pets.onnx
   vit-jax export --checkpoint=/runs/pets --format=openvino --out=pets.xml
   vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-stablehlo
-  vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-int8 --int8 \\
-      --data='folder:/data/pets[test]'
-  vit-jax export --checkpoint=/runs/pets --layout=triton --out=models    # models/pets
+  vit-jax export --checkpoint=/runs/pets --format=stablehlo --out=pets-int8 \\
+      --int8 --data='folder:/data/pets[test]'
+  vit-jax export --checkpoint=/runs/pets --layout=triton --out=models
 
 Input: "images", float32 (batch, height, width, 3), pixels / 127.5 - 1, or with --uint8 (ONNX) the
 pixels. Outputs: "logits", and with --features "pre_logits". The batch is open unless --batch_size

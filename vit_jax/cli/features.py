@@ -1,9 +1,10 @@
 """vit-jax features: an intermediate of the model for every image of a data set.
 
 example:
-  vit-jax features --checkpoint=ViT-B_16.npz --data='folder:/data/pets[train]' --out=train.npy
-  vit-jax features --checkpoint=ViT-B_16.npz --data=digits --layer=block_5 --pool=mean \\
-      --out=features.parquet
+  vit-jax features --checkpoint=ViT-B_16.npz \\
+      --data='folder:/data/pets[train]' --out=train.npy
+  vit-jax features --checkpoint=ViT-B_16.npz --data=digits --layer=block_5 \\
+      --pool=mean --out=features.parquet
 
 --layer is pre_logits (the features of the paper's few-shot evaluation), pooled, encoded, block_0
 ..., stage_1 ... of a ResNet, or logits; of what `vit-jax export` wrote logits and, if it was

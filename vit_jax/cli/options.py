@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +106,24 @@ def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
     stages = (config, config.get("pretrain") or {})
     ask_for_determinism(any(stage.get("deterministic") for stage in stages))
     return config
+
+
+def batch_hint(flags: absl_flags.FlagValues, config: ConfigDict) -> str:
+    """What to do about the rate where --config.batch_size makes the config's own batch smaller."""
+    given = overrides(flags)
+    if "batch_size" not in given or flags.config.endswith(".json"):
+        return ""
+    others = {key: value for key, value in given.items() if key != "batch_size"}
+    usual, batch, rate = load(flags.config, others), config.batch_size, config.schedule
+    parts = usual.batch_size // batch
+    if "schedule.learning_rate" in given or parts < 2 or "accumulation_steps" in given:
+        return ""
+    scaled = rate.learning_rate * batch / usual.batch_size
+    return (
+        f"note: the learning rate is for batches of {usual.batch_size}, not {batch}: scale it "
+        f"(linear rule: --config.schedule.learning_rate={scaled:.2g}), or keep the batch with "
+        f"--config.accumulation_steps={parts} and without --config.batch_size."
+    )
 
 
 def ask_for_determinism(wanted: bool) -> None:
@@ -216,6 +235,9 @@ def prepare_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "vit_jax" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # The dozens of small programs of a checkpoint take longer than the step's, put together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def define_checkpoint(flags: absl_flags.FlagValues) -> None:
@@ -324,10 +346,30 @@ def checkpoint(flags: absl_flags.FlagValues) -> str:
     return flags.checkpoint
 
 
+#: Between two lines of progress where there is no terminal, in seconds.
+BETWEEN_LINES = 30.0
+
+
 @contextlib.contextmanager
 def progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing otherwise; yields a function of the count so far."""
+    """A progress bar on a terminal, a line each half minute otherwise; both say what time is left.
+
+    Yields a function of the count so far.
+    """
     from tqdm import tqdm
 
+    from vit_jax.runtime.logbook import duration_text
+
+    begin = said = time.monotonic()
+
+    def line(count: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= BETWEEN_LINES and 0 < count < total:
+            said = now
+            left = (now - begin) / count * (total - count)
+            text = f"{name}: {count:,} of {total:,} images, eta {duration_text(left)}"
+            print(text, file=sys.stderr, flush=True)
+
     with tqdm(total=total, desc=name, unit=" images", disable=None, leave=False) as bar:
-        yield lambda count: bar.update(count - bar.n)
+        yield line if bar.disable else lambda count: bar.update(count - bar.n)

@@ -3,8 +3,9 @@
 example:
   vit-jax predict --checkpoint=/runs/pets cat.jpg photos/
   find . -name '*.jpg' | vit-jax predict --checkpoint=/runs/pets --json -
-  vit-jax predict --checkpoint=pets.onnx cat.jpg       # what `vit-jax export` wrote
-  vit-jax predict --checkpoint=/runs/pets --out=photos.csv photos/ https://example.org/cat.jpg
+  vit-jax predict --checkpoint=pets.onnx cat.jpg  # an exported model
+  vit-jax predict --checkpoint=/runs/pets --out=photos.csv photos/ \\
+      https://example.org/cat.jpg
 
 Of a model of several labels an image, each class has a probability of its own, and those that reach
 the model's threshold are marked with *; it is chosen by `vit-jax evaluate --threshold=...

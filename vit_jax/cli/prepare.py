@@ -1,11 +1,11 @@
 """vit-jax prepare: makes data sets readable without TensorFlow.
 
 example:
-  vit-jax prepare tfds:cifar10                       download it, with TensorFlow ([prepare] extra)
-  vit-jax prepare tfds:imagenet2012 --data_dir=/tfds what is there as TFRecord becomes ArrayRecord
-  vit-jax prepare imagenet21k /data/imagenet21k_tars from one tar for each class
-  vit-jax prepare vtab                               which of VTAB's 19 tasks are ready
-  vit-jax prepare vtab:caltech101                    the data set of a task
+  vit-jax prepare tfds:cifar10                # a download
+  vit-jax prepare tfds:imagenet2012 --data_dir=/tfds # TFRecord to ArrayRecord
+  vit-jax prepare imagenet21k /data/imagenet21k_tars # one tar for each class
+  vit-jax prepare vtab                       # which of the 19 tasks are ready
+  vit-jax prepare vtab:caltech101            # the data set of a task
 
 TensorFlow is needed once, to prepare what is not on disk yet; converting TFRecord files, and
 everything else, works without it.

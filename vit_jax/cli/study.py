@@ -1,17 +1,19 @@
 """vit-jax study: named trials, each an ordinary run; a table, a figure and a page at the end.
 
 example:
-  vit-jax study --config=configs/studies/position_embedding.py:digits --workdir=/runs/positions
-  vit-jax study --config=configs/studies/scaling.py --dry_run         # what it would cost
-  vit-jax study --config=my_study.py --workdir=/runs/mine --config.total_steps=100
-  vit-jax study --config=my_study.py --workdir=/shared/mine --trial=2/4   # the second of 4 machines
+  vit-jax study --config=configs/studies/position_embedding.py:digits \\
+      --workdir=/runs/positions
+  vit-jax study --config=configs/studies/scaling.py --dry_run  # its cost
+  vit-jax study --config=my_study.py --workdir=/runs/mine \\
+      --config.total_steps=100
+  vit-jax study --config=my_study.py --workdir=/shared/mine --trial=2/4
   vit-jax study --config=my_study.py --workdir=/runs/mine --only='rate_*'
 
-The study's file defines trials(), named configurations, and draw(), a figure of what came out. The
-trial NAME is a run in WORKDIR/NAME; run the command again to go on. --config.KEY=VALUE changes a
-setting of every trial. A trial that fails stops no other; it is named at the end, and the exit code
-is 1. Writes study.csv, study.json and study.html into WORKDIR, and once all trials are finished
-study.png and study.svg.
+--trial=2/4 is the second of four parts, one for each machine. The study's file defines trials(),
+named configurations, and draw(), a figure of what came out. The trial NAME is a run in
+WORKDIR/NAME; run the command again to go on. --config.KEY=VALUE changes a setting of every trial. A
+trial that fails stops no other; it is named at the end, and the exit code is 1. Writes study.csv,
+study.json and study.html into WORKDIR, and once all trials are finished study.png and study.svg.
 
 A trial without a folder is done if study.csv has its row, with the hash of its configuration. A
 trial that starts from another one is in the same part of --trial; --only takes that one along.

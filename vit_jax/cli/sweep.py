@@ -1,16 +1,17 @@
 """vit-jax sweep: the paper's fine-tuning protocol, from learning rates to mean and deviation.
 
 example:
-  vit-jax sweep --config=configs/finetune.py:B/16,cifar10 --workdir=/runs/cifar10 \\
-      --config.init_from=B/16-imagenet21k
-  vit-jax sweep --config=configs/finetune.py:B/16,folder:/data/pets --workdir=/runs/pets \\
-      --config.init_from=B/16-imagenet21k --learning_rates=0.003,0.01,0.03
+  vit-jax sweep --config=configs/finetune.py:B/16,cifar10 \\
+      --workdir=/runs/cifar10 --config.init_from=B/16-imagenet21k
+  vit-jax sweep --config=configs/finetune.py:B/16,folder:/data/pets \\
+      --workdir=/runs/pets --config.init_from=B/16-imagenet21k \\
+      --learning_rates=0.003,0.01,0.03
   vit-jax sweep folder:/data/pets --workdir=/runs/pets
 
 Each learning rate is tried with a part of the training set held out (those of Table 4 are in
 configs/finetune.py: ImageNet 1%, CIFAR 2%, Pets and Flowers 10%); the best is trained on all of it
-with each of --seeds, and tested. Every
-trial is a run in WORKDIR; run the command again to go on. Writes WORKDIR/sweep.json.
+with each of --seeds, and tested. Every trial is a run in WORKDIR; run the command again to go on.
+Writes WORKDIR/sweep.json.
 
 With data in the place of --config, the rest is chosen as by `vit-jax train DATA`, and rates are a
 third of its rate, the rate and three times it.

@@ -3,9 +3,11 @@
 example:
   vit-jax train folder:/data/pets
   vit-jax train --config=configs/quickstart.py --workdir=/tmp/quickstart
-  vit-jax train --config=configs/finetune.py:B/16,folder:/data/pets --workdir=/runs/pets \\
-      --config.init_from=/weights/ViT-B_16.npz --config.schedule.learning_rate=0.01
-  vit-jax train --config=/runs/pets/config.json --workdir=/runs/again --config.seed=1
+  vit-jax train --config=configs/finetune.py:B/16,folder:/data/pets \\
+      --workdir=/runs/pets --config.init_from=/weights/ViT-B_16.npz \\
+      --config.schedule.learning_rate=0.01
+  vit-jax train --config=/runs/pets/config.json \\
+      --workdir=/runs/again --config.seed=1
 
 Any setting of the config can be given as --config.key=value. A run leaves in WORKDIR its
 config.json, metrics.jsonl, TensorBoard events, checkpoints/, model/, evaluation.json and
@@ -59,9 +61,13 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         return
     workdir = options.workdir(flags)
     config = options.read_config(flags)
+    hint = options.batch_hint(flags, config)
     with options.processes(flags):
+        from vit_jax.runtime.distributed import say
         from vit_jax.training.run import train
 
+        if hint:
+            say(hint)
         train(config, workdir, allow_config_change=flags.allow_config_change)
 
 

@@ -47,7 +47,9 @@ def candidates() -> Iterator[str]:
     """Candidate TurboJPEG libraries: the package's, then the system's."""
     package = importlib.util.find_spec("turbojpeg")
     if package is not None and package.origin:
-        yield from map(str, Path(package.origin).parent.glob("turbojpeg.libs/libturbojpeg*.so*"))
+        beside = Path(package.origin).parent
+        for pattern in ("turbojpeg.libs/libturbojpeg*.so*", "turbojpeg.dylibs/libturbojpeg*.dylib"):
+            yield from map(str, beside.glob(pattern))
     system = ctypes.util.find_library("turbojpeg")
     if system:
         yield system

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 
 
 def mark_flags_as_parsed() -> None:
@@ -26,16 +28,25 @@ def protect(index: int, count: int) -> None:
 
 
 def end_with_parent(parent: int = 0) -> None:
-    """Makes Linux kill this process when its parent ends, however that happens.
+    """Ends this process with its parent: by the kernel on Linux, by a thread elsewhere.
 
     Args:
-      parent: its process id, to detect a parent that has already ended; 0: no check.
+      parent: its process id, to detect a parent that has already ended; 0: the current parent.
     """
-    if sys.platform == "linux":
-        death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    death_signal = 1  # PR_SET_PDEATHSIG
+    if prctl is not None:
+        prctl(death_signal, signal.SIGKILL)
     if parent and os.getppid() != parent:
         sys.exit(f"Process {parent}, which started this one, has ended.")
+    if prctl is None:
+
+        def watch(parent: int) -> None:
+            while os.getppid() == parent:
+                time.sleep(1.0)
+            os._exit(1)
+
+        threading.Thread(target=watch, args=(os.getppid(),), daemon=True, name="parent").start()
 
 
 def end() -> None:

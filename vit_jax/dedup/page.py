@@ -8,7 +8,7 @@ from html import escape
 from vit_jax import data
 from vit_jax.data import Source
 from vit_jax.dedup.search import SIDE, Pair, Settings
-from vit_jax.pages.document import data_url, document, facts_table
+from vit_jax.pages.document import data_url, document, facts_table, footer, header
 
 #: Pairs that a section of the page shows at most, and the width of a picture.
 SHOWN, WIDTH = 200, 160
@@ -30,8 +30,11 @@ class Page:
         return document(
             "Training images that repeat test images",
             [
-                "<h1>Training images that repeat test images</h1>",
-                "<p class=facts>Left the training image, right the test image.</p>",
+                header(
+                    "Duplicates",
+                    "Training images that repeat test images",
+                    "Left the training image, right the test image.",
+                ),
                 self.facts(settings, pairs, threshold),
                 counts(pairs, settings["floor"], threshold),
                 self.section("Removed, the least similar first", sorted(removed, key=by_score)),
@@ -40,6 +43,7 @@ class Page:
                     sorted(kept, key=by_score, reverse=True),
                 ),
                 self.section("Removed: the same pixels", exact),
+                footer("matches.csv"),
             ],
         )
 
@@ -92,8 +96,10 @@ def counts(pairs: Sequence[Pair], floor: float, threshold: float) -> str:
     """A table of what other thresholds would remove."""
     steps = sorted({threshold, *(i / 20 for i in range(20) if i / 20 >= floor)})
     rows = "".join(
-        f"<tr><td>{step:g}{' (chosen)' if step == threshold else ''}</td>"
+        f"<tr><th scope=row>{step:g}{' (chosen)' if step == threshold else ''}</th>"
         f"<td>{count_images(pairs, step):,}</td></tr>"
         for step in steps
     )
-    return f"<table><tr><th>threshold</th><th>images removed</th></tr>{rows}</table>"
+    head = "<tr><th scope=col>threshold</th><th scope=col>images removed</th></tr>"
+    table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return f"<section><h2>Other thresholds</h2>{table}</section>"

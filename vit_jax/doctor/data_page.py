@@ -16,7 +16,7 @@ from vit_jax.dedup.page import SHOWN, Page
 from vit_jax.doctor.examine import SECONDS, Seen, alike, decoded, look, names_of, near_duplicates
 from vit_jax.doctor.machine import Finding
 from vit_jax.errors import UserError
-from vit_jax.pages.document import data_url, document, facts_table
+from vit_jax.pages.document import data_url, document, facts_table, footer, header
 
 ORDER = ("train", "validation", "test")
 #: Classes whose images are shown, images of each, their width; rows of a table.
@@ -77,8 +77,7 @@ def place_of(split: str) -> int:
 def render(spec: str, seen: dict[str, Seen], pairs: dict, spellings: list) -> str:
     """The whole page as text."""
     parts = [
-        f"<header><p class=eyebrow>Data</p><h1>{escape(spec)}</h1>"
-        f"<p class=facts>{escape(sampled(seen))}</p></header>",
+        header("Data", spec, escape(sampled(seen))),
         facts_table(facts(seen)),
         spelled(spellings),
         broken(seen),
@@ -89,7 +88,7 @@ def render(spec: str, seen: dict[str, Seen], pairs: dict, spellings: list) -> st
         parts.append(
             "<h2>Near-duplicates between splits</h2><p>There is one split: nothing to compare.</p>"
         )
-    parts += [counts(seen), sheets(seen)]
+    parts += [counts(seen), sheets(seen), footer("the images")]
     return document(f"{spec}: data", parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def classification(
     forward: Forward,
     data: DataSets,
     *,
-    threshold: multilabel.Threshold = "model",
+    threshold: float | Literal["model", "one", "per_class"] = "model",
     threshold_data: str = "",
     calibrate: bool = False,
     temperature_data: str = "",

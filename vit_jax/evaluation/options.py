@@ -8,11 +8,13 @@ config.evaluators.worst_class.at_least. What it is stands in the docstring, unde
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vit_jax.errors import UserError, nearest
@@ -53,6 +55,30 @@ def options_of(evaluator: Callable, name: str = "") -> dict[str, Option]:
         except ValueError as error:
             raise UserError(f"The default of {name}'s option {error}") from error
         found[p.name] = Option(p.name, kind, p.default, texts.get(p.name, ""))
+    return found
+
+
+def declared(name: str) -> Callable:
+    """The signature and docstring of this room's evaluator `name`, in NAME.py, with nothing behind.
+
+    The file is read and not imported: that would take JAX, and `--help` its seconds.
+    """
+    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+    kept: list[ast.stmt] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            node.body, node.returns = node.body[:1], None
+            for given in node.args.args:  # forward and data, whose types are not here
+                given.annotation = None
+            kept.append(node)
+        elif isinstance(node, ast.Assign) and not any(
+            isinstance(part, (ast.Name, ast.Call)) for part in ast.walk(node.value)
+        ):
+            kept.append(node)  # constants, which defaults may be
+    names: dict[str, object] = {"Literal": Literal}
+    exec(compile(ast.Module(kept, []), f"{name}.py", "exec"), names)
+    found = names[name]
+    assert callable(found)
     return found
 
 

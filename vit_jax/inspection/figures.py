@@ -57,6 +57,7 @@ def distance(
     for head in range(heads):
         cell.scatter(range(layers), distances[:, head], s=16, color="#2b6cb0", alpha=0.75)
     cell.set_xlabel("layer")
+    cell.xaxis.get_major_locator().set_params(integer=True)
     cell.set_ylabel("mean attention distance (pixels)")
     cell.set_ylim(0, None)
     cell.set_title(f"{config.variant}: {heads} heads, mean of {num_images} image(s)")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.files import write_text
-from vit_jax.pages.document import data_url, document, facts_table
+from vit_jax.pages.document import data_url, document, facts_table, footer, header
 
 
 class Viewer(NamedTuple):
@@ -44,7 +44,7 @@ def write(
       notes: what could not be drawn, and why.
       viewer: None leaves it out.
     """
-    parts = [f"<h1>{escape(title)}</h1>", facts_table(facts)]
+    parts = [header("Inside a model", title), facts_table(facts)]
     parts += [f"<p class=facts>{escape(note)}</p>" for note in notes]
     if viewer is not None:
         parts.append(_viewer(viewer))
@@ -55,6 +55,7 @@ def write(
             f'<img alt="{escape(heading)}" src="data:image/png;base64,{encoded}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
+    parts.append(footer("the checkpoint"))
     script = "viewer.js" if viewer is not None else ""
     write_text(file, document(title, parts, script=script))
 

@@ -9,7 +9,6 @@ from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax.errors import UserError
 
@@ -63,7 +62,18 @@ def sum32(x: jax.Array) -> jax.Array:
 RULES = {"mix64": fingerprint, "sum32": sum32}
 #: The rule of new fingerprints, and the rule of records that name none.
 RULE, UNNAMED = "mix64", "sum32"
-_JITTED = {name: jax.jit(rule) for name, rule in RULES.items()}
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all() if jnp.issubdtype(x.dtype, jnp.floating) else jnp.bool_(True)
+
+
+def _program(rule: Callable[[jax.Array], jax.Array]) -> Callable:
+    """(fingerprint, whether all values are finite) in one pass; one program per shape."""
+    return jax.jit(lambda x: (rule(x), _finite(x)))
+
+
+_PROGRAMS = {name: _program(rule) for name, rule in RULES.items()}
 
 
 class BestRecord(TypedDict):
@@ -100,38 +110,26 @@ def _named_leaves(tree: object) -> list[tuple[str, jax.Array]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def _of_each(
-    compute: Callable[[jax.Array], jax.Array], leaves: list[tuple[str, jax.Array]]
-) -> list[tuple[str, np.ndarray]]:
-    """Applies a jitted function to every array.
+def checked(tree: object, rule: str = RULE) -> tuple[dict[str, int], list[str]]:
+    """({path of the leaf: fingerprint}, paths of leaves that contain an infinity or NaN).
 
-    CPUs run programs concurrently. With several processes, collectives started in another order on
-    each could deadlock, so there one program ends before the next begins.
+    The same on every process. One array at a time: a CPU needs a temporary of its size.
     """
+    # CPUs run programs concurrently. With several processes, collectives started in another order
+    # on each could deadlock, so there one program ends before the next begins.
     apart = jax.process_count() > 1 and jax.default_backend() == "cpu"
-    found = []
-    for name, leaf in leaves:
-        value = compute(leaf)
-        found.append((name, jax.device_get(value) if apart else value))
-    return jax.device_get(found)
+    found = {}
+    for name, leaf in _named_leaves(tree):
+        value = _PROGRAMS[rule](leaf)
+        found[name] = jax.device_get(value) if apart else value
+    found = jax.device_get(found)
+    marks = {name: int.from_bytes(mark.tobytes(), "little") for name, (mark, _) in found.items()}
+    return marks, [name for name, (_, finite) in found.items() if not finite]
 
 
 def fingerprints(tree: object, rule: str = RULE) -> dict[str, int]:
     """{path of the leaf: fingerprint}, the same on every process."""
-    # One array at a time: a CPU needs a temporary of the size of the array.
-    found = _of_each(_JITTED[rule], _named_leaves(tree))
-    return {name: int.from_bytes(value.tobytes(), "little") for name, value in found}
-
-
-@jax.jit
-def _is_finite(x: jax.Array) -> jax.Array:
-    return jnp.isfinite(x).all()
-
-
-def not_finite(tree: object) -> list[str]:
-    """The paths of the leaves that contain an infinity or NaN."""
-    leaves = [(name, x) for name, x in _named_leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return [name for name, finite in _of_each(_is_finite, leaves) if not finite]
+    return checked(tree, rule)[0]
 
 
 def check_rule(record: Record, where: str) -> str:

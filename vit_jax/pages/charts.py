@@ -84,7 +84,8 @@ def chart(
     labels += [f'<i class=x style="left:{x(t) / 10:.2f}%">{escape(human(t))}</i>' for t in steps]
     return (
         f"<figure><figcaption><b>{escape(title)}</b>{''.join(legend)}</figcaption>"
-        f'<div class=plot data-last="{last_step}" data-curves="{escape(json.dumps(data))}">'
+        f'<div class=plot tabindex=0 data-last="{last_step}" '
+        f'data-curves="{escape(json.dumps(data))}">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio=none role=img '
         f'aria-label="{escape(_describe(title, curves, show))}">{"".join(lines)}</svg>'
         f"<div aria-hidden=true>{''.join(labels)}<u></u></div></div>"

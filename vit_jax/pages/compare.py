@@ -9,11 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from vit_jax import __version__
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
 from vit_jax.pages import charts
-from vit_jax.pages.document import document
+from vit_jax.pages.document import document, footer, header
 from vit_jax.pages.report import (
     FILE_NAME,
     REFRESH,
@@ -64,12 +63,11 @@ def render(runs: Sequence[str | Path]) -> str:
     facts = f"{len(found)} runs: {title}" if len(found) > 3 else title
     heading = f"{len(found)} runs side by side"
     parts = [
-        f"<header><p class=eyebrow>Comparison</p><h1>{heading}</h1>"
-        f"<p class=facts>{escape(facts)}</p></header>",
+        header("Comparison", heading, escape(facts)),
         f"<section><div class=charts>{''.join(_charts(found))}</div></section>",
         f"<section><h2>Results</h2>{_table(found, _results(found))}</section>",
         f"<section><h2>What differs</h2>{_settings(found)}</section>",
-        f"<footer>vit_jax {escape(__version__)}, from {FILE_NAME} and config.json</footer>",
+        footer(f"{FILE_NAME} and config.json"),
     ]
     going_on = any(not is_finished(one.records) for one in found)
     return document(heading, parts, script="charts.js", refresh=REFRESH if going_on else None)

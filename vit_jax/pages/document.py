@@ -12,6 +12,8 @@ from string import Template
 import numpy as np
 import PIL.Image
 
+from vit_jax import __version__
+
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -31,6 +33,17 @@ def document(
         script=_read(script) if script else "",
         body="\n".join(parts),
     )
+
+
+def header(kind: str, title: str, facts: str = "") -> str:
+    """How every page begins. kind: of page. facts: HTML, a line or two below the title."""
+    line = f"<p class=facts>{facts}</p>" if facts else ""
+    return f"<header><p class=eyebrow>{escape(kind)}</p><h1>{escape(title)}</h1>{line}</header>"
+
+
+def footer(origin: str) -> str:
+    """How every page ends. origin: what it is made of."""
+    return f"<footer>vit_jax {escape(__version__)}, from {escape(origin)}</footer>"
 
 
 def _read(name: str) -> str:

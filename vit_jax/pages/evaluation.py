@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from vit_jax import __version__, files
+from vit_jax import files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
 from vit_jax.pages import beside, charts
-from vit_jax.pages.document import document
+from vit_jax.pages.document import document, footer, header
 
 FILE = "evaluation.html"
 #: What stands above a protocol's numbers and below its pictures.
@@ -32,6 +32,8 @@ CAPTIONS = {
     "reliability": "Confidence against accuracy: calibration",
     "mistakes": "The surest mistakes",
 }
+#: More classes than this are shown when they are asked for.
+FOLDED = 20
 #: Numbers that are shown in percent.
 SHARES = ("accuracy", "calibration_error", "mAP", "precision", "recall", "f1")
 
@@ -56,10 +58,7 @@ def render(directory: Path) -> str:
     named = [str(record["checkpoint"]) for record in records.values() if record.get("checkpoint")]
     models = dict.fromkeys(named or [str(directory)])
     title = " and ".join(Path(name).name or name for name in models)
-    parts = [
-        f"<header><p class=eyebrow>Evaluation</p><h1>{escape(title)}</h1>"
-        f"<p class=facts>{escape(', '.join(models))}</p></header>"
-    ]
+    parts = [header("Evaluation", title, escape(", ".join(models)))]
     for name, record in records.items():
         own = {key: value for key, value in record.items() if key != "checkpoint"}
         heading = escape(TITLES.get(name, name))
@@ -72,7 +71,7 @@ def render(directory: Path) -> str:
     )
     if links:
         parts.append(f"<section><h2>Tables</h2><ul>{links}</ul></section>")
-    parts.append(f"<footer>vit_jax {escape(__version__)}, from evaluation.json</footer>")
+    parts.append(footer("evaluation.json"))
     return document(title, parts)
 
 
@@ -88,30 +87,56 @@ def _picture(file: Path) -> str:
 
 def table(evaluation: Mapping[str, object]) -> str:
     """The numbers of an evaluation, one a row, with shares in percent."""
-    rows = []
+    rows, classes = [], ""
     for key, value in flatten(evaluation).items():
-        if isinstance(value, int):
-            text = str(value) if isinstance(value, bool) else f"{value:,}"
-        elif isinstance(value, float):
-            is_share = key.endswith(SHARES) and 0 <= value <= 1
-            text = f"{100 * value:.2f}%" if is_share else charts.number(value)
-        elif isinstance(value, list) and all(isinstance(row, Mapping) for row in value) and value:
-            rows += [_row(*named) for named in _results(value)]
+        if isinstance(value, list) and all(isinstance(row, Mapping) for row in value) and value:
+            if key.endswith("per_class"):
+                classes += _classes(value)
+            else:
+                rows += [_row(*named) for named in _results(value)]
             continue
         elif isinstance(value, list) and len(value) > 12:
             text = f"{len(value)} values"
         else:
-            text = "not measured" if value is None else str(value)
+            text = _shown(key, value)
         rows.append(_row(key.replace("/", " ").replace("_", " ").replace(".", ": "), text))
     return (
         "<div class=scroll><table>"
         "<thead><tr><th scope=col>measure</th><th scope=col>value</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>{classes}"
     )
+
+
+def _shown(key: str, value: object) -> str:
+    """A number or a word as it is written."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        is_share = key.removesuffix("_before").endswith(SHARES) and 0 <= value <= 1
+        return f"{100 * value:.2f}%" if is_share else charts.number(value)
+    return str(value)
 
 
 def _row(name: str, text: str) -> str:
     return f"<tr><th scope=row>{escape(name)}</th><td>{escape(text)}</td></tr>"
+
+
+def _classes(rows: list[Mapping[str, object]]) -> str:
+    """Every class in a row, folded where there are many."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th scope=col>{escape(key)}</th>" for key in columns)
+    body = []
+    for row in rows:
+        first, *others = (_shown(key, row.get(key)) for key in columns)
+        cells = "".join(f"<td>{escape(text)}</td>" for text in others)
+        body.append(f"<tr><th scope=row>{escape(first)}</th>{cells}</tr>")
+    return (
+        f"<details{' open' if len(rows) <= FOLDED else ''}><summary>Every class: {len(rows):,}"
+        f"</summary><div class=scroll><table class=wide><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div></details>"
+    )
 
 
 def _results(rows: list[Mapping[str, object]]) -> list[tuple[str, str]]:

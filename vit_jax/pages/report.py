@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from vit_jax import __version__, files
+from vit_jax import files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
 from vit_jax.pages import beside, charts, strip
-from vit_jax.pages.document import document
+from vit_jax.pages.document import document, footer, header
 from vit_jax.pages.evaluation import table
 from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
@@ -66,7 +66,7 @@ def render(workdir: Path) -> str:
     if config:
         text = json.dumps(config, indent=2)
         parts.append(_details("Configuration", f"<pre>{escape(text)}</pre>"))
-    parts.append(f"<footer>vit_jax {escape(__version__)}, from {FILE_NAME}</footer>")
+    parts.append(footer(FILE_NAME))
     refresh = None if is_finished(stages[-1][1]) else REFRESH
     return document(title, parts, script="charts.js", refresh=refresh)
 
@@ -147,10 +147,7 @@ def _header(title: str, config: Mapping[str, object], stages: Sequence[Stage]) -
         state = f"Finished.{_kept(flat, last)}"
     else:
         state = f"Not finished: the last record is of step {last['step']:,}."
-    return (
-        f"<header><p class=eyebrow>Training report</p><h1>{escape(title)}</h1>"
-        f"<p class=facts>{line}</p><p class=facts>{state}</p></header>"
-    )
+    return header("Training report", title, "<br>".join(filter(None, (line, state))))
 
 
 def _kept(flat: Mapping[str, object], last: Mapping[str, float]) -> str:

@@ -8,9 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from vit_jax import __version__
 from vit_jax.pages import charts
-from vit_jax.pages.document import document
+from vit_jax.pages.document import document, footer, header
 
 
 class Trial(NamedTuple):
@@ -47,18 +46,17 @@ def render(
       paper: {column: {group: a published value}}, beside ours.
     """
     title, _, rest = about.partition("\n\n")
-    title = " ".join(title.split())
+    title = " ".join(title.split()).removesuffix(".")
     trials = [trial for row in rows for trial in row.trials]
     left = [trial for trial in trials if trial.state]
     facts = f"{len(trials) - len(left)} of {len(trials)} trials"
     parts = [
-        f"<header><p class=eyebrow>Study</p><h1>{escape(title)}</h1>"
-        f"<p class=facts>{escape(facts)} · <b>{escape(source)}</b></p></header>",
+        header("Study", title, f"{escape(facts)} · <b>{escape(source)}</b>"),
         _figure(figure, title),
         _table(columns, rows, paper),
         _trials(rows),
         f"<details><summary>About this study</summary><pre>{escape(rest)}</pre></details>",
-        f"<footer>vit_jax {escape(__version__)}, from study.csv</footer>",
+        footer("study.csv"),
     ]
     return document(title, parts)
 

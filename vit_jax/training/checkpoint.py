@@ -30,10 +30,10 @@ from vit_jax.models.fingerprints import (
     RULE,
     Record,
     check_rule,
+    checked,
     digest_of,
     fingerprint,
     fingerprints,
-    not_finite,
     tree_spec,
 )
 from vit_jax.runtime import sharding
@@ -189,7 +189,8 @@ class Checkpoints:
         if self._manager.latest_step() == step:
             return False
         self.wait()
-        if bad := not_finite(state):
+        marks, bad = checked(state)
+        if bad:
             raise Diverged(
                 f"The update of step {step} or an earlier one was not finite ({bad[0]}). It was "
                 f"not saved; the last good checkpoint is {self._manager.latest_step()}. Lower "
@@ -201,7 +202,7 @@ class Checkpoints:
             "step": step,
             "fingerprint": RULE,
             "spec": tree_spec(state),
-            "fingerprints": fingerprints(state),
+            "fingerprints": marks,
         }
         record["digest"] = digest_of(record)
         self._policy.best[step] = best["step"] if (best := record.get("best")) else None

@@ -1,0 +1,133 @@
+"""What a terminal is shown: help in 80 columns, examples that parse, completion, closed pipes."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vit_jax import cli
+from vit_jax.cli import completion, help, options
+
+ROOT = Path(__file__).parents[2]
+
+
+def examples(name):
+    """The command lines under "example:" of a command's docstring, without their comments."""
+    text = importlib.import_module(f"vit_jax.cli.{name}").__doc__
+    section = re.search(r"^example:\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert section, f"vit-jax {name} --help has no example"
+    for line in section[1].replace("\\\n", " ").splitlines():
+        if found := re.search(r"(vit-jax .*)", re.sub(r"  #.*", "", line)):
+            yield found[1].rstrip(")")
+
+
+EXAMPLES = [line for name in cli.COMMANDS for line in examples(name)]
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in cli.COMMANDS)], ids=str)
+def test_help_fits_80_columns(words, capsys):
+    assert cli.main([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if len(line) > help.COLUMNS] == []
+    assert "\033" not in text
+
+
+@pytest.mark.parametrize("line", EXAMPLES, ids=lambda line: line[:60])
+def test_an_example_is_a_command_line(line):
+    _, name, *words = shlex.split(line)
+    flags = completion.flags_of(name)
+    arguments = flags([name, *(options.rewrite_overrides(words) if "set" in flags else words)])[1:]
+    assert not arguments or name in cli.TAKE_ARGUMENTS
+    if "config" in flags and (flags.config or "").startswith("configs/") and name != "study":
+        assert options.read_config(flags)
+
+
+def test_paragraphs_are_filled_and_examples_are_left():
+    text = f"{'word ' * 29}word\nmore\n\nexample:\n  vit-jax {'x' * 90}\n"
+    lines = help.reflow(text).splitlines()
+    assert len(lines[0]) <= 80 and lines[1].endswith("word more")
+    assert lines[-1] == f"  vit-jax {'x' * 90}"
+
+
+def completed(*words):
+    """What bash offers for the last of some words."""
+    line = f"""{completion.script()}
+        compopt() {{ :; }}
+        COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}
+        _vit_jax; echo "${{COMPREPLY[@]}}" """
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_shell_completes_commands_flags_and_settings():
+    assert completed("vit-jax", "tr").split() == ["train"]
+    assert completed("vit-jax", "train", "--work").split() == ["--workdir="]
+    assert completed("vit-jax", "evaluate", "--save_te").split() == ["--save_temperature"]
+    rate = "--config.schedule.learning_rate="
+    assert completed("vit-jax", "sweep", rate[:-5]).split() == [rate]
+    assert completed("vit-jax", "predict", rate[:-5]).split() == []
+
+
+def test_a_shell_without_a_name_is_wrong_usage(capsys):
+    assert cli.main(["completion", "tcsh"]) == cli.USAGE
+    assert "bash or zsh" in capsys.readouterr().err
+
+
+KEEPS = """
+import sys
+from vit_jax import cli
+cli.keep_writing()
+for i in range(20_000):
+    print("a line that fills the pipe")
+    print("and one for errors", file=sys.stderr)
+with open(sys.argv[1], "w") as file:
+    file.write("done")
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_work_goes_on_when_nobody_reads_what_is_printed(tmp_path, unbuffered):
+    script = tmp_path / "script.py"
+    script.write_text(KEEPS)
+    line = f"{sys.executable} {script} {tmp_path / 'file'} 2>&1 | head -n 1"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env)
+    assert (tmp_path / "file").read_text() == "done"
+    assert done.stdout.count("\n") == 1 and not done.stderr
+
+
+def test_what_only_prints_ends_with_its_reader():
+    line = f"{sys.executable} -m vit_jax completion bash | true; exit ${{PIPESTATUS[0]}}"
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and not done.stderr
+
+
+def hint(*words):
+    flags = completion.flags_of("train")
+    flags(
+        ["train", *options.rewrite_overrides(["--config=configs/finetune.py:B/16,cifar10", *words])]
+    )
+    return options.batch_hint(flags, options.read_config(flags))
+
+
+def test_a_smaller_batch_comes_with_the_linear_rule():
+    smaller = "--config.batch_size=64"
+    rate = options.load("configs/finetune.py:B/16,cifar10").schedule.learning_rate
+    assert f"--config.schedule.learning_rate={rate / 8:.2g})" in hint(smaller)
+    assert "--config.accumulation_steps=8" in hint(smaller)
+    assert hint() == hint("--config.batch_size=1024") == ""
+    assert hint(smaller, "--config.schedule.learning_rate=0.01") == ""
+
+
+def test_without_a_terminal_progress_is_lines_with_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(options, "BETWEEN_LINES", 0.0)
+    with options.progress(4_000, "features") as at:
+        at(1_000)
+        at(4_000)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"features: 1,000 of 4,000 images, eta \d+s\n", said)

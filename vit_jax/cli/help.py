@@ -1,0 +1,69 @@
+"""What `--help` prints, in 80 columns: a command's docstring, its flags, and the settings."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from types import ModuleType
+
+from absl import flags as absl_flags
+
+COLUMNS = 80
+
+
+def overview(commands: Mapping[str, str]) -> str:
+    """Every command in a line."""
+    width = max(map(len, commands))
+    rows = "\n".join(entry(f"  {name:<{width}}  ", text) for name, text in commands.items())
+    return (
+        "usage: vit-jax COMMAND [--flag=value ...]\n\n"
+        f"The Vision Transformer in JAX.\n\n{rows}\n\n"
+        "vit-jax COMMAND --help shows an example and every flag. A first run:\n"
+        "  vit-jax train --config=configs/quickstart.py --workdir=/tmp/quickstart"
+    )
+
+
+def of_command(command: ModuleType, flags: absl_flags.FlagValues) -> str:
+    """A command's docstring, its flags, and the settings where it takes them."""
+    rows = [reflow((command.__doc__ or "").strip()), "\nflags:"]
+    for key in sorted(flags):
+        flag = flags[key]
+        default = f" [{flag.default}]" if flag.default not in (None, "", False, []) else ""
+        rows += [f"  --{key}", entry(" " * 6, f"{flag.help}{default}")]
+    if "set" in flags:
+        from vit_jax import settings
+
+        rows.append("\nsettings, as --config.KEY=VALUE:")
+        for key, kind, meaning in settings.rows():
+            rows += [hanging(f"  {key}  ({kind})"), entry(" " * 6, meaning)]
+    return "\n".join(rows)
+
+
+def entry(begin: str, text: str) -> str:
+    """Text behind `begin`, whose width the lines that follow are indented by."""
+    return textwrap.fill(
+        text,
+        COLUMNS,
+        initial_indent=begin,
+        subsequent_indent=" " * len(begin),
+        break_on_hyphens=False,
+    )
+
+
+def hanging(text: str) -> str:
+    return textwrap.fill(text, COLUMNS, subsequent_indent=" " * 4, drop_whitespace=True)
+
+
+def reflow(text: str) -> str:
+    """Paragraphs in COLUMNS; lines that are indented, such as examples, stay as they are."""
+    lines: list[str] = []
+    paragraph: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        if line and not line.startswith(" "):
+            paragraph.append(line)
+            continue
+        if paragraph:
+            lines.append(textwrap.fill(" ".join(paragraph), COLUMNS, break_on_hyphens=False))
+            paragraph = []
+        lines.append(line)
+    return "\n".join(lines).rstrip()

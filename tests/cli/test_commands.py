@@ -183,7 +183,7 @@ def test_an_empty_class_folder_is_named(tmp_path, capsys):
         capsys,
         ["train", config, f"--workdir={tmp_path / 'w'}", *TRAIN],
         1,
-        "yellow holds no images",
+        "yellow has no images",
     )
 
 

@@ -156,7 +156,7 @@ def test_options_are_refused_by_name(images):
     spec = write(images, LISTED)
     for query, message in (
         ("?multilabel=1", "must be multilabel=true"),
-        ("?multilabel=false&separator=;", "separator= is of several labels"),
+        ("?multilabel=false&separator=;", "separator= is for several labels"),
         ("?multilable=true", "mean 'multilabel'"),
     ):
         with pytest.raises(UserError, match=message):

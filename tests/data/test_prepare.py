@@ -199,7 +199,7 @@ def test_class_archives_that_are_not_usable(tars, tmp_path):
     with pytest.raises(UserError, match="has no class archives"):
         prepare.prepare_imagenet21k(tmp_path / "nowhere", str(tmp_path))
     write_class(tars, "n00000004", [])
-    with pytest.raises(UserError, match=r"n00000004.tar holds no images"):
+    with pytest.raises(UserError, match=r"n00000004.tar has no images"):
         prepare.prepare_imagenet21k(tars, str(tmp_path), shards=2)
     content = (tars / "n00000003.tar").read_bytes()
     (tars / "n00000004.tar").write_bytes(content[: len(content) // 2 + 100])

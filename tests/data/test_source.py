@@ -247,7 +247,7 @@ def test_bad_csv(tmp_path, text, message):
 
 def test_bad_folders(folder):
     (folder / "train" / "empty").mkdir()
-    with pytest.raises(UserError, match=r"class folder .*train/empty holds no images"):
+    with pytest.raises(UserError, match=r"class folder .*train/empty has no images"):
         data.open_source(f"folder:{folder}")
     with pytest.raises(UserError, match=r"There is no folder .*sett\. Did you mean 'set'\?"):
         data.open_source(f"folder:{folder}t")

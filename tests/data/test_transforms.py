@@ -121,7 +121,7 @@ def test_16_bit_extremes():
 
 def test_float_tiff_is_refused_by_name_or_not_saturated():
     data = encode(PIL.Image.fromarray(np.full((8, 8), 70000.0, np.float32)), "TIFF")
-    with pytest.raises(UserError, match=r"^The image a\.tif .*32 bits"):
+    with pytest.raises(UserError, match=r"^The image a\.tif .*32-bit"):
         decode(data, "a.tif")
 
 

@@ -292,7 +292,7 @@ def test_features_of_a_model(folders, tmp_path):
         (["--train=digits", "--test=digits[test]", "--out=x", "--checkpoint=m"], 2, "--threshold"),
         (["--merge", "--out=x", "--train=digits"], 2, "leave it out"),
         (["--train=digits", "--test=digits[test]", "--out=x", "more"], 2, "'more'"),
-        (["--merge", "--out=/no/where"], 1, "holds no shards"),
+        (["--merge", "--out=/no/where"], 1, "has no shards"),
         (["--train=digits", "--test=folder:/no/where", "--out=x"], 1, "no folder /no/where"),
         (["--train=digits", "--test=digits", "--out=x"], 1, "is a test set and the training set"),
         (["--train=digits", "--test=digits[test]", "--out=README.md"], 1, "README.md is a file"),
@@ -342,5 +342,5 @@ def test_shards_of_different_searches_do_not_mix(found, tmp_path):
         files.write_results(tmp_path)
     (tmp_path / "shard-2-of-2.json").write_text(json.dumps({**record, "test_fingerprint": "old"}))
     (tmp_path / "shard-1-of-2.json").write_text(json.dumps({**record, "test_fingerprint": "old"}))
-    with pytest.raises(UserError, match="no longer what was searched"):
+    with pytest.raises(UserError, match="has changed since the search"):
         files.write_results(tmp_path)

@@ -63,7 +63,7 @@ def test_an_exported_model_is_evaluated_like_its_checkpoint(
     for suite in ("fewshot", "knn", "probe"):
         given = [f"--checkpoint={model}", "--data=digits", f"--out={tmp_path}", f"--suite={suite}"]
         assert main(["evaluate", *given]) == 1
-        assert f"{model} gives logits alone" in capsys.readouterr().err
+        assert f"{model} returns logits only" in capsys.readouterr().err
 
 
 def test_what_is_no_export_or_is_untrained_is_said(checkpoint, tmp_path, capsys):
@@ -80,14 +80,14 @@ def test_what_is_no_export_or_is_untrained_is_said(checkpoint, tmp_path, capsys)
     assert "facts.json is damaged" in error(served)
     del changed["checksum"]
     (served / "facts.json").write_text(json.dumps(changed))
-    assert "does not say how images are prepared" in error(served)
+    assert "has no preprocessing" in error(served)
     assert "There is no exported model" in error(tmp_path / "none.onnx")
 
     config, params = saved.load(checkpoint)
     params["head/kernel"] = np.zeros_like(params["head/kernel"])
     saved.save(tmp_path / "zero", config, params)
     export.export(str(tmp_path / "zero"), tmp_path / "untrained", "stablehlo")
-    assert "the same answer for every image" in error(tmp_path / "untrained")
+    assert "the same for every image" in error(tmp_path / "untrained")
 
 
 def test_export_says_the_accuracy_of_both(checkpoint, tmp_path, capsys):

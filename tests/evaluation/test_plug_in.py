@@ -79,7 +79,7 @@ def test_what_is_wrong_with_it_is_said(run, tmp_path, capsys):
     )
     for name, sentence in (
         ("positional", "def positional(forward, data, *, option=default)"),
-        ("listed", "options are no <class 'list'>"),
+        ("listed", "options cannot be <class 'list'>"),
         ("nothing", "returns dict instead of a vit_jax.evaluation.result.Result"),
     ):
         assert main([*given, f"--suite={wrong}:{name}"]) == 1

@@ -58,9 +58,13 @@ def test_the_test_split_of_the_run_is_taken_and_nothing_is_overwritten(finished,
         (
             dict(dataset="digits", train_split="train+test[:50%]", eval_split="test[50%:]"),
             "digits[test[50%:]]",
-            "watched on",
+            "evaluation data",
         ),
-        (dict(dataset="digits", train_split="all", eval_split="test"), "digits[test]", "watched"),
+        (
+            dict(dataset="digits", train_split="all", eval_split="test"),
+            "digits[test]",
+            "evaluation data",
+        ),
     ],
 )
 def test_a_test_split_that_was_trained_on_is_none(of_data, spec, why, tmp_path):

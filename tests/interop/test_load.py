@@ -119,7 +119,7 @@ def test_what_is_no_checkpoint(saved, tmp_path):
         vit_jax.load_model(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "photo.jpg").write_text("")
-    with pytest.raises(UserError, match=r"is no checkpoint: .* it holds photo\.jpg"):
+    with pytest.raises(UserError, match=r"is not a checkpoint: .* it has photo\.jpg"):
         vit_jax.load_model(tmp_path / "run")
     (tmp_path / "w.pt").write_text("")
     with pytest.raises(UserError, match=r"w\.pt is no checkpoint"):
@@ -201,7 +201,7 @@ def test_a_constant_output_is_never_called_equal(zero_head, tmp_path):
     zeros = {path: np.zeros_like(value) for path, value in params.items()}
     zeros["head/bias"] = np.arange(3, dtype=np.float32)
     native.save(tmp_path / "dead", config, zeros)
-    with pytest.raises(UserError, match="Every photograph gets the same logits"):
+    with pytest.raises(UserError, match="All photographs get the same logits"):
         convert.convert(str(tmp_path / "dead"), tmp_path / "out", "native")
     assert not (tmp_path / "out").exists()
 
@@ -228,8 +228,8 @@ def test_another_image_size_is_cropped_in_proportion():
     ({"0": "a", "1": "b", "2": "c"}, ("a", "b", "c"), ""),
     (["a", "b", "c"], ("a", "b", "c"), ""),
     ({"2": "c", "0": "a", "1": "b"}, ("a", "b", "c"), ""),
-    ({"0": "a", "1": "b"}, (), "names 2 classes and the weights have 3"),
-    ({"1": "a", "2": "b", "3": "c"}, (), "id2label has 3 names and none for '0'"),
+    ({"0": "a", "1": "b"}, (), "names 2 classes but the weights have 3"),
+    ({"1": "a", "2": "b", "3": "c"}, (), "id2label has 3 names but none for '0'"),
     ({"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}, (), ""),
 ])  # fmt: skip
 def test_names_of_classes_in_hugging_faces_ways(model, tmp_path, capsys, table, labels, said):
@@ -247,4 +247,4 @@ def test_names_of_classes_in_timms_ways(model, tmp_path, capsys):
     change(label_names=["a", "b"])(tmp_path)
     capsys.readouterr()
     assert vit_jax.load_model(tmp_path).labels == ()
-    assert "names 2 classes and the weights have 3" in capsys.readouterr().out
+    assert "names 2 classes but the weights have 3" in capsys.readouterr().out

@@ -111,5 +111,5 @@ def test_a_refusal_leaves_nothing(source, tmp_path, flags, said, capsys):
 def test_a_file_is_no_repository(source, tmp_path, capsys):
     (tmp_path / "models").write_text("mine")
     assert serve(source, "--layout=triton", f"--out={tmp_path / 'models'}") == 1
-    assert "models is a file; --out is the folder" in capsys.readouterr().err
+    assert "models is a file; --out must be the folder" in capsys.readouterr().err
     assert (tmp_path / "models").read_text() == "mine"

@@ -70,7 +70,7 @@ def test_32_only_regular_files_are_read_as_images(tmp_path, kind):
         read_image_file(file)
     if kind in ("fifo", "device"):
         assert find_images([str(file)]) == [file]  # predict names it and goes on
-        with pytest.raises(UserError, match="holds no images"):
+        with pytest.raises(UserError, match="has no images"):
             find_images([str(tmp_path)])
 
 

@@ -96,11 +96,11 @@ def test_a_step_moves_layers_by_their_rates():
     [
         (
             dict(freeze_blocks="1"),
-            r"config\.freeze_blocks=1 would freeze random weights .*init_from",
+            r"config\.freeze_blocks=1 would freeze random weights;.*init_from",
         ),
         (
             dict(layer_decay="0.9", model__variant="R50x1"),
-            r"config\.layer_decay=0.9 is of .* R50x1",
+            r"config\.layer_decay=0.9 is for .* R50x1",
         ),
         (dict(layer_decay="0"), r"config\.layer_decay=0.0 must be a number in \(0, 1\]"),
         (dict(freeze_blocks="-1"), r"config\.freeze_blocks=-1 must be a whole number"),

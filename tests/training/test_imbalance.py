@@ -81,7 +81,7 @@ def test_files_that_are_no_weights(tmp_path, content, message):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"balansed is no file; .*mean 'balanced'"):
+    with pytest.raises(UserError, match=r"balansed does not exist; .*mean 'balanced'"):
         weights(SINGLE, "balansed")
     check = imbalance.check
     balanced = {"data__sampling": "balanced"}
@@ -151,7 +151,7 @@ def test_classes_of_one_size_have_orders_of_their_own():
 def test_what_balanced_sampling_means_is_said():
     notes = imbalance.sampling_notes(source(SINGLE))
     assert "an epoch is 16 draws, 5.333 for each of 3 classes" in notes[0]
-    assert "'doe' 5.33 times, of 'ant' 0.444 times" in notes[0]
+    assert "'doe' is drawn 5.33 times, of 'ant' 0.444 times" in notes[0]
     assert "1 classes have no training image and are never drawn (e.g. 'cow')" in notes[1]
 
 

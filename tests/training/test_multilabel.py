@@ -153,15 +153,15 @@ def test_a_threshold_is_chosen_on_validation_and_saved(run, spec, tmp_path, caps
 @pytest.mark.parametrize(
     "part, more, message",
     [
-        ("[validation]", ("--threshold=one",), "not chosen on what it is measured on: 12 records"),
+        ("[validation]", ("--threshold=one",), "must not be chosen on test data: 12 records"),
         ("[test]", ("--threshold=1.5",), "threshold=1.5 must be a probability"),
         ("[test]", ("--threshold=nan",), "threshold=nan must be a probability"),
         ("[test]", ("--threshold=each",), "must be a number or model or one or per_class"),
-        ("[test]", ("--threshold_data=digits",), "threshold_data is of a threshold"),
+        ("[test]", ("--threshold_data=digits",), "threshold_data needs threshold="),
         ("[test]", ("--threshold=one", "--threshold_data=digits[test]"), "has the class"),
         ("[test]", ("--save_threshold",), "--save_threshold is of --threshold=one"),
-        ("", ("--suite=knn",), "several labels an image, and this suite is of one"),
-        ("", ("--suite=fewshot",), "several labels an image, and this suite is of one"),
+        ("", ("--suite=knn",), "several labels per image, and this suite is for one"),
+        ("", ("--suite=fewshot",), "several labels per image, and this suite is for one"),
     ],
 )
 def test_what_an_evaluation_cannot_do(run, spec, tmp_path, capsys, part, more, message):
@@ -194,7 +194,7 @@ def test_models_and_data_of_other_kinds(run, spec, tmp_path, capsys):
     assert "was trained for one" in capsys.readouterr().err
     assert evaluate(tmp_path / "one", f"folder:{tmp_path}/one_each[train]", tmp_path / "out",
                     "--threshold=one") == 1  # fmt: skip
-    assert "a threshold is of several" in capsys.readouterr().err
+    assert "thresholds are for several" in capsys.readouterr().err
 
 
 def test_training_refuses_what_contradicts(spec, tmp_path, capsys):

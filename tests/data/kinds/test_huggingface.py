@@ -170,7 +170,7 @@ def test_every_kind_of_label(tmp_path, labels, feature, names):
 @pytest.mark.parametrize(
     "labels, feature, message",
     [
-        ([0.5, 1.0], Value("float32"), r"\[train\]/0: the label 0.5 is no class"),
+        ([0.5, 1.0], Value("float32"), r"\[train\]/0: the label 0.5 is not a class"),
         ([[0], [0, 1]], datasets.Sequence(Value("int64")), r"\[train\]/1 has 2 labels \(0, 1\)"),
         (["a", "b", "a,b"], Value("string"), r"\[train\], row 2: the label 'a,b' lists several"),
         (

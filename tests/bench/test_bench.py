@@ -66,7 +66,7 @@ def test_rows_of_the_contract(tmp_path, own_peer, capsys):
 def test_a_peer_with_other_logits_is_refused(own_peer, capsys):
     arguments = ["bench", *SMALL, "--dtypes=float32", "--tasks=inference"]
     assert main([*arguments, "--peers=own_peer:other"]) == 1
-    assert "own_peer:other computes something else" in capsys.readouterr().err
+    assert "own_peer:other gives other logits" in capsys.readouterr().err
 
 
 def test_input_and_checkpoint(tmp_path):

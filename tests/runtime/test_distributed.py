@@ -183,7 +183,7 @@ def test_one_process_is_alone(joined, monkeypatch):
     "arguments, message",
     [
         (("host:1", 2, 2), "--process_id=2 is out of range; give 0 to 1 with --num_processes=2."),
-        (("host:1", 2, -2), "--process_id=-2 is none"),
+        (("host:1", 2, -2), "--process_id=-2 is out of range"),
         (("host:1", -1, 0), "--num_processes=-1 is not a positive number."),
         (("host", 2, 1), "--coordinator=host is not HOST:PORT"),
         ((":1", 2, 1), "--coordinator=:1 is not HOST:PORT"),

@@ -1,6 +1,6 @@
 """How layers compute on a machine; models define what they compute.
 
-May touch nothing but errors. A model is given one row, `Numerics`, when it is built: `of` chooses
+May import nothing but errors. A model is given one row, `Numerics`, when it is built: `of` chooses
 it from the machine and the dtype, `PLAIN` is the paper's. A new machine is a new row here.
 """
 

@@ -201,7 +201,7 @@ def check_options(launcher: str, action: str, options: dict[str, str]) -> dict[s
     """Ends with a sentence if a value cannot be; returns what follows from them."""
     for option, value in options.items():
         if value == "?":
-            fail(f"--{option}=... is needed.", 2)
+            fail(f"--{option}=... is required.", 2)
     more = {}
     table = dict(CHECKS)
     if launcher == "skypilot.sh":  # knows more stores
@@ -234,7 +234,7 @@ def check_options(launcher: str, action: str, options: dict[str, str]) -> dict[s
             more["image_family"] = options["image-family"] or GENERATIONS[chosen][2]
     for option in NEEDS.get(f"{launcher} {action}", "").split():
         if not options[option] and option != "shared":
-            fail(f"--{option}={CALLED.get(option, '...')} is needed.", 2)
+            fail(f"--{option}={CALLED.get(option, '...')} is required.", 2)
     return more
 
 
@@ -281,7 +281,7 @@ def parse_train(words: list[str], command: str = "train") -> tuple[str, str, lis
             fail(f"there is no flag --{flag} of vit-jax {command}{before}.", 2)
     for flag, called in (("config", "FILE"), ("workdir", "DIR")):
         if not found.get(flag):
-            fail(f"-- --{flag}={called} is needed.", 2)
+            fail(f"-- --{flag}={called} is required.", 2)
     if problem := count(1, 10**6)(found.get("patience", "300")):
         fail(f"--patience={found['patience']}{problem}")
     return found["config"], found["workdir"], overrides

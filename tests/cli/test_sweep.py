@@ -96,7 +96,7 @@ def test_data_alone_are_swept_as_they_are_trained(tmp_path, capsys):
     assert main([*words, "--config=configs/own.py"]) == 2
     assert "beside --config" in capsys.readouterr().err
     assert main(["sweep", "--config=configs/own.py", "--workdir=x", "--recipe=strong"]) == 2
-    assert "--recipe is of data in the place of --config" in capsys.readouterr().err
+    assert "--recipe is for data instead of --config" in capsys.readouterr().err
 
 
 def test_data_without_test_images_and_rates_around_the_recipes_own(tmp_path):

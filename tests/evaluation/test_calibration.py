@@ -194,7 +194,7 @@ def test_other_classes_have_none(calibrated):
         (("--calibrate", "--temperature_data=digits[validation]"), "no split 'validation'"),
         ((OTHERS,), "temperature_data needs calibrate=true"),
         (("--save_temperature",), "--save_temperature is of --calibrate"),
-        (("--calibrate", "--suite=knn"), "--calibrate is read by none of --suite=knn"),
+        (("--calibrate", "--suite=knn"), "--calibrate is not an option of --suite=knn"),
     ],
 )
 def test_what_cannot_be_is_refused(checkpoint, tmp_path, capsys, more, message):

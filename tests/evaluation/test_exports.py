@@ -161,4 +161,4 @@ def test_labels_of_real_stay_with_their_images(spoilt, tmp_path, capsys):
     found = json.loads((tmp_path / "evaluation.json").read_text())["real"]
     assert (found["accuracy"], found["num_scored"], found["num_bad_images"]) == (1.0, 22, 2)
     assert main([*given[:4], f"--out={tmp_path}", "--suite=knn", "--max_bad_images=2"]) == 2
-    assert "--max_bad_images is read by none of --suite=knn" in capsys.readouterr().err
+    assert "--max_bad_images is not an option of --suite=knn" in capsys.readouterr().err

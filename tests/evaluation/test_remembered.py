@@ -87,11 +87,11 @@ def test_without_a_test_split_it_is_what_was_watched(tmp_path):
 
 def test_what_is_no_run_knows_no_data(finished, tmp_path, capsys):
     shutil.copytree(finished / "model", tmp_path / "model")
-    with pytest.raises(UsageError, match="--data=SPEC is needed"):
+    with pytest.raises(UsageError, match="--data=SPEC is required"):
         data_of(str(tmp_path / "model"))
     before = contents(tmp_path)
     assert main(["evaluate", f"--checkpoint={tmp_path / 'model'}"]) == 2
     assert main(["evaluate", f"--checkpoint={finished}", "--suite=knn"]) == 2
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == 2 and "is needed for --suite=knn" in err[1]
+    assert len(err) == 2 and "is required for --suite=knn" in err[1]
     assert contents(tmp_path) == before

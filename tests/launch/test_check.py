@@ -214,8 +214,8 @@ def container_words(done):
         ([*TRAIN, "--patience=0"], "--patience=0 is not a positive number.", 1),
         ([*TRAIN, TRAIN[0]], "--config is given twice.", 2),
         ([*TRAIN, "--workdir=/shared/b"], "--workdir is given twice.", 2),
-        (["--config=", TRAIN[1]], "-- --config=FILE is needed.", 2),
-        ([TRAIN[1], "--config"], "-- --config=FILE is needed.", 2),
+        (["--config=", TRAIN[1]], "-- --config=FILE is required.", 2),
+        ([TRAIN[1], "--config"], "-- --config=FILE is required.", 2),
         ([*TRAIN, "--config.seed"], "--config.seed needs a value", 2),
         ([*TRAIN, "--config.seed=x"], "--config.seed='x' is no int.", 1),
         ([*TRAIN, "--config.sed=1"], "--config.sed is no setting. Did you mean 'seed'?", 1),
@@ -396,14 +396,14 @@ def test_help_of_slurm(words):
 @pytest.mark.parametrize(
     "train, message",
     [
-        (["--config=configs/quickstart.py"], "--workdir=DIR is needed"),
-        (["--workdir=/scratch/a"], "--config=FILE is needed"),
+        (["--config=configs/quickstart.py"], "--workdir=DIR is required"),
+        (["--workdir=/scratch/a"], "--config=FILE is required"),
         (["--config=no.py", "--workdir=/scratch/a"], "no config file 'no.py'"),
         (["--config=configs/pretrain.py:B/16,no", "--workdir=/scratch/a"], "has no entry"),
         (["--config=configs/quickstart.py", "--workdir=gs://b/a"], "is not a directory"),
         ([*TRAIN, "--num_processes=2"], "--num_processes is set by the launcher"),
         ([*TRAIN, "more"], "unexpected 'more'"),
-        ([], "--config=FILE is needed"),
+        ([], "--config=FILE is required"),
     ],
 )
 @pytest.mark.parametrize("where", ["first", "last"])

@@ -164,8 +164,8 @@ def test_help_is_the_header(script, no_tools):
         ("tpu_vm.sh create --name=v --zone=z --type=h100 --dry-run", 1, "--type=h100: give v2-"),
         ("tpu_vm.sh create --name=V_1 --zone=z --dry-run", 1, "--name=V_1: small letters"),
         ("tpu_vm.sh create --name=v --zone=z --slices=0 --dry-run", 1, "not a positive number"),
-        ("tpu_vm.sh run --name=v --zone=z --dry-run", 2, "-- --config=FILE is needed."),
-        ("tpu_vm.sh run --name=v --zone=z --dry-run -- --config=c", 2, "--workdir=DIR is needed"),
+        ("tpu_vm.sh run --name=v --zone=z --dry-run", 2, "-- --config=FILE is required."),
+        ("tpu_vm.sh run --name=v --zone=z --dry-run -- --config=c", 2, "--workdir=DIR is required"),
         (
             "tpu_vm.sh run --name=v --zone=z --dry-run -- --config=c --workdir=gs://b/r",
             1,

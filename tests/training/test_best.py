@@ -172,7 +172,7 @@ def test_the_best_survives_and_is_exported(tmp_path, scripted):
     assert metrics["eval/accuracy"] == 0.6 and metrics["knn/late"] == pytest.approx(0.4)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())["classification"]
     assert (evaluation["step"], evaluation["accuracy"]) == (4, 0.6)
-    assert "that of step 4, the best eval accuracy: 60" in (
+    assert "from step 4, with the best eval accuracy: 60" in (
         (tmp_path / "report.html").read_text().replace("eval/accuracy", "eval accuracy")
     )
 

@@ -132,7 +132,7 @@ def test_doctor_names_what_is_wrong(tmp_path, capsys):
     ]  # fmt: skip
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert "WRONG  checkpoint" in out and "1 thing(s) wrong" in out
+    assert "WRONG  checkpoint" in out and "1 problem(s) found" in out
     assert "digits[test]: 360 examples" in out and "collective sum" in out
     assert main(["doctor", "--data=folder:/no/such"]) == 1
 

@@ -229,7 +229,7 @@ def test_nothing_is_written_among_the_checkpoints(unfinished, capsys):
     before = contents(unfinished)
     for name in ("checkpoints", "checkpoints/4", "checkpoints/000000004"):
         assert main(["evaluate", f"--checkpoint={unfinished / name}", "--data=digits"]) == 2
-        assert "--out=DIR is needed" in capsys.readouterr().err
+        assert "--out=DIR is required" in capsys.readouterr().err
     assert contents(unfinished) == before
 
 

@@ -57,8 +57,12 @@ def test_overrides_take_the_type_of_the_setting(file, key, text, value):
 @pytest.mark.parametrize(
     ("source", "overrides", "message"),
     [
-        ("", {"sede": "1"}, "--config.sede is no setting. Did you mean 'seed'"),
-        ("", {"modl.remat": "1"}, "--config.modl.remat is no setting. Did you mean 'model.remat'"),
+        ("", {"sede": "1"}, "--config.sede is not a setting. Did you mean 'seed'"),
+        (
+            "",
+            {"modl.remat": "1"},
+            "--config.modl.remat is not a setting. Did you mean 'model.remat'",
+        ),
         ("", {"seed": "x"}, "--config.seed='x' is no int"),
         ("", {"wandb": "maybe"}, "is no bool"),
         (":a,1,true,b", {}, "'b' is one too many"),

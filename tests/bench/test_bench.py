@@ -50,7 +50,7 @@ def test_rows_of_the_contract(tmp_path, own_peer, capsys):
     ]  # fmt: skip
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "left out: own_peer:broken, train: RuntimeError: no such hardware" in said
+    assert "skipped: own_peer:broken, train: RuntimeError: no such hardware" in said
     assert "TFLOP/s in float32 products, qkv" in said and "of our time" in said
     rows = json.loads(file.read_text())
     assert len(rows) == 4 and all(set(row) >= KEYS for row in rows)

@@ -126,7 +126,7 @@ def test_as_many_as_are_allowed_are_left_out_and_counted(spoilt, tmp_path, capsy
     assert main(["evaluate", *given, "--max_bad_images=2"]) == 0
     found = json.loads((out / "evaluation.json").read_text())["classification"]
     assert (found["num_examples"], found["num_bad_images"]) == (22, 2)
-    assert "2 images cannot be read and are left out" in capsys.readouterr().out
+    assert "2 images cannot be read and were skipped" in capsys.readouterr().out
 
     whole = data.open_source(f"folder:{folder}[test]").names()
     for name in ("test/c0/test1.png", "test/c2/test5.png"):

@@ -185,7 +185,11 @@ def test_help_is_the_header(script, no_tools):
         ("compute_engine.sh create --name=v --project=p --zone=z --topology=1x2", 1, "four"),
         ("gke.sh run --accelerator=a100", 1, "--accelerator=a100: give tpu-v5-lite-podslice"),
         ("gke.sh run --dry-run", 2, "--image=IMAGE is required."),
-        ("gke.sh run --dry-run --image=i", 2, "--claim=NAME of a PersistentVolumeClaim is required"),
+        (
+            "gke.sh run --dry-run --image=i",
+            2,
+            "--claim=NAME of a PersistentVolumeClaim is required",
+        ),
         ("kubernetes.sh run --dry-run --image=i --claim=c --nodes=x", 1, "--nodes=x is not"),
         ("skypilot.sh cpu", 2, "give gpu or tpu, not cpu."),
         ("xpk.sh --zone=z --image=i", 2, "--cluster=... is required."),

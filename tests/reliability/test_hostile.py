@@ -137,7 +137,7 @@ def test_32_a_fifo_is_no_checkpoint(weights, tmp_path):
     file = tmp_path / "native" / "model.safetensors"
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         load.read(tmp_path / "native")
     os.mkfifo(tmp_path / "w.npz")
     with pytest.raises(UserError, match=r"w\.npz"):

@@ -347,7 +347,7 @@ def test_a_compilation_ends_with_the_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match="code 1: no"):
-        tpu.compile_apart(REQUEST, tmp_path)
+        tpu.compile_in_process(REQUEST, tmp_path)
     (command,) = commands
 
     class Ends(Exception):

@@ -294,7 +294,7 @@ def test_a_run_uses_what_the_check_allows_and_goes_on_with_it(tmp_path):
             return self_check.Verdict(fused, f"said {fused}")
 
         (tmp_path / name).mkdir(exist_ok=True)
-        found, keep = kernel_check.settle(setup, tmp_path / name, verify=verify)
+        found, keep = kernel_check.check_kernel(setup, tmp_path / name, verify=verify)
         kernel_check.write(tmp_path / name, keep)
         return found, keep
 

@@ -114,11 +114,11 @@ def bench(options: Options, say: Callable[[str], None] = print) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
         weights = write_weights(options, Path(scratch))
         for dtype in options.dtypes:
-            machine = ask_machine(options, dtype)
+            machine = measure_machine(options, dtype)
             say(machine_text(machine, dtype))
             for number, task in enumerate(options.tasks):
                 if number:  # another contender may have run before
-                    ceiling = ask_machine(options, dtype)["matmul"]
+                    ceiling = measure_machine(options, dtype)["matmul"]
                     machine["matmul"] = max(machine["matmul"], ceiling)
                 found = run_task(options, task, dtype, weights, machine, Path(scratch), say)
                 rows += found
@@ -152,7 +152,7 @@ def file_name(form: str) -> str:
     return {"onnx": "model.onnx", "openvino": "model.xml"}.get(form, form)
 
 
-def ask_machine(options: Options, dtype: str) -> Row:
+def measure_machine(options: Options, dtype: str) -> Row:
     """Peak rates of the machine; MFU is relative to its fastest product."""
     worker = Contender("machine", spec_of(options, "inference", dtype, {}, "vit_jax"))
     try:

@@ -141,7 +141,7 @@ def bench(
     rows = []
     for request in requests:
         with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
-            row = compile_apart(request, Path(scratch))
+            row = compile_in_process(request, Path(scratch))
             if dump is not None:
                 keep(request, row, Path(scratch), dump)
         row["references"] = references(request, row)
@@ -151,7 +151,7 @@ def bench(
     return rows
 
 
-def compile_apart(request: Request, scratch: Path) -> Row:
+def compile_in_process(request: Request, scratch: Path) -> Row:
     """The row of one request, from a separate process that writes its files to `scratch`."""
     environment = {
         **os.environ,
@@ -195,7 +195,7 @@ def keep(request: Request, row: Row, scratch: Path, dump: Path) -> None:
 def beside(request: Request, row: Row) -> Row:
     """The estimate of a peer's step, compiled here, as in `references`."""
     with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
-        theirs = compile_apart(request, Path(scratch))
+        theirs = compile_in_process(request, Path(scratch))
     assert request.peer is not None
     return {
         "peer": request.peer[0],

@@ -65,7 +65,7 @@ def serve(contender: str, spec_of: Row, say) -> None:
 
     pause = lambda seconds: None  # noqa: E731
     if contender == "vit_jax" and host_memory.keep_freed_pages():  # as in its commands
-        pause = host_memory.let_go
+        pause = host_memory.wait_for_free
     spec = jobs.Spec(**{**spec_of, "options": tuple(map(tuple, spec_of["options"]))})
     if contender == "machine":
         say(jobs.machine(spec))

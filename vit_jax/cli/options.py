@@ -51,7 +51,7 @@ def define_recipe(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def data_alone(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
+def data_argument(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
     """The data given instead of --config; "" if there are none.
 
     Raises:
@@ -71,7 +71,7 @@ def data_alone(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
         raise UsageError(
             f"unexpected argument {spec!r} beside --config; give either data or a config."
         )
-    ask_for_determinism(overrides(flags).get("deterministic", "").lower() in ("true", "1"))
+    set_determinism(overrides(flags).get("deterministic", "").lower() in ("true", "1"))
     return spec
 
 
@@ -104,7 +104,7 @@ def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
     else:
         config = load(flags.config, given)
     stages = (config, config.get("pretrain") or {})
-    ask_for_determinism(any(stage.get("deterministic") for stage in stages))
+    set_determinism(any(stage.get("deterministic") for stage in stages))
     return config
 
 
@@ -126,7 +126,7 @@ def batch_hint(flags: absl_flags.FlagValues, config: ConfigDict) -> str:
     )
 
 
-def ask_for_determinism(wanted: bool) -> None:
+def set_determinism(wanted: bool) -> None:
     """Sets the flags of `config.deterministic`, before JAX initialises devices."""
     if wanted:
         from vit_jax.runtime import determinism
@@ -190,7 +190,7 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
     except Exception as error:
         if not distributed.lost_peer(error):
             if jax.process_count() > 1 and not isinstance(error, Preempted):
-                say_and_leave(error)
+                exit_with_error(error)
             raise
         # A clean shutdown would wait for the process that is gone.
         reason = str(error).strip().split("\n")[0]
@@ -213,7 +213,7 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
 LEAVING = 5.0
 
 
-def say_and_leave(error: Exception) -> None:
+def exit_with_error(error: Exception) -> None:
     """Prints the error that ends this process, and makes sure that it ends.
 
     A clean shutdown needs all processes: JAX would wait for 30 s and then abort, with another exit

@@ -50,7 +50,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         rates = [float(rate) for rate in flags.learning_rates]
     except ValueError:
         raise UsageError("--learning_rates must be numbers, separated by commas.") from None
-    spec = options.data_alone(flags, arguments)
+    spec = options.data_argument(flags, arguments)
     config = None if spec else options.read_config(flags)
     with options.processes(flags):
         if config is None:

@@ -53,7 +53,7 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    if spec := options.data_alone(flags, arguments):
+    if spec := options.data_argument(flags, arguments):
         train_on(flags, spec)
         return
     if flags.new:

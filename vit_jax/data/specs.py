@@ -24,7 +24,7 @@ from vit_jax.data.kinds.vtab import open_vtab
 from vit_jax.data.multilabel import MULTILABEL, SEPARATOR, withheld as hidden_ones
 from vit_jax.data.remarks import check_labelled, withheld
 from vit_jax.data.source import Source, Without
-from vit_jax.data.splits import HELD_OUT, KEPT, last_tenth_serves
+from vit_jax.data.splits import HELD_OUT, KEPT, last_tenth_is_stratified
 from vit_jax.errors import UserError, nearest
 
 
@@ -254,7 +254,7 @@ def choose_splits(
 def a_tenth(splits: AllSplits, train: str = "train") -> tuple[str, str]:
     """The training split without a stratified tenth, and that tenth."""
     labels = splits(train).labels
-    if labels is None or hidden_ones(labels).any() or last_tenth_serves(labels):
+    if labels is None or hidden_ones(labels).any() or last_tenth_is_stratified(labels):
         return f"{train}[:90%]", f"{train}[90%:]"
     return KEPT, HELD_OUT
 

@@ -119,7 +119,7 @@ def bound(text: str, size: int, percent: bool) -> int:
     return value + size if value < 0 else value
 
 
-def last_tenth_serves(labels: np.ndarray) -> bool:
+def last_tenth_is_stratified(labels: np.ndarray) -> bool:
     """Whether train[90%:] leaves a training image of each class, and has one of each class of ten.
 
     labels: (n,), in the order of the split; classes with one image do not count. True for

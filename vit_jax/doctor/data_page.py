@@ -58,7 +58,7 @@ def write(
     file.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(file, render(spec, seen, pairs, spellings))
     for name, here in seen.items():
-        text = f"{name}: {len(here.broken):,} of {here.looked_at:,} images cannot be read"
+        text = f"{name}: {len(here.broken):,} of {here.examined:,} images cannot be read"
         first = f": {here.broken[0]}" if here.broken else ""
         yield Finding("images", text + first, not here.broken)
     for (one, other), those in pairs.items():
@@ -95,11 +95,11 @@ def render(spec: str, seen: dict[str, Seen], pairs: dict, spellings: list) -> st
 def sampled(seen: dict[str, Seen]) -> str:
     """The images that were examined: all, or how many."""
     told = [
-        f"{name}: {'all ' if one.looked_at == len(one.source) else f'{one.looked_at:,} of '}"
+        f"{name}: {'all ' if one.examined == len(one.source) else f'{one.examined:,} of '}"
         f"{len(one.source):,} images"
         for name, one in seen.items()
     ]
-    some = any(one.looked_at < len(one.source) for one in seen.values())
+    some = any(one.examined < len(one.source) for one in seen.values())
     more = "; sizes, broken files and near-duplicates refer to this random sample" if some else ""
     return f"Examined: {', '.join(told)}{more}."
 

@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     counted: bool
 
     @property
-    def looked_at(self) -> int:
+    def examined(self) -> int:
         return len(self.rows) + len(self.broken)
 
 

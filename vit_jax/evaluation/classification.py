@@ -120,7 +120,7 @@ def measure_of(
     return measure
 
 
-def logits_alone(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+def only_logits(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """{"logits": (b, k)}"""
     return {"logits": logits}
 
@@ -138,7 +138,7 @@ def find_temperature(
     validation = data.validation(source, spec, "temperature")
     forward.check_head()
     mapping, _ = match_labels(forward, validation)
-    found = measured(forward, logits_alone, validation, data, mapping=mapping)
+    found = measured(forward, only_logits, validation, data, mapping=mapping)
     fitted = calibration.fit_temperature(found["logits"], found["label"], validation.spec)
     return fitted, validation.spec
 

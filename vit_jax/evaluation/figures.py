@@ -9,7 +9,7 @@ import numpy as np
 from vit_jax import data
 from vit_jax.data.source import Source
 from vit_jax.evaluation import calibration
-from vit_jax.pages.figures import Figure, bare, new_figure
+from vit_jax.pages.figures import Figure, hide_axes, new_figure
 
 NAMED_CLASSES = 30  # more names are not readable
 SHEET = (4, 6)
@@ -74,7 +74,7 @@ def mistakes(results: dict[str, np.ndarray], source: Source, names: Sequence[str
     rows = -(-len(worst) // columns)
     figure, axes = new_figure(rows, columns, 1.75 * columns, 2.15 * rows)
     for cell in axes.flat:
-        bare(cell)
+        hide_axes(cell)
     for cell, index in zip(axes.flat, worst, strict=False):
         record = source[int(results["index"][index])]
         cell.imshow(data.decode(record["image"], record["name"]))

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.inspection import embeddings
-from vit_jax.pages.figures import Figure, bare, new_figure
+from vit_jax.pages.figures import Figure, hide_axes, new_figure
 
 Data = dict[str, np.ndarray]
 
@@ -21,7 +21,7 @@ def filters(config: models.ModelConfig, params: models.Params) -> tuple[Figure, 
     rows = -(-len(images) // columns)
     figure, axes = new_figure(rows, columns, 5.6, 0.85 * rows + 0.4)
     for i, cell in enumerate(axes.flat):
-        bare(cell)
+        hide_axes(cell)
         if i < len(images):
             image = images[i]
             cell.imshow(image if image.shape[-1] == 3 else image.mean(axis=-1), cmap="gray")
@@ -40,7 +40,7 @@ def positions(config: models.ModelConfig, params: models.Params) -> tuple[Figure
     )
     for i, row in enumerate(shown_rows):
         for j, column in enumerate(shown_columns):
-            bare(axes[i, j])
+            hide_axes(axes[i, j])
             image = axes[i, j].imshow(similarity[row, column], vmin=-1, vmax=1, cmap="viridis")
     figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.6, label="cosine similarity")
     figure.suptitle(f"{config.variant}: position embeddings against all others")
@@ -94,7 +94,7 @@ def rollout(
     rows = -(-len(images) // pairs)
     figure, axes = new_figure(rows, 2 * pairs, 2.0 * pairs, 1.25 * rows + 0.4)
     for cell in axes.flat:
-        bare(cell)
+        hide_axes(cell)
     blur = getattr(config, "stride", (16, 16))[0] / 2
     for i, image in enumerate(images):
         row, pair = divmod(i, pairs)
@@ -112,7 +112,7 @@ def heads(config: models.ModelConfig, image: np.ndarray, rows: np.ndarray) -> tu
     figure, axes = new_figure(layers, count + 1, 0.55 * (count + 1), 0.55 * layers + 0.4)
     for layer in range(layers):
         for cell in axes[layer]:
-            bare(cell)
+            hide_axes(cell)
         axes[layer, 0].imshow(image)
         for head in range(count):
             axes[layer, head + 1].imshow(rows[layer, head], cmap="magma")
@@ -124,7 +124,7 @@ def occlusion(image: np.ndarray, drops: np.ndarray, label: str) -> tuple[Figure,
     """The image, and the drop in its class's probability where it is occluded."""
     figure, axes = new_figure(1, 2, 5.6, 2.9)
     for cell in axes.flat:
-        bare(cell)
+        hide_axes(cell)
     axes[0, 0].imshow(image)
     largest = max(float(np.abs(drops).max()), 1e-6)
     shown = axes[0, 1].imshow(drops, cmap="RdBu_r", vmin=-largest, vmax=largest)
@@ -141,7 +141,7 @@ def similar(
     figure, axes = new_figure(len(images), count + 1, 1.2 * (count + 1), 1.25 * len(images))
     for i, image in enumerate(images):
         for cell in axes[i]:
-            bare(cell)
+            hide_axes(cell)
         axes[i, 0].imshow(image)
         for j in range(count):
             axes[i, j + 1].imshow(images[neighbours[i, j]])

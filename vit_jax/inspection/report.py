@@ -142,7 +142,7 @@ def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | Non
     names = [Path(file).name for file in files]
     viewer = None
     try:
-        looked = walk.look(config, params, scaled)
+        looked = walk.attention_stats(config, params, scaled)
     except UserError as error:
         notes.append(str(error))
     else:

@@ -15,7 +15,7 @@ from vit_jax.inspection.attention import attention_distance, patch_attention, ro
 from vit_jax.models import ablations
 
 
-class Looked(NamedTuple):
+class AttentionStats(NamedTuple):
     """distance: (layers, heads) in pixels. rollout, rows: of the class token, if there is one.
 
     rollout: (b, grid_h, grid_w). rows: (b, layers, heads, grid_h, grid_w), what the class token
@@ -58,7 +58,9 @@ def attention_layers(
         yield np.asarray(weights)
 
 
-def look(config: models.ModelConfig, params: models.Params, images: np.ndarray) -> Looked:
+def attention_stats(
+    config: models.ModelConfig, params: models.Params, images: np.ndarray
+) -> AttentionStats:
     """Distance, rollout and the class token's attention of some images."""
     distances, rows, joint = [], [], None
     has_token = getattr(config, "classifier", "") == "token"
@@ -71,7 +73,7 @@ def look(config: models.ModelConfig, params: models.Params, images: np.ndarray) 
         else:
             rows.append(patch_attention(weights, config.grid).mean(axis=2))
     stacked = np.stack(rows, axis=1)
-    return Looked(
+    return AttentionStats(
         np.stack(distances),
         None if joint is None else joint[:, 0, 1:].reshape(-1, *config.grid),
         stacked.reshape(*stacked.shape[:3], *config.grid),

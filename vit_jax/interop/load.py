@@ -194,7 +194,7 @@ def _read_path(path: Path, variant: str | None) -> Weights:
         if saved.is_native(directory):
             return saved.load(directory)
     if not any(path.glob("model.safetensors*")):
-        say_what_has_begun(path)
+        check_has_checkpoint(path)
     for is_one, read_one in (
         (huggingface.is_huggingface, huggingface.load),
         (weight_files.has_weights, functools.partial(timm.load, variant=variant)),
@@ -208,7 +208,7 @@ def _read_path(path: Path, variant: str | None) -> Weights:
     )
 
 
-def say_what_has_begun(path: Path) -> None:
+def check_has_checkpoint(path: Path) -> None:
     """Raises UserError if `path` is the workdir of a run without a checkpoint so far."""
     if (path / "pretrain").is_dir():
         raise UserError(

@@ -50,7 +50,7 @@ def read(
     Raises:
       UserError: an unsupported argument or array, by name.
     """
-    check_strangers(weights, where)
+    check_unsupported_arrays(weights, where)
     weights = dict(weights)
 
     def argument(key: str, default: T, parse: Callable[..., T]) -> T:
@@ -144,7 +144,7 @@ def read(
     return weights, models.replace(config, variant=models.find_variant(config)), pool
 
 
-def check_strangers(weights: Iterable[str], where: str) -> None:
+def check_unsupported_arrays(weights: Iterable[str], where: str) -> None:
     """Raises UserError for arrays of another kind of model."""
     for pattern, (key, what) in STRANGERS.items():
         for name in weights:

@@ -24,7 +24,7 @@ from vit_jax.models.layers import (
     zeros,
 )  # fmt: skip
 from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
-from vit_jax.models.vit_config import Preprocessing, check_answers
+from vit_jax.models.vit_config import Preprocessing, check_predictions
 from vit_jax.numerics import Numerics, remat
 
 POOL_PADDINGS = ("lowest", "zeros")
@@ -62,7 +62,7 @@ class ResNetConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
-        check_answers(self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        check_predictions(self.multilabel, self.thresholds, self.temperature, self.num_classes)
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
         if self.pool_padding not in POOL_PADDINGS:

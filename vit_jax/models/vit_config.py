@@ -26,7 +26,7 @@ def stem_stride(depths: tuple[int, ...]) -> int:
     return 4 * 2 ** max(len(depths) - 1, 0)
 
 
-def check_answers(
+def check_predictions(
     multilabel: bool,
     thresholds: tuple[float, ...],
     temperature: float | None,
@@ -110,7 +110,7 @@ class ViTConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
-        check_answers(self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        check_predictions(self.multilabel, self.thresholds, self.temperature, self.num_classes)
         sizes = {key: getattr(self, key) for key in POSITIVE}
         sizes |= {"patch_size": min(self.patch_size)}
         for key, size in sizes.items():

@@ -36,13 +36,13 @@ def affine(
     """
     dtype = jnp.dtype(out_dtype or activation_dtype)
 
-    def finish(y: Array, bias: Array) -> Array:
+    def epilogue(y: Array, bias: Array) -> Array:
         y = (y.astype(jnp.float32) + bias).astype(dtype)
         return activation(y) if activation else y
 
     x = mesh.split_by_image(x)
     y = remat.product(multiply(x.reshape(-1, x.shape[-1]), kernel, dtype))
-    y = (jax.checkpoint(finish) if activation and recompute else finish)(y, bias)
+    y = (jax.checkpoint(epilogue) if activation and recompute else epilogue)(y, bias)
     return mesh.split_by_image(y.reshape(*x.shape[:-1], *kernel.shape[1:]))
 
 

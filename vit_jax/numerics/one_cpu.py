@@ -23,7 +23,7 @@ def add(z: Array, branch: Array) -> Array:
     The gradient of the residual stream is a sum over all later layers. XLA's CPU backend recomputes
     a sum in each fusion that reads it, so the cost would be quadratic in the number of layers.
     """
-    return _settled(plain.add(z, branch))
+    return _fusion_barrier(plain.add(z, branch))
 
 
 def multiply(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
@@ -34,21 +34,21 @@ def multiply(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
 
 
 @jax.custom_vjp
-def _settled(x: Array) -> Array:
+def _fusion_barrier(x: Array) -> Array:
     return x
 
 
 @jax.jit
-def _itself(x: Array) -> Array:
+def _identity(x: Array) -> Array:
     return x
 
 
-def _settled_backward(_, dx: Array) -> tuple[Array]:
+def _fusion_barrier_backward(_, dx: Array) -> tuple[Array]:
     with set_xla_metadata(inlineable="false"):  # a call is a fusion barrier
-        return (_itself(dx),)
+        return (_identity(dx),)
 
 
-_settled.defvjp(lambda x: (x, None), _settled_backward)
+_fusion_barrier.defvjp(lambda x: (x, None), _fusion_barrier_backward)
 
 
 @jax.custom_vjp
@@ -68,7 +68,7 @@ def _rows_product(a: Array, b: Array, axis: int) -> Array:
     )
 
 
-def _turned(x: Array) -> Array:
+def _transposed(x: Array) -> Array:
     """x (r, c) bfloat16 transposed in memory to (c, r), by halves: XLA would undo a plain one."""
     rows, columns = x.shape
     bits = jax.lax.bitcast_convert_type(x, jnp.uint16)  # bfloat16 would be transposed as float32
@@ -87,7 +87,7 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = kept
     dy = jax.lax.optimization_barrier(dy.astype(jnp.bfloat16))
-    return _rows_product(dy, kernel, 1), _rows_product(_turned(x), dy, 0)
+    return _rows_product(dy, kernel, 1), _rows_product(_transposed(x), dy, 0)
 
 
 bfloat16_product.defvjp(_product_forward, _product_backward)

@@ -60,7 +60,7 @@ def groups(heads: int, size: int) -> Iterator[range]:
     return (range(i, min(i + step, heads)) for i in range(0, heads, step))
 
 
-def turned(ref: Any, offset: int, group: range, size: int) -> list[Array]:
+def transposed_heads(ref: Any, offset: int, group: range, size: int) -> list[Array]:
     """The columns of a group of heads in (1, n, columns), transposed to (e, n) for each head."""
     first = group[0] * size
     rows = ref[0, :, offset + first : offset + first + len(group) * size].T
@@ -68,7 +68,7 @@ def turned(ref: Any, offset: int, group: range, size: int) -> list[Array]:
 
 
 def put(ref: Any, offset: int, group: range, parts: list[Array]) -> None:
-    """The inverse of `turned`: writes one (e, n) per head."""
+    """The inverse of `transposed_heads`: writes one (e, n) per head."""
     size = len(parts[0])
     first = offset + group[0] * size
     ref[0, :, first : first + len(group) * size] = jnp.concatenate(parts).astype(ref.dtype).T
@@ -94,7 +94,7 @@ def attention_forward(qkv: Any, y: Any, *sums: Any, heads: int, size: int) -> No
     def begin(head: int) -> Array:
         group, i = places[head]
         if i == 0:
-            parts[group] = [turned(qkv, part * width, group, size) for part in range(3)]
+            parts[group] = [transposed_heads(qkv, part * width, group, size) for part in range(3)]
         q, k, _ = parts[group]
         return dot(k[i], q[i], ROW_ROW)  # (keys, queries)
 
@@ -125,8 +125,8 @@ def attention_backward(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, s
     def begin(head: int) -> tuple[Array, Array]:
         group, i = places[head]
         if i == 0:
-            parts[group] = [turned(qkv, part * width, group, size) for part in range(3)]
-            parts[group].append(turned(dy, 0, group, size))
+            parts[group] = [transposed_heads(qkv, part * width, group, size) for part in range(3)]
+            parts[group].append(transposed_heads(dy, 0, group, size))
         q, k, v, dy_ = (part[i] for part in parts[group])
         return dot(k, q, ROW_ROW), dot(v, dy_, ROW_ROW)  # (keys, queries)
 

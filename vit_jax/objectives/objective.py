@@ -12,7 +12,7 @@ from vit_jax.numerics.bits import Randomness
 Batch = dict[str, jax.Array]
 
 
-def nothing_of_its_own(key: jax.Array) -> dict[str, jax.Array]:
+def no_parameters(key: jax.Array) -> dict[str, jax.Array]:
     """No parameters of its own."""
     del key
     return {}
@@ -33,6 +33,6 @@ class Objective(NamedTuple):
 
     loss: Callable[[dict[str, jax.Array], Batch, Randomness], jax.Array]
     measure: Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]
-    init: Callable[[jax.Array], dict[str, Any]] = nothing_of_its_own
+    init: Callable[[jax.Array], dict[str, Any]] = no_parameters
     show: Callable[[dict[str, jax.Array], jax.Array], dict[str, jax.Array]] | None = None
     mix: Callable[[Batch, Randomness], Batch] | None = None

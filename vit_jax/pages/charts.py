@@ -57,7 +57,9 @@ def chart(
     ticks = _log_ticks(min(values), max(values)) if log else _ticks(values, from_zero)
     low, high = scale(ticks[0]), scale(ticks[-1])
     last_step = max(1, *(step for curve in curves for step, _ in curve.points))
-    steps = [tick for tick in _nice(0, last_step, 5) if tick <= last_step and tick == int(tick)]
+    steps = [
+        tick for tick in _round_ticks(0, last_step, 5) if tick <= last_step and tick == int(tick)
+    ]
 
     def x(step: float) -> float:
         return 1000 * step / last_step
@@ -189,7 +191,7 @@ def thin(points: Points, limit: int = MAX_POINTS) -> Points:
     return [points[i] for i in sorted(kept)]
 
 
-def _nice(low: float, high: float, count: int) -> list[float]:
+def _round_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers that enclose [low, high]."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -202,7 +204,7 @@ def _ticks(values: Sequence[float], from_zero: bool) -> list[float]:
     low, high = min(values), max(values)
     if low >= 0 and (from_zero or low < 0.4 * high):
         low = 0
-    return _nice(low, high, 4)
+    return _round_ticks(low, high, 4)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -40,7 +40,7 @@ def import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = given
 
 
-def bare(axes: Axes) -> None:
+def hide_axes(axes: Axes) -> None:
     """Removes ticks and frame."""
     axes.set_xticks([])
     axes.set_yticks([])

@@ -22,7 +22,7 @@ PIECES = 8  # maximum number of blocks held
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 
 _kept = False
-_occupied: list[int] = []  # addresses
+_held_blocks: list[int] = []  # addresses
 
 
 def keep_freed_pages() -> bool:
@@ -50,7 +50,7 @@ def freed_pages_are_kept() -> bool:
     return _kept
 
 
-def let_go(seconds: float) -> None:
+def wait_for_free(seconds: float) -> None:
     """Waits, for 2 ms at most, until XLA on a CPU has freed the memory of a step.
 
     XLA frees it shortly after the results are ready; a step that starts before that allocates
@@ -59,7 +59,7 @@ def let_go(seconds: float) -> None:
     time.sleep(min(0.002, seconds / 200))
 
 
-def give_back_freed_pages() -> None:
+def return_freed_pages() -> None:
     """Undoes `keep_freed_pages`."""
     global _kept
     if platform.libc_ver()[0] == "glibc":
@@ -107,15 +107,15 @@ def make_room(size: int) -> None:
         libc = ctypes.CDLL(None)
         libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
         libc.free.argtypes = [ctypes.c_void_p]
-        if len(_occupied) == PIECES:
-            while _occupied:
-                libc.free(_occupied.pop())
+        if len(_held_blocks) == PIECES:
+            while _held_blocks:
+                libc.free(_held_blocks.pop())
         piece = libc.malloc(size - SPARE)
         if piece:
-            _occupied.append(piece)
+            _held_blocks.append(piece)
 
 
-def stay_below(limit: int) -> None:
+def trim_above(limit: int) -> None:
     """Returns freed pages to the system if the process uses more than `limit` bytes."""
     if (resident_bytes() or 0) > limit:
         trim()

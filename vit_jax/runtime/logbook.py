@@ -88,7 +88,7 @@ class Logbook:
         workdir.mkdir(parents=True, exist_ok=True)
 
         self._path = workdir / FILE_NAME
-        records = _cut_back(self._path, start_step, going_on=start_step < total_steps)
+        records = _truncate(self._path, start_step, going_on=start_step < total_steps)
         self._last_step = int(records[-1]["step"] or 0) if records else 0
         self._seconds_before = max((r.get("seconds") or 0 for r in records), default=0.0)
         self._opened = time.monotonic()
@@ -284,7 +284,7 @@ def _parse(path: Path) -> tuple[list[Line], list[int], int]:
     return records, damaged, len(lines)
 
 
-def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[Line]:
+def _truncate(path: Path, start_step: int, *, going_on: bool) -> list[Line]:
     """Drops a truncated line and what came after `start_step`; returns the remaining records.
 
     When the run continues, its former last line keeps its metrics but loses the mark `final`.

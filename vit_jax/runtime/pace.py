@@ -83,9 +83,9 @@ class Paced:
             begin = time.perf_counter()
             jax.block_until_ready(self.in_flight.popleft())
             if not self.ahead:
-                host_memory.let_go(time.perf_counter() - begin)
+                host_memory.wait_for_free(time.perf_counter() - begin)
                 if self.limit is not None:
-                    host_memory.stay_below(self.limit)
+                    host_memory.trim_above(self.limit)
 
     def end_span(self) -> None:
         """Ends the previous step, and the profile if that was its last step."""

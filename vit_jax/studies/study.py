@@ -147,7 +147,7 @@ def run(
     for number, (name, config) in enumerate(todo.items(), start=1):
         say(f"trial {number} of {len(todo)}: {name}")
         try:
-            config = begun_with(config, workdir, name, failed)
+            config = with_parent(config, workdir, name, failed)
             metrics = trial(config, workdir / name)
         except Preempted:
             raise
@@ -186,7 +186,7 @@ def to_run(trials: Trials, mine: Trials, workdir: Path, say: Say) -> dict[str, C
     return {name: mine[name] for name in reversed(todo)}
 
 
-def begun_with(
+def with_parent(
     config: ConfigDict, workdir: Path, name: str, failed: Mapping[str, str]
 ) -> ConfigDict:
     """The configuration of the trial `name` with the path of its parent.
@@ -238,7 +238,7 @@ def outcomes(trials: Trials, workdir: Path) -> dict[str, Outcome]:
 
 def other_settings(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     """The settings in which the run in a trial's folder differs."""
-    found = dict(changes(workdir / name, begun_with(config, workdir, name, {})))
+    found = dict(changes(workdir / name, with_parent(config, workdir, name, {})))
     found.pop("data.dataset", None)  # compared by its content, when opened
     return list(found)
 

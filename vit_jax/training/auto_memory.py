@@ -43,7 +43,9 @@ class Choice(NamedTuple):
         return f"remat={self.remat}, accumulation_steps={self.accumulation_steps}"
 
 
-def settle(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Compiled, int | None]:
+def choose_setup(
+    setup: Setup, workdir: Path, *, resuming: bool
+) -> tuple[Setup, Compiled, int | None]:
     """The final setup, its compiled step, and the expected memory in bytes; prints the choice.
 
     The bytes are `memory.expected_bytes`.
@@ -57,9 +59,9 @@ def settle(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Compi
     if config.memory == "auto":
         setup, compiled, kept = choose(setup, limit, before)
     else:
-        compiled, kept = memory.compile_that_fits(setup, limit)
+        compiled, kept = memory.compile_checked(setup, limit)
     if host_memory.freed_pages_are_kept() and not kept:
-        host_memory.give_back_freed_pages()
+        host_memory.return_freed_pages()
         memory.show_memory(
             "freed pages are returned to the system, which is slower, as memory is short"
         )

@@ -50,20 +50,20 @@ WITHOUT_BEST = (
 SAVED = "saved.json"
 
 
-def raised_not_printed() -> None:
+def silence_raised_errors() -> None:
     """Silences Orbax and TensorStore, which print each error up to a hundred times.
 
     `check` and `restore` raise the error.
     """
     before = sys.unraisablehook
-    if getattr(before, "__name__", "") == "without_what_is_raised":
+    if getattr(before, "__name__", "") == "ignore_raised_errors":
         return
 
-    def without_what_is_raised(found: sys.UnraisableHookArgs) -> None:
+    def ignore_raised_errors(found: sys.UnraisableHookArgs) -> None:
         if not str(found.exc_value).startswith(("Event loop is closed", "Encountered error while")):
             before(found)
 
-    sys.unraisablehook = without_what_is_raised  # called by TensorStore's threads
+    sys.unraisablehook = ignore_raised_errors  # called by TensorStore's threads
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
     )
@@ -114,7 +114,7 @@ class Checkpoints:
         self.directory = Path(directory).resolve()
         self._pending: int | None = None
         self._policy = NewestAndBest(keep, self.directory)
-        raised_not_printed()
+        silence_raised_errors()
         if jax.process_index() == 0:
             self._lock()
         if jax.process_count() > 1:

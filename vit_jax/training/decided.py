@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     keep: Rule | None = None
 
     @property
-    def periods_on_the_way(self) -> Periods:
+    def periods_during_training(self) -> Periods:
         """Intervals before the end; evaluators that run once evaluate what is exported."""
         once = self.keep is None
         return {name: steps for name, steps in self.periods.items() if steps or once}

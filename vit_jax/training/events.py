@@ -228,7 +228,7 @@ def best_state(
     if best.rule is None:
         return state, {}
     if best.step is None:
-        done = due_evaluators(last, plan.periods_on_the_way, plan.total_steps)
+        done = due_evaluators(last, plan.periods_during_training, plan.total_steps)
     else:
         done = [key.partition("/")[0] for key in best.values]
         if best.step != last:

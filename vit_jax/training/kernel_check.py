@@ -18,7 +18,7 @@ from vit_jax.training.setup import computed_as
 FILE = "attention.json"
 
 
-def settle(
+def check_kernel(
     setup: Setup, workdir: Path, *, verify: Callable[..., self_check.Verdict] = self_check.verify
 ) -> tuple[Setup, dict[str, object] | None]:
     """The setup, with XLA's attention if the kernel fails the check; and the verdict to store.

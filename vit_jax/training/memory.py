@@ -110,7 +110,7 @@ def needed_bytes(setup: Setup, compiled: jax.stages.Compiled, *, kept: bool = Fa
     return state + besides + batches * batch_bytes(setup)
 
 
-def compile_that_fits(setup: Setup, limit: int) -> tuple[jax.stages.Compiled, bool]:
+def compile_checked(setup: Setup, limit: int) -> tuple[jax.stages.Compiled, bool]:
     """Compiles the step of a setup as configured, checks that it fits, and prints its memory.
 
     Returns:

@@ -89,11 +89,11 @@ def train(
     agreement.check_equal(agreement.of_data(setup.data))
     if finished is not None and is_over(setup, whole, workdir, finished):
         return still_finished(setup, whole, workdir, finished)
-    setup, attention = kernel_check.settle(setup, workdir)
+    setup, attention = kernel_check.check_kernel(setup, workdir)
     show_plan(setup)
     if not resuming:
         check_images(setup)
-    setup, compiled, expected = auto_memory.settle(setup, workdir, resuming=resuming)
+    setup, compiled, expected = auto_memory.choose_setup(setup, workdir, resuming=resuming)
     checkpoints = hold(setup, workdir)
     try:
         check_data(setup, checkpoints, allow_config_change)
@@ -129,7 +129,7 @@ def under_way(
         )
         request = stack.enter_context(StopRequest())
         stop = events.saves_and_stops(shared, workdir, total)
-        periods = setup.plan.periods_on_the_way
+        periods = setup.plan.periods_during_training
 
         fed = functools.partial(live.fed, workdir, setup.data.train.class_names)
 

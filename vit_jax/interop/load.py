@@ -130,8 +130,8 @@ def local_path(source: str) -> Path:
         return fetched(source)
     raise UserError(
         f"There is no checkpoint at {source!r}.{nearest(source, published.PUBLISHED)} Give a "
-        "workdir of `vit-jax train`, an exported directory, an official .npz, a Hugging Face or "
-        "timm directory, hf:ORG/NAME, a gs:// or https:// URL, or a published name such as "
+        "workdir, an exported, Hugging Face or timm directory, an official .npz, hf:ORG/NAME, a "
+        "gs:// or https:// URL, or a published name such as "
         "B/16-imagenet21k."
     )
 

@@ -144,7 +144,7 @@ def test_wrong_usage_and_names(capsys, arguments, code, part):
         ("--config.model.variant=debgu", "Did you mean 'debug'"),
         ("--config.modle.variant=debug", "Did you mean 'model.variant'"),
         ("--config.optimizer.momentun=0.5", "Did you mean 'momentum'"),
-        ("--config.total_steps=many", "--config.total_steps='many' is no int"),
+        ("--config.total_steps=many", "--config.total_steps='many' is not of type int"),
         ("--config.init_from=/no/weights", "There is no checkpoint at '/no/weights'"),
         ("--config.mesh.fsdp=3", "does not cover"),
         ("--config.batch_size=7", "does not divide"),

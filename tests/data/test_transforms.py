@@ -185,7 +185,7 @@ GOOD_PNG = encode(smooth_image(200, 300), "PNG")
     "data, what",
     [
         (b"", "is empty"),
-        (b"not an image", "cannot be decoded (no image"),
+        (b"not an image", "cannot be decoded (not a known image"),
         (b"\xff\xd8", "cannot be decoded"),
         (GOOD_JPEG[:200], "cannot be decoded"),
         (GOOD_JPEG[: len(GOOD_JPEG) // 2], "cannot be decoded (damaged)"),

@@ -180,7 +180,7 @@ def test_other_classes_have_none(calibrated):
         (dict(temperature=0.0), "temperature=0.0 must be"),
         (dict(temperature=float("nan")), "temperature=nan must be"),
         (dict(temperature="hot"), "temperature='hot' must be"),
-        (dict(temperature=2.0, multilabel=True), "for one label per image"),
+        (dict(temperature=2.0, multilabel=True), "one label per image"),
     ):
         with pytest.raises(UserError, match=message):
             models.replace(config, **changes)

@@ -153,7 +153,7 @@ def test_one_class_is_not_trained_on(tmp_path, by_colour):
     spec = f"folder:{tmp_path}"
     with pytest.raises(UserError, match=rf"one class, 'dataset'.*\(blue, green, red\).*{spec}/dat"):
         prepared(spec)
-    with pytest.raises(UserError, match="has one class, 'dataset'"):
+    with pytest.raises(UserError, match="has only one class, 'dataset'"):
         evaluate("knn", by_colour, spec)
 
 

@@ -78,7 +78,7 @@ def test_what_is_wrong_with_it_is_said(run, tmp_path, capsys):
         "def nothing(forward, data): return {'accuracy': 1.0}\n"
     )
     for name, sentence in (
-        ("positional", "def positional(forward, data, *, option=default)"),
+        ("positional", "define positional(forward, data, *, option=default)"),
         ("listed", "options cannot be <class 'list'>"),
         ("nothing", "returns dict instead of a vit_jax.evaluation.result.Result"),
     ):

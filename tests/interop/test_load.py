@@ -122,7 +122,7 @@ def test_what_is_no_checkpoint(saved, tmp_path):
     with pytest.raises(UserError, match=r"is not a checkpoint: .* it has photo\.jpg"):
         vit_jax.load_model(tmp_path / "run")
     (tmp_path / "w.pt").write_text("")
-    with pytest.raises(UserError, match=r"w\.pt is no checkpoint"):
+    with pytest.raises(UserError, match=r"w\.pt is not a checkpoint"):
         vit_jax.load_model(tmp_path / "w.pt")
     with pytest.raises(UserError, match="holds a debug, not a B/16"):
         vit_jax.load_model(saved, variant="B/16")

@@ -103,7 +103,7 @@ def test_an_array_in_two_shards_is_refused(whole):
     other = next(shard for shard in table.values() if shard != table[first])
     held = load_file(directory / other)
     save_file(held | {first: arrays[first] + 1}, directory / other)
-    with pytest.raises(UserError, match=f"holds {first} twice, in {table[first]} and in {other}"):
+    with pytest.raises(UserError, match=f"has {first} twice, in {table[first]} and in {other}"):
         load.read(directory)
 
 

@@ -217,7 +217,7 @@ def container_words(done):
         (["--config=", TRAIN[1]], "-- --config=FILE is required.", 2),
         ([TRAIN[1], "--config"], "-- --config=FILE is required.", 2),
         ([*TRAIN, "--config.seed"], "--config.seed needs a value", 2),
-        ([*TRAIN, "--config.seed=x"], "--config.seed='x' is no int.", 1),
+        ([*TRAIN, "--config.seed=x"], "--config.seed='x' is not of type int.", 1),
         ([*TRAIN, "--config.sed=1"], "--config.sed is not a setting. Did you mean 'seed'?", 1),
         ([*TRAIN, "--config.model.variant=B/17"], "no variant 'B/17'. Did you mean 'B/16'?", 1),
         ([*TRAIN, "--config.evaluators.fewshot.shotz=3"], "fewshot.shotz is a setting that no", 1),

@@ -233,7 +233,7 @@ def test_models_without_patches():
     with pytest.raises(UserError, match="R50x1 has none; choose a ViT or a hybrid"):
         objective(models.get_config("R50x1", depths=(1, 1, 1, 1), width_factor=0.5, image_size=64))
     config = models.override(CONFIG, patch_size=14, image_size=28)
-    with pytest.raises(UserError, match=r"those of .* are 14 x 14; choose mean_colour or pixels"):
+    with pytest.raises(UserError, match=r"divide 14 x 14 of .*; choose mean_colour or pixels"):
         objective(config, target="downsized")
 
 

@@ -87,7 +87,7 @@ def test_what_cannot_be_is_refused():
     balanced = {"data__sampling": "balanced"}
     for settings, labels, known, message in (
         (balanced | {"class_weights": "balanced"}, SINGLE, True, "both correct for rare classes"),
-        (balanced | {"loss__name": "sigmoid_cross_entropy"}, SEVERAL, True, "one label an image"),
+        (balanced | {"loss__name": "sigmoid_cross_entropy"}, SEVERAL, True, "one label per image"),
         (balanced, SINGLE, False, "needs all labels of animals"),
         ({}, SEVERAL, True, "set config.loss.name=sigmoid_cross_entropy"),
     ):

@@ -187,7 +187,7 @@ def test_models_and_data_of_other_kinds(run, spec, tmp_path, capsys):
         PIL.Image.fromarray(image).save(tmp_path / "one_each" / name / "0.png")
     config, params = load.read(run)
     assert evaluate(run, f"folder:{tmp_path}/one_each[train]", tmp_path / "out") == 0
-    assert "one label an image" in capsys.readouterr().out
+    assert "one label per image" in capsys.readouterr().out
     one = models.replace(config, multilabel=False)
     saved.save(tmp_path / "one", one, params)
     assert evaluate(tmp_path / "one", f"{spec}[test]", tmp_path / "out") == 1
@@ -200,8 +200,8 @@ def test_models_and_data_of_other_kinds(run, spec, tmp_path, capsys):
 def test_training_refuses_what_contradicts(spec, tmp_path, capsys):
     for more, message in (
         ((), "set config.loss.name=sigmoid_cross_entropy"),
-        ((SIGMOID, "--config.data.sampling=balanced"), "data with one label an image"),
-        ((SIGMOID, "--config.class_weights=nowhere.json"), "nowhere.json is no file"),
+        ((SIGMOID, "--config.data.sampling=balanced"), "data with one label per image"),
+        ((SIGMOID, "--config.class_weights=nowhere.json"), "nowhere.json does not exist"),
     ):
         workdir = tmp_path / "run"
         assert tiny_runs.train(workdir, f"--config.data.dataset={spec}", *more) == 1
@@ -229,7 +229,7 @@ def test_other_weights_are_other_data(tmp_path):
 
     one, two, plain = with_weight(1.0), with_weight(2.0), prepared()
     for begun, now in ((one, two), (plain, two), (two, plain)):
-        with pytest.raises(UserError, match=r"class_weights is .*, it was"):
+        with pytest.raises(UserError, match=r"class_weights is .*, but was"):
             check_data(now, Begun(begun), False)
         check_data(now, Begun(begun), True)
     check_data(two, Begun(with_weight(2.0)), False)

@@ -228,7 +228,7 @@ def test_w1_a_port_that_is_taken_is_one_line(tmp_path):
         )  # fmt: skip
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-    assert f"Port {port} of this machine" in ended.stderr
+    assert f"Port {port} on this machine" in ended.stderr
 
 
 def test_an_error_of_one_process_keeps_its_sentence_and_its_code(tmp_path):

@@ -170,7 +170,7 @@ def answers(
     forward.check_head()
     mapping, remark = match_labels(forward, source)
     if not source.multilabel:
-        remark = "; ".join(filter(None, (remark, "one label an image")))
+        remark = "; ".join(filter(None, (remark, "one label per image")))
     names = forward.labels or source.class_names
     known: Source = source
     if not np.array_equal(mapping, np.arange(len(names))):

@@ -113,7 +113,7 @@ def test_names_that_are_made_of_names(images):
 def test_an_image_with_two_classes_is_refused(images):
     """S7, as rows."""
     (images / "train.csv").write_text("path,label\n0.png,cat\n1.png,dog\n0.png,dog\n")
-    with pytest.raises(UserError, match=r"line 4: 0.png is a 'dog', and a 'cat' in .*line 2"):
+    with pytest.raises(UserError, match=r"line 4: 0.png is a 'dog', but a 'cat' in .*line 2"):
         data.open_source(f"folder:{images}")
 
 
@@ -268,7 +268,7 @@ def test_a_column_that_says_it_is_of_one_split(images):
 
 def test_one_image_spelled_twice_has_one_class(images):
     (images / "train.csv").write_text("path,label\n./0.png,a\n0.png,b\n1.png,b\n")
-    with pytest.raises(UserError, match=r"0\.png is a 'b', and a 'a' in .*line 2"):
+    with pytest.raises(UserError, match=r"0\.png is a 'b', but a 'a' in .*line 2"):
         data.open_source(f"folder:{images}")
 
 

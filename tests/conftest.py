@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# LLVM compiles without optimisation: the tests' programs are small, and compiling them is most of
+# the work. XLA's own passes stay as they are. `XLA_FLAGS= pytest` optimises as for users.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # The workers of pytest-xdist share the cores; BLAS reads this when NumPy is imported.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _threads = str(max(1, (os.cpu_count() or 1) // _workers))

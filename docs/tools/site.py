@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 
 import vit_jax
 from vit_jax import cli, settings
+from vit_jax.cli import help
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
@@ -45,6 +46,13 @@ def on_files(files: Files, config) -> Files:
             files.remove(old)
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_post_page(output: str, page, config) -> str:
+    """The theme has one language for all pages; fonts and screen readers go by each page's own."""
+    if page.file.src_uri.startswith("ja/"):
+        return output.replace('<html lang="en"', '<html lang="ja"', 1)
+    return output
 
 
 def rewrite(text: str, folder: Path, page: str) -> str:
@@ -95,14 +103,14 @@ def as_page(path: str) -> str:
 
 def commands() -> str:
     """`--help` of every command."""
-    text = ["# Commands", f"```text\n{cli.overview()}\n```"]
+    text = ["# Commands", f"```text\n{help.overview(cli.COMMANDS)}\n```"]
     for name in cli.COMMANDS:
         command = importlib.import_module(f"vit_jax.cli.{name}")
         flags = absl_flags.FlagValues()
         command.define(flags)
         if hasattr(command, "define_for"):
             command.define_for(flags, [])
-        found = cli.command_help(name, command, flags)
+        found = help.of_command(command, flags)
         found = found.partition("\nsettings, as --config.KEY=VALUE:")[0].rstrip()
         text.append(f"## vit-jax {name}\n\n```text\n{found}\n```")
         if "set" in flags:

@@ -128,7 +128,7 @@ def test_six_channels_from_a_table_to_predictions_and_an_export(tmp_path):
     words = [
         f"--config.data.dataset=folder:{tmp_path}", "--config.model.channels=6",
         "--config.model.image_size=16", "--config.total_steps=30",
-        "--config.schedule.learning_rate=0.3",
+        "--config.schedule.learning_rate=0.3", "--config.checkpoint_every_steps=30",
     ]  # fmt: skip
     assert tiny_runs.train(run, *words) == 0
     found = json.loads((run / "evaluation.json").read_text())["classification"]

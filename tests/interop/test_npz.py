@@ -177,7 +177,7 @@ def claims(shape, data=b""):
     "members, message",
     [
         ({"a.npy": claims((10**6, 10**6))}, r"should be float32 \(1000000, 1000000\) but has 0"),
-        ({"a.npy": claims((2,), bytes(4096))}, "holds 4,096 bytes"),
+        ({"a.npy": claims((2,), bytes(4096))}, "has 4,096 bytes"),
         ({"a.npy": b"no array"}, "not a readable"),
     ],
 )

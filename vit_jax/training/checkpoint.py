@@ -41,6 +41,11 @@ from vit_jax.training.state import TrainState
 
 __all__ = ["CheckpointError", "Checkpoints", "fingerprint"]
 
+#: Every replica writes its slice of an array of which a slice has as many bytes. Below it, the
+#: programs that cut slices cost more than they save. 48 small arrays on eight CPU devices took
+#: 2.9 s of CPU in the first save and 0.32 s later, without slices 0.21 s; 510 MB 2.8 s with either.
+SLICE_BYTES = 2**20
+
 #: Advice when the best checkpoint of a run is lost.
 WITHOUT_BEST = (
     "Restore it from a copy, or continue without it: --config.keep_best= --config.patience=0 "
@@ -119,6 +124,11 @@ class Checkpoints:
             self._lock()
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoint directory locked")
+        ocp.type_handlers.register_type_handler(
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES),
+            override=True,
+        )
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(

@@ -9,7 +9,7 @@ any other data set, and are compared by ImageNet 5-shot accuracy.
 
 Expected, ImageNet 5-shot. Table 8 (B/16): none 0.614; 1-D 0.642 at the stem, 0.640 in every layer,
 0.643 shared; 2-D 0.640, 0.640, 0.640; relative 0.640. Figure 9: the class token at 8e-4 and GAP at
-3e-4 agree, GAP at 8e-4 falls behind. Figure 13, read off: R50 0.50, Axial-R50 0.56, B/32 0.565,
+3e-4 agree, GAP at 8e-4 is worse. Figure 13, read off: R50 0.50, Axial-R50 0.56, B/32 0.565,
 Axial-B/32 0.585, B/16 0.64, Axial-B/16 0.65. Figure 8: depth helps most, width least.
 Cost: each about that of B/16 or B/32 on JFT for 7 epochs, 224 or 55 exaFLOPs (Table 6).
 """

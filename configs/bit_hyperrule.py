@@ -5,13 +5,13 @@
 
 The argument is VARIANT,DATASET[,SIZE]: the rule has no other settings. The size class of the data
 set (small below 20,000 examples, medium below 500,000, large) decides steps, warm-up, the three
-steps down of the learning rate by ten, and mixup. The paper's data sets are known by name; any
-other is taken as small unless `examples=N` says how many there are.
+divisions of the learning rate by ten, and mixup. The paper's data sets are known by name; others
+count as small unless `examples=N` gives their size.
 
 SGD with momentum 0.9 at 0.003, batch 512, softmax, no weight decay, no dropout. Images are resized
 to 160 and cropped to 128 where the originals are smaller than 96x96 pixels, otherwise 448 and 384;
-480 is cropped from 512. Of a data set that is not known by name, images are taken to be large:
-give SIZE 128 if they are small. The plan says it where they are.
+480 is cropped from 512. Images of other data sets are assumed to be large: give SIZE 128 if they
+are small, as the plan will note.
 
 Cost: 500, 10,000 or 20,000 steps. Expected from JFT with SGD (Table 7): CIFAR-10 R50x1 97.46,
 R152x2 99.07.

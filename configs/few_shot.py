@@ -1,4 +1,4 @@
-"""Pre-training on a random part of a data set, watched by few-shot accuracy: Figure 4, section 4.3.
+"""Pre-training on a random part of a data set, with few-shot evaluation: Figure 4, section 4.3.
 
   vit-jax train --config=configs/few_shot.py:L/16,jft,9000000 --workdir=DIR
   vit-jax train --config=configs/few_shot.py:B/32,tfds:imagenet21k,0,folder:/data/pets --workdir=DIR
@@ -8,11 +8,11 @@ The argument is VARIANT,DATASET,EXAMPLES[,TARGET]. EXAMPLES is the size of the p
 random sample. TARGET is the data set of the few-shot evaluation, ImageNet unless named: its
 training split gives the shots, its test (for ImageNet validation) split the accuracy.
 
-Hyper-parameters are those of Table 3 for JFT whatever the size, and nothing more against
-overfitting. The paper stops early: take the best evaluation of metrics.jsonl. It does not say
-whether the parts are seen for the same epochs or the same steps; here it is the same epochs.
+Hyper-parameters are those of Table 3 for JFT at every size, without more regularisation. The paper
+stops early: take the best evaluation in metrics.jsonl. It does not say whether the parts have the
+same epochs or the same steps; here it is the same epochs.
 
-Expected, ImageNet 5-shot, read off Figure 4: B/32 far below R50x1 at 9M and above it from 90M on;
+Expected, ImageNet 5-shot, read from Figure 4: B/32 far below R50x1 at 9M and above it from 90M on;
 L/16 against R152x2 likewise. Cost: for 300M examples as in Table 6, in proportion for less.
 """
 
@@ -32,7 +32,7 @@ def get_config(argument=""):
         if not c.data.train_split:
             c.data.train_split, c.data.eval_split = "train", "test"
         name, _, bounds = c.data.train_split.partition("[")
-        start = int(bounds.partition(":")[0] or 0)  # behind what is held out for evaluation
+        start = int(bounds.partition(":")[0] or 0)  # after the part held out for evaluation
         c.data.train_split = f"{name}[{start or ''}:{start + a['examples']}]"
     c.evaluators.fewshot.data = a["target"]
     c.evaluators.fewshot.shots = (5, 10)

@@ -13,7 +13,7 @@ are Table 2's ImageNet runs, which also average the weights (Polyak, 0.9999):
 SGD with momentum 0.9 (bfloat16 accumulator), batch 512, cosine decay, no weight decay, gradients
 clipped at global norm 1, a zero-initialised linear head. The learning rate is swept on a held-out
 part of the training set: 0.003, 0.01, 0.03 and 0.06 for ImageNet, 0.001, 0.003, 0.01 and 0.03 for
-the others; the default is 0.03 (0.01 for CIFAR, which has least to gain from more).
+the others; the default is 0.03 (0.01 for CIFAR).
 
 Cost: 20,000 steps on ImageNet, 10,000 on CIFAR, 500 on Pets and Flowers. Expected from
 ImageNet-21k weights (Table 5): ImageNet B/16 83.97, L/16 85.15; CIFAR-10 B/16 98.95, L/16 99.16;

@@ -3,16 +3,16 @@
   vit-jax train --config=configs/from_scratch_small.py:folder:/data/cifar10 --workdir=DIR
 
 The argument is DATASET[,EPOCHS[,RECIPE]]; the recipe is paper, or strong, which adds STRONG below.
-The paper trains nothing so small; what carries over is Adam with strong weight decay, dropout-free
-blocks, warm-up and cosine decay, and clipping at 1, as in its ImageNet row (Table 3). Patches of 4
-pixels give 64 tokens.
+The paper trains nothing this small; from its ImageNet row (Table 3) come Adam with strong weight
+decay, warm-up and cosine decay, and clipping at 1. Blocks have no dropout. Patches of 4 pixels give
+64 tokens.
 
 docs/RESULTS.md has the accuracy and the curve of a run, with its cost.
 """
 
 from vit_jax import config as configuration
 
-#   as in configs/own.py: other changes of the images, pairs that are mixed, blocks left out
+#   as in configs/own.py: more augmentation, mixup and CutMix, stochastic depth
 STRONG = {
     "augment.policy": "trivial", "mixup_alpha": 0.2, "cutmix_alpha": 1.0,
     "model.stochastic_depth_rate": 0.1,

@@ -4,19 +4,19 @@
   vit-jax train --config=configs/masked_patch.py:S/16,folder:/data/photos,100000 --workdir=DIR \\
       --config.batch_size=256
 
-The argument is VARIANT,DATASET[,STEPS[,TARGET]]: a data set of configs/pretrain.py or a data spec,
-of which the labels are not read, so that a folder of images without class folders will do;
-1,000,000 steps, about 14 epochs of JFT-300M; and what is predicted of a corrupted patch:
-mean_colour, downsized or pixels. What else B.1.2 varies or leaves
-open is in config.objective (vit_jax/objectives/masked_patches.py).
+The argument is VARIANT,DATASET[,STEPS[,TARGET]]. DATASET is one of configs/pretrain.py or a data
+spec; labels are not read, so a folder of images without class folders is enough. STEPS is 1,000,000
+by default, about 14 epochs of JFT-300M. TARGET is what is predicted for a corrupted patch:
+mean_colour, downsized or pixels. Other options of B.1.2 are in config.objective
+(vit_jax/objectives/masked_patches.py).
 
-Adam, batch 4096, 2e-4, 10k warm-up steps, cosine decay, 224 pixels. The paper says nothing of
-weight decay and dropout: here 0.1 and none, its choice for JFT (Table 3), and a linear head.
+Adam, batch 4096, 2e-4, 10k warm-up steps, cosine decay, 224 pixels. The paper does not give weight
+decay and dropout: here 0.1 and none, its choice for JFT (Table 3), and a linear head.
 
-Fine-tune with --config=configs/finetune.py:B/16,imagenet --config.init_from=DIR; what the objective
-learned for itself, the mask and its head, is left behind.
+Fine-tune with --config=configs/finetune.py:B/16,imagenet --config.init_from=DIR; the mask embedding
+and the objective's head are dropped.
 
-Cost: a step costs what one of supervised pre-training does, with target downsized 7% more.
+Cost: as a step of supervised pre-training, with target downsized 7% more.
 Expected: 79.9% on ImageNet after fine-tuning, 2% above training from scratch and 4% below
 supervised pre-training; 15% corruption and target pixels are slightly worse; gains flatten after
 100k steps, and pre-training on ImageNet gives similar ones.

@@ -1,27 +1,27 @@
-"""Your own images: from a few facts about them to a run; `vit-jax train folder:/data/pets` uses it.
+"""Your own images: settings from a few facts; used by `vit-jax train folder:/data/pets`.
 
   vit-jax train --config=configs/own.py:images=3312,pixels=500,pretrained=true --workdir=DIR \\
       --config.data.dataset=folder:/data/pets --config.init_from=B/16-imagenet21k
 
-The facts are the argument: images, of the training part; pixels, their shorter side; pretrained,
-whether there are weights to begin with; variant and size, of those weights, or the variant to train
-from scratch; resolution, if it is chosen; accelerator, whether it is no CPU; multilabel; flip,
-whether an image may be mirrored; recipe, paper or strong.
+The facts are the argument: images, their number in training; pixels, their shorter side;
+pretrained, whether there are initial weights; variant and size, of those weights, or the variant to
+train from scratch; resolution, if given; accelerator, True unless on a CPU; multilabel; flip,
+whether images may be flipped; recipe, paper or strong.
 
 With weights, Table 4 of the paper and BiT-HyperRule, which it follows: SGD with momentum 0.9,
 cosine decay, clipping at 1, no weight decay, 500, 10,000 or 20,000 steps of 512 images by the size
-of the data. A rate goes with its batch, in proportion, and is at least 0.003. On a CPU
-batches are of 32 images, and steps fewer where they would take days.
+of the data. The learning rate is proportional to the batch, and at least 0.003. On a CPU batches
+have 32 images, and there are fewer steps where they would take days.
 
 Without, as configs/from_scratch_small.py: Adam at 0.001 with strong weight decay, and a ViT of 64
 tokens. The paper's models need pre-training: this one is for a first look, or for simple images.
 
-recipe=strong adds to either what the paper has not (STRONG below): more changes of images, pairs of
-them mixed, blocks left out at random, and with weights lower rates for lower layers.
+recipe=strong adds to either what the paper does not have (STRONG below): more augmentation, mixup
+and CutMix, stochastic depth, and with weights lower learning rates for lower layers.
 
 Cost: with weights 16,000 images on a CPU, 256,000 on an accelerator, if they are fewer than 20,000.
 Expected: Table 5 has Pets and Flowers (94.43 and 99.38 from B/16 on ImageNet-21k, at batch 512);
-docs/RESULTS.md what was measured from scratch. The model is that of the best evaluation.
+docs/RESULTS.md has results from scratch. The exported model is from the best evaluation.
 """
 
 from vit_jax import config as configuration
@@ -34,17 +34,17 @@ FINE_TUNING = (
     (float("inf"), dict(steps=20_000, cpu_steps=4_000, warmup=2.5, rate=0.03)),
 )
 BATCH, CPU_BATCH, LEAST_RATE = 512, 32, 0.003
-SMALL = 96  # BiT-HyperRule: images below gain nothing from more pixels than the weights had
-LARGER = {224: 384}  # section 3.2: fine-tuning gains from more pixels than pre-training
-FOURTEEN = {224: 518}  # the same where patches are of 14 pixels (Table 2)
+SMALL = 96  # BiT-HyperRule: smaller images gain nothing from more pixels than the weights had
+LARGER = {224: 384}  # section 3.2: fine-tuning gains from more pixels than in pre-training
+FOURTEEN = {224: 518}  # the same with patches of 14 pixels (Table 2)
 
-#   shorter side below: pixels, patch size; 64 tokens but for the smallest
+#   shorter side below: pixels, patch size; 64 tokens except for the smallest
 FROM_SCRATCH = (
     (17, dict(size=16, patch=4)),
     (64, dict(size=32, patch=4)),
     (float("inf"), dict(size=64, patch=8)),
 )
-#   what recipe=strong sets: with weights, and without; digits are not turned
+#   settings of recipe=strong: with weights, and without; not for digits
 STRONG = {
     True: {
         "augment.policy": "trivial", "mixup_alpha": 0.2, "layer_decay": 0.75,
@@ -56,9 +56,9 @@ STRONG = {
     },
 }  # fmt: skip
 RECIPES = {"paper": False, "strong": True}
-#   training images that are evaluated beside the others: on a CPU, on an accelerator
+#   number of training images that are also evaluated: on a CPU, on an accelerator
 TRAINING_IMAGES = {False: 256, True: 2_000}
-SCRATCH_BATCH, SEEN = 128, 600_000  # images: 12 epochs of CIFAR-10, which were measured
+SCRATCH_BATCH, SEEN = 128, 600_000  # images: 12 epochs of CIFAR-10, as measured
 MOST_EPOCHS, LEAST_EPOCHS = 100, 3
 
 
@@ -76,7 +76,7 @@ def get_config(argument=""):
                 configuration.override(c, key, str(value))
     c.loss.name = "sigmoid_cross_entropy" if a["multilabel"] else "softmax_cross_entropy"
     c.gradient_clip_norm = 1.0
-    c.memory = "auto"  # the batch stays, and is computed in parts where it does not fit
+    c.memory = "auto"  # the batch is kept, with accumulation if it does not fit
     rate = c.schedule.learning_rate
     c.sweep.learning_rates = tuple(float(f"{rate * times:.3g}") for times in (1 / 3, 1, 3))
     every = max(1, c.total_steps // 20)
@@ -92,7 +92,7 @@ def row_of(table, number):
 
 
 def batch_of(images, most):
-    """The largest power of two that is no more than the images, from 8 to `most`."""
+    """The largest power of two up to the number of images, from 8 to `most`."""
     return min(most, max(8, 2 ** (max(images, 1).bit_length() - 1)))
 
 

@@ -5,11 +5,11 @@
 The argument is VARIANT,DATASET[,EPOCHS]. DATASET is imagenet, imagenet21k or jft, which choose the
 paper's hyper-parameters, and the data is read from TFDS; any other data spec (folder:PATH,
 tfds:NAME, hf:ORG/NAME) trains with the hyper-parameters of `like=`, e.g.
-`B/16,folder:/data/plants,like=imagenet`. JFT-300M is private: name your copy, `like=jft`.
+`B/16,folder:/data/plants,like=imagenet`. JFT-300M is private: give your own copy with `like=jft`.
 
 `sgd=true` pre-trains as BiT did, for Table 7's comparison of Adam with SGD: 0.03 per 256 images,
 momentum 0.9, weight decay 1e-4, divided by ten at 10, 23, 30 and 37 of 40 epochs, scaled to the
-epochs at hand (the paper does not say how it did so).
+number of epochs (the paper does not say how it did so).
 
 Adam(0.9, 0.999), batch 4096, 10k warm-up steps, 224 pixels, weight decay on every parameter times
 the current learning rate, sigmoid cross-entropy, a hidden tanh layer in the head. Gradients are
@@ -45,7 +45,7 @@ JFT_LEARNING_RATE = {
     "B/16": 8e-4, "B/32": 8e-4, "L/32": 6e-4, "L/16": 4e-4, "H/14": 3e-4,
     "R50x1": 1e-3, "R50x2": 1e-3, "R101x1": 8e-4, "R152x1": 6e-4, "R152x2": 6e-4, "R200x3": 6e-4,
     "R50+B/16": 8e-4, "R50+B/32": 8e-4, "R50+L/32": 2e-4, "R50+L/16": 4e-4,
-    "b/32": 8e-4,  # not in Table 3, nor are the next: as their counterparts
+    "b/32": 8e-4,  # these are not in Table 3: as their counterparts
     "Axial-B/16": 8e-4, "Axial-B/32": 8e-4, "Axial-R50x1": 1e-3,
 }  # fmt: skip
 JFT_EPOCHS = {"H/14": 14, "R200x3": 14}

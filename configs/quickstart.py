@@ -18,7 +18,7 @@ def stage(name, size):
     c.name = name
     c.model.update(variant="debug", image_size=size, **MODEL)
     c.data.dataset = "digits"
-    # Digits must not be mirrored; a shift of one pixel leaves them what they are.
+    # Digits must not be flipped; a shift of one pixel does not change them.
     c.augment = configuration.ConfigDict({"name": "pad_crop", "pad": 1, "flip": False})
     c.batch_size = 32
     c.gradient_clip_norm = 1.0

@@ -2,18 +2,18 @@
 
   vit-jax train --config=configs/vtab.py:checkpoint,caltech101 --workdir=DIR \\
       --config.init_from=B/16-imagenet21k
-  vit-jax evaluate --suite=vtab --checkpoint=B/16-imagenet21k --out=DIR       all that are prepared
+  vit-jax evaluate --suite=vtab --checkpoint=B/16-imagenet21k --out=DIR       all prepared tasks
 
 The argument is VARIANT,TASK[,SIZE]. TASK is one of the nineteen of `vit-jax prepare vtab`. With
 dev=True the run trains on train800 and is tested on val200, to choose what the paper chose by the
 mean over all tasks.
 
-One set of hyper-parameters for all tasks and no resolution of their own: learning rate 0.01, 2,500
-steps, batch 512, 384 pixels, cosine decay, as Table 4's other rows. Random crop and flip, but no
-flip where left and right are the label (dSpr-Ori, dSpr-Loc, sNORB-Azim) and no crop where a crop
-changes it (Clevr-Count, Clevr-Dist, DMLab, KITTI-Dist, dSpr-Loc).
+All tasks share hyper-parameters and resolution: learning rate 0.01, 2,500 steps, batch 512, 384
+pixels, cosine decay, as Table 4's other rows. Random crop and flip, but no flip where it would
+change the label (dSpr-Ori, dSpr-Loc, sNORB-Azim), and no crop where that would (Clevr-Count,
+Clevr-Dist, DMLab, KITTI-Dist, dSpr-Loc).
 
-Cost: 2,500 steps a task; L/16 at 384 takes 28 exaFLOPs for the nineteen. Expected (Table 9, mean):
+Cost: 2,500 steps per task; L/16 at 384 takes 28 exaFLOPs for all. Expected (Table 9, mean):
 H/14 from JFT 77.6, L/16 from JFT 76.3, L/16 from ImageNet-21k 72.7.
 """
 

@@ -1,12 +1,12 @@
-"""Checks what a launcher is given, where one types: before anything is paid for.
+"""Checks the arguments of a launcher on the user's machine, before anything is paid for.
 
     python3 launch/check.py LAUNCHER ACTION DEFAULTS... -- WORDS...
 
-DEFAULTS are NAME=VALUE for each option that the launcher has; ? must be given. WORDS are what was
-typed: options, then `--` and the flags of `vit-jax train`. Printed are assignments for a shell: the
-options, `train` (what follows `--`), and `hosts` and `machine` where there is a topology. Bad input
-is one line, with exit code 2 for wrong usage and 1 for a value that cannot be. Needs only Python;
-the config is evaluated by the first Python found that has ml_collections.
+DEFAULTS are NAME=VALUE for each option of the launcher; ? is required. WORDS are the arguments:
+options, then `--` and the flags of `vit-jax train`. Prints assignments for a shell: the options,
+`train` (what follows `--`), and `hosts` and `machine` if there is a topology. Bad input gets one
+line, with exit code 2 for wrong usage and 1 for an invalid value. Needs only Python; the config is
+evaluated by the first Python found that has ml_collections.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NoReturn
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = "/shared"
 
-#: Of each launcher: how the source tree comes to the hosts, and its actions.
+#: For each launcher: how the source tree is sent to the hosts, and its actions.
 LAUNCHERS = {
     "tpu_vm.sh": ("git", "create wait setup run status logs stop delete babysit"),
     "compute_engine.sh": ("git", "create wait setup run status logs stop delete"),
@@ -43,20 +43,20 @@ NEEDS = {
 }
 CALLED = {"image": "IMAGE", "claim": "NAME of a PersistentVolumeClaim"}
 EXCLUSIVE = (("spot", "reserved"), ("spot", "reservation"))
-#: What `git archive` must hold for a host to install it.
+#: Files that `git archive` must contain for a host to install it.
 SOURCE = ("setup.py", "pyproject.toml", "README.md", "vit_jax", "configs", "launch/worker.sh",
           "launch/restart.py", "launch/env/tpu.env", "launch/requirements.txt")  # fmt: skip
 
 FLAT = ["2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"]
 DEEP = ["2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"]
-#: Generations of TPU: (GKE's accelerator, machine with four chips, image family, most chips).
+#: TPU generations: (GKE's accelerator, machine with four chips, image family, maximum chips).
 GENERATIONS = {
     "v5e": ("tpu-v5-lite-podslice", "ct5lp-hightpu-4t", "", 256),
     "v5p": ("tpu-v5p-slice", "ct5p-hightpu-4t", "", 6144),
     "v6e": ("tpu-v6e-slice", "ct6e-standard-4t", "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e", 256),
     "TPU7x": ("tpu7x", "tpu7x-standard-4t", "ubuntu-accel-2404-amd64-tpu-tpu7x", 9216),
 }
-#: Accelerator types of the Cloud TPU API: what the number counts in, at least, at most.
+#: Accelerator types of the Cloud TPU API: unit of the number, minimum, maximum.
 TYPES = {"v2": (8, 8, 512), "v3": (8, 8, 2048), "v4": (8, 8, 8192), "v5p": (8, 8, 12288),
          "v5litepod": (0, 1, 256), "v6e": (0, 1, 256)}  # fmt: skip
 
@@ -75,7 +75,7 @@ def note(text: str) -> None:
     print(f"{program}: note: {text}", file=sys.stderr)
 
 
-# What is wrong with one value; "" is nothing.
+# The problem with a value; "" if it is valid.
 
 
 def like(pattern: str, says: str) -> Callable[[str], str]:
@@ -88,7 +88,7 @@ def name(value: str) -> str:
     if len(value) > 40:
         return f" has {len(value)} letters; at most 40, because machines add to it."
     if value in ("true", "false", "yes", "no", "on", "off", "null"):
-        return " is a word that YAML and --NAME alone have their own meaning for; use another."
+        return " has a special meaning in YAML or as --NAME; use another."
     return ""
 
 
@@ -198,14 +198,14 @@ def parse(options: dict[str, str], words: list[str]) -> list[str]:
 
 
 def check_options(launcher: str, action: str, options: dict[str, str]) -> dict[str, str]:
-    """Ends with a sentence if a value cannot be; returns what follows from them."""
+    """Exits with a message for an invalid value; returns derived values."""
     for option, value in options.items():
         if value == "?":
-            fail(f"--{option}=... is needed.", 2)
+            fail(f"--{option}=... is required.", 2)
     more = {}
     table = dict(CHECKS)
     if launcher == "skypilot.sh":  # knows more stores
-        table["shared"] = like(r"[a-z0-9]+://[^\s'\"]+", " is not the address of a store.")
+        table["shared"] = like(r"[a-z0-9]+://[^\s'\"]+", " is not the URL of a store.")
     if launcher == "xpk.sh":
         table["type"] = lambda value: tpu_type(value, ("tpu7x",)) or WORD(value)
     elif not options.get("version"):
@@ -234,7 +234,7 @@ def check_options(launcher: str, action: str, options: dict[str, str]) -> dict[s
             more["image_family"] = options["image-family"] or GENERATIONS[chosen][2]
     for option in NEEDS.get(f"{launcher} {action}", "").split():
         if not options[option] and option != "shared":
-            fail(f"--{option}={CALLED.get(option, '...')} is needed.", 2)
+            fail(f"--{option}={CALLED.get(option, '...')} is required.", 2)
     return more
 
 
@@ -275,13 +275,13 @@ def parse_train(words: list[str], command: str = "train") -> tuple[str, str, lis
         elif flag in OF_LAUNCHERS[command]:
             fail(f"--{flag} is set by the launcher; leave it out.", 2)
         elif flag in NOT_IN_JOBS[command]:
-            fail(f"--{flag} is for a run that one starts by hand; leave it out.", 2)
+            fail(f"--{flag} is for runs that are started by hand; leave it out.", 2)
         elif flag.removeprefix("no") not in switches and flag not in switches:
             before = "; put it before --" if flag in ("dry-run", "help") else ""
             fail(f"there is no flag --{flag} of vit-jax {command}{before}.", 2)
     for flag, called in (("config", "FILE"), ("workdir", "DIR")):
         if not found.get(flag):
-            fail(f"-- --{flag}={called} is needed.", 2)
+            fail(f"-- --{flag}={called} is required.", 2)
     if problem := count(1, 10**6)(found.get("patience", "300")):
         fail(f"--patience={found['patience']}{problem}")
     return found["config"], found["workdir"], overrides
@@ -310,7 +310,7 @@ def check_workdir(way: str, workdir: str) -> None:
 
 
 def check_config(way: str, config: str, overrides: list[str], command: str = "train") -> None:
-    """Ends with a sentence if the hosts would not find the config, or it does not evaluate."""
+    """Exits with a message if the hosts would not find the config, or it does not evaluate."""
     path = config.partition(":")[0]
     if way != "here":
         if os.path.normpath(path).startswith(f"{SHARED}/"):
@@ -325,7 +325,7 @@ def check_config(way: str, config: str, overrides: list[str], command: str = "tr
 
 
 def check_place(way: str, path: str) -> None:
-    """The file is in that part of the source tree which comes to the hosts."""
+    """Checks that the file is in the part of the source tree that is sent to the hosts."""
     folder = os.path.join(ROOT, "configs") if way == "image" else ROOT
     found = os.path.normpath(os.path.join(ROOT, path))
     if not os.path.isfile(found):  # those that come with the package are found by their names
@@ -341,7 +341,7 @@ def check_place(way: str, path: str) -> None:
         fail(f"--config={path} is outside of {folder}: {what}. Put it there, or in {SHARED}.")
     new = git("ls-files", "--error-unmatch", "--", found) if way == "git" else ""
     if "did not match" in new:
-        fail(f"--config={path} is new to git, and only what git knows is sent: git add it first.")
+        fail(f"--config={path} is untracked, and only tracked files are sent: git add it first.")
 
 
 #: Exit code 3: this Python cannot evaluate configs.
@@ -385,7 +385,7 @@ except Exception as error:
 
 
 def pythons() -> list[str]:
-    """Where ml_collections may be: this Python, the environment that is active, the tree's own."""
+    """Pythons to try for ml_collections: this one, the active environment's, the tree's own."""
     found = [sys.executable]
     for folder in (os.environ.get("VIRTUAL_ENV", ""), os.path.join(ROOT, ".venv")):
         if folder:
@@ -418,35 +418,35 @@ def evaluate(way: str, config: str, overrides: list[str], command: str) -> None:
     path = config.partition(":")[0]
     if way == "here" and not os.path.isfile(path) and not os.path.isfile(os.path.join(ROOT, path)):
         fail(f"--config={path}: there is no such file.")
-    note("the config's file is there, but is not evaluated: no Python here has ml_collections")
+    note("the config file exists but was not evaluated: no Python here has ml_collections")
 
 
 def git(*words: str) -> str:
-    """What git has to complain of, in one line; "" if it is content."""
+    """The error of a git command, in one line; "" on success."""
     try:
         done = subprocess.run(
             ["git", "-C", ROOT, *words], capture_output=True, text=True, errors="replace"
         )
     except FileNotFoundError:
-        return "there is no git here"
+        return "git is not installed"
     if done.returncode == 0:
         return ""
     return (done.stderr.strip().splitlines() or ["no"])[0].removeprefix("fatal: ")
 
 
 def check_source() -> None:
-    """The tree is in git, with all that a host installs."""
+    """Checks that the tree is in git, with everything that a host installs."""
     if problem := git("rev-parse", "--verify", "--quiet", "HEAD^{commit}"):
         problem = "it has no commit" if problem == "no" else problem
         fail(
-            f"the hosts get what git knows of {ROOT}, and {problem}. Clone the repository, or make "
-            "one of the tree: git init && git add --all && git commit."
+            f"the hosts get the tracked files of {ROOT}, but {problem}. Clone the repository, or "
+            "create one: git init && git add --all && git commit."
         )
     for path in SOURCE:
         if not os.path.exists(os.path.join(ROOT, path)):
             fail(f"the source tree {ROOT} has no {path}; the hosts would need it.")
         if git("ls-files", "--error-unmatch", "--", path):
-            fail(f"{path} is not known to git, and only what git knows is sent: git add it.")
+            fail(f"{path} is untracked, and only tracked files are sent: git add it.")
 
 
 def main(arguments: list[str]) -> None:

@@ -1,14 +1,15 @@
-"""Runs a command of a job, and decides whether it may be started again: for all launchers.
+"""Runs a command of a job, and decides whether to restart it; for all launchers.
 
     python3 launch/restart.py run [--again] [--folder=DIR] [--waits=N] vit-jax train ...
     python3 launch/restart.py codes
     python3 launch/restart.py saved --workdir=DIR ...
 
-`run` passes TERM on and ends with the code of the command, or with 1 when starting again would be
-in vain: the run was started LIMIT + 1 times and has saved no further step. With --again it starts
-the command again itself, until DIR/stop exists or it gets TERM; DIR/exit has the last code. --waits
-is how often the other processes may not come (100: machines that are asked for one by one can take
-hours). `codes` prints those that are started again, `saved` how many steps are. Needs only Python.
+`run` forwards SIGTERM and ends with the exit code of the command, or with 1 when a restart is
+pointless: the run was started LIMIT + 1 times without saving a new step. With --again it restarts
+the command itself, until DIR/stop exists or it gets SIGTERM; DIR/exit has the last code. --waits is
+how often the other processes may be missing (100: machines that are requested one by one can take
+hours). `codes` prints the exit codes that are restarted, `saved` the number of saved steps. Needs
+only Python.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ import subprocess
 import sys
 import time
 
-#: Exit codes after which the same command goes on, and what they say. No other is started again.
+#: Exit codes after which the command is restarted, and their meaning.
 AGAIN = {
     42: "asked to stop, and saved",
-    75: "the other processes did not come",
+    75: "the other processes did not join",
     134: "another process of the job died",
     137: "killed",
 }
-#: How often a run may be started again that has saved nothing new, and how often it may have waited
-#: for the others in vain.
+#: How often a run may be restarted without a new saved step, and without the other processes.
 LIMIT, WAITS = 5, 100
 NO_STATE = {"step": -1, "tries": 0, "waits": 0}
 
@@ -49,7 +49,7 @@ def workdir_of(words: list[str]) -> str:
 
 
 def saved_steps(workdir: str) -> int:
-    """How many steps are known to be saved, of all stages and trials together; -1 is none."""
+    """The number of saved steps, over all stages and trials; -1: none."""
     try:
         below = sorted(entry.path for entry in os.scandir(workdir) if entry.is_dir())
     except OSError:
@@ -71,7 +71,7 @@ def stage_step(stage: str) -> int:
 
 
 class Attempts:
-    """Counts the starts of a run that bring nothing new, in a file that outlives the machine."""
+    """Counts starts of a run without progress, in a file that outlives the machine."""
 
     def __init__(self, workdir: str, folder: str = "", most_waits: int = WAITS):
         self.workdir, self.most_waits = workdir, most_waits
@@ -83,7 +83,7 @@ class Attempts:
         self.step, self.tries, self.waits = saved_steps(workdir), 0, 0
 
     def begin(self) -> str:
-        """Counts a start; returns why there must be none, or ""."""
+        """Counts a start; returns the reason to refuse it, or ""."""
         before = self._read()
         self.step = saved_steps(self.workdir)
         further = self.step > before["step"]
@@ -95,10 +95,10 @@ class Attempts:
         return ""
 
     def end(self, code: int) -> str:
-        """Takes note of an end; returns why there must be no other start, or ""."""
+        """Records an end; returns the reason not to restart, or ""."""
         if code not in AGAIN:
             self._forget()
-            return f"exit code {code} is not started again"
+            return f"exit code {code} is not restarted"
         if saved_steps(self.workdir) > self.step:
             return ""
         if code == 75:
@@ -113,8 +113,8 @@ class Attempts:
         step = f"step {self.step}" if self.step >= 0 else "its first step"
         return (
             f"error: started {self.tries + self.waits} times without saving anything beyond "
-            f"{step} (last end: {last}); not started again. See the log for what ends it; the same "
-            "command begins to count anew."
+            f"{step} (last end: {last}); not restarted. See the log for the cause; the command "
+            "starts counting again."
         )
 
     def _read(self) -> dict:
@@ -129,7 +129,7 @@ class Attempts:
 
     def _write(self) -> None:
         state = {"job": self.job, "step": self.step, "tries": self.tries, "waits": self.waits}
-        try:  # a share that is not mounted must not be made up
+        try:  # an unmounted share must not be created
             if not os.path.isdir(os.path.join("/", *self.path.split("/")[1:2])):
                 raise FileNotFoundError(2, "it is not mounted")
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
@@ -144,17 +144,17 @@ class Attempts:
             os.remove(self.path)
             if os.path.basename(os.path.dirname(self.path)) == "restarts":
                 os.rmdir(os.path.dirname(self.path))
-        except OSError:  # there was none, or other processes have theirs there
+        except OSError:  # it is missing, or not empty
             pass
 
 
 class Supervisor:
-    """One command at a time, which gets the TERM that its supervisor gets."""
+    """Runs one command at a time, and forwards SIGTERM to it."""
 
     def __init__(self, stop: str = ""):
         self.stop, self.asked, self.child = stop, False, None
         signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal tells the command as well
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal signals the command as well
 
     def _on_term(self, number, frame) -> None:
         self.asked = True
@@ -162,12 +162,12 @@ class Supervisor:
             self.child.send_signal(signal.SIGTERM)
 
     def ends(self) -> bool:
-        """Whether nothing is to be started any more."""
+        """Whether to stop."""
         return self.asked or bool(self.stop and os.path.exists(self.stop))
 
     def run(self, command: list[str]) -> int:
         """Runs a command to its end; a signal counts as 128 + its number, as in a shell."""
-        # A TERM comes either before the command, which then does not start, or is passed on to it.
+        # SIGTERM comes either before the command, which then does not start, or is forwarded.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             if signal.SIGTERM in signal.sigpending() or self.ends():
@@ -192,12 +192,12 @@ class Supervisor:
 
 def _in_child() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    if sys.platform == "linux":  # a supervisor that is killed leaves no run behind: it saves, ends
+    if sys.platform == "linux":  # if the supervisor is killed, the run saves and ends
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
 def run(command: list[str], *, again: bool = False, folder: str = "", waits: int = WAITS) -> int:
-    """Runs the command until nothing is to be started any more; returns its last exit code."""
+    """Restarts the command until it is not to be restarted; returns its last exit code."""
     supervisor = Supervisor(os.path.join(folder, "stop") if folder else "")
     attempts = Attempts(workdir_of(command), folder, waits)
     while True:

@@ -372,7 +372,7 @@ def kind(done: str) -> str:
 def follow_advice(soak: Soak, job: Job) -> None:
     """A checkpoint that is said to be unreadable is moved away, as the sentence says."""
     newest = soak.steps_saved()
-    if newest and any("It may be whole" in job.printed(rank) for rank in range(soak.count)):
+    if newest and any("It may be intact" in job.printed(rank) for rank in range(soak.count)):
         shutil.move(newest[-1], soak.disk / f"moved-{time.monotonic_ns()}")
 
 

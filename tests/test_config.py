@@ -57,13 +57,17 @@ def test_overrides_take_the_type_of_the_setting(file, key, text, value):
 @pytest.mark.parametrize(
     ("source", "overrides", "message"),
     [
-        ("", {"sede": "1"}, "--config.sede is no setting. Did you mean 'seed'"),
-        ("", {"modl.remat": "1"}, "--config.modl.remat is no setting. Did you mean 'model.remat'"),
-        ("", {"seed": "x"}, "--config.seed='x' is no int"),
-        ("", {"wandb": "maybe"}, "is no bool"),
+        ("", {"sede": "1"}, "--config.sede is not a setting. Did you mean 'seed'"),
+        (
+            "",
+            {"modl.remat": "1"},
+            "--config.modl.remat is not a setting. Did you mean 'model.remat'",
+        ),
+        ("", {"seed": "x"}, "--config.seed='x' is not of type int"),
+        ("", {"wandb": "maybe"}, "is not of type bool"),
         (":a,1,true,b", {}, "'b' is one too many"),
         (":epoch=1", {}, "'epoch' does not exist. Did you mean 'epochs'"),
-        (":L/16,many", {}, "epochs='many' is no int"),
+        (":L/16,many", {}, "epochs='many' is not of type int"),
         (":L/16,1,perhaps", {}, "must be true or false"),
     ],
 )

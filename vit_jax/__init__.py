@@ -39,7 +39,7 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    """Loads the API when it is first used, so that `import vit_jax` and `--help` stay quick."""
+    """Loads the API lazily, so that `import vit_jax` and `--help` stay fast."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")

@@ -1,9 +1,9 @@
-"""What an experiment's configuration holds, and how it is read.
+"""The configuration of an experiment, and how it is read.
 
 A config file in `configs/` defines `get_config(argument="") -> ConfigDict`: it takes `default()`,
-changes what the experiment changes, and nothing else. Every key is read by someone: sections are
-passed as keyword arguments to the one function that they configure, so a key that nobody takes is
-an error which names it and the nearest that exists.
+changes what the experiment changes, and nothing else. Sections are passed as keyword arguments to
+the function that they configure, so that an unused key is an error, which names it and the nearest
+existing one.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from vit_jax.settings import OPEN_SECTIONS, SETTINGS
 T = TypeVar("T")
 Value = bool | int | float | str
 
-#: What `config.json` and checkpoints are written in; see training/workdir.py for older ones.
+#: The format of new `config.json` files and checkpoints; see training/workdir.py for older ones.
 FORMAT = 2
 
-#: The package's own evaluators (vit_jax/evaluation/protocols.py), for which a config file may
-#: write c.evaluators.knn.data = ...; their options are read there.
+#: The package's own evaluators (vit_jax/evaluation/protocols.py), so that a config file may write
+#: c.evaluators.knn.data = ...; their options are checked there.
 EVALUATORS = ("classification", "fewshot", "knn", "probe", "real", "objectnet")
 
 
 def default() -> ConfigDict:
-    """Every key there is, with its default. None means: decided by the variant or the data set."""
+    """Every key, with its default. None means: decided by the variant or the data set."""
     c = ConfigDict()
     for key, setting in SETTINGS.items():
         *sections, name = key.split(".")
@@ -47,7 +47,7 @@ def default() -> ConfigDict:
         if not setting.option:
             of_its_kind = setting.default is not None
             section_[name] = setting.default if of_its_kind else placeholder(setting.kind.type)
-    # Protocols on other data while training: {KEY: {name, data, every_steps or every_epochs, and
+    # Protocols on other data during training: {KEY: {name, data, every_steps or every_epochs, and
     # the options of the evaluator}}; off without data, at the end only without an interval.
     c.evaluators = ConfigDict({name: {"data": ""} for name in EVALUATORS})
     return c
@@ -79,12 +79,14 @@ def arguments(text: str, **defaults: Value) -> dict[str, Value]:
         try:
             values[key] = value.lower() == "true" if kind is bool else kind(value)
         except ValueError:
-            raise UserError(f"config argument {key}={value!r} is no {kind.__name__}.") from None
+            raise UserError(
+                f"config argument {key}={value!r} is not of type {kind.__name__}."
+            ) from None
     return values
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """`table[name]`, or a UserError that names the nearest and what there is."""
+    """`table[name]`, or a UserError with the nearest and all names."""
     if name not in table:
         raise UserError(
             f"config argument {what}={name!r} has no entry; there are {', '.join(table)}."
@@ -94,7 +96,7 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def check(config: ConfigDict, where: str = "config") -> None:
-    """Raises UserError for a setting that nobody reads, or a value that a setting cannot have."""
+    """Raises UserError for an unknown setting, or an invalid value."""
     check_keys(config, where=where)
     stage = config.pretrain
     values = {key: value for key, value in config.to_dict().items() if key != "pretrain"}
@@ -127,10 +129,10 @@ def section(config: Mapping, name: str) -> dict[str, Any]:
 
 
 def pick(table: Mapping[str, T], name: str, where: str) -> T:
-    """`table[name]`, or of "FILE.py:NAME", a plug-in, what that file calls NAME.
+    """`table[name]`, or for "FILE.py:NAME" a plug-in: the object NAME of that file.
 
     Raises:
-      UserError: neither; says `where` the name was given, the nearest, and what there is.
+      UserError: neither; says `where` the name was given, the nearest, and all names.
     """
     path, colon, attribute = str(name).rpartition(":")
     if colon and path.endswith(".py"):
@@ -169,7 +171,7 @@ def duration(
 ) -> int | None:
     """`NAME_steps`, `NAME_epochs` or `NAME_percent` of a config, in steps; None if none is set.
 
-    The first that is set counts. Epochs are rounded to whole steps, at least one.
+    The first that is set applies. Epochs are rounded to whole steps, at least one.
     """
     if config.get(f"{name}_steps") is not None:
         return int(config[f"{name}_steps"])
@@ -181,13 +183,13 @@ def duration(
 
 
 def to_json(config: ConfigDict, format: int = FORMAT) -> str:
-    """The whole configuration as JSON text: what `WORKDIR/config.json` holds."""
+    """The whole configuration as JSON text, for `WORKDIR/config.json`."""
     values = ({"format": format} if format > 1 else {}) | config.to_dict()
     return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    """{"data.dataset": "digits", ...}: the leaves of a nested mapping by their dotted names."""
+    """{"data.dataset": "digits", ...}: the leaves of a nested mapping by dotted names."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -217,7 +219,7 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
       overrides: {"schedule.learning_rate": "0.01"}: dotted keys and values as text.
 
     Raises:
-      UserError: no such file, it defines no `get_config`, or a setting or value is not usable.
+      UserError: no such file, no `get_config` in it, or an invalid setting or value.
     """
     path, colon, argument = source.partition(":")
     path = find_file(path)
@@ -233,16 +235,16 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 
 
 def from_values(values: Mapping, where: str, given: Container[str] = ()) -> ConfigDict:
-    """The configuration that `config.json` holds, checked by the table of settings.
+    """The configuration of a `config.json`, checked by the table of settings.
 
-    It is data: no Python file that it names is run, unless the command line names it as well.
+    It is data: a Python file named in it is not run, unless the command line names it as well.
 
     Args:
-      values: as `to_json` writes them; keys that are not there have their defaults.
-      given: dotted keys that will be set anew.
+      values: as written by `to_json`; missing keys have their defaults.
+      given: dotted keys that will be overridden.
 
     Raises:
-      UserError: a setting that nobody reads, a value that it cannot have, or a Python file.
+      UserError: an unknown setting, an invalid value, or a Python file.
     """
     config = default()
     _fill(config, {key: value for key, value in values.items() if key != "format"}, where)
@@ -251,8 +253,8 @@ def from_values(values: Mapping, where: str, given: Container[str] = ()) -> Conf
         names = key.removeprefix("pretrain.") != "name"  # that is a title
         if names and isinstance(value, str) and ".py:" in value and key not in given:
             raise UserError(
-                f"{where}.{key}={value!r} is a program, and {where} is read as data: give "
-                f"--config.{key}={value} as well to run it."
+                f"{where}.{key}={value!r} is a program, but {where} is read as data; to run it, "
+                f"give --config.{key}={value} as well."
             )
     return config
 
@@ -277,7 +279,7 @@ def _fill(section_: ConfigDict, values: Mapping, where: str) -> None:
             _fill(known, value, f"{where}.{key}")
             continue
         if isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)  # JSON of other programs has 1 for 1.0
+            value = float(value)  # other programs may write 1 for 1.0
         with section_.ignore_type():
             section_[key] = _as_tuples(value)
 
@@ -301,10 +303,10 @@ def _as_tuples(value: object) -> object:
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets the dotted `key` to `text`, read as the type that the setting has.
+    """Sets the dotted `key` to `text`, parsed as the type of the setting.
 
     Raises:
-      UserError: no such setting (the nearest is named), or `text` is not of its type.
+      UserError: no such setting (names the nearest), or `text` is not of its type.
     """
     *sections, name = key.split(".")
     target = config
@@ -314,16 +316,16 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         target = target.get(section_name) if section_name in target else None
         if not isinstance(target, ConfigDict):
             raise UserError(
-                f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}"
+                f"--config.{key} is not a setting.{nearest(key, flatten(config.to_dict()))}"
             )
     if sections[-2:-1] == ["evaluators"]:
-        with target.ignore_type():  # its evaluator says of which type it is
+        with target.ignore_type():  # its type is known to the evaluator
             target[name] = literal(text)
         return
     if name not in target:
         if not sections or sections[-1] not in OPEN_SECTIONS:
             raise UserError(
-                f"--config.{key} is no setting.{nearest(key, flatten(config.to_dict()))}"
+                f"--config.{key} is not a setting.{nearest(key, flatten(config.to_dict()))}"
             )
         target[name] = literal(text)
         return
@@ -331,7 +333,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     try:
         target[name] = _as_type(text, kind)
     except (KeyError, ValueError, TypeError):
-        raise UserError(f"--config.{key}={text!r} is no {kind.__name__}.") from None
+        raise UserError(f"--config.{key}={text!r} is not of type {kind.__name__}.") from None
 
 
 def _as_type(text: str, kind: type) -> object:
@@ -345,7 +347,7 @@ def _as_type(text: str, kind: type) -> object:
 
 
 def literal(text: str) -> object:
-    """A Python literal or true/false where it is one, otherwise the text itself."""
+    """A Python literal or true/false if possible, otherwise the text itself."""
     if text in ("true", "false"):
         return text == "true"
     try:
@@ -355,7 +357,7 @@ def literal(text: str) -> object:
 
 
 def shipped() -> str:
-    """The directory of the configs that come with the package, installed or in a checkout."""
+    """The directory of the package's configs, installed or in a checkout."""
     packaged = os.path.join(os.path.dirname(__file__), "configs")
     if os.path.isdir(packaged):
         return packaged
@@ -363,7 +365,7 @@ def shipped() -> str:
 
 
 def find_file(path: str) -> str:
-    """A config file's path; `configs/X.py`, `X.py` and `X` are also found in the package.
+    """The path of a config file; `configs/X.py`, `X.py` and `X` are also found in the package.
 
     Raises:
       UserError: there is no such file.

@@ -1,21 +1,21 @@
-"""The exceptions that a command turns into one line and an exit code, and the "did you mean"."""
+"""Exceptions that a command turns into one line and an exit code, and "did you mean"."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-#: Exit codes. Launchers start a run again after PREEMPTED and ALONE, and after 134 and 137, which
-#: are signals (launch/restart.py).
+#: Exit codes. Launchers restart a run after PREEMPTED and ALONE, and after 134 and 137, which are
+#: signals (launch/restart.py).
 OK, FAILED, USAGE, PREEMPTED, ALONE = 0, 1, 2, 42, 75
 
 
-#: Of what a message quotes: names of files, keys and values may hold these.
+#: Control characters that quoted names of files, keys and values may contain.
 CONTROL = {i: repr(chr(i))[1:-1] for i in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 class OneLine(Exception):
-    """What is said in one line, whatever it quotes."""
+    """A message on one line, whatever it quotes."""
 
     def __str__(self) -> str:
         return super().__str__().translate(CONTROL)
@@ -26,11 +26,11 @@ class UserError(OneLine, ValueError):
 
 
 class Diverged(UserError):
-    """A run whose gradients are not finite any more."""
+    """A run whose gradients are no longer finite."""
 
 
 def one_line(error: BaseException) -> str:
-    """What is printed of an error that ends a command."""
+    """The text of an error that ends a command."""
     if isinstance(error, UserError):
         return f"vit-jax: error: {error}"
     text = str(error).strip().split("\n")[0].translate(CONTROL)
@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 
 class UsageError(OneLine):
-    """A command line that makes no sense; the command exits with code 2."""
+    """An invalid command line; the command exits with code 2."""
 
 
 class Preempted(OneLine):

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all; JSON in and out; a Python file that is called."""
+"""Atomic replacement of files; JSON in and out; calling functions of a Python file."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from typing import Any
 
 from vit_jax.errors import UserError, nearest
 
-#: Whether the checksums that a file of weights holds are compared when it is read.
+#: Whether checksums in a file of weights are verified when it is read.
 VERIFY = contextvars.ContextVar("verify", default=True)
 
 
 def check_regular(file: Path) -> None:
-    """Raises UserError for what is no regular file: a FIFO, a device or a socket may never end."""
+    """Raises UserError unless it is a regular file: a FIFO, a device or a socket may never end."""
     if not stat.S_ISREG(file.stat().st_mode):
-        raise UserError(f"{file} is no regular file (a FIFO, a device, a socket or a folder).")
+        raise UserError(
+            f"{file} is not a regular file, but a FIFO, a device, a socket or a folder."
+        )
 
 
 def check_new(file: Path) -> None:
-    """Raises UserError for a file that is there, or a link of its name."""
+    """Raises UserError for an existing file, or a link of its name."""
     if file.exists() or file.is_symlink():
-        raise UserError(f"{file} exists and would be overwritten; name another place.")
+        raise UserError(f"{file} exists and would be overwritten; choose another place.")
 
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path to write to, beside `file`; it takes its place, on the disk, when all went well.
+    """A temporary path beside `file`, which replaces it, synced to disk, on success.
 
-    Otherwise what was there before stays, and the half-written file goes.
+    On failure the old file stays, and the partial one is removed.
 
     Raises:
-      UserError: the disk is full, or it cannot be written there for another reason.
+      UserError: the disk is full, or the file cannot be written for another reason.
     """
     partial = file.with_name(file.name + ".partial")
     try:
@@ -57,13 +59,13 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes UTF-8; the file appears whole or not at all. Of a path, odd bytes become \\udcff."""
+    """Writes UTF-8, atomically. Invalid bytes of paths become \\udcff."""
     with replacing(file) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(file: Path, values: object) -> None:
-    """Writes indented JSON; the file appears whole or not at all."""
+    """Writes indented JSON, atomically."""
     write_text(file, json.dumps(values, indent=2) + "\n")
 
 
@@ -84,10 +86,10 @@ def read_json(file: Path) -> Any:
 
 
 def call_in(path: str, function: str, *arguments: object) -> object:
-    """What a function of a Python file returns; the file imports what lies beside it.
+    """Calls a function of a Python file, which may import modules beside it.
 
     Raises:
-      UserError: whatever goes wrong in the file, with its line.
+      UserError: any error in the file, with its line.
     """
     with _naming_lines(path):
         called = runpy.run_path(path).get(function)
@@ -97,32 +99,32 @@ def call_in(path: str, function: str, *arguments: object) -> object:
 
 
 def values_in(path: str) -> dict[str, Any]:
-    """What a Python file defines, by name; the file imports what lies beside it.
+    """The names that a Python file defines; it may import modules beside it.
 
     Raises:
-      UserError: whatever goes wrong in the file, with its line.
+      UserError: any error in the file, with its line.
     """
     with _naming_lines(path):
         return runpy.run_path(path)
 
 
 def defined_in(path: str, name: str) -> Any:
-    """What a Python file outside the package calls `name`: a plug-in.
+    """A plug-in: the object `name` of a Python file outside the package.
 
     The file is imported once, as a module of its own name, so that worker processes find it too.
 
     Raises:
-      UserError: there is no such file or name, or whatever goes wrong in the file, with its line.
+      UserError: there is no such file or name, or any error in the file, with its line.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.isfile(path):
-        raise UserError(f"There is no file {path}, from which {name} was to be taken.")
+        raise UserError(f"There is no file {path} that defines {name}.")
     module_name = Path(path).stem
     with _naming_lines(path):
         module = importlib.import_module(module_name)
         if os.path.realpath(getattr(module, "__file__", None) or "") != os.path.realpath(path):
             raise UserError(
-                f"{path} has the name of another module, {module.__name__!r}; call it otherwise."
+                f"{path} has the name of another module, {module.__name__!r}; rename it."
             )
         if not hasattr(module, name):
             raise UserError(f"{path} does not define {name}.{nearest(name, vars(module))}")
@@ -133,7 +135,7 @@ def defined_in(path: str, name: str) -> Any:
 
 @contextlib.contextmanager
 def _naming_lines(path: str) -> Iterator[None]:
-    """Errors in a Python file become a UserError with its line; what lies beside it is found."""
+    """Turns errors in a Python file into UserError with its line; adds its folder to the path."""
     beside = os.path.dirname(os.path.abspath(path))
     sys.path.insert(0, beside)
     try:

@@ -1,4 +1,4 @@
-"""What the value of a setting may be: kinds, in words and as tests."""
+"""Valid values of settings: kinds, with a description and a test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """What a value may be: in words, as a test, and the Python type that text is read as."""
+    """Valid values: a description, a test, and the Python type to parse text as."""
 
     text: str
     holds: Callable[[object], bool]
@@ -46,7 +46,7 @@ def either(one: Kind, other: Kind) -> Kind:
 
 
 def each(kind: Kind, *counts: int) -> Kind:
-    """A sequence of so many values; of any number without `counts`."""
+    """A sequence of `counts` values; of any number without `counts`."""
 
     def holds(value: object) -> bool:
         if not isinstance(value, (list, tuple)) or (counts and len(value) not in counts):

@@ -1,7 +1,7 @@
-"""Every setting of an experiment in one table: its default, what it may be, and what it means.
+"""Every setting of an experiment in one table: default, valid values, and meaning.
 
-From it come `config.default()`, the checks before a run, the list of `vit-jax train --help`,
-docs/settings.md (`python -m vit_jax.settings`), and what may change when a run is resumed.
+It defines `config.default()`, the checks before a run, the list of `vit-jax train --help`,
+docs/settings.md (`python -m vit_jax.settings`), and what may change when a run resumes.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from vit_jax.kinds import (
 
 
 class Setting(NamedTuple):
-    """default: None is decided by the variant or the data. free: it may differ when a run goes on,
-    since neither its data nor its arithmetic depend on it. option: it exists only where the
-    function that its section names takes it.
+    """default: None: decided by the variant or the data. free: it may differ when a run resumes,
+    since neither data nor arithmetic depend on it. option: it exists only if the function named in
+    its section takes it.
     """
 
     default: object
@@ -57,9 +57,9 @@ def option(kind: Kind, meaning: str) -> Setting:
 
 #: In the order of the documentation.
 SETTINGS: dict[str, Setting] = {
-    "name": Setting("", TEXT, "Shown in reports.", free=True),
-    "seed": Setting(0, COUNT, "Of the weights, the order of the data, crops and dropout."),
-    # The model: fields of the variant's configuration; what is not set is the variant's.
+    "name": Setting("", TEXT, "Name in reports.", free=True),
+    "seed": Setting(0, COUNT, "Seed of the weights, the order of the data, crops and dropout."),
+    # The model: fields of the variant's configuration; None: the variant's value.
     "model.variant": Setting(
         "B/16",
         TEXT,
@@ -69,20 +69,20 @@ SETTINGS: dict[str, Setting] = {
         None, PIXELS, "Pixels; 224 in pre-training, 384 and more in fine-tuning (section 3.2)."
     ),
     "model.num_classes": Setting(None, POSITIVE, "Outputs; by default the classes of the data."),
-    "model.channels": Setting(
-        None, POSITIVE, "Of the images; 3: RGB, 1: grey, others as they are stored."
-    ),
-    "model.patch_size": Setting(None, PIXELS, "P of section 3.1; of a hybrid in features."),
+    "model.channels": Setting(None, POSITIVE, "Image channels; 3: RGB, 1: grey, others as stored."),
+    "model.patch_size": Setting(None, PIXELS, "P of section 3.1; in features for a hybrid."),
     "model.hidden_size": Setting(None, POSITIVE, "D of Table 1."),
     "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),
     "model.mlp_dim": Setting(None, POSITIVE, "Hidden units of the MLP of a block (Table 1)."),
     "model.num_heads": Setting(None, POSITIVE, "k of Appendix A; divides hidden_size."),
-    "model.depths": Setting(None, each(POSITIVE), "Of a ResNet: the units of each stage."),
-    "model.width_factor": Setting(None, ABOVE_0, "Of a ResNet: times 64 channels at the root."),
+    "model.depths": Setting(None, each(POSITIVE), "For a ResNet: units per stage."),
+    "model.width_factor": Setting(
+        None, ABOVE_0, "For a ResNet: multiple of 64 channels at the root."
+    ),
     "model.representation_size": Setting(
         None,
         either(POSITIVE, word("hidden")),
-        "The pre-training head's hidden layer (section 3.1); hidden: as wide as the model.",
+        "Width of the pre-training head's hidden layer (section 3.1); hidden: hidden_size.",
     ),
     "model.classifier": Setting(
         None, word("token", "gap", "map"), "Class token, mean, or attention pooling (D.3)."
@@ -93,27 +93,29 @@ SETTINGS: dict[str, Setting] = {
     "model.position_embedding_at": Setting(
         None, word("stem", "every", "shared"), "Where it is added (Table 8)."
     ),
-    "model.head_bias": Setting(None, REAL, "The head's bias at the beginning."),
+    "model.head_bias": Setting(None, REAL, "Initial bias of the head."),
     "model.pool_padding": Setting(
-        None, word("zeros", "lowest"), "Around the root pooling of a ResNet; zeros: as released."
+        None,
+        word("zeros", "lowest"),
+        "Padding of the root pooling of a ResNet; zeros: as released.",
     ),
-    "model.layer_norm_epsilon": Setting(None, BETWEEN_0_AND_1, "1e-6; other families' differ."),
+    "model.layer_norm_epsilon": Setting(None, BETWEEN_0_AND_1, "1e-6; other families differ."),
     "model.dropout_rate": Setting(None, BELOW_1, "After every dense layer but q, k, v (Table 3)."),
     "model.stochastic_depth_rate": Setting(
-        None, FROM_0_TO_1, "Of the last layer; rises linearly from 0."
+        None, FROM_0_TO_1, "Rate of the last layer; rises linearly from 0."
     ),
     "model.remat": Setting(
         None,
         either(FLAG, word("none", "products", "full")),
-        "What the backward pass computes again to save memory; True is full.",
+        "Rematerialisation in the backward pass, to save memory; True is full.",
     ),
-    "model.scan": Setting(None, FLAG, "Blocks as one loop: compiles faster, runs a little slower."),
+    "model.scan": Setting(None, FLAG, "Blocks as one loop: compiles faster, runs slightly slower."),
     "model.attention": Setting(
         None, word("auto", "xla", "cudnn", "fused"), "The kernel: cuDNN's on GPUs, ours on TPUs."
     ),
     "init_from": Setting("", TEXT, "Any checkpoint that load_model reads; empty: from scratch."),
     "keep_head": Setting(
-        False, FLAG, "The head of init_from stays; otherwise a zero head replaces it (3.2)."
+        False, FLAG, "Keep the head of init_from; otherwise a zero head replaces it (3.2)."
     ),
     "pretrain": Setting(
         None, SECTION, "A configuration to run first, in WORKDIR/pretrain; then init_from."
@@ -124,8 +126,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.train_split": Setting("", TEXT, "As in TFDS, e.g. train[:98%]; empty: the data's own."),
     "data.eval_split": Setting("", TEXT, "The same for evaluation."),
-    "data.data_dir": Setting(None, TEXT, "Where TFDS data sets lie.", free=True),
-    "data.orient": Setting(True, FLAG, "Photos are turned upright by EXIF, but for TFDS' own."),
+    "data.data_dir": Setting(None, TEXT, "Directory of TFDS data sets.", free=True),
+    "data.orient": Setting(True, FLAG, "Apply EXIF orientation, except in TFDS data sets."),
     "data.sampling": Setting(
         "uniform",
         word("uniform", "balanced"),
@@ -133,36 +135,38 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.exclude": Setting("", TEXT, "A file of record names to leave out of training."),
     "data.max_bad_images": Setting(
-        0, COUNT, "Images that cannot be read and are left out; more end the run.", free=True
+        0, COUNT, "How many unreadable images may be skipped; more end the run.", free=True
     ),
     "data.max_image_pixels": Setting(
-        100_000_000, whole(1), "An image whose header says more is not decoded.", free=True
+        100_000_000, whole(1), "Larger images, by their header, are refused.", free=True
     ),
     "data.num_threads": Setting(
         4,
         whole(1, 1024),
-        "That decode images, in each process.",
+        "Threads that decode images, per process.",
         free=True,
     ),
     "data.num_workers": Setting(
         0,
         whole(0, 1024),
-        "Processes that decode instead of threads.",
+        "Processes that decode, instead of threads.",
         free=True,
     ),
     "augment.name": Setting(
         "inception_crop", TEXT, "inception_crop, resize_crop, resize_flip or pad_crop."
     ),
     "augment.area": option(
-        rising(UP_TO_1), "Least and most share of the image that is cropped; 0.05 and 1."
+        rising(UP_TO_1), "Minimum and maximum fraction of the image's area to crop; 0.05 and 1."
     ),
-    "augment.aspect": option(rising(ABOVE_0), "Least and most width over height."),
+    "augment.aspect": option(
+        rising(ABOVE_0), "Minimum and maximum aspect ratio, width over height."
+    ),
     "augment.resize": option(PIXELS, "Pixels before the crop; 448 for 384 in BiT."),
-    "augment.pad": option(COUNT, "Pixels of zeros around the image before the crop."),
-    "augment.flip": option(FLAG, "Half of the images are mirrored."),
+    "augment.pad": option(COUNT, "Zero padding in pixels around the image before the crop."),
+    "augment.flip": option(FLAG, "Flip half of the images."),
     "augment.policy": option(
         word("none", "trivial"),
-        "After it: trivial is one of 14 changes of colour or shape, TrivialAugment (2103.10158).",
+        "After the crop; trivial: one of 14 operations, TrivialAugment (2103.10158).",
     ),
     "eval_preprocess.name": Setting(
         "resize", TEXT, "resize, resize_center_crop, square_center_crop, objectnet or pillow."
@@ -172,26 +176,30 @@ SETTINGS: dict[str, Setting] = {
         word("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"), "Of pillow."
     ),
     "eval_preprocess.fit": option(
-        word("squash", "cover", "contain"), "Of pillow: how the aspect ratio is treated."
+        word("squash", "cover", "contain"), "For pillow: treatment of the aspect ratio."
     ),
-    "eval_preprocess.whole": option(word("down", "nearest"), "Of pillow: how sides are rounded."),
-    "eval_preprocess.centre": option(word("down", "nearest"), "Of pillow: the crop's corner."),
-    "eval_preprocess.fill": option(each(whole(0, 255), 3), "Of pillow: around the image, RGB."),
+    "eval_preprocess.whole": option(word("down", "nearest"), "For pillow: rounding of sides."),
+    "eval_preprocess.centre": option(
+        word("down", "nearest"), "For pillow: rounding of the crop's corner."
+    ),
+    "eval_preprocess.fill": option(
+        each(whole(0, 255), 3), "For pillow: colour around the image, RGB."
+    ),
     # Optimisation.
     "batch_size": Setting(
         512,
         POSITIVE,
-        "Of all devices and accumulation steps; 4096 in pre-training (Table 3), 512 "
+        "Over all devices and accumulation steps; 4096 in pre-training (Table 3), 512 "
         "in fine-tuning (Table 4).",
     ),
     "eval_batch_size": Setting(
-        None, POSITIVE, "By default as many as a forward pass of training.", free=True
+        None, POSITIVE, "By default the micro-batch of training.", free=True
     ),
-    "accumulation_steps": Setting(1, POSITIVE, "Micro-batches of a batch."),
-    "total_steps": Setting(None, POSITIVE, "Length of the run; wins over total_epochs."),
+    "accumulation_steps": Setting(1, POSITIVE, "Micro-batches per batch."),
+    "total_steps": Setting(None, POSITIVE, "Length of the run; overrides total_epochs."),
     "total_epochs": Setting(None, ABOVE_0, "The same in epochs of the training data."),
     "objective.name": Setting(
-        "classification", TEXT, "What training minimises; of your own: FILE.py:FUNCTION."
+        "classification", TEXT, "What training minimises; your own: FILE.py:FUNCTION."
     ),
     "loss.name": Setting(
         "softmax_cross_entropy", TEXT, "softmax_cross_entropy; pre-training: sigmoid_cross_entropy."
@@ -200,23 +208,25 @@ SETTINGS: dict[str, Setting] = {
     "class_weights": Setting(
         "none",
         TEXT,
-        "Of the loss: none; balanced, rare classes more; or a JSON file of {class: weight}.",
+        "In the loss: none; balanced: rare classes more; or a JSON file of {class: weight}.",
     ),
     "optimizer.name": Setting("sgd", TEXT, "sgd in fine-tuning, adam in pre-training (4.1)."),
-    "optimizer.momentum": option(BELOW_1, "Of sgd; 0.9 (section 4.1)."),
-    "optimizer.beta1": option(BELOW_1, "Of adam; 0.9 (section 4.1)."),
-    "optimizer.beta2": option(BELOW_1, "Of adam; 0.999 (section 4.1)."),
-    "optimizer.epsilon": option(ABOVE_0, "Of adam; 1e-8."),
+    "optimizer.momentum": option(BELOW_1, "For sgd; 0.9 (section 4.1)."),
+    "optimizer.beta1": option(BELOW_1, "For adam; 0.9 (section 4.1)."),
+    "optimizer.beta2": option(BELOW_1, "For adam; 0.999 (section 4.1)."),
+    "optimizer.epsilon": option(ABOVE_0, "For adam; 1e-8."),
     "optimizer.weight_decay": option(
         NONNEGATIVE, "Decoupled in adam (0.1 on JFT, 0.03 on ImageNet-21k); L2 in sgd."
     ),
-    "optimizer.decay_on": option(word("all", "kernels"), "What weight decay shrinks."),
-    "optimizer.accumulator_dtype": option(word("bfloat16", "float32"), "Of the momentum of sgd."),
+    "optimizer.decay_on": option(word("all", "kernels"), "Parameters with weight decay."),
+    "optimizer.accumulator_dtype": option(
+        word("bfloat16", "float32"), "Of the momentum buffer of sgd."
+    ),
     "schedule.decay": Setting("cosine", TEXT, "linear (Table 3), cosine (4), staircase, constant."),
     "schedule.learning_rate": Setting(0.03, ABOVE_0, "After the warm-up (Tables 3 and 4)."),
-    "schedule.final_learning_rate": Setting(0.0, NONNEGATIVE, "Of linear: at the end; 1e-5."),
+    "schedule.final_learning_rate": Setting(0.0, NONNEGATIVE, "For linear: final value; 1e-5."),
     "schedule.boundaries_percent": Setting(
-        (), each(PERCENT), "Of staircase: where the rate falls by ten."
+        (), each(PERCENT), "For staircase: where the rate is divided by ten."
     ),
     "schedule.warmup_steps": Setting(None, COUNT, "10,000 in pre-training, 500 in fine-tuning."),
     "schedule.warmup_epochs": Setting(None, NONNEGATIVE, "The same in epochs."),
@@ -224,42 +234,46 @@ SETTINGS: dict[str, Setting] = {
     "sweep.learning_rates": Setting(
         (0.001, 0.003, 0.01, 0.03),
         each(ABOVE_0),
-        "What `vit-jax sweep` chooses from (Table 4).",
+        "Candidates of `vit-jax sweep` (Table 4).",
         free=True,
     ),
     "sweep.held_out_percent": Setting(
-        10.0, PERCENT, "Of the training split, to choose on (section 4.1).", free=True
+        10.0, PERCENT, "Held out from the training split, to choose on (section 4.1).", free=True
     ),
     "gradient_clip_norm": Setting(None, ABOVE_0, "Global norm of the gradient; 1 in Tables 3, 4."),
     "dropout_bits": Setting(
         "hash",
         word("hash", "threefry"),
-        "Of dropout and stochastic depth: a hash of step, place and "
-        "example, the same however a batch is split; or JAX's generator, as before.",
+        "For dropout and stochastic depth: a hash of step, position and "
+        "example, independent of micro-batches; or JAX's generator, as before.",
     ),
-    "mixup_alpha": Setting(0.0, NONNEGATIVE, "Pairs of images are mixed by Beta(a, a); 0: not."),
+    "mixup_alpha": Setting(0.0, NONNEGATIVE, "Mixes pairs of images by Beta(a, a); 0: off."),
     "cutmix_alpha": Setting(
         0.0,
         NONNEGATIVE,
-        "A box of 1 - Beta(a, a) of an image is that of another (arXiv 1905.04899); 0: not. With "
-        "mixup_alpha each is in half of the steps.",
+        "Replaces a box of 1 - Beta(a, a) of the image (arXiv 1905.04899); 0: off. With "
+        "mixup_alpha, each in half of the steps.",
     ),
     "layer_decay": Setting(
-        1.0, UP_TO_1, "A layer's rate in the next one's; the head's is whole (arXiv 2106.08254)."
+        1.0,
+        UP_TO_1,
+        "A layer's learning rate relative to the next one's; 1 for the head (arXiv 2106.08254).",
     ),
     "freeze_blocks": Setting(
-        0, COUNT, "The first so many blocks, and what is before them, stay as in init_from."
+        0, COUNT, "Freezes this many first blocks, and what is before them, as in init_from."
     ),
-    "polyak_decay": Setting(None, BETWEEN_0_AND_1, "Of the average of the weights; 0.9999 (4.1)."),
+    "polyak_decay": Setting(
+        None, BETWEEN_0_AND_1, "Decay of the average of the weights; 0.9999 (4.1)."
+    ),
     "polyak_ramp": Setting(
         False, FLAG, "The decay rises as (1 + t) / (10 + t) instead of being bias-corrected."
     ),
     "max_skipped_steps": Setting(
-        20, POSITIVE, "Ends a run after so many gradients in a row that are not finite.", free=True
+        20, POSITIVE, "Ends a run after this many consecutive non-finite gradients.", free=True
     ),
     # The machine.
     "watchdog_seconds": Setting(
-        1800.0, NONNEGATIVE, "A run that stands still for so long is ended; 0: never.", free=True
+        1800.0, NONNEGATIVE, "Ends a run without progress for this long; 0: never.", free=True
     ),
     "memory": Setting(
         "as_configured",
@@ -267,30 +281,32 @@ SETTINGS: dict[str, Setting] = {
         "auto chooses model.remat and accumulation_steps that fit the device.",
     ),
     "memory_limit_gib": Setting(
-        None, ABOVE_0, "Of a device that others use too; by default all of it.", free=True
+        None, ABOVE_0, "For a shared device; by default all of it.", free=True
     ),
     "compute_dtype": Setting(
         "auto", word("auto", "float32", "bfloat16"), "auto: bfloat16 on accelerators."
     ),
     "deterministic": Setting(
-        False, FLAG, "GPUs give the same bits each time, and are slower (docs/reliability.md)."
+        False, FLAG, "Bitwise determinism on GPUs, which is slower (docs/reliability.md)."
     ),
     "mesh.data": Setting(
         -1,
         DEVICES,
-        "Devices that hold copies of the weights; -1: the rest.",
+        "Data parallelism: devices with copies of the weights; -1: the rest.",
         free=True,
     ),
     "mesh.fsdp": Setting(
-        1, DEVICES, "Devices that share the weights and split the batch.", free=True
+        1, DEVICES, "Devices that shard the weights and split the batch.", free=True
     ),
-    "mesh.tensor": Setting(1, DEVICES, "Devices that split every layer's width.", free=True),
-    # What a run writes, and when.
-    "log_every_steps": Setting(50, POSITIVE, "A line of metrics.jsonl.", free=True),
+    "mesh.tensor": Setting(
+        1, DEVICES, "Tensor parallelism: devices that split every layer's width.", free=True
+    ),
+    # Output of a run, and its intervals.
+    "log_every_steps": Setting(50, POSITIVE, "Interval of lines in metrics.jsonl.", free=True),
     "profile_steps": Setting(
         (),
         each(POSITIVE, 0, 2),
-        "(first, last): traced into WORKDIR/profile.",
+        "(first, last): steps to trace into WORKDIR/profile.",
         free=True,
     ),
     "eval_every_steps": Setting(None, POSITIVE, "By default at the end only.", free=True),
@@ -298,41 +314,43 @@ SETTINGS: dict[str, Setting] = {
     "eval_training_images": Setting(
         0,
         COUNT,
-        "So many training images are evaluated beside, as train_eval/...: without crops, mixing, "
+        "Also evaluates this many training images, as train_eval/...: without crops, mixing, "
         "smoothing and weights.",
         free=True,
     ),
     "checkpoint_every_steps": Setting(
         1000,
         POSITIVE,
-        "A run that is killed goes on from one.",
+        "Interval of checkpoints, from which a killed run resumes.",
         free=True,
     ),
-    "keep_checkpoints": Setting(2, POSITIVE, "The newest so many; older ones go.", free=True),
+    "keep_checkpoints": Setting(2, POSITIVE, "How many of the newest are kept.", free=True),
     "keep_best": Setting(
         "",
         TEXT,
         "A metric, e.g. eval/accuracy: its best checkpoint is kept and exported. Smaller is better "
-        "of a loss or error; min: or max: before the name says it.",
+        "for a loss or error; override by min: or max: before the name.",
     ),
     "patience": Setting(
-        0, COUNT, "Evaluations without a better keep_best that end the run (Figure 4); 0: none."
+        0,
+        COUNT,
+        "Stops after this many evaluations without improvement of keep_best (Figure 4); 0: off.",
     ),
     "wandb": Setting(False, FLAG, "Also log to Weights & Biases.", free=True),
 }
 OPEN_SECTIONS = ("augment", "eval_preprocess", "evaluators", "loss", "objective", "optimizer")
-#: All of them may differ when a run goes on.
+#: All of them may differ when a run resumes.
 FREE_SECTIONS = ("evaluators",)
 
 
 def check(values: Mapping[str, object], where: str = "config") -> None:
-    """Raises UserError for a value, of those by their dotted keys, that its setting cannot have."""
+    """Raises UserError for an invalid value among {dotted key: value}."""
     for key, value in values.items():
         setting = SETTINGS.get(key)
         if setting is None or (value is None and setting.default is None):
             continue
         if isinstance(value, numbers.Integral) and abs(int(value)) >= 2**31:
-            raise UserError(f"{where}.{key}={value} is larger than any that makes sense.")
+            raise UserError(f"{where}.{key}={value} is too large.")
         if not setting.kind.holds(value):
             words = [part.strip(" ,") for part in re.split(r", | or ", setting.kind.text)]
             close = nearest(value, words) if isinstance(value, str) and len(words) > 1 else ""
@@ -347,22 +365,22 @@ def is_free(key: str) -> bool:
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """(name, with its default where it has one; what it may be; what it means) of every setting."""
+    """(name with its default, if any; valid values; meaning) of every setting."""
     for key, setting in SETTINGS.items():
         default = "" if setting.default is None else f"={shown(setting.default)}"
         yield key + default, setting.kind.text, setting.meaning
 
 
 def shown(value: object) -> str:
-    """A default as it is written on a command line."""
+    """A default as written on a command line."""
     return f"({','.join(map(str, value))})" if isinstance(value, tuple) else str(value)
 
 
 HEAD = """# Settings
-Every setting of an experiment, made by `python -m vit_jax.settings` from the table that is also
-checked before a run. A config file sets them as `c.batch_size = 512`, the command line as
-`--config.batch_size=512`; what has no default is decided by the variant or the data, or is off.
-Those marked * may differ when a run goes on.
+Every setting of an experiment, generated by `python -m vit_jax.settings` from the table that also
+serves to check a run. A config file sets them as `c.batch_size = 512`, the command line as
+`--config.batch_size=512`. Without a default they are decided by the variant or the data, or off.
+Those marked * may differ when a run resumes.
 
 | setting | may be | means |
 |-|-|-|

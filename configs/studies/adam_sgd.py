@@ -1,4 +1,4 @@
-"""Table 7 (Appendix D.1): ResNets that are pre-trained with Adam or with SGD, after fine-tuning.
+"""Table 7 (Appendix D.1): ResNets pre-trained with Adam or SGD, accuracy after fine-tuning.
 
   vit-jax study --config=configs/studies/adam_sgd.py:cifar10 --workdir=DIR
   vit-jax study --config=configs/studies/adam_sgd.py --dry_run
@@ -46,7 +46,7 @@ def trials(argument=""):
 
 
 def draw(outcomes):
-    """Accuracy after fine-tuning, the mean of the data sets and each of them."""
+    """Accuracy after fine-tuning, the mean over the data sets and each of them."""
     figure, (axes,) = plots.figure(width=6)
     targets = dict.fromkeys(
         group.partition(".")[2] for group in map(plots.group_of, outcomes) if "." in group

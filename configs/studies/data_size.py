@@ -6,19 +6,19 @@
 Trials `part-...` are Figure 4: random parts of the data, each inside the next one, for the same
 epochs and without more regularisation (configs/few_shot.py); the figure shows linear 5-shot
 accuracy at the best evaluation, as with early stopping. Trials `full-...` are Figure 3: models that
-are pre-trained on data sets of rising size and then fine-tuned.
+are pre-trained on data sets of increasing size and then fine-tuned.
 
 Parts are the first records of the split: those of a folder are in the order of a hash of their
 paths, and those of TFDS are shuffled as they are prepared, so that a part is a random sample, not
-stratified, and a larger one holds it. All seeds see the same parts.
+stratified, and contained in larger ones. All seeds use the same parts.
 
 Without an argument these are the paper's: 9, 30, 90 and 303 million images of JFT; ImageNet,
 ImageNet-21k and JFT. With [DATASET[,EPOCHS]] they are 3, 10, 30 and 100% of any data set with
 splits train and test, and small models; three seeds each, up to some minutes each on two CPU cores.
 
 Expected (section 4.3): on the smallest part B/32 is far behind R50x1, and ahead from 90M images on;
-L/16 against R152x2 likewise. On ImageNet L falls behind B, on ImageNet-21k they agree, on JFT L is
-ahead (Table 5).
+L/16 against R152x2 likewise. On ImageNet L is worse than B, on ImageNet-21k they agree, on JFT L is
+better (Table 5).
 """
 
 from vit_jax import config as configuration
@@ -57,12 +57,12 @@ def part(setting, variant, size, seed):
 
 
 def cut(c, share):
-    """The first part of the training split; what is evaluated on stays whole."""
+    """The first part of the training split; evaluation data are complete."""
     c.data.train_split, c.data.eval_split = f"train[:{SHARES[share]}%]", "test"
 
 
 def stop_early(c):
-    """The best checkpoint counts, where training keeps it."""
+    """Uses the best checkpoint, if training keeps it."""
     if "keep_best" in configuration.default():
         c.keep_best, c.patience = "eval/accuracy", 5
     return c

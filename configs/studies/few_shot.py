@@ -1,15 +1,15 @@
-"""Section 4.1: whether linear few-shot accuracy tells what fine-tuning would give.
+"""Section 4.1: whether linear few-shot accuracy predicts accuracy after fine-tuning.
 
   vit-jax study --config=configs/studies/few_shot.py:cifar10 --workdir=DIR
   vit-jax study --config=configs/studies/few_shot.py --dry_run
 
-The paper uses it where fine-tuning costs too much (Figures 4, 8, 9, 13; Table 8). Here the same
-models are measured both ways: ImageNet 5-shot from the frozen pre-trained model, and fine-tuned on
+The paper uses it where fine-tuning is too expensive (Figures 4, 8, 9, 13; Table 8). Here the same
+models are evaluated both ways: ImageNet 5-shot from the frozen pre-trained model, and fine-tuned on
 ImageNet at 384 pixels. Without an argument they are pre-trained on JFT for Table 3's epochs. With
 [DATASET[,EPOCHS]] small ones are pre-trained on any data for a quarter, half or all of the epochs;
-three seeds each, some minutes each on two CPU cores. The correlation is that of ranks.
+three seeds each, some minutes each on two CPU cores. The correlation is of ranks.
 
-Expected: the two agree about which model is better. Published are the numbers of Table 5.
+Expected: the two agree on which model is better. Published are the numbers of Table 5.
 """
 
 from vit_jax.studies import plots, small
@@ -44,7 +44,7 @@ def trials(argument=""):
 
 
 def draw(outcomes):
-    """Accuracy after fine-tuning against few-shot accuracy, a dot for each model."""
+    """Accuracy after fine-tuning against few-shot accuracy, one dot per model."""
     figure, (axes,) = plots.figure()
     pairs = []
     for name, outcome in outcomes.items():

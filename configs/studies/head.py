@@ -8,7 +8,7 @@ Without an argument the rows are those of the paper, on JFT for 7 epochs each, o
 trains on any data, three seeds of each row, some minutes each on two CPU cores.
 
 Expected (Figure 9): the class token at 8e-4 and average pooling at 3e-4 agree; average pooling at
-8e-4 falls behind. What was blamed on the head was the learning rate.
+8e-4 is worse: the difference was due to the learning rate, not the head.
 """
 
 from vit_jax.studies import plots, small
@@ -30,7 +30,7 @@ def trials(argument=""):
 
 
 def draw(outcomes):
-    """Few-shot accuracy while training, of the first seed, and at the end, of all."""
+    """Few-shot accuracy during training, of the first seed, and at the end, of all."""
     figure, (over_steps, at_end) = plots.figure(2)
     for row in ROWS:
         found = outcomes.get(f"{row}_0")

@@ -8,8 +8,8 @@ L/16 is pre-trained and fine-tuned on ImageNet at 512 pixels, 20,000 steps, with
 6). With [DATASET[,EPOCHS]] a small model is pre-trained and fine-tuned on any data with 0.99, since
 its steps are about a hundredth; three seeds, some minutes each on two CPU cores.
 
-Expected: the average is a little better and deviates less. Published is ImageNet with it, 87.76 ±
-0.03 (Table 2); the paper does not say what it is without.
+Expected: the average is slightly better and varies less. Published is ImageNet with it, 87.76 ±
+0.03 (Table 2); the paper does not give the accuracy without.
 """
 
 from vit_jax.studies import plots, small

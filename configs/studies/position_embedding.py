@@ -7,7 +7,7 @@ Without an argument the rows are those of the paper: B/16 on JFT for 7 epochs ea
 exaFLOPs (Table 6). With [DATASET[,EPOCHS]] a small model trains on any data, three seeds of each
 row, some minutes each on two CPU cores (digits: half a minute).
 
-Expected (Table 8, ImageNet 5-shot): none falls behind (61.4%), all others agree (64.0 to 64.3%).
+Expected (Table 8, ImageNet 5-shot): none is worse (61.4%), all others agree (64.0 to 64.3%).
 """
 
 from vit_jax.studies import plots, small

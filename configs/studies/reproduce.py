@@ -4,27 +4,26 @@
   vit-jax study --config=configs/studies/reproduce.py --workdir=DIR --only='*_released'
   vit-jax study --config=configs/studies/reproduce.py --workdir=DIR --config.data.data_dir=/tfds
 
-For people with a network and the data sets (`vit-jax prepare` makes them). It downloads the weights
-that the authors published (vit_jax/interop/published.py) and prints a table with pass or fail.
+Needs a network and the data sets (`vit-jax prepare`). It downloads the weights that the authors
+published (vit_jax/interop/published.py) and prints a table with pass or fail.
 
 VARIANT_DATA fine-tunes ImageNet-21k weights by configs/finetune.py (Table 4) at 384 pixels (H/14:
 378), with its default learning rate. The paper chose one of four on a held-out part (`vit-jax
-sweep`), so a trial that fails is to be run again with the others
-(--config.schedule.learning_rate=0.003).
-VARIANT_released evaluates weights that were fine-tuned on ImageNet already: one step at a rate that
-moves no weight.
+sweep`), so a failed trial should be run again with the others
+(--config.schedule.learning_rate=0.003). VARIANT_released evaluates weights that are already
+fine-tuned on ImageNet, after one step at a negligible learning rate.
 
 A trial passes if it is at most the tolerance below the published number. Fine-tuning: 1.0 on
-ImageNet, 0.2 on CIFAR-10 and 0.6 on CIFAR-100, a little more than the distance of the authors' own
-repetition with released code from Table 5; 1.0 on Pets and 0.5 on Flowers, which were not repeated,
-several times Table 2's deviations. Released models: 0.1, for the same weights and another decoder.
+ImageNet, 0.2 on CIFAR-10 and 0.6 on CIFAR-100, slightly more than the difference between Table 5
+and the authors' own repetition with released code; 1.0 on Pets and 0.5 on Flowers, which were not
+repeated, several times Table 2's deviations. Released models: 0.1, for another JPEG decoder.
 
 Cost: 20,000 steps of batch 512 on ImageNet, 10,000 on CIFAR, 500 on Pets and Flowers, at 384
 pixels; one pass over 50,000 images for a released model. Expected: the published numbers.
 
-What was run: one trial of each kind with weights of our own in the official layout, placed where a
-download would be, and small TFDS data sets (tests/studies/test_reproduce.py). The real weights and
-data sets were not: no trial has passed or failed with them yet.
+Tested: one trial of each kind with our own weights in the official layout, placed in the download
+cache, and small TFDS data sets (tests/studies/test_reproduce.py). Not yet run with the real weights
+and data sets.
 """
 
 from vit_jax import config as configuration
@@ -32,7 +31,7 @@ from vit_jax.studies import verdicts
 
 VARIANTS = ("B/16", "B/32", "L/16", "L/32", "H/14")
 RELEASED = ("B/16", "B/32", "L/16", "L/32", "R50+B/16")
-#: {data set of configs/finetune.py: (what Table 5 calls it, points that a trial may be below)}
+#: {data set of configs/finetune.py: (its name in Table 5, tolerance in points)}
 DATA = {
     "imagenet": ("ImageNet", 1.0),
     "cifar10": ("CIFAR-10", 0.2),
@@ -59,7 +58,7 @@ def trials():
         c.name = f"released {variant} on ImageNet"
         c.init_from = f"{variant}-imagenet"
         c.keep_head = True
-        c.data.train_split = c.data.eval_split  # nothing is learnt of it
+        c.data.train_split = c.data.eval_split  # so that nothing is learnt
         c.batch_size = 64
         c.total_steps = 1
         c.schedule.warmup_steps = 0

@@ -9,7 +9,7 @@ embeddings are resized, and there are more patches. Without an argument pre-trai
 pixels and fine-tuned at 16, 24 and 32 on any data; three seeds, some minutes each on two CPU cores.
 
 Expected: higher is better. Published for ImageNet are L/16 at 384, 87.12 (Table 5), and 87.76 at
-512, where the weights are averaged as well (Table 2; configs/studies/polyak.py has that apart).
+512, where the weights are also averaged (Table 2; see configs/studies/polyak.py).
 """
 
 from vit_jax.studies import plots, small
@@ -34,7 +34,7 @@ def trials(argument=""):
 
 
 def draw(outcomes):
-    """Accuracy at every size of fine-tuning."""
+    """Accuracy at every fine-tuning resolution."""
     figure, (axes,) = plots.figure()
     groups = plots.over_seeds(outcomes, plots.FINE_TUNED, "at-")
     plots.dots(axes, range(len(groups)), list(groups.values()))

@@ -6,11 +6,12 @@
 Without an argument the rows are those of Table 6: eighteen models on JFT, fine-tuned on five data
 sets; 15,721 exaFLOPs of pre-training. With [DATASET[,EPOCHS]] small ViTs and ResNets are
 pre-trained for one or two times the epochs and fine-tuned on any data, three seeds each, up to some
-minutes each on two CPU cores. Compute is what `models/cost.py` counts.
+minutes each on two CPU cores. Compute is counted by `models/cost.py`.
 
-Drawn are all models, the Pareto front, and a power law of the error over compute of each family,
-whose exponent has a 95% interval. Expected (section 4.4): ViTs reach the same accuracy with 2 to 4
-times less compute than ResNets; hybrids are ahead at small budgets only; nothing saturates.
+The figure shows all models, the Pareto front, and a power law of error over compute for each
+family, with a 95% interval of the exponent. Expected (section 4.4): ViTs reach the same accuracy
+with 2 to 4 times less compute than ResNets; hybrids are better at small budgets only; nothing
+saturates.
 """
 
 from vit_jax.studies import plots, small
@@ -75,7 +76,7 @@ def trials(argument=""):
 
 
 def points(outcomes):
-    """{family: [(training FLOPs, mean error of the targets in percent), ...]}, of its models."""
+    """{family: [(training FLOPs, mean error over the targets in percent), ...]}."""
     found = {}
     for name, outcome in outcomes.items():
         if "." in name or outcome.metrics is None or "step" not in outcome.metrics:

@@ -3,12 +3,12 @@
   vit-jax study --config=configs/studies/self_supervision.py:cifar10 --workdir=DIR
   vit-jax study --config=configs/studies/self_supervision.py --dry_run
 
-Pre-trained are B/16 with each target, with 15% instead of 50% of the patches corrupted, and for a
-part of the steps; with labels as well; then all are fine-tuned on ImageNet at 384 pixels, scratch
-from supervised training on ImageNet itself (Table 5). Without an argument pre-training is on JFT,
-1M steps of 4096 images. With [DATASET[,EPOCHS]] small models are pre-trained on the images of
-any data set and fine-tuned on a tenth of its labels, which scratch has as well, in as many steps as
-all images would take; three seeds each, some minutes each on two CPU cores.
+B/16 is pre-trained with each target, with 15% instead of 50% of the patches corrupted, for a part
+of the steps, and with labels; all are then fine-tuned on ImageNet at 384 pixels. Trial scratch is
+pre-trained on ImageNet itself, supervised (Table 5). Without an argument pre-training is on JFT, 1M
+steps of 4096 images. With [DATASET[,EPOCHS]] small models are pre-trained on the images of any data
+set and fine-tuned on a tenth of its labels, which scratch has as well, in as many steps as for all
+images; three seeds each, some minutes each on two CPU cores.
 
 Expected (B.1.2): 79.9% on ImageNet, 2% above scratch and 4% below supervised pre-training; 15% and
 the target pixels are slightly worse; gains flatten after 100k steps, and pre-training on ImageNet
@@ -17,7 +17,7 @@ gives similar ones.
 
 from vit_jax.studies import plots, small
 
-#: Arguments of configs/masked_patch.py, the share that is corrupted.
+#: Arguments of configs/masked_patch.py, and the corrupted fraction.
 MASKED = {
     "mean_colour": ("jft,1000000,mean_colour", 0.5),
     "downsized": ("jft,1000000,downsized", 0.5),
@@ -29,7 +29,7 @@ MASKED = {
 }
 #: Arguments of configs/pretrain.py.
 LABELLED = {"scratch": "imagenet", "supervised": "jft"}
-#: Of the epochs of the small setting, where it is not all; on-imagenet has a part of the images.
+#: Fraction of the epochs of the small setting, if not all; on-imagenet has a part of the images.
 SHARES = {"steps-100k": 0.5, "steps-10k": 0.1}
 METRICS = (plots.FINE_TUNED,)
 PAPER = {
@@ -40,7 +40,7 @@ PAPER = {
 
 
 def few_labels(c, percent=10):
-    """Only the images whose labels the small setting has, in as many steps as all images take."""
+    """Only the labelled images of the small setting, in as many steps as for all images."""
     c.data.train_split, c.data.eval_split = f"train[:{percent}%]", "test"
     c.total_epochs *= 100 / percent
     c.eval_every_epochs *= 100 / percent
@@ -70,7 +70,7 @@ def trials(argument=""):
 
 
 def draw(outcomes):
-    """Accuracy after fine-tuning of every way to begin."""
+    """Accuracy after fine-tuning for every kind of pre-training."""
     figure, (axes,) = plots.figure(width=8)
     groups = plots.over_seeds(outcomes, plots.FINE_TUNED)
     tuned = {k.removesuffix(".tuned"): v for k, v in groups.items() if k.endswith(".tuned")}

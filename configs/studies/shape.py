@@ -5,11 +5,11 @@
 
 Without an argument the rows are those of the paper, around 8 layers of width 1024 with patches of
 32, on JFT for 7 epochs. With [DATASET[,EPOCHS]] a model with 1/32 of the width trains on images of
-24 pixels, so that the patches are as many as 4 to 64; three seeds of each row, up to some minutes
-each on two CPU cores. Compute is training FLOPs of an image, over the base's.
+24 pixels, with 4 to 64 patches; three seeds of each row, up to some minutes each on two CPU cores.
+Compute is training FLOPs per image, relative to the base.
 
-Expected (Figure 8): depth helps most, visibly up to 64 layers and less beyond 16; width least;
-smaller patches help without more parameters; scaling all proportionally is robust.
+Expected (Figure 8): depth helps most, visibly up to 64 layers but less beyond 16; width least;
+smaller patches help without more parameters; scaling all dimensions together is robust.
 """
 
 from vit_jax import config as configuration
@@ -23,7 +23,7 @@ CURVES = {
     "all": ("all-half", "base", "all-double"),
 }
 ROWS = tuple(dict.fromkeys(row for rows in CURVES.values() for row in rows))
-PATCHES = {56: 12, 32: 8, 28: 6, 16: 4, 14: 3}  # of 24 pixels, in the place of those of 224
+PATCHES = {56: 12, 32: 8, 28: 6, 16: 4, 14: 3}  # for 24 pixels, instead of 224
 METRICS = (plots.FEW_SHOT, plots.FINE_TUNED)
 
 
@@ -49,7 +49,7 @@ def trials(argument=""):
 
 
 def draw(outcomes):
-    """Few-shot accuracy against relative compute, a curve for each side of the shape."""
+    """Few-shot accuracy against relative compute, a curve per dimension."""
     figure, (axes,) = plots.figure(width=6.5)
     groups = plots.over_seeds(outcomes, plots.FEW_SHOT)
     compute = {

@@ -27,7 +27,7 @@ from vit_jax.interop import load
 from vit_jax.models import adapt, cost
 from vit_jax.numerics import plain
 from vit_jax.pages import paper
-from vit_jax.pages.figures import bare, import_matplotlib, new_figure
+from vit_jax.pages.figures import hide_axes, import_matplotlib, new_figure
 from vit_jax.runtime.logbook import read_metrics
 
 IMAGES = Path(__file__).parent.parent / "images"
@@ -164,7 +164,7 @@ def class_token():
             axes[0, i].imshow(test[0][i] / 2 + 0.5)
             axes[row, i].imshow(maps[i], cmap="magma", vmin=0, vmax=0.25)
     for cell in axes.flat:
-        bare(cell)
+        hide_axes(cell)
     for row, name in enumerate(("image", "at first", "trained")):
         axes[row, 0].set_ylabel(name, fontsize=11)
     save(figure, "class_token_attention")
@@ -239,7 +239,7 @@ def positions():
         inner = left.inset_axes((x, 0.25, 0.45, 0.5))
         inner.imshow(tile, vmin=-1, vmax=1)
         inner.set_title(name, fontsize=10)
-        bare(inner)
+        hide_axes(inner)
     left.text(0.5, 0.08, "similarity to one position", ha="center", transform=left.transAxes)
     labels = {"interpolated": "interpolated", "corner": "not resized", "none": "none"}
     for (name, values), style in zip(rows.items(), ("o-", "s--", "^:"), strict=True):
@@ -361,7 +361,7 @@ def embedding():
         print(f"E {name}: {share[:7].sum():.0%} of the variance in seven components")
         for i, cell in enumerate(row):
             cell.imshow(images[i].mean(-1), cmap="gray")
-            bare(cell)
+            hide_axes(cell)
         row[0].set_ylabel(name)
     save(figure, "embedding")
 
@@ -392,7 +392,7 @@ def overview():
     size = config.image_size[0]
     pixels = open_digits("", None, {}).splits["test"].images[1:7]
     pixels = np.stack([cv2.resize(image, (size, size)) for image in pixels])
-    looked = walk.look(config, params, pixels / np.float32(127.5) - 1)
+    looked = walk.attention_stats(config, params, pixels / np.float32(127.5) - 1)
     _, apply = functions(config)
     probabilities = np.asarray(jax.nn.softmax(apply(params, pixels / np.float32(127.5) - 1)))
 
@@ -419,7 +419,7 @@ def overview():
     right.suptitle("position embeddings", fontsize=10)
     for (i, j), tile in np.ndenumerate(right.subplots(rows, columns)):
         tile.imshow(similarity[i, j], vmin=-1, vmax=1)
-        bare(tile)
+        hide_axes(tile)
     bottom.suptitle("predictions, and the attention behind them (rollout)", fontsize=10)
     axes = bottom.subplots(2, 6)
     for i, image in enumerate(pixels):
@@ -427,8 +427,8 @@ def overview():
         axes[0, i].set_title(f"{best}: {100 * probabilities[i, best]:.0f}%", fontsize=10)
         axes[0, i].imshow(image)
         axes[1, i].imshow(overlay(image, looked.rollout[i], config.stride[0] / 2))
-        bare(axes[0, i])
-        bare(axes[1, i])
+        hide_axes(axes[0, i])
+        hide_axes(axes[1, i])
     save(figure, "overview")
 
 

@@ -57,7 +57,7 @@ def test_rows_of_the_contract(tmp_path, own_peer, capsys):
     ]  # fmt: skip
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "left out: own_peer:broken, latency: RuntimeError: no such hardware" in said
+    assert "skipped: own_peer:broken, latency: RuntimeError: no such hardware" in said
     assert "TFLOP/s in float32 products, qkv" in said and "of our time" in said
     rows = json.loads(file.read_text())
     assert len(rows) == 2 and all(set(row) >= KEYS for row in rows)
@@ -73,7 +73,7 @@ def test_rows_of_the_contract(tmp_path, own_peer, capsys):
 def test_a_peer_with_other_logits_is_refused(own_peer, known_machine, capsys):
     arguments = ["bench", *SMALL, "--dtypes=float32", "--tasks=inference"]
     assert main([*arguments, "--peers=own_peer:other"]) == 1
-    assert "own_peer:other computes something else" in capsys.readouterr().err
+    assert "own_peer:other gives other logits" in capsys.readouterr().err
 
 
 def test_every_other_task(tmp_path, known_machine):

@@ -116,13 +116,13 @@ def fails(capsys, arguments, code, *parts):
     [
         ([], 2, None),
         (["tran"], 2, "Did you mean 'train'"),
-        (["train"], 2, "--workdir=DIR is needed"),
+        (["train"], 2, "--workdir=DIR is required"),
         (["train", "--workdir=gs://b/runs/1"], 2, "a path such as /shared/b/runs/1 on NFS, or on"),
-        (["train", "--workdir=/tmp/x"], 2, "--config=FILE is needed"),
+        (["train", "--workdir=/tmp/x"], 2, "--config=FILE is required"),
         (["train", "--workdri=/tmp/x"], 2, "workdri"),
         (["train", "--config=configs/quickstart.py", "--workdir=/tmp/x", "more"], 2, "'more'"),
-        (["evaluate", "--data=digits"], 2, "--checkpoint=PATH is needed"),
-        (["predict", "--checkpoint=/nowhere"], 2, "name images"),
+        (["evaluate", "--data=digits"], 2, "--checkpoint=PATH is required"),
+        (["predict", "--checkpoint=/nowhere"], 2, "give images"),
         (["train", "--config=configs/quikstart.py", "--workdir=x"], 1, "quickstart.py"),
         (["train", "--config=configs/finetune.py:B/16,cifar11", "--workdir=x"], 1, "'cifar10'"),
     ],
@@ -144,7 +144,7 @@ def test_wrong_usage_and_names(capsys, arguments, code, part):
         ("--config.model.variant=debgu", "Did you mean 'debug'"),
         ("--config.modle.variant=debug", "Did you mean 'model.variant'"),
         ("--config.optimizer.momentun=0.5", "Did you mean 'momentum'"),
-        ("--config.total_steps=many", "--config.total_steps='many' is no int"),
+        ("--config.total_steps=many", "--config.total_steps='many' is not of type int"),
         ("--config.init_from=/no/weights", "There is no checkpoint at '/no/weights'"),
         ("--config.mesh.fsdp=3", "does not cover"),
         ("--config.batch_size=7", "does not divide"),
@@ -183,7 +183,7 @@ def test_an_empty_class_folder_is_named(tmp_path, capsys):
         capsys,
         ["train", config, f"--workdir={tmp_path / 'w'}", *TRAIN],
         1,
-        "yellow holds no images",
+        "yellow has no images",
     )
 
 

@@ -40,7 +40,7 @@ def test_a_copy_is_the_config_and_never_overwrites(name, file, tmp_path, monkeyp
     (tmp_path / file).write_text("mine")
     assert main(["configs", "cp", name]) == 1
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "left as it is" in err
+    assert err.count("\n") == 1 and "is not overwritten" in err
     assert contents(tmp_path) == {file: b"mine"}
     (tmp_path / "there").mkdir()
     assert main(["configs", "cp", name, "there"]) == 0
@@ -99,7 +99,7 @@ def test_weights_says_what_is_here_and_get_fetches_once(tmp_path, monkeypatch, c
     out = capsys.readouterr().out
     assert "about 413 MB from gs://vit_models" in out and "ViT-B_16.npz" in out
     assert main(["weights", "get", few[0]]) == 0
-    assert "is here already" in capsys.readouterr().out and len(asked) == 1
+    assert "exists:" in capsys.readouterr().out and len(asked) == 1
     assert main(["weights", "get", few[1]]) == 1
     assert "could not be fetched" in capsys.readouterr().err
     assert main(["weights"]) == 0

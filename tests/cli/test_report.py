@@ -77,7 +77,7 @@ def test_the_page_of_one_run(two, tmp_path, capsys):
     assert capsys.readouterr().out == f"{page}\n"
     assert "Finished." in page.read_text() and 'http-equiv="refresh' not in page.read_text()
     assert main(["report", str(two[1]), f"--out={tmp_path / 'page.html'}"]) == 0
-    assert "Not finished: the last record is of step 20" in (tmp_path / "page.html").read_text()
+    assert "Not finished: last record at step 20" in (tmp_path / "page.html").read_text()
     assert 'http-equiv="refresh"' in (tmp_path / "page.html").read_text()
 
 
@@ -87,10 +87,10 @@ def test_the_page_of_one_run(two, tmp_path, capsys):
         ([], 2, "report RUN"),
         (["nowhere"], 1, "no working directory 'nowhere'"),
         (["a", "nowhere"], 1, "no working directory 'nowhere'"),
-        (["a", "./a"], 1, "named twice"),
+        (["a", "./a"], 1, "given twice"),
         (["."], 1, "such as a."),
-        (["a", "b", "--out=b/config.json"], 1, "left as it is"),
-        (["a", "--out=b/config.json"], 1, "left as it is"),
+        (["a", "b", "--out=b/config.json"], 1, "is not overwritten"),
+        (["a", "--out=b/config.json"], 1, "is not overwritten"),
         (["a", "b", "--out=no/such/file.html"], 1, "cannot be written"),
         (["a", "damaged"], 1, "line 1: not a record"),
     ],
@@ -157,5 +157,5 @@ def test_training_writes_its_page_while_it_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write_report", note)
     assert train(tmp_path / "run") == 0
     assert len(seen) == 7  # six lines of the log, and the end
-    assert "Not finished: the last record is of step 1." in seen[0]
+    assert "Not finished: last record at step 1." in seen[0]
     assert "Finished." in seen[-1]

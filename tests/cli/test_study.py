@@ -88,7 +88,7 @@ def test_machines_share_a_study_and_a_failure_stops_no_other_trial(tmp_path, cap
 @pytest.mark.parametrize(("words", "code", "message"), [
     (["--trial=3/2"], 2, "--trial=3/2 must be I/N"), (["--trial=0/2"], 2, "--trial=0/2 must"),
     (["--trial=x"], 2, "--trial=x must"),
-    (["--only=depth-*"], 1, "--only=depth-. fits no trial; there are rate_0.01, rate_0.1."),
+    (["--only=depth-*"], 1, "--only=depth-. matches no trial; there are rate_0.01, rate_0.1."),
 ])  # fmt: skip
 def test_parts_that_are_none(tmp_path, capsys, words, code, message):
     assert study(tmp_path / "work", *words) == code
@@ -100,8 +100,8 @@ def test_parts_that_are_none(tmp_path, capsys, words, code, message):
     ("text", "message"),
     [
         ("    return {'a': c, 'b': d}", r"trial b: config.batch_size=0 must be"),
-        ("    return {'a': c, '../b': c}", r"trial '../b' has no name"),
-        ("    return {}", "returns no trials"),
+        ("    return {'a': c, '../b': c}", r"trial '../b' has a name"),
+        ("    return {}", "must return"),
         ("    return {'a': 3}", "trial a is a int instead"),
         ("    return {'a': c.nothing}", r"line \d+: AttributeError"),
     ],

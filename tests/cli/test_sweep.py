@@ -54,7 +54,7 @@ def test_a_rate_that_diverges_counts_as_nothing(tmp_path, capsys):
     result = json.loads((tmp_path / "sweep.json").read_text())
     assert result["held_out"][0] == {"learning_rate": 1e37, "accuracy": 0.0, "diverged": True}
     assert "diverged" not in result["held_out"][1] and result["learning_rate"] == 0.003
-    assert "learning rate 1e+37: diverged, which counts as 0%" in capsys.readouterr().out
+    assert "learning rate 1e+37: diverged, counted as 0%" in capsys.readouterr().out
     assert main([*arguments[:2], f"--workdir={tmp_path / 'all'}", *arguments[3:],
                  "--learning_rates=1e37", "--seeds=1"]) == 1  # fmt: skip
     assert "All learning rates diverged" in capsys.readouterr().err
@@ -65,7 +65,7 @@ def test_what_cannot_be_carved():
     assert sweep.carve("train[:90%]", 10) == ("train[:81%]", "train[81%:90%]")
     assert sweep.carve("train-kept", 10) == ("train-kept[:90%]", "train-kept[90%:]")
     for other in ("train[10%:]", "train[:100]", "train+test"):
-        with pytest.raises(UserError, match="is neither; set config"):
+        with pytest.raises(UserError, match="is not; set config"):
             sweep.carve(other, 2)
     with pytest.raises(UserError, match="between 1 and 99"):
         sweep.carve("train", 100)
@@ -96,7 +96,7 @@ def test_data_alone_are_swept_as_they_are_trained(tmp_path, capsys):
     assert main([*words, "--config=configs/own.py"]) == 2
     assert "beside --config" in capsys.readouterr().err
     assert main(["sweep", "--config=configs/own.py", "--workdir=x", "--recipe=strong"]) == 2
-    assert "--recipe is of data in the place of --config" in capsys.readouterr().err
+    assert "--recipe is for data instead of --config" in capsys.readouterr().err
 
 
 def test_data_without_test_images_and_rates_around_the_recipes_own(tmp_path):

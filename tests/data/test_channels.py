@@ -62,7 +62,7 @@ def test_four_and_six_channels_are_as_they_are_stored():
         (npy(np.zeros((6, 9, 7), np.uint8)), 6, r"has 7 channels .* It may be channels first"),
         (np.zeros((3, 9, 7), np.uint8), 3, r"shape \(3, 9, 7\), .* channels come last"),
         (npy(np.zeros((9, 7, 6))), 6, r"x is float64 \(9, 7, 6\), not uint8 \(h, w, 6\)"),
-        (npy(np.array([{}])), 6, r"damaged \.npy file, or one of objects"),
+        (npy(np.array([{}])), 6, r"damaged \.npy file, or contains objects"),
         (npy(COLOUR)[:40], 3, r"damaged \.npy file"),
         (b"", 4, r"empty \(0 bytes\)|cannot be decoded"),
         (b"no image", 4, r"x cannot be decoded"),

@@ -108,26 +108,26 @@ def test_withheld_labels_are_not_the_same_as_none(images):
 @pytest.mark.parametrize(
     "text, query, message",
     [
-        (MATRIX.replace("0.0", "2"), "", r"line 4: the column 'dog' has '2', .* neither 0 nor 1"),
-        (MATRIX.replace("0.0", "nan"), "", "'nan', which is neither 0 nor 1"),
-        (MATRIX.replace(",0.0", ""), "", "the column 'dog' has '', which is neither 0 nor 1"),
-        ("path,class,bee\n0.png,0,1\n1.png,1,1\n", "", r"all labels are 0 or 1\. If the columns"),
-        (MATRIX, "&separator=;", "has a column for each class, and separator= is of one that"),
+        (MATRIX.replace("0.0", "2"), "", r"line 4: the column 'dog' has '2', not 0 or 1"),
+        (MATRIX.replace("0.0", "nan"), "", "'nan', not 0 or 1"),
+        (MATRIX.replace(",0.0", ""), "", "the column 'dog' has '', not 0 or 1"),
+        ("path,class,bee\n0.png,0,1\n1.png,1,1\n", "", r"all labels are 0 or 1\. If the table"),
+        (MATRIX, "&separator=;", "has a column per class, and separator= is for one that"),
         ("path,label,tags\n0.png,a,b\n", "", "could be the labels: label, tags; choose one"),
         (WIDE, "", r"the column 'width' has '9'.*label=A,B,C"),
         (WIDE, "&label=cat,dig", r"has no column 'dig'; it has .*mean 'dog'\?"),
         ("path,cat,dog,cat\n0.png,1,0,1\n", "", "two columns called 'cat'"),
         ("path,label,label\n0.png,a,b\n", "", "two columns called 'label'"),
         ("path,label,label\n0.png,a,b\n", "&label=label", "two columns called 'label'"),
-        (MATRIX + "0.png,0,1\n", "", r"line 6: 0\.png is listed before with other labels"),
+        (MATRIX + "0.png,0,1\n", "", r"line 6: 0\.png is listed twice with different labels"),
         (
             LISTED,
             "",
-            r"'cat;' lists several classes; what is between them is .*&separator=",
+            r"'cat;' lists several classes; set the separator by .*&separator=",
         ),
         ("path,label\n0.png,\n1.png,\n", "", "no image has a label"),
         ("path,label\n0.png,0;2\n1.png,-3;1\n", "&separator=;", "-3 is negative"),
-        ("path\n0.png\n", "", "needs a column of labels, or one of 0 and 1 for each class"),
+        ("path\n0.png\n", "", "needs a column of labels, or a column of 0 and 1 per class"),
         (LISTED.replace("cat\n", "Cat\n").replace(" cat", "Cat"), "&separator=;", "in case only"),
     ],
 )
@@ -148,7 +148,7 @@ def test_matrices_have_the_same_classes(images):
     with pytest.raises(UserError, match=r"train\.csv has no column 'bird', which .*test\.csv has"):
         data.open_source(spec)
     write(images, "path,label\n1.png,dog\n", "test.csv")
-    with pytest.raises(UserError, match="are of two forms"):
+    with pytest.raises(UserError, match="differ in format"):
         data.open_source(spec)
 
 
@@ -156,22 +156,22 @@ def test_options_are_refused_by_name(images):
     spec = write(images, LISTED)
     for query, message in (
         ("?multilabel=1", "must be multilabel=true"),
-        ("?multilabel=false&separator=;", "separator= is of several labels"),
+        ("?multilabel=false&separator=;", "separator= is for several labels"),
         ("?multilable=true", "mean 'multilabel'"),
     ):
         with pytest.raises(UserError, match=message):
             data.open_source(spec + query)
-    with pytest.raises(UserError, match=r"\?multilabel=true is none of its options"):
+    with pytest.raises(UserError, match=r"\?multilabel=true is not an option"):
         data.open_source("digits?multilabel=true")
     for name in ("a", "b"):
         save(images / "classes" / name / "0.png")
-    with pytest.raises(UserError, match="options are of tables"):
+    with pytest.raises(UserError, match="options are for tables"):
         data.open_source(f"folder:{images}/classes?multilabel=true")
 
 
 def test_a_separator_that_never_occurs_is_said(images):
     source = data.open_source(write(images, "path,label\n0.png,cat\n1.png,dog\n") + "?separator=|")
-    assert any("'|' separates none" in note for note in source.notes)
+    assert any("'|' does not occur in any" in note for note in source.notes)
 
 
 def test_more_labels_than_fit(monkeypatch):
@@ -209,9 +209,9 @@ def test_hugging_face(tmp_path, monkeypatch, kind):
     assert source.labels.tolist() == [row[: source.num_classes] for row in wanted]
     if kind == "names":
         assert source.class_names == ("cat", "dog", "eel")
-        with pytest.raises(UserError, match=r"has 2 labels.*any number with .*\?multilabel=true"):
+        with pytest.raises(UserError, match=r"has 2 labels.*several with .*\?multilabel=true"):
             data.open_source(f"hf:{tmp_path}/set")
-        with pytest.raises(UserError, match=r"separator= is of text"):
+        with pytest.raises(UserError, match=r"separator= is for text"):
             data.open_source(f"hf:{tmp_path}/set?separator=;")
 
 
@@ -246,7 +246,7 @@ def test_tfds(tmp_path):
         source = data.open_source(spec, data_dir=str(tmp_path), labelled=True)
         assert source.multilabel and source.class_names == classes
         assert [source[i]["label"].tolist() for i in range(3)] == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
-    with pytest.raises(UserError, match=r"any number of labels a record.*\?multilabel=true"):
+    with pytest.raises(UserError, match=r"several labels per record.*\?multilabel=true"):
         data.open_source("tfds:tags", data_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"has no class label 'image'; .*labels are label"):
         data.open_source("tfds:tags?multilabel=true&label=image", data_dir=str(tmp_path))
@@ -281,7 +281,7 @@ def test_batches():
     assert sorted(next(batches)["label"].tolist()) == [[0, 0], [0, 1], [1, 1]]
     batches.close()
     hidden = data.eval_batches(several([[1, 1], [-1, -1]]), TRANSFORM, batch_size=2)
-    with pytest.raises(UserError, match="withheld, or neither 0 nor 1"):
+    with pytest.raises(UserError, match="withheld, or not 0 or 1"):
         next(hidden)
 
 

@@ -162,5 +162,5 @@ def test_one_image_is_a_batch_of_one():
     np.testing.assert_array_equal(one, photos.preprocess(config, image[None]))
     assert photos.preprocess(config, image[..., 0]).shape == (1, 32, 32, 3)
     for odd in (None, 3, 2.5):
-        with pytest.raises(UserError, match="no image and no list of images"):
+        with pytest.raises(UserError, match="not an image or a list of images"):
             photos.preprocess(config, odd)

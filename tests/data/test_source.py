@@ -56,7 +56,7 @@ def test_parse_spec(spec, parts):
     [
         ("digit", "Did you mean 'digits'"),
         ("folders:/a", "Did you mean 'folder'"),
-        ("folder:", "names nothing after folder:"),
+        ("folder:", "has nothing after folder:"),
         ("digits[train", "is not KIND:NAME"),
         ("digits[tset]", "Did you mean 'test'"),
         ("digits[train[1:2:3]]", r"is not NAME or NAME\[a:b\]"),
@@ -247,7 +247,7 @@ def test_bad_csv(tmp_path, text, message):
 
 def test_bad_folders(folder):
     (folder / "train" / "empty").mkdir()
-    with pytest.raises(UserError, match=r"class folder .*train/empty holds no images"):
+    with pytest.raises(UserError, match=r"class folder .*train/empty has no images"):
         data.open_source(f"folder:{folder}")
     with pytest.raises(UserError, match=r"There is no folder .*sett\. Did you mean 'set'\?"):
         data.open_source(f"folder:{folder}t")
@@ -270,7 +270,7 @@ def test_exclude(folder, tmp_path):
     source = data.open_source(f"folder:{folder}", exclude=str(tmp_path / "ids.txt"))
     assert source.names() == names[2:]
     (tmp_path / "none.txt").write_text("zzz\n")
-    with pytest.raises(UserError, match="names no record"):
+    with pytest.raises(UserError, match="matches no record"):
         data.open_source(f"folder:{folder}", exclude=str(tmp_path / "none.txt"))
     with pytest.raises(UserError, match="Cannot read"):
         data.open_source(f"folder:{folder}", exclude=str(tmp_path / "missing.txt"))
@@ -320,7 +320,7 @@ def test_what_is_left_out_is_counted(folder, tmp_path):
     source = data.open_source(f"folder:{folder}")
     file = tmp_path / "ids.txt"
     file.write_text("\n".join(source.names()))
-    with pytest.raises(UserError, match=f"names all {len(source)} records"):
+    with pytest.raises(UserError, match=f"removes all {len(source)} records"):
         data.open_source(f"folder:{folder}", exclude=str(file))
     file.write_text("\n".join([*source.names()[:2], "nowhere.png", "cut of"]))
     left = data.open_source(f"folder:{folder}", exclude=str(file))
@@ -364,7 +364,7 @@ def test_exclude_of_a_table_reads_numbers_instead_of_making_names(tfds_dir, tmp_
         f"{spec}/{i}" for i in (1, 2, *range(4, 9))
     ]
     file.write_text("tfds:toy[test]/1")
-    with pytest.raises(UserError, match="names no record"):
+    with pytest.raises(UserError, match="matches no record"):
         data.open_source(spec, data_dir=tfds_dir, exclude=str(file))
 
 
@@ -420,7 +420,7 @@ def test_a_truncated_tfds_shard_is_noticed(tmp_path):
     tfds_directory.write(tmp_path / "other", "toy", {"train": records[:2]}, ["x"])
     smaller = sorted((tmp_path / "other").rglob("*array_record*"))
     shards[0].write_bytes(smaller[0].read_bytes())
-    with pytest.raises(UserError, match=r"00000-of-00002 should hold 3 examples and holds 1"):
+    with pytest.raises(UserError, match=r"00000-of-00002 should have 3 examples and has 1"):
         data.open_source("tfds:toy", data_dir=str(tmp_path))
     shards[0].write_bytes(shards[1].read_bytes()[:50])
     with pytest.raises(UserError, match=r"00000-of-00002 cannot be read"):

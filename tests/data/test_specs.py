@@ -40,12 +40,12 @@ def test_an_existing_path_wins(tmp_path):
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("folder:/a?lable=b", "lable=b is none of its options; they are image=... and label=..."),
-        ("folder:/a?label=b&label=c", "label=c is none of its options"),
-        ("folder:/a?label=", "label= is none of its options"),
-        ("digits?label=x", r"label=x is none of its options; they are match=..., each once"),
+        ("folder:/a?lable=b", "lable=b is not an option; there are image=... and label=..."),
+        ("folder:/a?label=b&label=c", "label=c is not an option"),
+        ("folder:/a?label=", "label= is not an option"),
+        ("digits?label=x", r"label=x is not an option; there are match=..., each once"),
         ("digits?match=name", "match=name must be match=number"),
-        ("vtab:svhn?image=a", "image=a is none of its options"),
+        ("vtab:svhn?image=a", "image=a is not an option"),
         ("tfds:x[train", "is not KIND:NAME"),
         ("tfds[train]", "is not KIND:NAME|unknown kind"),
     ],
@@ -90,7 +90,7 @@ def test_validation_is_watched_and_test_is_for_the_end(tmp_path):
     watched = data.choose_splits(base, watch=True)
     assert watched[:2] == (f"{base}[train]", f"{base}[validation]")
     assert watched.notes == [
-        "training is watched on validation; test is for the end: vit-jax evaluate "
+        "training is evaluated on validation; test is for the end: vit-jax evaluate "
         f"--data='{base}[test]'"
     ]
     assert data.default_splits(base) == (f"{base}[train]", f"{base}[test]")

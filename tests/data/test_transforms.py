@@ -121,7 +121,7 @@ def test_16_bit_extremes():
 
 def test_float_tiff_is_refused_by_name_or_not_saturated():
     data = encode(PIL.Image.fromarray(np.full((8, 8), 70000.0, np.float32)), "TIFF")
-    with pytest.raises(UserError, match=r"^The image a\.tif .*32 bits"):
+    with pytest.raises(UserError, match=r"^The image a\.tif .*32-bit"):
         decode(data, "a.tif")
 
 
@@ -185,7 +185,7 @@ GOOD_PNG = encode(smooth_image(200, 300), "PNG")
     "data, what",
     [
         (b"", "is empty"),
-        (b"not an image", "cannot be decoded (no image"),
+        (b"not an image", "cannot be decoded (not a known image"),
         (b"\xff\xd8", "cannot be decoded"),
         (GOOD_JPEG[:200], "cannot be decoded"),
         (GOOD_JPEG[: len(GOOD_JPEG) // 2], "cannot be decoded (damaged)"),

@@ -89,15 +89,15 @@ def test_an_image_is_what_a_file_is(server):
 @pytest.mark.parametrize(
     "path, limits, message",
     [
-        ("/page", {}, "is a web page and no image"),
-        ("/hidden", {}, "is a web page and no image"),
-        ("/none", {}, "answers 404"),
+        ("/page", {}, "is a web page, not an image"),
+        ("/hidden", {}, "is a web page, not an image"),
+        ("/none", {}, "returns 404"),
         ("/empty", {}, "is empty"),
         ("/cut", {}, "ended after|cannot be fetched"),
         ("/large", {}, "has more than 52,428,800 bytes"),
         ("/endless", dict(max_bytes=5000), "has more than 5,000 bytes"),
         ("/slow", dict(seconds=0.3), "took more than 0.3 s"),
-        ("/elsewhere", {}, "answers 302"),
+        ("/elsewhere", {}, "returns 302"),
     ],
 )
 def test_what_is_refused(server, path, limits, message):

@@ -284,17 +284,21 @@ def test_features_of_a_model(folders, tmp_path):
 @pytest.mark.parametrize(
     "arguments, code, part",
     [
-        (["--train=digits"], 2, "--out=DIR is needed"),
-        (["--train=digits", "--out=x"], 2, "--train=SPEC and --test=SPEC are needed"),
+        (["--train=digits"], 2, "--out=DIR is required"),
+        (["--train=digits", "--out=x"], 2, "--train=SPEC and --test=SPEC are required"),
         (["--train=digits", "--test=digits[test]", "--out=x", "--shard=3/2"], 2, "--shard=3/2"),
         (["--train=digits", "--test=digits[test]", "--out=x", "--shard=0/2"], 2, "I from 1"),
         (["--train=digits", "--test=digits[test]", "--out=x", "--threshold=2"], 2, "threshold"),
         (["--train=digits", "--test=digits[test]", "--out=x", "--checkpoint=m"], 2, "--threshold"),
         (["--merge", "--out=x", "--train=digits"], 2, "leave it out"),
         (["--train=digits", "--test=digits[test]", "--out=x", "more"], 2, "'more'"),
-        (["--merge", "--out=/no/where"], 1, "holds no shards"),
+        (["--merge", "--out=/no/where"], 1, "has no shards"),
         (["--train=digits", "--test=folder:/no/where", "--out=x"], 1, "no folder /no/where"),
-        (["--train=digits", "--test=digits", "--out=x"], 1, "is a test set and the training set"),
+        (
+            ["--train=digits", "--test=digits", "--out=x"],
+            1,
+            "is both a test set and the training set",
+        ),
         (["--train=digits", "--test=digits[test]", "--out=README.md"], 1, "README.md is a file"),
     ],
 )
@@ -310,7 +314,7 @@ def test_a_result_is_not_overwritten(found, folders, capsys):
     before = (found / "shard-1-of-1.json").read_bytes()
     flags = [*search_flags(folders), f"--out={found}"]
     assert main(["dedup", *flags, "--threshold=0.5"]) == 1
-    assert "would be overwritten; name another --out" in capsys.readouterr().err
+    assert "would be overwritten; use another --out" in capsys.readouterr().err
     assert (found / "shard-1-of-1.json").read_bytes() == before
     assert main(["dedup", *flags]) == 0  # the same search
     assert "nothing to do" in capsys.readouterr().out
@@ -342,5 +346,5 @@ def test_shards_of_different_searches_do_not_mix(found, tmp_path):
         files.write_results(tmp_path)
     (tmp_path / "shard-2-of-2.json").write_text(json.dumps({**record, "test_fingerprint": "old"}))
     (tmp_path / "shard-1-of-2.json").write_text(json.dumps({**record, "test_fingerprint": "old"}))
-    with pytest.raises(UserError, match="no longer what was searched"):
+    with pytest.raises(UserError, match="has changed since the search"):
         files.write_results(tmp_path)

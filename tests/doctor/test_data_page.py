@@ -79,7 +79,7 @@ def test_a_part_is_looked_at_where_there_are_many(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
     source = data.ArraySource(images, np.arange(20) % 4)
     some, again, all_ = (examine.look(source, *of) for of in ((60, 7), (0, 20), (60, 20)))
-    assert some.looked_at == 7 and again.looked_at == 4 and all_.looked_at == 20
+    assert some.examined == 7 and again.examined == 4 and all_.examined == 20
     assert set(again.rows) <= set(some.rows)  # the same order
     assert some.counts.tolist() == [5, 5, 5, 5] and some.counted  # labels are known of all
     assert "7 of 20 images; sizes, broken files" in data_page.sampled({"train": some})

@@ -63,7 +63,7 @@ def test_it_is_what_sklearn_finds():
 
 @pytest.mark.parametrize(
     "labels, message",
-    [([0, 0], "the 2 images are all right"), ([1, 1], "say nothing of its label")],
+    [([0, 0], "all 2 are correct"), ([1, 1], "do not depend on the labels")],
 )
 def test_what_has_no_temperature_is_refused(labels, message):
     with pytest.raises(UserError, match=message):
@@ -180,7 +180,7 @@ def test_other_classes_have_none(calibrated):
         (dict(temperature=0.0), "temperature=0.0 must be"),
         (dict(temperature=float("nan")), "temperature=nan must be"),
         (dict(temperature="hot"), "temperature='hot' must be"),
-        (dict(temperature=2.0, multilabel=True), "of one label an image"),
+        (dict(temperature=2.0, multilabel=True), "one label per image"),
     ):
         with pytest.raises(UserError, match=message):
             models.replace(config, **changes)
@@ -192,9 +192,9 @@ def test_other_classes_have_none(calibrated):
         (("--calibrate",), "digits has no validation split to choose a temperature on"),
         (("--calibrate", "--temperature_data=digits[test[:90]]"), "90 records of digits"),
         (("--calibrate", "--temperature_data=digits[validation]"), "no split 'validation'"),
-        ((OTHERS,), "temperature_data is of calibrate=true"),
+        ((OTHERS,), "temperature_data needs calibrate=true"),
         (("--save_temperature",), "--save_temperature is of --calibrate"),
-        (("--calibrate", "--suite=knn"), "--calibrate is read by none of --suite=knn"),
+        (("--calibrate", "--suite=knn"), "--calibrate is not an option of --suite=knn"),
     ],
 )
 def test_what_cannot_be_is_refused(checkpoint, tmp_path, capsys, more, message):

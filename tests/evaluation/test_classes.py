@@ -153,7 +153,7 @@ def test_one_class_is_not_trained_on(tmp_path, by_colour):
     spec = f"folder:{tmp_path}"
     with pytest.raises(UserError, match=rf"one class, 'dataset'.*\(blue, green, red\).*{spec}/dat"):
         prepared(spec)
-    with pytest.raises(UserError, match="has one class, 'dataset'"):
+    with pytest.raises(UserError, match="has only one class, 'dataset'"):
         evaluate("knn", by_colour, spec)
 
 
@@ -167,7 +167,7 @@ def test_labels_that_are_withheld_are_refused_before_the_first_step(tmp_path):
         prepared(spec, data__train_split="train", data__eval_split="test")
     setup = prepared(spec)
     assert setup.data.evaluation.spec == f"{spec}[train[90%:]]"
-    assert any("[test] has no labels (they are withheld): not used" in note for note in setup.notes)
+    assert any("[test] is not used: its labels are withheld" in note for note in setup.notes)
 
 
 def test_what_is_used_for_what_is_said(tmp_path):
@@ -179,7 +179,7 @@ def test_what_is_used_for_what_is_said(tmp_path):
     setup = prepared(spec)
     assert setup.data.evaluation.spec == f"{spec}[validation]"
     text = "\n".join(setup.notes)
-    assert "training is watched on validation; test is for the end: vit-jax evaluate" in text
+    assert "training is evaluated on validation; test is for the end: vit-jax evaluate" in text
     assert "1 .heic" in text
     for split in ("test", "val"):
         setup = prepared(spec, data__eval_split=split)

@@ -63,7 +63,7 @@ def test_what_cannot_be_is_said(place):
     assert vit_jax.predict(model, []) == []
     for given, top_k, text in (
         (model, 0, "top_k=0 must be"),
-        ("model", 5, "takes a model of load_model, and got a str"),
+        ("model", 5, "takes a model from load_model, but got a str"),
         (vit_jax.create_model("debug", num_classes=3, image_size=16, patch_size=4), 5, "all zeros"),
     ):
         with pytest.raises(UserError, match=text):
@@ -87,7 +87,7 @@ def test_every_variant_has_a_name():
         ([np.zeros((20, 0, 3), np.uint8)], r"shape \(20, 0, 3\)"),
         ([b""], r"number 0 is empty"),
         (["no.png"], r"no\.png cannot be read"),
-        (None, "no image and no list"),
+        (None, "not an image or a list"),
     ],
 )
 def test_what_is_no_image_is_refused_in_a_line(place, images, text):

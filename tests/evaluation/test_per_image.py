@@ -108,9 +108,9 @@ def test_an_image_that_cannot_be_read_has_an_empty_row(place, tmp_path):
         (("--predictions={}/there.csv",), "there.csv exists and would be overwritten"),
         (("--predictions={}/link.csv",), "link.csv exists and would be overwritten"),
         (("--predictions={}/f.txt",), "f.txt must end in .csv or .parquet"),
-        (("--predictions={}/there.csv/f.csv",), "there.csv is no directory"),
-        (("--predictions={}/f.csv", "--suite=knn"), "--predictions is of --suite=classification"),
-        (("--top_k=3",), "--top_k is of --predictions"),
+        (("--predictions={}/there.csv/f.csv",), "there.csv is not a directory"),
+        (("--predictions={}/f.csv", "--suite=knn"), "--predictions needs --suite=classification"),
+        (("--top_k=3",), "--top_k needs --predictions"),
     ],
 )
 def test_nothing_is_overwritten(place, tmp_path, capsys, more, message):

@@ -78,8 +78,8 @@ def test_what_is_wrong_with_it_is_said(run, tmp_path, capsys):
         "def nothing(forward, data): return {'accuracy': 1.0}\n"
     )
     for name, sentence in (
-        ("positional", "def positional(forward, data, *, option=default)"),
-        ("listed", "options are no <class 'list'>"),
+        ("positional", "define positional(forward, data, *, option=default)"),
+        ("listed", "options cannot be <class 'list'>"),
         ("nothing", "returns dict instead of a vit_jax.evaluation.result.Result"),
     ):
         assert main([*given, f"--suite={wrong}:{name}"]) == 1

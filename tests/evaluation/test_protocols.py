@@ -105,7 +105,7 @@ def test_neighbours_do_not_depend_on_lengths_or_on_the_order_of_the_bank(seed):
 def test_real_counts_images_that_have_a_label():
     labels = [[1, 2], [], [0], [3]]
     assert real.real_accuracy([2, 5, 1, 3], labels) == pytest.approx(2 / 3)
-    with pytest.raises(UserError, match="of 4 images and there are 3"):
+    with pytest.raises(UserError, match="for 4 images but 3"):
         real.real_accuracy([1, 2, 3], labels)
     with pytest.raises(UserError, match="No image"):
         real.real_accuracy([1], [[]])
@@ -122,7 +122,7 @@ def test_real_labels_from_a_file(tmp_path):
     names = np.array(["x/ILSVRC2012_val_00000003.JPEG", "a/ILSVRC2012_val_00000001.JPEG"])
     source = FileSource(".", names, np.zeros(2, np.int32), ["a"], "folder:.")
     assert list(real.in_file_order(source).indices) == [1, 0]
-    with pytest.raises(UserError, match="does not know the file names"):
+    with pytest.raises(UserError, match="has no file names"):
         real.in_file_order(data.ArraySource(np.zeros((1, 2, 2, 3), np.uint8), [0]))
 
 

@@ -58,9 +58,13 @@ def test_the_test_split_of_the_run_is_taken_and_nothing_is_overwritten(finished,
         (
             dict(dataset="digits", train_split="train+test[:50%]", eval_split="test[50%:]"),
             "digits[test[50%:]]",
-            "watched on",
+            "evaluation data",
         ),
-        (dict(dataset="digits", train_split="all", eval_split="test"), "digits[test]", "watched"),
+        (
+            dict(dataset="digits", train_split="all", eval_split="test"),
+            "digits[test]",
+            "evaluation data",
+        ),
     ],
 )
 def test_a_test_split_that_was_trained_on_is_none(of_data, spec, why, tmp_path):
@@ -83,13 +87,13 @@ def test_without_a_test_split_it_is_what_was_watched(tmp_path):
 
 def test_what_is_no_run_knows_no_data(finished, tmp_path, capsys):
     shutil.copytree(finished / "model", tmp_path / "model")
-    with pytest.raises(UsageError, match="--data=SPEC is needed"):
+    with pytest.raises(UsageError, match="--data=SPEC is required"):
         data_of(str(tmp_path / "model"))
     before = contents(tmp_path)
     assert main(["evaluate", f"--checkpoint={tmp_path / 'model'}"]) == 2
     assert main(["evaluate", f"--checkpoint={finished}", "--suite=knn"]) == 2
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == 2 and "is needed for --suite=knn" in err[1]
+    assert len(err) == 2 and "is required for --suite=knn" in err[1]
     assert contents(tmp_path) == before
 
 

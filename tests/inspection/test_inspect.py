@@ -70,7 +70,7 @@ def test_the_walk_is_the_model(inside, photos):
     wanted = np.asarray(out["attention"])
     found = np.stack(list(walk.attention_layers(config, params, images)))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    looked = walk.look(config, params, images)
+    looked = walk.attention_stats(config, params, images)
     np.testing.assert_allclose(
         looked.distance,
         inspection.attention_distance(wanted, config.grid, config.image_size),

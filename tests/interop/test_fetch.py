@@ -128,7 +128,7 @@ def test_t12_what_is_no_archive_is_not_kept(server, tmp_path):
 
 def test_t12_a_byte_at_a_time_ends(server, monkeypatch):
     monkeypatch.setattr(fetch, "WINDOW", 0.1)
-    with pytest.raises(UserError, match=r"only \d+ bytes a second come"):
+    with pytest.raises(UserError, match=r"only \d+ bytes per second"):
         fetch.fetch(f"{server}/slow")
 
 

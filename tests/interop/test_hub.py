@@ -240,7 +240,7 @@ def test_a_run_is_pushed_in_one_commit_and_read_again(online, run, capsys):
     assert main(["convert", str(run), "hf:org/pets", *flags]) == 0
     out = capsys.readouterr().out
     assert "hf:org/pets: maximum logit difference 0 " in out and f"/org/pets/commit/{1:040}" in out
-    assert "real is of other weights" in out
+    assert "real is for other weights" in out
     repository = online.repositories["org/pets"]
     assert len(repository.commits) == 2 and not repository.private
     held = repository.commits[repository.head]
@@ -271,7 +271,7 @@ def test_an_empty_repository_is_used_and_a_full_one_refused(online, run):
     assert any("states no licence" in note for note in proof.notes)
     assert ("POST", "/api/repos/create") not in online.requests
     before = dict(online.repositories["org/pets"].commits)
-    with pytest.raises(UserError, match=r"exists and holds README.md, config.json, .*overwritten"):
+    with pytest.raises(UserError, match=r"exists and has README.md, config.json, .*overwritten"):
         push(run)
     assert online.repositories["org/pets"].commits == before
 
@@ -300,14 +300,18 @@ def test_a_failed_proof_pushes_nothing(online, run, monkeypatch):
 @pytest.mark.parametrize(
     "part, status, message",
     [
-        ("/repos/create", 403, "may not write to org.* Nothing was pushed.$"),
-        ("/preupload/", 403, "may not write to org.*repository is empty; the same command goes on"),
-        ("/repos/create", 409, "somebody else has written there"),
+        ("/repos/create", 403, "cannot write to org.* Nothing was pushed.$"),
+        (
+            "/preupload/",
+            403,
+            "cannot write to org.*repository is empty; run the same command again",
+        ),
+        ("/repos/create", 409, "there was another commit"),
         ("/objects/", 403, "Nothing was pushed"),
-        ("/commit/", 412, "somebody else has written there"),
-        ("/commit/", 500, "the hub answers 500"),
-        ("/api/validate-yaml", 400, r"hub answers 400 \("),
-        ("/api/models/org", 500, "the hub answers 500"),
+        ("/commit/", 412, "there was another commit"),
+        ("/commit/", 500, "the hub returns 500"),
+        ("/api/validate-yaml", 400, r"hub returns 400 \("),
+        ("/api/models/org", 500, "the hub returns 500"),
     ],
 )
 def test_what_the_hub_refuses_leaves_nothing(online, directory, part, status, message):
@@ -326,17 +330,17 @@ def test_nothing_is_pushed_over_what_somebody_pushed_meanwhile(online, directory
     online.repositories["org/pets"] = repository = Repository()
     place = hub.find_place("hf:org/pets", False)
     repository.commits["f" * 40] = {"README.md": b"theirs"}
-    with pytest.raises(UserError, match=r"somebody else has written there.*Nothing was pushed"):
+    with pytest.raises(UserError, match=r"there was another commit.*Nothing was pushed"):
         hub.push(directory, place, "a model")
     assert repository.head == "f" * 40
     Hub.repositories["org/other"] = Repository()
-    with pytest.raises(UserError, match="somebody else has written there"):
+    with pytest.raises(UserError, match="there was another commit"):
         hub.push(directory, hub.Place("org/other", False, None), "a model")  # made meanwhile
 
 
 def test_without_a_token_it_says_how_to_log_in(online, run, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(UserError, match=r"takes a login: run `hf auth login`.*HF_TOKEN"):
+    with pytest.raises(UserError, match=r"requires a login: run `hf auth login`.*HF_TOKEN"):
         push(run)
     assert online.requests == []
     monkeypatch.setenv("HF_TOKEN", "wrong")
@@ -363,21 +367,25 @@ def test_without_a_network_it_is_one_line(online, run, monkeypatch):
 @pytest.mark.parametrize(
     "target, options, message",
     [
-        ("hf:pets", {}, "no place to push to: it must be hf:ORG/NAME"),
-        ("hf:", {}, "no place to push to"),
-        ("hf:org/pets@main", {}, "no place to push to"),
-        ("hf:org/a/b", {}, "no place to push to"),
-        ("hf:org/pe ts", {}, "no place to push to"),
-        ("hf:org/pets--x", {}, "no name of the hub's"),
-        ("hf:org/.pets", {}, "no name of the hub's"),
-        ("hf:org/pets", {"to": "timm"}, "hf:org/pets is of --to=huggingface, and this is --to=tim"),
-        ("hf:org/pets", {"to": "native"}, "is of --to=huggingface"),
-        ("x.npz", {"to": "npz", "licence": "mit"}, "--license is of --to=huggingface"),
-        ("x", {"private": True}, "--private is of a push"),
-        ("gs://bucket/pets", {}, "gs:/bucket/pets is no place on disk"),
-        ("s3://bucket/x.npz", {"to": "npz"}, "no place on disk"),
+        ("hf:pets", {}, "cannot be pushed to: it must be hf:ORG/NAME"),
+        ("hf:", {}, "cannot be pushed to"),
+        ("hf:org/pets@main", {}, "cannot be pushed to"),
+        ("hf:org/a/b", {}, "cannot be pushed to"),
+        ("hf:org/pe ts", {}, "cannot be pushed to"),
+        ("hf:org/pets--x", {}, "not a valid name on the hub"),
+        ("hf:org/.pets", {}, "not a valid name on the hub"),
+        (
+            "hf:org/pets",
+            {"to": "timm"},
+            "hf:org/pets is for --to=huggingface, and this is --to=tim",
+        ),
+        ("hf:org/pets", {"to": "native"}, "is for --to=huggingface"),
+        ("x.npz", {"to": "npz", "licence": "mit"}, "--license is for --to=huggingface"),
+        ("x", {"private": True}, "--private is for a push"),
+        ("gs://bucket/pets", {}, "gs:/bucket/pets is not a path on disk"),
+        ("s3://bucket/x.npz", {"to": "npz"}, "not a path on disk"),
         ("hf://org/pets", {}, "it must be hf:ORG/NAME"),
-        ("hf:org/pets", {"licence": "Apache 2"}, "no short name such as apache-2.0"),
+        ("hf:org/pets", {"licence": "Apache 2"}, "not a short name such as apache-2.0"),
     ],
 )
 def test_what_is_no_place_is_refused_first(online, tmp_path, monkeypatch, target, options, message):
@@ -388,7 +396,7 @@ def test_what_is_no_place_is_refused_first(online, tmp_path, monkeypatch, target
 
 
 def test_exports_are_not_pushed():
-    with pytest.raises(UserError, match="hf:org/pets is no place on disk"):
+    with pytest.raises(UserError, match="hf:org/pets is not a path on disk"):
         convert.check_free(pathlib.Path("hf:org/pets"))
 
 
@@ -404,7 +412,7 @@ def test_a_repository_with_a_bin_alone_takes_torch(online, run, directory, monke
     online.repositories["org/old"] = Repository(**held, **{"pytorch_model.bin": b"torch's"})
     with monkeypatch.context() as without:
         without.setattr(weight_files, "has_torch", lambda: False)
-        with pytest.raises(UserError, match=r"hf:org/old holds no .safetensors.*pip install torch"):
+        with pytest.raises(UserError, match=r"hf:org/old has no .safetensors.*pip install torch"):
             loading.read("hf:org/old")
     assert not any("pytorch_model" in path for _, path in online.requests)  # not even downloaded
     torch = pytest.importorskip("torch")
@@ -427,8 +435,8 @@ def test_a_repository_with_a_bin_alone_takes_torch(online, run, directory, monke
         ("folder:~/pets/table.csv?separator=;[test]", "table.csv[test]"),
         ("/home/somebody/kind.py:/data/x[test]", "x[test]"),
         ("vtab:caltech101[test]", "vtab:caltech101[test]"),
-        ("nothing that is known", "a data set of its own"),
-        (None, "a data set of its own"),
+        ("nothing that is known", "a private data set"),
+        (None, "a private data set"),
     ],
 )
 def test_a_card_says_nothing_of_this_machine(spec, name):

@@ -100,7 +100,7 @@ def drop(key):
         (change(num_layers=1), r"unexpected \(blocks/1/"),
         (change(mlp_dim=64), r"has shape .* but debug needs"),
         (change(hiden=1), "unknown setting 'hiden'"),
-        (change(family="cnn"), "family 'cnn' is none of vit, axial, resnet"),
+        (change(family="cnn"), "family 'cnn' is not one of vit, axial, resnet"),
         (drop("mlp_dim"), "the setting 'mlp_dim' is missing"),
     ],
 )
@@ -119,10 +119,10 @@ def test_what_is_no_checkpoint(saved, tmp_path):
         vit_jax.load_model(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "photo.jpg").write_text("")
-    with pytest.raises(UserError, match=r"is no checkpoint: .* it holds photo\.jpg"):
+    with pytest.raises(UserError, match=r"is not a checkpoint: .* it has photo\.jpg"):
         vit_jax.load_model(tmp_path / "run")
     (tmp_path / "w.pt").write_text("")
-    with pytest.raises(UserError, match=r"w\.pt is no checkpoint"):
+    with pytest.raises(UserError, match=r"w\.pt is not a checkpoint"):
         vit_jax.load_model(tmp_path / "w.pt")
     with pytest.raises(UserError, match="holds a debug, not a B/16"):
         vit_jax.load_model(saved, variant="B/16")
@@ -136,7 +136,7 @@ def test_float8_weights_are_named(tmp_path, dtype):
     ).encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    with pytest.raises(UserError, match=f"a.weight is of type {dtype}, which is not read"):
+    with pytest.raises(UserError, match=f"a.weight has the dtype {dtype}, not supported"):
         load.read(file)
 
 
@@ -201,7 +201,7 @@ def test_a_constant_output_is_never_called_equal(zero_head, tmp_path):
     zeros = {path: np.zeros_like(value) for path, value in params.items()}
     zeros["head/bias"] = np.arange(3, dtype=np.float32)
     native.save(tmp_path / "dead", config, zeros)
-    with pytest.raises(UserError, match="Every photograph gets the same logits"):
+    with pytest.raises(UserError, match="All photographs get the same logits"):
         convert.convert(str(tmp_path / "dead"), tmp_path / "out", "native")
     assert not (tmp_path / "out").exists()
 
@@ -228,8 +228,8 @@ def test_another_image_size_is_cropped_in_proportion():
     ({"0": "a", "1": "b", "2": "c"}, ("a", "b", "c"), ""),
     (["a", "b", "c"], ("a", "b", "c"), ""),
     ({"2": "c", "0": "a", "1": "b"}, ("a", "b", "c"), ""),
-    ({"0": "a", "1": "b"}, (), "names 2 classes and the weights have 3"),
-    ({"1": "a", "2": "b", "3": "c"}, (), "id2label has 3 names and none for '0'"),
+    ({"0": "a", "1": "b"}, (), "names 2 classes but the weights have 3"),
+    ({"1": "a", "2": "b", "3": "c"}, (), "id2label has 3 names but none for '0'"),
     ({"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}, (), ""),
 ])  # fmt: skip
 def test_names_of_classes_in_hugging_faces_ways(model, tmp_path, capsys, table, labels, said):
@@ -247,4 +247,4 @@ def test_names_of_classes_in_timms_ways(model, tmp_path, capsys):
     change(label_names=["a", "b"])(tmp_path)
     capsys.readouterr()
     assert vit_jax.load_model(tmp_path).labels == ()
-    assert "names 2 classes and the weights have 3" in capsys.readouterr().out
+    assert "names 2 classes but the weights have 3" in capsys.readouterr().out

@@ -333,8 +333,8 @@ def test_int8(tmp_path):
 
 def test_what_a_format_cannot_hold_is_said(tmp_path):
     cases = [
-        ("gap", dict(classifier="gap"), "huggingface", "has no place for this B/16"),
-        ("map", dict(classifier="map"), "npz", "has no place for this B/16"),
+        ("gap", dict(classifier="gap"), "huggingface", "cannot represent this B/16"),
+        ("map", dict(classifier="map"), "npz", "cannot represent this B/16"),
         ("wide", dict(image_size=(64, 96)), "huggingface", "square images"),
         ("hidden", dict(representation_size=64), "timm", "use --to=huggingface, npz or native"),
         ("axial", dict(), "timm", "timm has no place"),

@@ -99,7 +99,7 @@ def test_openvino_model_server_has_its_own_format(source, tmp_path):
         (["--layout=triton", "--name=a/b"], "--name=a/b may have letters, digits and -_. only"),
         (["--layout=triton", "--batch_size=8"], "leave out --batch_size"),
         (["--layout=triton", "--opset=9"], "--opset=9 must be from 17"),
-        (["--format=onnx", "--name=pets"], "--name is of a model repository"),
+        (["--format=onnx", "--name=pets"], "--name is for a model repository"),
     ],
 )
 def test_a_refusal_leaves_nothing(source, tmp_path, flags, said, capsys):
@@ -111,5 +111,5 @@ def test_a_refusal_leaves_nothing(source, tmp_path, flags, said, capsys):
 def test_a_file_is_no_repository(source, tmp_path, capsys):
     (tmp_path / "models").write_text("mine")
     assert serve(source, "--layout=triton", f"--out={tmp_path / 'models'}") == 1
-    assert "models is a file; --out is the folder" in capsys.readouterr().err
+    assert "models is a file; --out must be the folder" in capsys.readouterr().err
     assert (tmp_path / "models").read_text() == "mine"

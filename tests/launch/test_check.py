@@ -214,11 +214,11 @@ def container_words(done):
         ([*TRAIN, "--patience=0"], "--patience=0 is not a positive number.", 1),
         ([*TRAIN, TRAIN[0]], "--config is given twice.", 2),
         ([*TRAIN, "--workdir=/shared/b"], "--workdir is given twice.", 2),
-        (["--config=", TRAIN[1]], "-- --config=FILE is needed.", 2),
-        ([TRAIN[1], "--config"], "-- --config=FILE is needed.", 2),
+        (["--config=", TRAIN[1]], "-- --config=FILE is required.", 2),
+        ([TRAIN[1], "--config"], "-- --config=FILE is required.", 2),
         ([*TRAIN, "--config.seed"], "--config.seed needs a value", 2),
-        ([*TRAIN, "--config.seed=x"], "--config.seed='x' is no int.", 1),
-        ([*TRAIN, "--config.sed=1"], "--config.sed is no setting. Did you mean 'seed'?", 1),
+        ([*TRAIN, "--config.seed=x"], "--config.seed='x' is not of type int.", 1),
+        ([*TRAIN, "--config.sed=1"], "--config.sed is not a setting. Did you mean 'seed'?", 1),
         ([*TRAIN, "--config.model.variant=B/17"], "no variant 'B/17'. Did you mean 'B/16'?", 1),
         ([*TRAIN, "--config.evaluators.fewshot.shotz=3"], "fewshot.shotz is a setting that no", 1),
         (["--config=configs/no.py", TRAIN[1]], "configs/no.py: there is no such file", 1),
@@ -277,7 +277,7 @@ def test_without_ml_collections_the_file_is_looked_for_and_that_is_said(tmp_path
     environment = {"PATH": str(tmp_path), "VIRTUAL_ENV": "", "PYTHONPATH": ""}
     done = launch("gke.sh run", **environment)
     assert done.returncode == 0, done.stderr
-    assert "is not evaluated: no Python here has ml_collections" in done.stderr
+    assert "was not evaluated: no Python here has ml_collections" in done.stderr
     done = launch("gke.sh run", train=["--config=configs/no.py", TRAIN[1]], **environment)
     refused(done, "--config=configs/no.py: there is no such file in")
 
@@ -315,7 +315,7 @@ def commit(tree):
 def test_a_source_tree_that_cannot_be_sent(tree, tmp_path):
     """L14: one line, where one types."""
     here = {"root": tree, "GIT_CEILING_DIRECTORIES": str(tree.parent)}
-    refused(launch("tpu_vm.sh babysit", **here), "the hosts get what git knows of")
+    refused(launch("tpu_vm.sh babysit", **here), "the hosts get the tracked files of")
     setup = ["setup", "--name=v", "--zone=z", "--project=p", "--dry-run"]
     done = subprocess.run(
         ["bash", tree / "launch/compute_engine.sh", *setup], capture_output=True, text=True
@@ -329,7 +329,7 @@ def test_a_source_tree_that_cannot_be_sent(tree, tmp_path):
     assert launch("tpu_vm.sh babysit", root=other).returncode == 0
     (other / "configs/mine.py").write_text((other / "configs/quickstart.py").read_text())
     mine = ["--config=configs/mine.py", "--workdir=/shared/a"]
-    refused(launch("tpu_vm.sh babysit", root=other, train=mine), "is new to git")
+    refused(launch("tpu_vm.sh babysit", root=other, train=mine), "is untracked")
     assert launch("gke.sh run", root=other, train=mine).returncode == 0  # docker copies all
     shutil.move(other / "configs/mine.py", other / "mine.py")
     mine[0] = "--config=mine.py"
@@ -396,14 +396,14 @@ def test_help_of_slurm(words):
 @pytest.mark.parametrize(
     "train, message",
     [
-        (["--config=configs/quickstart.py"], "--workdir=DIR is needed"),
-        (["--workdir=/scratch/a"], "--config=FILE is needed"),
+        (["--config=configs/quickstart.py"], "--workdir=DIR is required"),
+        (["--workdir=/scratch/a"], "--config=FILE is required"),
         (["--config=no.py", "--workdir=/scratch/a"], "no config file 'no.py'"),
         (["--config=configs/pretrain.py:B/16,no", "--workdir=/scratch/a"], "has no entry"),
         (["--config=configs/quickstart.py", "--workdir=gs://b/a"], "is not a directory"),
         ([*TRAIN, "--num_processes=2"], "--num_processes is set by the launcher"),
         ([*TRAIN, "more"], "unexpected 'more'"),
-        ([], "--config=FILE is needed"),
+        ([], "--config=FILE is required"),
     ],
 )
 @pytest.mark.parametrize("where", ["first", "last"])

@@ -158,14 +158,14 @@ def test_help_is_the_header(script, no_tools):
 @pytest.mark.parametrize(
     "words, code, message",
     [
-        ("tpu_vm.sh create --name=v", 2, "--zone=... is needed."),
+        ("tpu_vm.sh create --name=v", 2, "--zone=... is required."),
         ("tpu_vm.sh creat --name=v --zone=z", 2, "there is no action creat."),
         ("tpu_vm.sh create --name=v --zone=z --tipe=v4-8", 2, "there is no option --tipe=v4-8."),
         ("tpu_vm.sh create --name=v --zone=z --type=h100 --dry-run", 1, "--type=h100: give v2-"),
         ("tpu_vm.sh create --name=V_1 --zone=z --dry-run", 1, "--name=V_1: small letters"),
         ("tpu_vm.sh create --name=v --zone=z --slices=0 --dry-run", 1, "not a positive number"),
-        ("tpu_vm.sh run --name=v --zone=z --dry-run", 2, "-- --config=FILE is needed."),
-        ("tpu_vm.sh run --name=v --zone=z --dry-run -- --config=c", 2, "--workdir=DIR is needed"),
+        ("tpu_vm.sh run --name=v --zone=z --dry-run", 2, "-- --config=FILE is required."),
+        ("tpu_vm.sh run --name=v --zone=z --dry-run -- --config=c", 2, "--workdir=DIR is required"),
         (
             "tpu_vm.sh run --name=v --zone=z --dry-run -- --config=c --workdir=gs://b/r",
             1,
@@ -184,11 +184,15 @@ def test_help_is_the_header(script, no_tools):
         ("compute_engine.sh create --name=v --project=p --zone=z --topology=big", 1, "not like 2x"),
         ("compute_engine.sh create --name=v --project=p --zone=z --topology=1x2", 1, "four"),
         ("gke.sh run --accelerator=a100", 1, "--accelerator=a100: give tpu-v5-lite-podslice"),
-        ("gke.sh run --dry-run", 2, "--image=IMAGE is needed."),
-        ("gke.sh run --dry-run --image=i", 2, "--claim=NAME of a PersistentVolumeClaim is needed"),
+        ("gke.sh run --dry-run", 2, "--image=IMAGE is required."),
+        (
+            "gke.sh run --dry-run --image=i",
+            2,
+            "--claim=NAME of a PersistentVolumeClaim is required",
+        ),
         ("kubernetes.sh run --dry-run --image=i --claim=c --nodes=x", 1, "--nodes=x is not"),
         ("skypilot.sh cpu", 2, "give gpu or tpu, not cpu."),
-        ("xpk.sh --zone=z --image=i", 2, "--cluster=... is needed."),
+        ("xpk.sh --zone=z --image=i", 2, "--cluster=... is required."),
     ],
 )
 def test_bad_input_gets_one_line(words, code, message, no_tools):

@@ -154,7 +154,7 @@ def test_a_partner_may_be_late(run):
     done = run("--again", "--waits=8")
     assert done.returncode == 1
     assert run.starts() == 9
-    assert "the other processes did not come" in done.stderr.splitlines()[-1]
+    assert "the other processes did not join" in done.stderr.splitlines()[-1]
 
 
 def test_processes_and_jobs_count_for_themselves(run):

@@ -315,8 +315,8 @@ def test_what_is_no_batch_of_images_in_range_is_refused(variant):
 @pytest.mark.parametrize(
     "images, message",
     [
-        (np.zeros((2, 3, 32, 32), np.float32), "last axis is no 3 channels"),
-        (np.zeros((2, 32, 32, 4), np.float32), "last axis is no 3 channels"),
+        (np.zeros((2, 3, 32, 32), np.float32), "last axis is not 3 channels"),
+        (np.zeros((2, 32, 32, 4), np.float32), "last axis is not 3 channels"),
         (np.zeros((0, 32, 32, 3), np.float32), "an empty batch"),
         (np.full((1, 32, 32, 3), np.nan, np.float32), "values up to nan"),
         (np.full((1, 32, 32, 3), np.inf, np.float32), "values up to inf"),

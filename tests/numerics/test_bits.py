@@ -107,7 +107,7 @@ def test_rows_and_columns_of_axial_attention_are_places_of_one_example():
     plain = np.asarray(bits.dropout(jnp.ones((8, 4, 6, 5)), 0.5, key))
     np.testing.assert_array_equal(folded, plain)
     assert len({row.tobytes() for row in folded.reshape(32, -1)}) == 32
-    with pytest.raises(ValueError, match="no mask of 8 examples"):
+    with pytest.raises(ValueError, match="not a mask for 8 examples"):
         bits.dropout(jnp.ones((9, 2)), 0.5, key)
 
 

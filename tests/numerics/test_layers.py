@@ -177,12 +177,12 @@ def test_when_attention_is_fused():
     wrong = {"dtype": "float32", "relative": True, "head_size": 192, "capability": 7.5}
     for key, value in wrong.items():
         assert not gpu.fused_attention("auto", **(good | {key: value}))
-    with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
+    with pytest.raises(UserError, match=r"cudnn.*not an NVIDIA GPU"):
         gpu.fused_attention("cudnn", **(good | {"capability": 0.0}))
     with pytest.raises(UserError, match="float32, not bfloat16"):
         gpu.fused_attention("cudnn", **(good | {"dtype": "float32"}))
     trained = models.get_config("B/16", dtype="bfloat16", attention="cudnn")
-    with pytest.raises(UserError, match=r"cudnn.*no NVIDIA GPU"):
+    with pytest.raises(UserError, match=r"cudnn.*not an NVIDIA GPU"):
         models.as_functions(trained)  # when it is built, before anything runs
     models.as_functions(models.at_rest(trained))  # what is stored goes anywhere
     with pytest.raises(UserError, match=r"model\.attention='cuda' does not exist"):

@@ -215,13 +215,13 @@ def test_when_attention_is_fused():
     assert asked("auto") and asked("fused") and not asked("xla") and not asked("cudnn")
     assert asked("auto", dtype="float32") and asked("auto", head_size=80, tokens=257, heads=16)
     for changes, text in (
-        (dict(backend="cpu"), "no TPU"),
+        (dict(backend="cpu"), "not a TPU"),
         (dict(relative=True), "relative"),
-        (dict(head_size=20), "20 wide"),
-        (dict(tokens=10000), "10000 tokens are too many"),
+        (dict(head_size=20), "head size is 20"),
+        (dict(tokens=10000), "10000 tokens do not fit"),
     ):
         assert not asked("auto", **changes)
-        with pytest.raises(UserError, match=f"fused' cannot be: .*{text}.*use 'auto'"):
+        with pytest.raises(UserError, match=f"fused' is not supported: .*{text}.*use 'auto'"):
             asked("fused", **changes)
 
 
@@ -294,7 +294,7 @@ def test_a_run_uses_what_the_check_allows_and_goes_on_with_it(tmp_path):
             return self_check.Verdict(fused, f"said {fused}")
 
         (tmp_path / name).mkdir(exist_ok=True)
-        found, keep = kernel_check.settle(setup, tmp_path / name, verify=verify)
+        found, keep = kernel_check.check_kernel(setup, tmp_path / name, verify=verify)
         kernel_check.write(tmp_path / name, keep)
         return found, keep
 

@@ -220,7 +220,7 @@ def test_an_evaluation_depends_on_the_image_and_not_on_its_batch():
 @pytest.mark.parametrize("options, message", [
     ({"target": "colour"}, "target='colour' must be mean_colour, downsized or pixels"),
     ({"corrupted": 0.0}, r"corrupted=0.0 must lie in \(0, 1\]"),
-    ({"masked": 0.95}, "masked=0.95 and config.objective.replaced=0.1 are shares"),
+    ({"masked": 0.95}, "masked=0.95 and config.objective.replaced=0.1 are fractions"),
     ({"bits": 9}, "bits=9 must be 1 to 8"),
     ({"replaced_from": "data"}, "replaced_from='data' must be image or batch"),
 ])  # fmt: skip
@@ -233,7 +233,7 @@ def test_models_without_patches():
     with pytest.raises(UserError, match="R50x1 has none; choose a ViT or a hybrid"):
         objective(models.get_config("R50x1", depths=(1, 1, 1, 1), width_factor=0.5, image_size=64))
     config = models.override(CONFIG, patch_size=14, image_size=28)
-    with pytest.raises(UserError, match=r"those of .* are 14 x 14; choose mean_colour or pixels"):
+    with pytest.raises(UserError, match=r"divide 14 x 14 of .*; choose mean_colour or pixels"):
         objective(config, target="downsized")
 
 

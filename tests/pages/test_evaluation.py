@@ -28,7 +28,7 @@ def directory(tmp_path):
 
 def test_what_is_on_it(directory):
     html = page.write(directory).read_text()
-    for text in ("84.53%", "1.23%", "50,000", "Which class is taken for which"):
+    for text in ("84.53%", "1.23%", "50,000", "Confusion matrix"):
         assert text in html
     assert 'href="evaluation_classification_per_class.csv"' in html
     assert html.count("data:image/png;base64,") == 1

@@ -145,7 +145,7 @@ def test_the_second_stage_has_not_begun(tmp_path):
 
 def test_a_run_that_is_not_finished_says_so(tmp_path):
     log(tmp_path, a_run()[:50])
-    assert "Not finished: the last record is of step 500." in words(report(tmp_path))
+    assert "Not finished: last record at step 500." in words(report(tmp_path))
 
 
 def test_nothing_logged_is_said_and_not_drawn(tmp_path):

@@ -33,7 +33,7 @@ def test_12_13_a_worker_that_stops_or_dies(number, monkeypatch):
         for worker in workers:
             os.kill(worker.pid, number)
         begin = time.monotonic()
-        with pytest.raises(UserError, match=r"(No batch came for 2 s|A data worker died)"):
+        with pytest.raises(UserError, match=r"(No batch for 2 s|A data worker died)"):
             collections.deque(reader, maxlen=0)
     finally:
         reader.close()

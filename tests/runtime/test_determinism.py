@@ -40,7 +40,7 @@ def test_data_alone_ask_as_well(command, value, asked, monkeypatch):
     flags = absl_flags.FlagValues()
     importlib.import_module(f"vit_jax.cli.{command}").define(flags)
     flags([command, "digits", f"--set=deterministic={value}"])
-    assert options.data_alone(flags, ["digits"]) == "digits"
+    assert options.data_argument(flags, ["digits"]) == "digits"
     assert os.environ["XLA_FLAGS"].split() == (list(determinism.FLAGS) if asked else [])
 
 

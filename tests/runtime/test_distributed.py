@@ -156,7 +156,7 @@ def test_a_batch_script_without_srun_is_alone_and_says_so(joined, monkeypatch, c
             monkeypatch.setenv(f"SLURM_{name}", value)
     distributed.join()
     assert joined == []
-    assert "SLURM_NTASKS=2, but srun has not started this process" in capsys.readouterr().err
+    assert "SLURM_NTASKS=2, but srun did not start this process" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     distributed.join()
     assert len(joined) == 1
@@ -182,8 +182,8 @@ def test_one_process_is_alone(joined, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("host:1", 2, 2), "--process_id=2 is none of --num_processes=2: give 0 to 1."),
-        (("host:1", 2, -2), "--process_id=-2 is none"),
+        (("host:1", 2, 2), "--process_id=2 is out of range; give 0 to 1 with --num_processes=2."),
+        (("host:1", 2, -2), "--process_id=-2 is out of range"),
         (("host:1", -1, 0), "--num_processes=-1 is not a positive number."),
         (("host", 2, 1), "--coordinator=host is not HOST:PORT"),
         ((":1", 2, 1), "--coordinator=:1 is not HOST:PORT"),

@@ -16,7 +16,7 @@ if "keep" in sys.argv:
     assert host_memory.keep_freed_pages()
 import jax, jax.numpy as jnp
 if "give_back" in sys.argv:
-    host_memory.give_back_freed_pages()
+    host_memory.return_freed_pages()
 run = jax.jit(lambda x: x + 1)
 x = jnp.ones((16 << 20,), jnp.float32)
 faults = []
@@ -99,9 +99,9 @@ def test_the_peak_begins_anew():
 def test_what_is_too_much_is_given_back(monkeypatch):
     calls = []
     monkeypatch.setattr(host_memory, "trim", lambda: calls.append(1))
-    host_memory.stay_below(2 * host_memory.resident_bytes())
+    host_memory.trim_above(2 * host_memory.resident_bytes())
     assert not calls
-    host_memory.stay_below(host_memory.resident_bytes() // 2)
+    host_memory.trim_above(host_memory.resident_bytes() // 2)
     assert calls
 
 

@@ -43,10 +43,10 @@ def as_on_macos(monkeypatch):
 def test_memory_is_left_to_a_system_that_is_not_glibc(monkeypatch):
     as_on_macos(monkeypatch)
     assert not host_memory.keep_freed_pages()
-    host_memory.give_back_freed_pages()
+    host_memory.return_freed_pages()
     host_memory.trim()
     host_memory.begin_peak()
-    host_memory.stay_below(1)
+    host_memory.trim_above(1)
     assert host_memory.resident_bytes() is None and host_memory.peak_bytes() is None
 
 

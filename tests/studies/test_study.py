@@ -159,7 +159,7 @@ def test_a_trial_says_why_it_cannot_start(family, ran, tmp_path, capsys):
     [
         ("'a': of('b'), 'b': of('a')", "trial . starts from itself"),
         ("'a': of('a')", "trial a starts from itself"),
-        ("'abc': of(''), 'b': of('abd')", "b starts from 'abd', which is none .* mean 'abc'"),
+        ("'abc': of(''), 'b': of('abd')", "b starts from 'abd', which is not one .* mean 'abc'"),
     ],
 )
 def test_parents_that_cannot_be(tmp_path, capsys, line, message):
@@ -183,7 +183,7 @@ def test_a_row_counts_where_the_folder_is_absent(family, ran, tmp_path, capsys):
     ran.clear()
     assert run(family, work) == 0
     assert ran == ["begin_1", "tuned_1"]  # which return at once
-    assert "trial tuned_0: its row of study.csv counts" in capsys.readouterr().out
+    assert "trial tuned_0: done, by its row in study.csv" in capsys.readouterr().out
     assert (work / "study.csv").read_bytes() == before
     assert "4 trials" in (work / "study.html").read_text()
     # a record that came without any folder
@@ -207,7 +207,7 @@ def test_a_row_of_another_configuration_runs_again(family, ran, tmp_path, capsys
     said = capsys.readouterr().out
     there, here = old["begin_0"]["config"], rows(work)["begin_0"]["config"]
     assert there != here and ran == ["begin_0", "tuned_0"]
-    assert "trial begin_0: runs again, since its row of study.csv is of another" in said
+    assert "trial begin_0: runs again, since its row in study.csv has another" in said
     assert f"({there} there, {here} here)" in said and "2 of 4 trials" in said
     assert rows(work)["begin_1"] == old["begin_1"]  # until its own comes
 
@@ -219,7 +219,7 @@ def test_weights_that_are_needed_are_made_again(family, ran, tmp_path, capsys):
     ran.clear()
     assert run(family, work, "--only=tuned_0") == 0
     assert ran == ["begin_0", "tuned_0"]
-    assert "begin_0: runs again, since others start from its weights" in capsys.readouterr().out
+    assert "begin_0: runs again, since others need its weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_what_a_dry_run_cannot_know_is_said(timed, capsys, tmp_path):
     source = "configs/studies/polyak.py:folder:/nowhere/pets"
     code, lines = listing(source, capsys=capsys)
     assert code == 0 and all(line.split()[1:] == ["–"] * 4 for line in lines[1:10])
-    assert lines[-1].startswith("not known of 9 trials without their data: folder:/nowhere/pets")
+    assert lines[-1].startswith("unknown for 9 trials without their data: folder:/nowhere/pets")
     assert "total: 9 trials, 0 exaFLOPs" not in lines[10] and "without 9" in lines[10]
 
 

@@ -73,7 +73,7 @@ def test_what_is_chosen_fits_and_few_programs_are_compiled(setup, needed, compil
     assert [order.index(choice) for choice in compiles] == sorted(map(order.index, compiles))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(", ")[-1] for line in lines] == [
-        *["too much"] * (len(compiles) - 1), "the fastest that fits"
+        *["does not fit"] * (len(compiles) - 1), "the fastest that fits"
     ]  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_cannot_go_on_as_it_began_says_so(setup, needed, capsys):
     limit = int(0.7 * needed)
     found, compiled, _ = auto_memory.choose(setup, limit, FASTEST)
     assert chosen(found) != FASTEST and memory.needed_bytes(found, compiled) <= limit
-    assert f"this run began with {FASTEST}; its sums differ" in capsys.readouterr().out
+    assert f"this run began with {FASTEST}; rounding differs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("before", [None, Choice("full", 128)])
@@ -160,7 +160,7 @@ def test_the_choice_is_noted_and_found(setup, tmp_path):
 )
 def test_settings_that_contradict(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        auto_memory.settle(prepared(**settings), tmp_path, resuming=False)
+        auto_memory.choose_setup(prepared(**settings), tmp_path, resuming=False)
 
 
 def test_a_mistake_is_said_before_the_first_stage(tmp_path):
@@ -175,7 +175,7 @@ def pages_are_kept(monkeypatch, no_pages_are_kept):
     """As in a command that computes on CPUs; returns what is given back."""
     calls = []
     monkeypatch.setattr(host_memory, "freed_pages_are_kept", lambda: True)
-    monkeypatch.setattr(host_memory, "give_back_freed_pages", lambda: calls.append(1))
+    monkeypatch.setattr(host_memory, "return_freed_pages", lambda: calls.append(1))
     return calls
 
 
@@ -191,9 +191,9 @@ def test_freed_pages_are_kept_where_temporaries_fit_twice(
     assert most == memory.needed_bytes(setup, compiled) + temporary_bytes(compiled)
     monkeypatch.setattr(auto_memory, "CLEARING", 1.01)  # the next best thing
     monkeypatch.setattr(memory, "device_memory", lambda config: most + spare)
-    found, _, expected = auto_memory.settle(setup, tmp_path, resuming=False)
+    found, _, expected = auto_memory.choose_setup(setup, tmp_path, resuming=False)
     assert chosen(found) == FASTEST
-    assert bool(pages_are_kept) == ("freed pages are given back" in capsys.readouterr().out)
+    assert bool(pages_are_kept) == ("freed pages are returned" in capsys.readouterr().out)
     assert bool(pages_are_kept) == (spare < 0)
     assert expected > host_memory.resident_bytes()
 

@@ -64,7 +64,7 @@ def test_more_than_are_allowed_end_the_run(tmp_path, folder, capsys, monkeypatch
         spoil(folder / f"train/c{label}/train1.png")
     given = [f"--config.data.dataset=folder:{folder}", "--config.data.max_bad_images=2"]
     assert train(tmp_path / "run", *given) == 1
-    assert "max_bad_images=3 would go on" in capsys.readouterr().err
+    assert "max_bad_images=3 to continue" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -103,7 +103,7 @@ def test_where_all_are_bad_it_ends(folder):
     source = data.open_source(f"folder:{folder}[train]")
     plain = data.make_transform(name="resize_flip", size=(8, 8), train=True)
     batches = data.train_batches(source, plain, batch_size=4, seed=0, on_bad=lambda text: None)
-    with pytest.raises(UserError, match="in a row cannot be read"):
+    with pytest.raises(UserError, match="consecutive records cannot be read"):
         next(batches)
     batches.close()
 

@@ -89,12 +89,12 @@ def test_off_by_default():
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        (["patience=3"], "config.patience=3 waits for a better value of a metric"),
+        (["patience=3"], "config.patience=3 needs a metric to improve"),
         (["patience=-1"], "config.patience=-1 must be a whole number, 0 or more"),
-        (["keep_best=accuracy"], "'accuracy' names no metric of an evaluator that is on"),
-        (["keep_best=knn/digits/k_5"], "'knn/digits/k_5' names no metric of an evaluator that is"),
+        (["keep_best=accuracy"], "'accuracy' names no metric of an active evaluator"),
+        (["keep_best=knn/digits/k_5"], "'knn/digits/k_5' names no metric of an active evaluator"),
         (["keep_best=eval/acuracy"], "no metric 'eval/acuracy'.*Did you mean 'eval/accuracy'"),
-        (["keep_best=min:eval/"], "names no metric of an evaluator"),
+        (["keep_best=min:eval/"], "names no metric of an active evaluator"),
         (["keep_best=eval/accuracy", "eval_every_steps=None"], "runs once, at the end; set config."
          "eval_every_steps or config.eval_every_epochs"),
         (["keep_best=knn/digits/k_5", "evaluators.knn.data=digits"],
@@ -172,7 +172,7 @@ def test_the_best_survives_and_is_exported(tmp_path, scripted):
     assert metrics["eval/accuracy"] == 0.6 and metrics["knn/late"] == pytest.approx(0.4)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())["classification"]
     assert (evaluation["step"], evaluation["accuracy"]) == (4, 0.6)
-    assert "that of step 4, the best eval accuracy: 60" in (
+    assert "from step 4, with the best eval accuracy: 60" in (
         (tmp_path / "report.html").read_text().replace("eval/accuracy", "eval accuracy")
     )
 
@@ -181,7 +181,7 @@ def test_patience_ends_the_run_and_it_can_be_given_more(tmp_path, capsys, script
     scripted.values = RISES_AND_FALLS
     assert tiny_runs.train(tmp_path, *SETTINGS, "--config.patience=3") == 0
     said = capsys.readouterr().out
-    assert "ends at step 7 of 9: 3 evaluations gave nothing better than step 4, the largest" in said
+    assert "stops at step 7 of 9: 3 evaluations without improvement on step 4, the largest" in said
     assert checkpoints(tmp_path) == [4, 7]
     assert not unfinished.is_unfinished(tmp_path)
     _, found = load.read(str(tmp_path))  # of model/, not of the last checkpoint

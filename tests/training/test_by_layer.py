@@ -96,11 +96,11 @@ def test_a_step_moves_layers_by_their_rates():
     [
         (
             dict(freeze_blocks="1"),
-            r"config\.freeze_blocks=1 would keep random weights .*init_from",
+            r"config\.freeze_blocks=1 would freeze random weights;.*init_from",
         ),
         (
             dict(layer_decay="0.9", model__variant="R50x1"),
-            r"config\.layer_decay=0.9 is of .* R50x1",
+            r"config\.layer_decay=0.9 is for .* R50x1",
         ),
         (dict(layer_decay="0"), r"config\.layer_decay=0.0 must be a number in \(0, 1\]"),
         (dict(freeze_blocks="-1"), r"config\.freeze_blocks=-1 must be a whole number"),
@@ -117,9 +117,7 @@ def test_what_cannot_be(settings, message):
 
 
 def test_more_blocks_than_there_are():
-    with pytest.raises(
-        UserError, match=r"freeze_blocks=3 is more than the 2 blocks of .* 2 trains"
-    ):
+    with pytest.raises(UserError, match=r"freeze_blocks=3 exceeds the 2 blocks of .* 2 trains"):
         rates(freeze_blocks=3)
 
 

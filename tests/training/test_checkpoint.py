@@ -226,7 +226,7 @@ def test_a_changed_record_is_damage_and_not_another_model(tmp_path, capsys):
     assert text.count("[16, 64]")
     file.write_text(text.replace("[16, 64]", "[16, 65]", 1))
     assert restore(tmp_path / "c")[1]["step"] == 1
-    assert "its record is not what was written" in capsys.readouterr().out
+    assert "its record does not match its checksum" in capsys.readouterr().out
 
 
 def test_the_last_step_on_the_disk_is_known_outside(tmp_path):
@@ -367,8 +367,8 @@ def test_what_is_raised_is_not_printed_as_well(monkeypatch):
     """Found by the soak: coroutines of a read that failed were printed when the process ended."""
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: printed.append(str(found.exc_value)))
-    checkpoint.raised_not_printed()
-    checkpoint.raised_not_printed()
+    checkpoint.silence_raised_errors()
+    checkpoint.silence_raised_errors()
     for text in ("Event loop is closed", "Encountered error while reading array index: ()", "x"):
         sys.unraisablehook(types.SimpleNamespace(exc_value=Exception(text)))
     assert printed == ["x"]

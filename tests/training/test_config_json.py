@@ -50,7 +50,7 @@ def changed(key, value):
         (changed("batch_size", 2.5), r"batch_size=2.5 must be a whole number"),
         (changed("batch_size", None), r"batch_size=None must be a whole number"),
         (changed("batch_size", True), r"batch_size=True must be"),
-        (changed("batch_size", 10**40), r"is larger than any"),
+        (changed("batch_size", 10**40), r"is too large"),
         (changed("batch_size", {"a": 1}), r"batch_size=.* must be one value"),
         (changed("schedule", 1), r"schedule=1 must be a section"),
         (changed("schedule/learning_rate", float("nan")), r"learning_rate=nan must be"),

@@ -49,7 +49,7 @@ def test_balanced_weights_by_hand():
     assert "1 classes have no training image (e.g. 'cow'); their weight is 1" in notes[1]
     found, notes = weights(SEVERAL, num_classes=5)
     np.testing.assert_allclose(found, [1 / 3, 1, 1, 1, 1], rtol=1e-6)
-    assert "3 classes have no training image, or all of them" in notes[1]
+    assert "3 classes have no training image, or every one" in notes[1]
     assert weights(SINGLE, "none") == (None, [])
 
 
@@ -68,8 +68,8 @@ def test_weights_of_a_file(tmp_path):
         ('{"ant": 1, "bee": true, "cow": 1, "doe": 1}', "'bee' is True"),
         ('{"ant": 1, "bee": "2", "cow": 1, "doe": 1}', "'bee' is '2'"),
         ('{"ant": 1, "bee": 1, "doe": 1}', "no weight for the class 'cow'"),
-        ('{"ant": 1, "bee": 1, "cow": 1, "deo": 1}', "'deo', which the data have not.*'doe'"),
-        ("[1, 1, 1, 1]", "no JSON object"),
+        ('{"ant": 1, "bee": 1, "cow": 1, "deo": 1}', "'deo', which the data do not have.*'doe'"),
+        ("[1, 1, 1, 1]", "not a JSON object"),
         ("{", "is not JSON"),
     ],
 )
@@ -81,13 +81,13 @@ def test_files_that_are_no_weights(tmp_path, content, message):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"balansed is no file; .*mean 'balanced'"):
+    with pytest.raises(UserError, match=r"balansed does not exist; .*mean 'balanced'"):
         weights(SINGLE, "balansed")
     check = imbalance.check
     balanced = {"data__sampling": "balanced"}
     for settings, labels, known, message in (
-        (balanced | {"class_weights": "balanced"}, SINGLE, True, "both make up for rare classes"),
-        (balanced | {"loss__name": "sigmoid_cross_entropy"}, SEVERAL, True, "one label an image"),
+        (balanced | {"class_weights": "balanced"}, SINGLE, True, "both correct for rare classes"),
+        (balanced | {"loss__name": "sigmoid_cross_entropy"}, SEVERAL, True, "one label per image"),
         (balanced, SINGLE, False, "needs all labels of animals"),
         ({}, SEVERAL, True, "set config.loss.name=sigmoid_cross_entropy"),
     ):
@@ -150,8 +150,8 @@ def test_classes_of_one_size_have_orders_of_their_own():
 
 def test_what_balanced_sampling_means_is_said():
     notes = imbalance.sampling_notes(source(SINGLE))
-    assert "an epoch is 16 draws, 5.333 of each of 3 classes" in notes[0]
-    assert "'doe' 5.33 times, of 'ant' 0.444 times" in notes[0]
+    assert "an epoch is 16 draws, 5.333 for each of 3 classes" in notes[0]
+    assert "'doe' is drawn 5.33 times, of 'ant' 0.444 times" in notes[0]
     assert "1 classes have no training image and are never drawn (e.g. 'cow')" in notes[1]
 
 

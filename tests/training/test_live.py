@@ -25,7 +25,7 @@ def test_the_first_images_are_kept_and_shown(tmp_path):
     assert np.array_equal(pixels[2:130, 2:130], given["image"][0])
     assert np.array_equal(pixels[134:262, 134:262], given["image"][9])
     html = report.render(tmp_path)
-    assert "What the model is fed" in html and "ant, bee, ant" in html
+    assert "Input of the model" in html and "ant, bee, ant" in html
     before = (tmp_path / "fed.png").read_bytes()
     live.fed(tmp_path, NAMES, batch([1] * 20, seed=1))  # a run that goes on
     assert (tmp_path / "fed.png").read_bytes() == before
@@ -55,4 +55,4 @@ def test_grey_is_shown_and_other_channels_are_not(tmp_path, channels, shown, cap
 def test_what_cannot_be_written_ends_no_run(tmp_path, capsys):
     live.fed(tmp_path / "none", NAMES, batch([0] * 3, count=3))
     assert "fed.png is not written" in capsys.readouterr().out
-    assert "What the model is fed" not in report.render(tmp_path)
+    assert "Input of the model" not in report.render(tmp_path)

@@ -153,15 +153,15 @@ def test_a_threshold_is_chosen_on_validation_and_saved(run, spec, tmp_path, caps
 @pytest.mark.parametrize(
     "part, more, message",
     [
-        ("[validation]", ("--threshold=one",), "not chosen on what it is measured on: 12 records"),
+        ("[validation]", ("--threshold=one",), "must not be chosen on test data: 12 records"),
         ("[test]", ("--threshold=1.5",), "threshold=1.5 must be a probability"),
         ("[test]", ("--threshold=nan",), "threshold=nan must be a probability"),
         ("[test]", ("--threshold=each",), "must be a number or model or one or per_class"),
-        ("[test]", ("--threshold_data=digits",), "threshold_data is of a threshold"),
+        ("[test]", ("--threshold_data=digits",), "threshold_data needs threshold="),
         ("[test]", ("--threshold=one", "--threshold_data=digits[test]"), "has the class"),
         ("[test]", ("--save_threshold",), "--save_threshold is of --threshold=one"),
-        ("", ("--suite=knn",), "several labels an image, and this suite is of one"),
-        ("", ("--suite=fewshot",), "several labels an image, and this suite is of one"),
+        ("", ("--suite=knn",), "several labels per image, and this suite is for one"),
+        ("", ("--suite=fewshot",), "several labels per image, and this suite is for one"),
     ],
 )
 def test_what_an_evaluation_cannot_do(run, spec, tmp_path, capsys, part, more, message):
@@ -187,21 +187,21 @@ def test_models_and_data_of_other_kinds(run, spec, tmp_path, capsys):
         PIL.Image.fromarray(image).save(tmp_path / "one_each" / name / "0.png")
     config, params = load.read(run)
     assert evaluate(run, f"folder:{tmp_path}/one_each[train]", tmp_path / "out") == 0
-    assert "one label an image" in capsys.readouterr().out
+    assert "one label per image" in capsys.readouterr().out
     one = models.replace(config, multilabel=False)
     saved.save(tmp_path / "one", one, params)
     assert evaluate(tmp_path / "one", f"{spec}[test]", tmp_path / "out") == 1
     assert "was trained for one" in capsys.readouterr().err
     assert evaluate(tmp_path / "one", f"folder:{tmp_path}/one_each[train]", tmp_path / "out",
                     "--threshold=one") == 1  # fmt: skip
-    assert "a threshold is of several" in capsys.readouterr().err
+    assert "thresholds are for several" in capsys.readouterr().err
 
 
 def test_training_refuses_what_contradicts(spec, tmp_path, capsys):
     for more, message in (
         ((), "set config.loss.name=sigmoid_cross_entropy"),
-        ((SIGMOID, "--config.data.sampling=balanced"), "data with one label an image"),
-        ((SIGMOID, "--config.class_weights=nowhere.json"), "nowhere.json is no file"),
+        ((SIGMOID, "--config.data.sampling=balanced"), "data with one label per image"),
+        ((SIGMOID, "--config.class_weights=nowhere.json"), "nowhere.json does not exist"),
     ):
         workdir = tmp_path / "run"
         assert tiny_runs.train(workdir, f"--config.data.dataset={spec}", *more) == 1
@@ -229,7 +229,7 @@ def test_other_weights_are_other_data(tmp_path):
 
     one, two, plain = with_weight(1.0), with_weight(2.0), prepared()
     for begun, now in ((one, two), (plain, two), (two, plain)):
-        with pytest.raises(UserError, match=r"class_weights is .*, it was"):
+        with pytest.raises(UserError, match=r"class_weights is .*, but was"):
             check_data(now, Begun(begun), False)
         check_data(now, Begun(begun), True)
     check_data(two, Begun(with_weight(2.0)), False)
@@ -255,7 +255,7 @@ def test_single_label_models_are_written_as_before(tmp_path):
 def test_thresholds_that_cannot_be(values):
     with pytest.raises(UserError, match=r"model\.thresholds"):
         models.get_config("debug", num_classes=3, multilabel=True, thresholds=values)
-    with pytest.raises(UserError, match="of a model of several labels"):
+    with pytest.raises(UserError, match="for models with several labels"):
         models.get_config("R50x1", num_classes=3, thresholds=(0.5,))
 
 

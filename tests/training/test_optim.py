@@ -129,5 +129,5 @@ def test_settings_of_another_decay_are_refused():
         optim.learning_rate_schedule("cosine", 1.0, 500, 0, 0.0, (40,))
     with pytest.raises(UserError, match="belongs to decay='staircase'"):
         optim.learning_rate_schedule("staircase", 1.0, 500)
-    with pytest.raises(UserError, match="a setting of decay='linear'"):
+    with pytest.raises(UserError, match="is for decay='linear'"):
         optim.learning_rate_schedule("cosine", 1.0, 500, 0, 1e-5)

@@ -57,7 +57,7 @@ def at_hand(tmp_path, monkeypatch):
 
 def long_command(out):
     """The words after vit-jax of the command that was printed."""
-    return shlex.split(re.search(r"the same as: vit-jax (.*)", out)[1])
+    return shlex.split(re.search(r"equivalent to: vit-jax (.*)", out)[1])
 
 
 def test_one_line_and_the_long_command_give_the_same_bytes(tmp_path, capsys):
@@ -111,8 +111,8 @@ def test_the_same_line_goes_on_with_what_is_unfinished(tmp_path):
     before = contents(first)
     assert str(found()) == f"{first}-2"
     assert contents(first) == before
-    assert notes[:2] == ["run in", "goes on in"]
-    assert notes[-1] == f"{first} has finished with these settings; another run in"
+    assert notes[:2] == ["run in", "resumes in"]
+    assert notes[-1] == f"{first} has finished with these settings; a new run in"
 
 
 def test_published_weights_at_hand_are_taken(tmp_path, at_hand, capsys):
@@ -125,7 +125,7 @@ def test_published_weights_at_hand_are_taken(tmp_path, at_hand, capsys):
     assert config["optimizer"]["name"] == "sgd" and config["schedule"]["learning_rate"] == 0.003
     assert config["model"]["image_size"] == 32 and not (tmp_path / "runs").exists()
     chosen = own_data.recipe("folder:pets", {})
-    assert "weights: debug-imagenet21k, which are at hand" in chosen.notes
+    assert "weights: debug-imagenet21k, found on this machine" in chosen.notes
     assert "weights from debug-imagenet21k (debug)" in set_up(chosen.config()).notes
 
 
@@ -135,7 +135,7 @@ def test_weights_that_are_not_at_hand_are_not_fetched(tmp_path, monkeypatch):
     assert "init_from" not in chosen.overrides
     notes = " ".join(chosen.notes)
     assert "vit-jax weights get B/32-imagenet21k" in notes and "from scratch" in notes
-    assert "none are asked for" in " ".join(own_data.recipe("digits", {"init_from": ""}).notes)
+    assert "none, as requested" in " ".join(own_data.recipe("digits", {"init_from": ""}).notes)
 
 
 def test_a_given_checkpoint_is_fine_tuned_at_its_size(tmp_path):
@@ -248,9 +248,9 @@ def test_strong_from_scratch_is_the_same_in_both_configs():
         (["pets"], 1, "Did you mean 'folder:pets'"),
         (["digits", "more"], 2, "unexpected argument 'more'"),
         (["digits", "--config=configs/quickstart.py"], 2, "'digits' beside --config"),
-        (["digits", "--config.data.dataset=folder:/x"], 1, "named twice"),
+        (["digits", "--config.data.dataset=folder:/x"], 1, "given twice"),
         (["digits", "--new", "--workdir=x"], 2, "--new and --workdir"),
-        (["--config=configs/quickstart.py", "--new", "--workdir=x"], 2, "--new is of"),
+        (["--config=configs/quickstart.py", "--new", "--workdir=x"], 2, "--new is for"),
         (["digits", "--config.batch_sise=3"], 1, "Did you mean 'batch_size'"),
         (["digits", "--config.init_from=/nowhere"], 1, "no checkpoint at '/nowhere'"),
         (["digits[train]"], 1, "without a split"),

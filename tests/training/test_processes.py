@@ -113,8 +113,8 @@ def test_what_is_said_when_a_process_does_not_come():
     missing.kill()
     missing.communicate()
     lines = [err for _, _, err in finish(job)]
-    assert "3 processes are to connect" in lines[0] and "127.0.0.1 x" in lines[0]
-    assert "process 0 answers" in lines[1] or "does not answer" in lines[1]
+    assert "of 3 processes" in lines[0] and "127.0.0.1 x" in lines[0]
+    assert "process 0 responds" in lines[1] or "does not respond" in lines[1]
 
 
 def test_doctor_runs_collectives_over_all_processes():
@@ -132,7 +132,7 @@ def test_doctor_names_what_is_wrong(tmp_path, capsys):
     ]  # fmt: skip
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert "WRONG  checkpoint" in out and "1 thing(s) wrong" in out
+    assert "WRONG  checkpoint" in out and "1 problem(s) found" in out
     assert "digits[test]: 360 examples" in out and "collective sum" in out
     assert main(["doctor", "--data=folder:/no/such"]) == 1
 
@@ -228,7 +228,7 @@ def test_w1_a_port_that_is_taken_is_one_line(tmp_path):
         )  # fmt: skip
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-    assert f"Port {port} of this machine" in ended.stderr
+    assert f"Port {port} on this machine" in ended.stderr
 
 
 def test_an_error_of_one_process_keeps_its_sentence_and_its_code(tmp_path):

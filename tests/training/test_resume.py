@@ -121,7 +121,7 @@ def test_sigterm_saves_and_exits_42(uninterrupted, tmp_path):
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 42, err
-    assert "run the same command to go on" in out
+    assert "run the same command to resume" in out
     again = run(tmp_path)
     assert again.returncode == 0, again.stderr
     assert weights(tmp_path) == weights(uninterrupted)

@@ -79,7 +79,7 @@ def test_no_more_batches_are_in_flight_than_are_counted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "overrides", [peak_memory.RUNS[2], peak_memory.RUNS[3]], ids=["kept", "given back"]
+    "overrides", [peak_memory.RUNS[2], peak_memory.RUNS[3]], ids=["kept", "returned to the system"]
 )
 @pytest.mark.slow
 def test_the_estimate_is_within_a_tenth_of_the_peak(overrides):
@@ -154,11 +154,11 @@ def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
         (dict(batch_size="12"), r"does not divide by 8 devices x 1 accumulation steps; 8 would"),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(60, 30)"),
-            r"boundaries_percent=\(60, 30\) must rise",
+            r"boundaries_percent=\(60, 30\) must increase",
         ),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(30, 30)"),
-            r"boundaries_percent=\(30, 30\) must rise",
+            r"boundaries_percent=\(30, 30\) must increase",
         ),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(30, 100)"),
@@ -217,5 +217,8 @@ def test_attention_that_cannot_be_is_said_before_the_first_stage(tmp_path, capsy
     """Pre-training would otherwise run to its end first."""
     words = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
     assert main([*words, f"--config.model.attention={attention}"]) == 1
-    assert f"model.attention='{attention}' cannot be: the device is no" in capsys.readouterr().err
+    assert (
+        f"model.attention='{attention}' is not supported: the device is not"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()

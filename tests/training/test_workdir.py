@@ -65,7 +65,7 @@ def test_a_run_that_lost_its_checkpoints_never_starts_again_by_itself(unfinished
     else:
         shutil.rmtree(unfinished / "checkpoints")
     for _ in range(2):
-        assert "has lost its checkpoints: it had saved step 6" in refused(unfinished, capsys)
+        assert "has lost its checkpoints: it saved step 6" in refused(unfinished, capsys)
 
 
 def test_other_data_is_refused_and_the_first_command_goes_on(unfinished, capsys):
@@ -83,7 +83,9 @@ def test_evaluation_data_may_change_when_that_is_allowed(unfinished, capsys):
     """D3."""
     more = ("--config.data.train_split=train", "--config.data.eval_split=test[:50]")
     assert train(unfinished, *more, "--allow_config_change") == 0
-    assert "other data than this run began with: eval_data" in capsys.readouterr().out
+    assert (
+        "the data differ from those that this run began with: eval_data" in capsys.readouterr().out
+    )
     assert (
         json.loads((unfinished / "evaluation.json").read_text())["classification"]["num_examples"]
         == 50
@@ -130,7 +132,7 @@ def test_a_damaged_image_can_be_left_out_as_the_message_says(folder, tmp_path, c
     more = (data, f"--config.data.exclude={tmp_path / 'bad.txt'}")
     assert train(workdir, *more, "--allow_config_change") == 0  # 4 steps become 6
     out = capsys.readouterr().out
-    assert "resumed from step 4" in out and "1 of 1 names found and left out" in out
+    assert "resumed from step 4" in out and "1 of 1 names found and removed" in out
 
 
 def test_a_finished_run_goes_on_when_more_steps_are_asked_for(finished, tmp_path, capsys):
@@ -229,7 +231,7 @@ def test_nothing_is_written_among_the_checkpoints(unfinished, capsys):
     before = contents(unfinished)
     for name in ("checkpoints", "checkpoints/4", "checkpoints/000000004"):
         assert main(["evaluate", f"--checkpoint={unfinished / name}", "--data=digits"]) == 2
-        assert "--out=DIR is needed" in capsys.readouterr().err
+        assert "--out=DIR is required" in capsys.readouterr().err
     assert contents(unfinished) == before
 
 

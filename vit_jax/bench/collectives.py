@@ -1,8 +1,8 @@
-"""What a compiled step says to other devices: the collectives of its HLO, counted and weighed.
+"""The collectives in a compiled step's HLO: counts and bytes.
 
 `read` takes the text of `jax.jit(f).lower(...).compile().as_text()`. A collective inside a loop
-counts once for every turn of the loop. Asynchronous pairs (`-start`, `-done`) count once,
-and so does one that a TPU streams through several fusions, which then share its channel.
+counts once per iteration. Asynchronous pairs (`-start`, `-done`) count once, and so does one that a
+TPU streams through several fusions, which share its channel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "al
 
 DTYPE_BITS = {"pred": 8, "bf16": 16, **{f"c{n}": n for n in (64, 128)}} | {
     f"{letter}{n}": n for letter in "fsu" for n in (2, 4, 8, 16, 32, 64)
-}  # f8e4m3 and its like are matched by their first two characters
+}  # f8e4m3 and similar are matched by their first two characters
 
 INSTRUCTION = re.compile(rf"%?([\w.\-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -37,10 +37,10 @@ ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-    """One collective operation of a program, as each device runs it.
+    """One collective operation of a program, per device.
 
     size: bytes of its result (of all arrays of a combined one). largest: of its largest array.
-    group: the devices that take part with device 0, or with the first device of the first group.
+    group: the devices in the group of device 0, or in the first group.
     times: how often a run of the program executes it.
     """
 
@@ -56,7 +56,7 @@ def read(hlo: str) -> list[Collective]:
     """All collectives of a compiled HLO module.
 
     Raises:
-      ValueError: one is inside a loop whose number of turns the compiler did not know.
+      ValueError: one is inside a loop of unknown trip count.
     """
     computations = split_computations(hlo)
     turns = executions(computations)
@@ -88,7 +88,7 @@ def read(hlo: str) -> list[Collective]:
 
 
 def split_computations(hlo: str) -> dict[str, list[str]]:
-    """The lines of each computation by its name; the entry is called "ENTRY"."""
+    """The lines of each computation by name; the entry is "ENTRY"."""
     computations: dict[str, list[str]] = {}
     current: list[str] = []
     for line in hlo.splitlines():
@@ -101,7 +101,7 @@ def split_computations(hlo: str) -> dict[str, list[str]]:
 
 
 def executions(computations: dict[str, list[str]]) -> dict[str, float]:
-    """How often each computation runs; not a number in a loop of unknown length."""
+    """How often each computation runs; NaN in a loop of unknown trip count."""
     counts = dict.fromkeys(computations, 0.0)
 
     def visit(name: str, times: float) -> None:
@@ -121,10 +121,10 @@ def executions(computations: dict[str, list[str]]) -> dict[str, float]:
 
 
 def turns_of(loop: str, computations: dict[str, list[str]]) -> float:
-    """How often a loop goes round, as its line says or as its counter does; else not a number.
+    """The trip count of a loop, from its line or its counter; otherwise NaN.
 
-    Where the compiler does not write it, as for TPUs, it is read from a counter of the form that
-    JAX gives to loops: from 0, one more in every turn, while it is less than a constant.
+    If the compiler does not write it, as for TPUs, it is read from a counter as in JAX's loops:
+    from 0, incremented by one, while less than a constant.
     """
     if said := TURNS.search(loop):
         return int(said[1])
@@ -183,11 +183,11 @@ def first_group(line: str, devices: int) -> tuple[int, ...]:
         grouped = re.findall(r"'(\w+)'", match["group"])
         index = tuple(slice(None) if name in grouped else 0 for name in axes)
         return tuple(np.atleast_1d(ids[index]).reshape(-1).tolist())
-    return tuple(range(devices))  # replica_groups={} is everybody
+    return tuple(range(devices))  # replica_groups={} means all devices
 
 
 def iota(source: str, order: str | None, shape: list[int]) -> np.ndarray:
-    """Device numbers counted up in the shape `source`, transposed to `order`, in `shape`."""
+    """Device ids: iota in the shape `source`, transposed to `order`, reshaped to `shape`."""
     ids = np.arange(math.prod(shape)).reshape(numbers(source) or -1)
     return (ids.transpose(numbers(order)) if order else ids).reshape(shape)
 
@@ -198,7 +198,7 @@ def numbers(text: str) -> list[int]:
 
 
 def moved_bytes(collective: Collective) -> float:
-    """Bytes that each device sends, on a ring of its group, for all executions.
+    """Bytes that each device sends, for ring algorithms, over all executions.
 
     All-reduce 2 (n - 1) / n of the result, all-gather and all-to-all (n - 1) / n of it,
     reduce-scatter n - 1 times its (small) result, a permutation all of it.

@@ -1,12 +1,12 @@
-"""Training and inference as XLA compiles them for an NVIDIA GPU that is not here: their least time.
+"""Lower bounds on the time of training and inference on an NVIDIA GPU, from XLA's compiler alone.
 
   pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12  # jax's version
   python -m vit_jax.bench.gpu B/16:256 L/16:128 H/14:64
 
-No program (kernel) of a step can end before it has done its products, nor before it has read what
-it reads and written what it writes. The sum over all programs is the least time of a step, and says
-what is left to gain, and where, before a GPU is at hand. The compiler cannot try kernels without
-the GPU, so which ones it takes there may differ; the arrays that are written between them do not.
+A kernel takes at least the time of its products, and of reading its operands and writing its
+results (roofline). The sum over all kernels is a lower bound on a step, and shows where time can be
+saved, without a GPU. The compiler cannot autotune without the GPU, so its choice of kernels may
+differ there; the arrays written between them do not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vit_jax.runtime import sharding
 #: FLOP/s of a large bfloat16 product, and bytes/s of a copy, as measured on an H200.
 PEAK, BANDWIDTH = 790e12, 4.3e12
 
-#: What XLA must know of an H100 or H200: the same chip.
+#: XLA's description of an H100 or H200 (the same chip).
 TARGET = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -57,9 +57,9 @@ FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 
 
 class Program(NamedTuple):
-    """One kernel of a step. kind: "product", "attention" or "other". source: where it comes from.
+    """One kernel of a step. kind: "product", "attention" or "other". source: its origin.
 
-    result: the text of its type. operands: dtypes of what its products multiply.
+    result: the text of its type. operands: dtypes of its products.
     """
 
     kind: str
@@ -73,13 +73,13 @@ class Program(NamedTuple):
         return max(self.flops / peak, self.bytes / bandwidth)
 
 
-#: What models are built for.
+#: The target of compilation.
 H100 = Machine("gpu", 1, capability=9.0)
 
 
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[Any]:
-    """Programs are lowered as on a GPU of compute capability 9.0; yields its device.
+    """Lowers programs as on a GPU of compute capability 9.0; yields its device.
 
     Raises:
       UserError: JAX's CUDA plugin is not installed.
@@ -93,11 +93,11 @@ def pretended_gpu() -> Iterator[Any]:
         )
     except Exception as error:
         raise UserError(
-            "XLA's compiler for CUDA is not here: pip install --no-deps jax-cuda12-plugin=="
+            "XLA's compiler for CUDA is not installed: pip install --no-deps jax-cuda12-plugin=="
             f"{jax.__version__} jax-cuda12-pjrt=={jax.__version__} nvidia-cuda-nvcc-cu12 "
             f"({str(error).splitlines()[0]})."
         ) from error
-    # JAX asks the libraries here, and none are.
+    # JAX queries the CUDA libraries, which are missing.
     answers = {
         "check_cudnn_version": 91000,
         "check_compute_capability": True,
@@ -123,7 +123,7 @@ def compiled_step(config: models.ModelConfig, batch: int, *, train: bool = True)
 
 
 def programs(hlo: str) -> list[Program]:
-    """The kernels that a compiled module runs, each once; loops are not followed."""
+    """The kernels of a compiled module, each once; loops are not followed."""
     computations = collectives.split_computations(hlo)
     sizes: dict[str, int] = {}
     found = []
@@ -142,7 +142,7 @@ def programs(hlo: str) -> list[Program]:
         target = re.search(r'custom_call_target="(.*?)"', line)
         if target and target[1] in (FORWARD, BACKWARD):
             b, h, n, e = largest_array(result)
-            # Two products of (n, n, e) forward; backward three, and those two again.
+            # Two products of (n, n, e) forward; backward three, and recomputation of those two.
             kind = "attention"
             count = 2 * b * h * n * n * e * (2 if target[1] == FORWARD else 5)
         source = re.search(r'op_name="(.*?)"', line)
@@ -154,7 +154,7 @@ def programs(hlo: str) -> list[Program]:
 
 
 def products(computations: dict[str, list[str]], name: str) -> list[tuple[int, tuple[str, ...]]]:
-    """(FLOPs, dtypes of the operands as they are read) of the products in a computation."""
+    """(FLOPs, dtypes of the operands as read) of the products in a computation."""
     found: list[tuple[int, tuple[str, ...]]] = []
     shapes: dict[str, str] = {}
     for line in computations.get(name, []):
@@ -189,7 +189,7 @@ def largest_array(result: str) -> list[int]:
 
 
 def report(variant: str, batch: int, *, lines: int = 8) -> str:
-    """What limits inference and training in bfloat16: totals, and the costliest other programs."""
+    """The limits of inference and training in bfloat16: totals, and the slowest other kernels."""
     config = models.get_config(variant, dtype="bfloat16")
     text = []
     for train in (False, True):

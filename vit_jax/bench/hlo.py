@@ -1,8 +1,8 @@
-"""A compiled TPU program by its text: what each instruction is estimated to take, and for what.
+"""A compiled TPU program from its text: estimated cycles of each instruction, by part.
 
-libtpu's compiler writes "estimated_cycles" beside every instruction that runs as a program of its
-own, but for kernels written in Pallas ("tpu_custom_call"). The stack frames of the text say which
-function of this package an instruction comes from, in the backward pass as in the forward one.
+libtpu's compiler writes "estimated_cycles" at every top-level instruction, except Pallas kernels
+("tpu_custom_call"). Stack frames in the text give the function of this package that an instruction
+comes from, in the backward pass as in the forward one.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ OP_NAME, FRAME = re.compile(r'op_name="(.*?)"'), re.compile(r"stack_frame_id=(\d
 CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
 LAYOUTS = re.compile(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}")
 
-#: Where cycles go, in the order of a table.
+#: Parts of a step, in the order of the table.
 PARTS = (
     "attention", "mlp", "projections", "norms", "bias_gradients", "copies", "optimizer", "input",
     "head", "other",
 )  # fmt: skip
 
-#: What moves values and computes nothing; a program of these alone is a copy.
+#: Operations that move values without computing; a program of only these is a copy.
 MOVES = {
     "bitcast", "concatenate", "copy", "dynamic-slice", "dynamic-update-slice", "pad", "reshape",
     "reverse", "slice", "transpose",
 }  # fmt: skip
 BESIDE = {"broadcast", "constant", "convert", "get-tuple-element", "iota", "parameter", "tuple"}
 
-#: (part, functions of this package): an instruction belongs to the innermost that is named here.
+#: (part, functions of this package): an instruction belongs to the innermost function listed.
 FUNCTIONS = (
     ("norms", r"(LayerNorm|GroupNorm)\.__call__"),
     ("mlp", r"MLP\.__call__"),
@@ -44,16 +44,16 @@ FUNCTIONS = (
     ("head", r"VisionTransformer\.classify|batch_loss"),
     ("optimizer", r"train_step"),
 )
-#: Functions in which the pieces of the model are called, and which say nothing of their own.
+#: Functions that call the parts of the model, and are ignored.
 AROUND = r"gradients|VisionTransformer\.(__call__|encode)"
 
 
 class Instruction(NamedTuple):
-    """What runs as a program of its own.
+    """A top-level instruction.
 
-    result: the text of its type. cycles: estimated, of one execution; None for a kernel. times: how
-    often a run of the whole executes it. moves: it copies and computes nothing. read: bytes of its
-    operands. frames: the functions it comes from, innermost first.
+    result: the text of its type. cycles: estimated, per execution; None for a kernel. times:
+    executions per run. moves: it only copies. read: bytes of its operands. frames: the functions it
+    comes from, innermost first.
     """
 
     name: str
@@ -82,7 +82,7 @@ def read(hlo: str) -> list[Instruction]:
     """The instructions of a compiled module that have an estimate, and its Pallas kernels.
 
     Raises:
-      ValueError: one is inside a loop whose number of turns the compiler did not know.
+      ValueError: one is inside a loop of unknown trip count.
     """
     computations = collectives.split_computations(hlo)
     turns = collectives.executions(computations)
@@ -126,7 +126,7 @@ def read(hlo: str) -> list[Instruction]:
 
 
 def opcodes(computations: dict[str, list[str]], name: str) -> set[str]:
-    """What a fused computation does, fusions inside it opened."""
+    """The instructions of a fused computation, nested fusions included."""
     found: set[str] = set()
     for line in computations.get(name, []):
         match = INSTRUCTION.match(line)
@@ -139,8 +139,7 @@ def opcodes(computations: dict[str, list[str]], name: str) -> set[str]:
 
 
 def only_moves(operations: set[str]) -> bool:
-    """Whether these move values and compute nothing. A concatenation is written as the maximum of
-    what is padded with the least number."""
+    """Whether these only move values. A concatenation is a maximum of arrays padded with -inf."""
     beside = BESIDE | ({"maximum"} if "pad" in operations else set())
     return bool(operations & (MOVES - {"bitcast"})) and operations <= MOVES | beside
 
@@ -168,13 +167,13 @@ def stack_frames(hlo: str) -> dict[int, tuple[str, ...]]:
             re.search(rf"{key}=(\d+)", text)[1]  # type: ignore[index]
             for key in ("file_location_id", "parent_frame_id")
         )
-        # Parents come first and are written one too high; the outermost frame is its own parent.
+        # Parents come first, with indices one too high; the outermost frame is its own parent.
         found[int(number)] = (places.get(place, ""), *found.get(int(above) - 1, ()))
     return found
 
 
 def part_of(one: Instruction) -> str:
-    """What an instruction is for: one of PARTS."""
+    """The part of an instruction: one of PARTS."""
     part, inside = "other", one.frames
     for number, function in enumerate(one.frames):
         if re.fullmatch(AROUND, function):
@@ -193,7 +192,7 @@ def part_of(one: Instruction) -> str:
 
 
 def is_bias_gradient(one: Instruction) -> bool:
-    """A sum over all tokens and nothing else: it writes far less than it reads."""
+    """Only a sum over all tokens: it writes far less than it reads."""
     written = sum(collectives.array_bytes(one.result))
     is_dense = {"Dense.__call__", "PatchEmbedding.__call__"} & set(one.frames)
     is_sum = "transpose(" in one.op_name and one.op_name.endswith("/reduce_sum")
@@ -203,7 +202,7 @@ def is_bias_gradient(one: Instruction) -> bool:
 def parts(
     instructions: Iterable[Instruction], kernel_cycles: Callable[[Instruction], int]
 ) -> dict[str, int]:
-    """Cycles of a run by part, of kernels as `kernel_cycles` says for one execution."""
+    """Cycles of a run by part; `kernel_cycles` gives those of a kernel's execution."""
     found = dict.fromkeys(PARTS, 0)
     for one in instructions:
         cycles = kernel_cycles(one) if one.cycles is None else one.cycles

@@ -1,10 +1,10 @@
-"""What an index of 303M records costs: memory, start-up, and the way to any step.
+"""The cost of an index of 303M records: memory, start-up, and seeking to a step.
 
   python -m vit_jax.bench.index DIR
 
-writes a TFDS data set to DIR whose shards are one real ArrayRecord file under as many names (hard
-links), so that every reader holds its own index of real size while the disk holds one shard. Then
-it is opened and read as training does. Times and memory are measured, and printed as Markdown.
+writes a TFDS data set to DIR whose shards are hard links to one real ArrayRecord file, so that
+every reader has an index of real size while the disk has one shard. Then it is opened and read as
+in training. Times and memory are printed as Markdown.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(data_dir: Path, shards: int = SHARDS) -> Iterator[tuple[str, float, 
         finally:
             batches.close()
 
-    import grain  # noqa: F401 (its import is not what is measured)
+    import grain  # noqa: F401 (imported before the measurement)
 
     source, row = timed(
         "open, count the records of every shard",
@@ -102,7 +102,7 @@ def measure(data_dir: Path, shards: int = SHARDS) -> Iterator[tuple[str, float, 
         lambda: drop_records(source, str(excluded)),
     )
     yield row
-    yield timed("2,000 random records of what is left", lambda: [without[i] for i in chosen])[1]
+    yield timed("2,000 random remaining records", lambda: [without[i] for i in chosen])[1]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What this package does in a benchmark: a table of tasks, each a step that can be repeated."""
+"""The tasks of this package in a benchmark, each a step that can be repeated."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from vit_jax.training import optim, state as train_state
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.step import make_train_step
 
-#: What every trainer of a comparison does: Adam with decoupled decay, clipped gradients.
+#: The optimizer of every contender: Adam with decoupled decay, clipped gradients.
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
 
 
-#: Threads of an input pipeline, and steps until what it had prepared ahead is used up.
+#: Threads of an input pipeline, and steps until its prefetched batches are used up.
 CORES = os.cpu_count() or 1
 BUFFERED = 2 * CORES + 16
-#: Records that a pipeline believes to have: shuffling 64 would cost more than decoding them.
+#: Nominal number of records: shuffling only 64 would cost more than decoding them.
 NUM_RECORDS = 1_281_167
 
 
 class Spec(NamedTuple):
-    """One measurement. weights: a directory that this contender reads; "" is a random model."""
+    """One measurement. weights: a directory that this contender reads; "": a random model."""
 
     task: str
     variant: str
@@ -50,11 +50,11 @@ class Spec(NamedTuple):
     weights: str = ""
     num_classes: int = 1000
     options: tuple[tuple[str, str], ...] = ()  # settings of the model, as text
-    data: str = ""  # where the input's JPEG files come from; "" makes some
+    data: str = ""  # data spec of JPEG files for the input; "": synthetic
 
 
 class Job(NamedTuple):
-    """step: does the work once and waits for it. images: how many a step is; flops: of a step.
+    """step: does the work once and waits for it. images: per step; flops: per step.
 
     logits: (images float32 in [-1, 1]) -> logits float32, where the task has a model.
     """
@@ -63,7 +63,7 @@ class Job(NamedTuple):
     images: int
     flops: float = 0.0
     logits: Callable[[np.ndarray], np.ndarray] | None = None
-    unmeasured: int = 1  # steps at the start of a round: caches were another's, buffers are full
+    unmeasured: int = 1  # warm-up steps of a round, after another contender's turn
 
 
 def model_of(spec: Spec) -> tuple[models.ModelConfig, models.Params]:
@@ -174,7 +174,7 @@ def attention(spec: Spec) -> Job:
 
 
 def checkpoint(spec: Spec) -> Job:
-    """How long a training step is held up by a save: an asynchronous save of the whole state."""
+    """How long an asynchronous save of the whole state blocks a training step."""
     _, params = model_of(spec)
     optimizer = optim.adam(weight_decay=WEIGHT_DECAY)
     start, _ = train_state.initialise(dict, params, optimizer, sharding.make_mesh(), polyak=False)
@@ -196,7 +196,7 @@ def checkpoint(spec: Spec) -> Job:
 
 
 def jpegs(count: int = 64, height: int = 375, width: int = 500) -> list[bytes]:
-    """Photographs that are none: smooth colours with some noise, as JPEG files of quality 90."""
+    """Synthetic photographs: smooth colours with some noise, as JPEG files of quality 90."""
     import io
 
     import PIL.Image
@@ -214,7 +214,7 @@ def jpegs(count: int = 64, height: int = 375, width: int = 500) -> list[bytes]:
 
 
 def encoded_files(spec: Spec, most: int = 512) -> list[bytes]:
-    """The JPEG files of the input task, in memory: of `spec.data`, or made ones.
+    """The JPEG files of the input task, in memory: of `spec.data`, or synthetic.
 
     Raises:
       UserError: `spec.data` has no JPEG files.
@@ -225,12 +225,12 @@ def encoded_files(spec: Spec, most: int = 512) -> list[bytes]:
     records = (source[index]["image"] for index in range(min(len(source), 4 * most)))
     files = [data for data in records if isinstance(data, bytes) and data[:2] == b"\xff\xd8"]
     if not files:
-        raise UserError(f"--data={spec.data} has no JPEG files to measure the input with.")
+        raise UserError(f"--data={spec.data} has no JPEG files for the input task.")
     return files[:most]
 
 
 class JpegSource(data.Source):
-    """JPEG files in memory as a data set of the size of ImageNet, as the pipeline reads it."""
+    """JPEG files in memory as a source of ImageNet's nominal size."""
 
     def __init__(self, files: list[bytes]):
         self.files, self.spec, self.num_classes = files, "jpegs", 10
@@ -258,7 +258,7 @@ def input_pipeline(spec: Spec) -> Job:
 
 
 def decode_only(spec: Spec) -> Job:
-    """The floor of the input pipeline: decode, and resize the whole image, on as many threads."""
+    """A lower bound for the input pipeline: decode and resize whole images, on as many threads."""
     import concurrent.futures
 
     files = encoded_files(spec)
@@ -276,19 +276,19 @@ def decode_only(spec: Spec) -> Job:
 
 
 def matmul_ceiling(dtype: str) -> float:
-    """FLOP/s of a large square product in `dtype` with float32 results: what MFU is a share of."""
+    """FLOP/s of a large square product in `dtype` with float32 results: the peak for MFU."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
     return product_rate(n, n, n, dtype)
 
 
 def product_rate(m: int, k: int, n: int, dtype: str, rounds: int = 3) -> float:
-    """FLOP/s of (m, k) @ (k, n), the best of some rounds of about a tenth of a second."""
+    """FLOP/s of (m, k) @ (k, n), the best of several rounds of about 0.1 s."""
     a = jax.random.normal(jax.random.key(0), (m, k), jnp.dtype(dtype))
     b = jax.random.normal(jax.random.key(1), (k, n), jnp.dtype(dtype))
 
     @jax.jit
     def run(a, b, repeats):
-        def body(_, a):  # each product feeds the next, so that none can be left out
+        def body(_, a):  # each product feeds the next, so that none is optimised away
             product = jnp.matmul(a, b, preferred_element_type=jnp.float32)
             return a + (product[:, :1] * 1e-9).astype(a.dtype)
 
@@ -318,7 +318,7 @@ def copy_rate(megabytes: int = 256) -> float:
 
 
 def gemm_shapes(config: models.ViTConfig, batch: int) -> dict[str, tuple[int, int, int]]:
-    """The products (m, k, n) that a ViT's layers are made of, at a batch size."""
+    """The products (m, k, n) of a ViT's layers, at a batch size."""
     rows, d, hidden = batch * config.num_tokens, config.hidden_size, config.mlp_dim
     return {
         "qkv": (rows, d, 3 * d),
@@ -329,7 +329,7 @@ def gemm_shapes(config: models.ViTConfig, batch: int) -> dict[str, tuple[int, in
 
 
 def machine(spec: Spec) -> Row:
-    """What this machine can do: FLOP/s of a large product and of the model's, bytes/s of a copy."""
+    """Peak rates of this machine: FLOP/s of a large product and of the model's, copy bytes/s."""
     found: Row = {
         "device": jax.devices()[0].device_kind,
         "matmul": matmul_ceiling(spec.dtype),
@@ -347,7 +347,7 @@ def machine(spec: Spec) -> Row:
 TASKS: dict[str, Callable[[Spec], Job]] = {
     "train": train,
     "inference": inference,
-    "latency": inference,  # of batch 1, with percentiles
+    "latency": inference,  # batch 1, with percentiles
     "attention": attention,
     "checkpoint": checkpoint,
     "input": input_pipeline,

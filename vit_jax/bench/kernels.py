@@ -1,4 +1,4 @@
-"""Pallas kernels of a program for a TPU: what the compiler scheduled for one step of their grid."""
+"""Pallas kernels of a TPU program: bundles that the compiler scheduled per grid step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax.bench.hlo import Instruction
 
-#: For LIBTPU_INIT_ARGS: the schedules of all programs, to a directory.
+#: For LIBTPU_INIT_ARGS: writes the schedules of all programs to a directory.
 DUMP = (
     "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true "
     "--xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
@@ -23,16 +23,16 @@ LETTERS = {"float": "f", "int": "s", "uint": "u", "complex": "c", "bfloat": "bf"
 
 
 class Grid(NamedTuple):
-    """steps: of the whole grid. parallel: whether the cores of a chip may share them."""
+    """steps: of the grid. parallel: whether the cores of a chip may share them."""
 
     steps: int
     parallel: bool
 
 
 def grids(jaxpr: Any) -> dict[tuple[str, ...], Grid]:
-    """The grid of every kernel that a traced function calls, by the types of operands and results.
+    """The grid of every kernel in a traced function, by the types of operands and results.
 
-    Of several kernels with the same types, the largest. A grid of unknown size is left out.
+    The largest of several kernels with the same types. Grids of unknown size are left out.
     """
     found: dict[tuple[str, ...], Grid] = {}
     for equation in calls(jaxpr):
@@ -47,7 +47,7 @@ def grids(jaxpr: Any) -> dict[tuple[str, ...], Grid]:
 
 
 def calls(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr, and of those inside it, that call a kernel."""
+    """The equations of a jaxpr that call a kernel, nested ones included."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation
@@ -61,16 +61,16 @@ def calls(jaxpr: Any) -> Iterator[Any]:
 
 
 def type_of(aval: Any) -> str:
-    """As HLO writes it: "bf16[8,197,192]"."""
+    """In HLO notation: "bf16[8,197,192]"."""
     name, bits = re.fullmatch(r"([a-z]+)(\d*)", np.dtype(aval.dtype).name).groups()  # type: ignore[union-attr]
     letters = "pred" if name == "bool" else LETTERS[name] + bits
     return f"{letters}[{','.join(map(str, aval.shape))}]"
 
 
 def bundles(directory: Path, name: str) -> int | None:
-    """Bundles scheduled for one step of a kernel's grid; None where the compiler wrote none.
+    """Bundles scheduled per step of a kernel's grid; None if the compiler wrote none.
 
-    A bundle takes a cycle at the least. A loop inside the kernel counts once.
+    A bundle takes at least one cycle. A loop inside the kernel counts once.
     """
     for file in sorted(directory.glob(f"*-{name}-*{ANALYSIS}")):
         match = re.search(r"total scheduled bundles:\s+(\d+)", file.read_text())
@@ -80,7 +80,7 @@ def bundles(directory: Path, name: str) -> int | None:
 
 
 def schedules(kernels: Collection[Instruction], directory: Path) -> dict[str, int | None]:
-    """{name: bundles} of kernels. Of those that are equal the compiler schedules only the first."""
+    """{name: bundles} of kernels. The compiler schedules only the first of equal ones."""
     found = {one.name: bundles(directory, one.name) for one in kernels}
     alike: dict[tuple, int] = {}
     for one in kernels:
@@ -93,9 +93,9 @@ def schedules(kernels: Collection[Instruction], directory: Path) -> dict[str, in
 
 
 class Cost(NamedTuple):
-    """Of one execution. cycles: of the arithmetic or of moving the bytes, whichever is longer.
+    """Per execution. cycles: of the arithmetic or of moving the bytes, whichever is longer.
 
-    steps, bundles: None where they are not known; then the bytes alone count.
+    steps, bundles: None if unknown; then only bytes count.
     """
 
     name: str
@@ -114,7 +114,7 @@ def cost_of(
     bytes_per_cycle: float,
     cores: int,
 ) -> Cost:
-    """What a kernel of a compiled program takes, of `scheduled` bundles."""
+    """The cost of a kernel of a compiled program with `scheduled` bundles."""
     grid = grids.get(one.signature)
     arithmetic = 0.0
     if grid and scheduled:

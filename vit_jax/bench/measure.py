@@ -1,4 +1,4 @@
-"""Contenders in turn: starts their processes, proves equal logits, measures, makes the table."""
+"""Runs contenders in turn: starts processes, checks equal logits, measures, makes the table."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vit_jax.bench import Row, peers
 from vit_jax.bench.jobs import TASKS, Spec
 from vit_jax.errors import UserError, nearest
 
-#: The largest difference of a logit, as a share of the largest, between contenders in one dtype.
+#: Tolerance of logits between contenders in one dtype, relative to the largest.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 WITH_MODELS = ("train", "inference", "latency")
 
 
 class Contender:
-    """A worker process, and what it has answered."""
+    """A worker process, and its answers."""
 
     def __init__(self, name: str, spec: Spec):
         self.name, self.spec = name, spec
@@ -50,7 +50,7 @@ class Contender:
         self.ready: Row = {}
 
     def answer(self) -> Row:
-        """The next answer; a UserError if it is an error, or if the process is gone."""
+        """The next answer; a UserError if it is an error, or the process has ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = json.loads(line) if line else {"error": "its process ended"}
@@ -71,7 +71,7 @@ class Contender:
 
 
 class Options(NamedTuple):
-    """What `vit-jax bench` was asked for."""
+    """The request of `vit-jax bench`."""
 
     variant: str
     image_size: int
@@ -87,9 +87,9 @@ class Options(NamedTuple):
 
 
 def bench(options: Options, say: Callable[[str], None] = print) -> list[Row]:
-    """Measures every task in every dtype; one row for each contender.
+    """Measures every task in every dtype; one row per contender.
 
-    A peer that cannot run is said and left out.
+    A peer that cannot run is skipped with a note.
 
     Raises:
       UserError: no such task or peer, this package itself cannot run, or a peer's logits differ.
@@ -114,11 +114,11 @@ def bench(options: Options, say: Callable[[str], None] = print) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
         weights = write_weights(options, Path(scratch))
         for dtype in options.dtypes:
-            machine = ask_machine(options, dtype)
+            machine = measure_machine(options, dtype)
             say(machine_text(machine, dtype))
             for number, task in enumerate(options.tasks):
-                if number:  # others may have used the machine before
-                    ceiling = ask_machine(options, dtype)["matmul"]
+                if number:  # another contender may have run before
+                    ceiling = measure_machine(options, dtype)["matmul"]
                     machine["matmul"] = max(machine["matmul"], ceiling)
                 found = run_task(options, task, dtype, weights, machine, Path(scratch), say)
                 rows += found
@@ -152,8 +152,8 @@ def file_name(form: str) -> str:
     return {"onnx": "model.onnx", "openvino": "model.xml"}.get(form, form)
 
 
-def ask_machine(options: Options, dtype: str) -> Row:
-    """What the machine can do; the ceiling of MFU is its fastest product."""
+def measure_machine(options: Options, dtype: str) -> Row:
+    """Peak rates of the machine; MFU is relative to its fastest product."""
     worker = Contender("machine", spec_of(options, "inference", dtype, {}, "vit_jax"))
     try:
         found = worker.answer()
@@ -207,7 +207,7 @@ def run_task(
             except UserError as error:
                 if name == "vit_jax":
                     raise
-                say(f"  left out: {error}")
+                say(f"  skipped: {error}")
                 continue
             running.append(worker)
         if task in WITH_MODELS and len(running) > 1:
@@ -240,13 +240,13 @@ def prove_equal(running: Sequence[Contender], options: Options, dtype: str, scra
         difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
         if not difference <= TOLERANCE[dtype]:
             raise UserError(
-                f"{name} computes something else: its logits differ by {difference:.2g} of the "
-                f"largest in {dtype}, and {TOLERANCE[dtype]:.0e} is allowed."
+                f"{name} gives other logits: they differ by {difference:.2g} of the largest in "
+                f"{dtype}, more than {TOLERANCE[dtype]:.0e}."
             )
 
 
 def row(worker: Contender, machine: Row) -> Row:
-    """What `--json` holds of one contender; seconds are medians over the rounds."""
+    """The entry of one contender in `--json`; seconds are medians over the rounds."""
     spec = worker.spec
     medians = [statistics.median(seconds) for seconds in worker.seconds]
     seconds = statistics.median(medians)
@@ -277,7 +277,7 @@ def row(worker: Contender, machine: Row) -> Row:
 
 
 def ours_flops(spec: Spec) -> float:
-    """FLOPs of a step that a peer did not count: the same model's."""
+    """FLOPs of a step for a peer that does not count them: those of the same model."""
     if spec.task not in WITH_MODELS:
         return 0.0
     from vit_jax import models
@@ -322,7 +322,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def details(found: Row) -> str:
-    """What matters of one task and not of the others."""
+    """Details specific to one task."""
     if found["task"] == "input":
         per_image = found["cpu_milliseconds"] / found["batch"]
         return f"  CPU {per_image:.3f} ms an image, {1e3 / per_image:.0f} images/s a core"

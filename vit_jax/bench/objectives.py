@@ -1,10 +1,9 @@
-"""What a step of masked patch prediction costs beside one of classification: docs/performance.md.
+"""Cost of a step of masked patch prediction relative to classification: docs/performance.md.
 
   python -m vit_jax.bench.objectives [VARIANT] [BATCH] [ROUNDS]
 
-In one process the objectives take turns, so that whatever else the machine does falls on all of
-them. Both the clock and the processor's time of the process are read: of a CPU that others use too,
-the second is what counts.
+The objectives take turns in one process, so that other load affects all of them. Both wall-clock
+and CPU time are measured; on a shared CPU the latter is what counts.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from vit_jax.data.source import ArraySource
 from vit_jax.training import setup as setups
 
 STEPS = 2
-#: The first is what the others are compared with: a linear head of 1,000 classes.
+#: The first is the baseline: a linear head of 1,000 classes.
 OBJECTIVES: dict[str, dict[str, str]] = {
     "classification": {},
     "mean_colour": {"name": "masked_patches", "target": "mean_colour"},
@@ -32,7 +31,7 @@ OBJECTIVES: dict[str, dict[str, str]] = {
 
 
 def prepared(variant: str, batch: int, objective: dict[str, str]) -> setups.Setup:
-    """A training run (Adam, clipping) of random images, without its loop."""
+    """A training run (Adam, clipping) on random images, without its loop."""
     c = configuration.default()
     c.model.variant, c.batch_size, c.total_steps = variant, batch, 1000
     c.optimizer = configuration.ConfigDict({"name": "adam", "weight_decay": 0.1})
@@ -45,7 +44,7 @@ def prepared(variant: str, batch: int, objective: dict[str, str]) -> setups.Setu
 
 
 def timed(setup: setups.Setup, step: Callable, batch: dict) -> tuple[float, float]:
-    """Seconds of a step by the clock and by the processor, from a new state."""
+    """Wall-clock and CPU seconds of a step, from a new state."""
     state = jax.block_until_ready(setup.program.initialise())
     clock, processor = time.perf_counter(), time.process_time()
     for _ in range(STEPS):

@@ -1,9 +1,9 @@
-"""The memory of training runs, estimated before the first step and measured: docs/performance.md.
+"""Memory of training runs, estimated before the first step and measured: docs/performance.md.
 
   python -m vit_jax.bench.peak_memory
 
-Each run is `vit-jax train`, whose `metrics.jsonl` has both numbers, on the digits, enlarged to the
-model's images. On a CPU they are of the whole process (on Linux), on an accelerator of a device.
+Each run is `vit-jax train`, whose `metrics.jsonl` has both numbers, on digits enlarged to the
+model's image size. On a CPU they are for the whole process (on Linux), on accelerators per device.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from vit_jax.runtime import logbook
 
 STEPS = 8
-#: Freed pages do not fit: they are given back.
+#: Too little to retain freed pages.
 SHORT = "memory_limit_gib"
-#: Adam with clipping; what differs from it. `image_size` and others are those of the variant.
+#: Settings that differ from Adam with clipping; `image_size` and others are the variant's.
 RUNS: tuple[dict[str, str], ...] = tuple(
     {"model.variant": variant, "batch_size": batch, "compute_dtype": dtype, **more}
     for variant, batch, dtype, more in (

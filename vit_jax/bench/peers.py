@@ -1,4 +1,4 @@
-"""Others that do the same work: timm, transformers, tf.data, exported models, a function of yours.
+"""Other contenders: timm, transformers, tf.data, exported models, or your own function.
 
 Each is a function (Spec) -> Job, as jobs.build is for this package.
 """
@@ -149,7 +149,7 @@ def tf_data(spec: Spec) -> Job:
         .shuffle(256)
         .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(spec.batch)
-        .prefetch(2 * CORES)  # as many as ours: more would be prepared in the turns of others
+        .prefetch(2 * CORES)  # as many as ours: more would run in the turns of others
         .as_numpy_iterator()
     )
     return Job(lambda: next(batches), spec.batch, unmeasured=BUFFERED)
@@ -175,7 +175,7 @@ SERVING = {
     "openvino": functools.partial(exported, form="openvino"),
     "savedmodel": functools.partial(exported, form="savedmodel"),
 }
-#: Runtimes that round products to 16 bits when asked, whatever the file holds.
+#: Runtimes that can use 16-bit products for any file.
 ROUNDS_PRODUCTS = ("openvino",)
 MODELS = {"timm": timm, "timm-compile": timm_compiled, "transformers": transformers}
 FORMATS = {

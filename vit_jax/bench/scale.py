@@ -1,4 +1,4 @@
-"""Past one machine, on paper: traffic, step time, goodput and cost of the paper's runs.
+"""A model of many machines: traffic, step time, goodput and cost of the paper's runs.
 
   python -m vit_jax.bench.scale          # the predicted tables of docs/scale.md
   python -m vit_jax.bench.scale --read   # traffic read from the compiled steps, beside ours
@@ -58,7 +58,7 @@ CHIPS = {
     # one ConnectX-7 of 400 Gbit/s per GPU, as in a DGX H100.
     "H100": Chip(989e12, 3.35e12, 80e9, 450e9, 50e9, 8, 8, mfu=0.40, price=3.00),
 }
-LINK_EFFICIENCY = 0.8  # assumed: what a collective gets of a link's datasheet number
+LINK_EFFICIENCY = 0.8  # assumed: fraction of a link's datasheet bandwidth
 
 #: (chip, mesh): the machines of docs/scale.md.
 MACHINES = (

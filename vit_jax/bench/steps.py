@@ -1,4 +1,4 @@
-"""The trainer's step and the forward pass by shapes alone, for compilers without their device."""
+"""The training step and the forward pass from shapes only, for compilation without the device."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def step_of(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The training step (Adam, clipped gradients) or the logits of a batch, and its arguments.
 
-    The state of training is donated, and lies on the mesh as the trainer lays it out.
+    The training state is donated, and sharded as by the trainer.
 
     Args:
-      machine: that the model's row of numerics is chosen for.
-      mesh: of devices that need not be here.
+      machine: the target for which numerics are chosen.
+      mesh: of devices that need not exist here.
       batch: uint8 images of a step, over all devices.
 
     Returns:

@@ -1,10 +1,10 @@
-"""A training step or a forward pass as libtpu compiles it for TPUs that are not here.
+"""A training step or a forward pass, compiled by libtpu without a TPU.
 
-The compiler writes beside every program of the step how many cycles it expects it to take. Their
-sum is an estimate and no measurement: it knows no waiting for memory that several programs want at
-once, no host, and no time between chips. It says what one change gains, and where the cycles go.
+The compiler writes the expected cycles of every program of the step. Their sum is an estimate, not
+a measurement: it ignores contention for memory, the host, and communication between chips. It shows
+the effect of a change, and where cycles are spent.
 
-Each compilation is a process of its own: libtpu reads its flags once, and gives no memory back.
+Each compilation is a separate process: libtpu reads its flags once, and does not free its memory.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ CHIPS = {
     "v6e": Chip(918e12, 2 * 4 * 256**2, 1640e9, 32 * 2**30, 1, "2x2"),
 }
 
-#: Others whose step can be compiled from a checkout (`vit_jax.bench.tpu_peers`).
+#: Other implementations whose step can be compiled from a checkout (`vit_jax.bench.tpu_peers`).
 PEERS = ("big_vision", "vision_transformer")
 
-#: Cycles of the same estimates of other implementations, at 224 pixels and 1000 classes in
-#: bfloat16: their own models, Adam and clipping of optax, compiled with REFERENCE_VERSIONS.
+#: The same estimates for other implementations, at 224 pixels and 1000 classes in bfloat16: their
+#: own models, Adam and clipping of optax, compiled with REFERENCE_VERSIONS.
 REFERENCE_VERSIONS = {"jax": "0.10.2", "libtpu": "0.0.42.1"}
 #: (chip, variant, task, batch, dropout rate): {name: cycles}
 REFERENCES: dict[tuple[str, str, str, int, float], dict[str, float]] = {
@@ -73,7 +73,7 @@ REFERENCES: dict[tuple[str, str, str, int, float], dict[str, float]] = {
 
 
 class Request(NamedTuple):
-    """One compilation. topology: "" is one chip. batch: images of a chip. mesh: sizes of its axes.
+    """One compilation. topology: "": one chip. batch: images per chip. mesh: sizes of its axes.
 
     options: settings of the model, as text. peer: (name, checkout) of another implementation.
     """
@@ -114,7 +114,7 @@ def targets(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def check_libtpu() -> None:
-    """Raises UserError where the compiler is not installed."""
+    """Raises UserError if the compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "The compiler for TPUs is not installed; it needs no TPU: pip install 'vit_jax[tpu]'"
@@ -128,10 +128,10 @@ def bench(
     dump: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Compiles every request, says what comes out of it, and returns the rows of `--json`.
+    """Compiles every request, prints the results, and returns the rows of `--json`.
 
     Args:
-      peers: (name, checkout) of others, whose step is compiled beside ours.
+      peers: (name, checkout) of other implementations to compile beside ours.
       dump: a directory for the HLO text and the schedules of kernels.
 
     Raises:
@@ -141,7 +141,7 @@ def bench(
     rows = []
     for request in requests:
         with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
-            row = compile_apart(request, Path(scratch))
+            row = compile_in_process(request, Path(scratch))
             if dump is not None:
                 keep(request, row, Path(scratch), dump)
         row["references"] = references(request, row)
@@ -151,14 +151,14 @@ def bench(
     return rows
 
 
-def compile_apart(request: Request, scratch: Path) -> Row:
-    """The row of one request, from a process of its own that leaves its files in `scratch`."""
+def compile_in_process(request: Request, scratch: Path) -> Row:
+    """The row of one request, from a separate process that writes its files to `scratch`."""
     environment = {
         **os.environ,
-        "JAX_PLATFORMS": "cpu",  # a TPU that is here stays free for others
+        "JAX_PLATFORMS": "cpu",  # leaves a local TPU free
         "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata to ask for
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nor one that only one process may have
+        "TPU_SKIP_MDS_QUERY": "1",  # no TPU metadata server
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no lock of a TPU
         "LIBTPU_INIT_ARGS": " ".join(
             [os.environ.get("LIBTPU_INIT_ARGS", ""), kernels.DUMP.format(scratch / "llo")]
         ).strip(),
@@ -193,9 +193,9 @@ def keep(request: Request, row: Row, scratch: Path, dump: Path) -> None:
 
 
 def beside(request: Request, row: Row) -> Row:
-    """What a peer's step is estimated to take, compiled here: as `references`."""
+    """The estimate of a peer's step, compiled here, as in `references`."""
     with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
-        theirs = compile_apart(request, Path(scratch))
+        theirs = compile_in_process(request, Path(scratch))
     assert request.peer is not None
     return {
         "peer": request.peer[0],
@@ -207,7 +207,7 @@ def beside(request: Request, row: Row) -> Row:
 
 
 def references(request: Request, row: Row) -> list[Row]:
-    """What is known of others that do the same: cycles, and ours as a share of theirs."""
+    """Known estimates of other implementations: cycles, and ours relative to theirs."""
     options = dict(request.options)
     rate = float(options.pop("dropout_rate", 0))
     plain = not options and request.dtype == "bfloat16" and not request.topology
@@ -221,7 +221,7 @@ def references(request: Request, row: Row) -> list[Row]:
 
 
 def table(row: Row) -> str:
-    """A row for people; says that its numbers are the compiler's estimate."""
+    """A row as text, marked as the compiler's estimate."""
     chip, cycles = CHIPS[row["chip"]], row["cycles"]
     chips = f"{row['chips']} chips" if row["chips"] > 1 else "one chip"
     axes = ", ".join(f"{name} {size}" for name, size in row["mesh"].items() if size > 1)

@@ -1,8 +1,8 @@
-"""What others compute in the same step, from a checkout of theirs, to be compiled beside ours.
+"""The same step of other implementations, from their checkouts, to compile beside ours.
 
-Their own model; around it the loss, Adam and the clipping that they use, of optax. Parameters and
-moments are float32. `big_vision` takes the compute dtype as its configs do (`dtype_mm`);
-`vision_transformer` has none and leaves the rounding of products to the compiler.
+Their own models, with the loss, Adam and clipping of optax that they use. Parameters and moments
+are float32. `big_vision` has a compute dtype (`dtype_mm`); `vision_transformer` has none and leaves
+the rounding of products to the compiler.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from vit_jax.errors import UserError
 
 
 def big_vision(checkout: Path, config: models.ViTConfig) -> tuple[Any, Callable[[Any], Any]]:
-    """The module of big_vision/models/vit.py, and what of its output the logits are."""
+    """The module of big_vision/models/vit.py, and how to get logits from its output."""
     sys.path.insert(0, str(checkout))
-    # What is in it is for checkpoints and needs TensorFlow; the model uses nothing of it.
+    # A module for checkpoints that needs TensorFlow; the model does not use it.
     sys.modules["big_vision.utils"] = types.ModuleType("big_vision.utils")
     library = importlib.import_module("big_vision.models.vit")
     module = library.Model(
@@ -48,7 +48,7 @@ def big_vision(checkout: Path, config: models.ViTConfig) -> tuple[Any, Callable[
 
 
 def vision_transformer(checkout: Path, config: models.ViTConfig) -> tuple[Any, Callable]:
-    """The module of vit_jax/models_vit.py there; the package has the name of this one."""
+    """The module of their vit_jax/models_vit.py; their package has our name."""
     for name in ("models_resnet", "models_vit"):
         file = checkout / "vit_jax" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(f"vit_jax.{name}", file)
@@ -78,7 +78,7 @@ def module_of(name: str, checkout: str, config: models.ModelConfig) -> tuple[Any
     """A peer's module for the architecture of `config`.
 
     Raises:
-      UserError: the checkout is none, lacks what it imports, or has no such model.
+      UserError: not a checkout, missing imports, or no such model.
     """
     if type(config) is not models.ViTConfig or (
         config.classifier,
@@ -96,7 +96,7 @@ def module_of(name: str, checkout: str, config: models.ModelConfig) -> tuple[Any
 def step_of(
     name: str, checkout: str, config: models.ModelConfig, mesh: Mesh, batch: int, *, train: bool
 ) -> tuple[Any, tuple[Any, ...]]:
-    """As `vit_jax.bench.steps.step_of`, of a peer, on one chip."""
+    """As `vit_jax.bench.steps.step_of`, for a peer, on one chip."""
     module, logits_of = module_of(name, checkout, config)
     where = NamedSharding(mesh, PartitionSpec())
     optimizer = optax.chain(

@@ -1,7 +1,7 @@
-"""One compilation for a TPU, in a process of its own: `vit_jax.bench.tpu` starts it.
+"""One compilation for a TPU, in a separate process started by `vit_jax.bench.tpu`.
 
-`python -m vit_jax.bench.tpu_worker REQUEST DIRECTORY PARENT` leaves row.json there, with what
-`--json` holds or with "error", and the HLO text. It ends with the process PARENT.
+`python -m vit_jax.bench.tpu_worker REQUEST DIRECTORY PARENT` writes row.json (the row of `--json`,
+or "error") and the HLO text. It ends with the process PARENT.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def main(argv: list[str]) -> None:
     text, directory, parent = argv
     workers.end_with_parent(int(parent))
     request = Request(*json.loads(text))
-    jax.config.update("jax_traceback_in_locations_limit", -1)  # parts are found by functions
+    jax.config.update("jax_traceback_in_locations_limit", -1)  # parts are identified by functions
     try:
         row = compile_for(request, Path(directory))
-    except ValueError as error:  # a UserError, or a loop of unknown length
+    except ValueError as error:  # a UserError, or a loop of unknown trip count
         row = {"error": str(error)}
     except jax.errors.JaxRuntimeError as error:
         row = {"error": refusal(str(error))}
@@ -41,13 +41,13 @@ def main(argv: list[str]) -> None:
 
 
 def refusal(text: str) -> str:
-    """What the compiler says, in one sentence."""
+    """The compiler's error, in one sentence."""
     first = text.strip().splitlines()[0]
     if "RESOURCE_EXHAUSTED" in first or "Ran out of memory" in first:
         said = first.partition("RESOURCE_EXHAUSTED: ")[2] or first
         return (
-            f"it does not fit: {said.strip().rstrip('.')}; a smaller --batch or "
-            "--model=remat=products needs less."
+            f"it does not fit: {said.strip().rstrip('.')}; use a smaller --batch or "
+            "--model=remat=products."
         )
     return first
 
@@ -61,7 +61,7 @@ def model_of(request: Request) -> models.ModelConfig:
 
 
 def mesh_of(request: Request) -> jax.sharding.Mesh:
-    """One chip, or all of a topology that was asked for.
+    """One chip, or all of a topology.
 
     Raises:
       UserError: there is no such topology.
@@ -69,7 +69,7 @@ def mesh_of(request: Request) -> jax.sharding.Mesh:
     name = f"{request.chip}:{request.topology or CHIPS[request.chip].host}"
     try:
         devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
-    except Exception as error:  # whatever libtpu raises
+    except Exception as error:  # any exception of libtpu
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"there is no topology {name} ({reason}).") from error
     chosen = devices if request.topology else devices[:1]
@@ -77,7 +77,7 @@ def mesh_of(request: Request) -> jax.sharding.Mesh:
 
 
 def compile_for(request: Request, directory: Path) -> Row:
-    """The row of a request; the HLO text is left in `directory`."""
+    """The row of a request; writes the HLO text to `directory`."""
     config, mesh = model_of(request), mesh_of(request)
     chips, train = mesh.devices.size, request.task == "train"
     machine = Machine("tpu", chips)
@@ -123,7 +123,7 @@ def compile_for(request: Request, directory: Path) -> Row:
 def estimate(
     text: str, grids: dict[tuple[str, ...], kernels.Grid], directory: Path, chip_name: str
 ) -> Row:
-    """What the compiler expects of a program: cycles, their parts, kernels, collectives."""
+    """The compiler's estimates for a program: cycles by part, kernels, collectives."""
     chip, instructions = CHIPS[chip_name], hlo.read(text)
     called = [one for one in instructions if one.cycles is None]
     scheduled = kernels.schedules(called, directory / "llo")
@@ -148,10 +148,10 @@ def estimate(
 
 
 def exchanges(text: str) -> list[Row]:
-    """The collectives, and how many estimated cycles run while each is on its way.
+    """The collectives, and how many estimated cycles overlap with each.
 
-    An asynchronous one is a pair of instructions, or on a TPU a first fusion, others that each send
-    a piece beside a product, and a last one. What has neither has nothing beside it: 0.
+    An asynchronous one is a pair of instructions, or on TPU a first fusion, others that each send a
+    piece beside a product, and a last one. Without either the overlap is 0.
     """
     computations = collectives.split_computations(text)
     caller = {

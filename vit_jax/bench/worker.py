@@ -1,6 +1,6 @@
-"""The process of one contender: builds its job, then does rounds when it is told to.
+"""The process of one contender: builds its job, then runs rounds on request.
 
-Speaks JSON lines with the process that started it: its argument is a Spec, and its input lines are
+Communicates with its parent by JSON lines: its argument is a Spec, and its input lines are
 {"logits": file of images, "out": file}, {"warm": true}, {"round": seconds} and {"quit": true}.
 Logits come first, since training changes the weights.
 """
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     if contender == "weights":
         write_weights(*spec_of)
         return
-    # Whatever libraries print must not be taken for answers.
+    # Output of libraries must not be mixed with answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 def write_weights(out: str, variant: str, size: int, classes: int, formats: list) -> None:
-    """One random model with a random head below `out`: ours, and in each (format, name)."""
+    """Writes one random model with a random head below `out`: ours, and in each (format, name)."""
     import jax
     import numpy as np
 
@@ -64,8 +64,8 @@ def serve(contender: str, spec_of: Row, say) -> None:
     from vit_jax.runtime import host_memory
 
     pause = lambda seconds: None  # noqa: E731
-    if contender == "vit_jax" and host_memory.keep_freed_pages():  # as its commands do
-        pause = host_memory.let_go
+    if contender == "vit_jax" and host_memory.keep_freed_pages():  # as in its commands
+        pause = host_memory.wait_for_free
     spec = jobs.Spec(**{**spec_of, "options": tuple(map(tuple, spec_of["options"]))})
     if contender == "machine":
         say(jobs.machine(spec))
@@ -99,7 +99,7 @@ def serve(contender: str, spec_of: Row, say) -> None:
 def run_round(job, seconds: float, pause) -> Row:
     """The duration of every step of a round, and the CPU seconds of all threads per step.
 
-    A step that returns a number says its duration itself. `pause(seconds)` is what a training loop
+    A step that returns a number reports its own duration. `pause(seconds)` is what a training loop
     does after a step; it counts.
     """
     found: list[float] = []
@@ -115,7 +115,7 @@ def run_round(job, seconds: float, pause) -> Row:
 
 
 def peak_memory() -> int:
-    """Bytes of the device's peak use by this process; on a CPU, of the process."""
+    """Peak bytes on the device by this process; on a CPU, of the process."""
     import resource
 
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():

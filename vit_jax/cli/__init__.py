@@ -1,9 +1,9 @@
-"""`vit-jax COMMAND ...`: parses and calls; the work is elsewhere.
+"""`vit-jax COMMAND ...`: parses the command line and calls the other rooms.
 
 Each command is a module of this package with a docstring (its help), `define(flags)` that declares
 its absl flags, and `main(flags, arguments) -> int | None`. Flags that depend on others, such as
 options of a plug-in, are declared by `define_for(flags, words)`. Only the commands of
-TAKE_ARGUMENTS take words besides flags.
+TAKE_ARGUMENTS take positional arguments.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ from vit_jax.errors import (
 
 COMMANDS = {
     "train": "pretrain or fine-tune; run it again to resume",
-    "configs": "the experiments that are shipped; copies one to edit",
-    "weights": "published weights: what they are, whether they are here; fetches them",
-    "report": "the page of a run, also while it goes; several runs compared",
+    "configs": "list the shipped experiments, or copy one to edit",
+    "weights": "list published weights, or download them",
+    "report": "the page of a run, finished or not; compare several runs",
     "sweep": "the fine-tuning protocol: choose a learning rate, then mean and deviation",
-    "study": "named trials, each a run; a table and a figure of what comes out",
+    "study": "named trials, each a run; a table and a figure of the results",
     "prepare": "data sets: TFDS, TFRecord to ArrayRecord, ImageNet-21k, VTAB",
     "evaluate": "accuracy of a checkpoint on a data set",
     "predict": "the most likely classes of your images",
-    "features": "an intermediate of the model for every image, to a file",
+    "features": "write an intermediate of the model for every image to a file",
     "dedup": "training images that repeat test images: their ids, and a page of them",
-    "convert": "the same weights for Hugging Face, timm, or as official .npz",
+    "convert": "convert weights for Hugging Face, timm, or to official .npz",
     "export": "a model for serving: StableHLO, ONNX, SavedModel",
     "inspect": "look inside a checkpoint: the paper's figures, as a page",
-    "doctor": "what is installed, which devices, does it hold together",
+    "doctor": "check the installation, devices, data and checkpoints",
     "bench": "speed, beside other implementations",
     "flops": "parameters, FLOPs and the paper's cost tables",
-    "completion": "commands, flags and settings by the Tab key, for bash and zsh",
+    "completion": "shell completion of commands, flags and settings, for bash and zsh",
 }
 TAKE_ARGUMENTS = (
     *("completion", "configs", "convert", "flops", "inspect", "predict", "prepare"),
     *("report", "sweep", "train", "weights"),
 )
-#: What they print is all that they make: they end when nobody reads it (`vit-jax ... | head`). The
-#: others leave files, and go on.
+#: Commands whose only output is printed: they end when the reader does (`vit-jax ... | head`). The
+#: others write files, and continue.
 PRINT = ("completion", "configs", "flops", "predict")
 RESUMES = ("train", "sweep", "study")
-#: What schedulers and JAX read as numbers: a variable that was emptied is one that is not set.
+#: Variables that schedulers and JAX read as numbers; empty means unset.
 SCHEDULERS = ("JAX_", "SLURM_", "OMPI_", "PMIX_", "TPU_", "MEGASCALE_", "COORDINATOR_")
 
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         if not argv or argv[0] not in PRINT:
             keep_writing()
     argv = list(argv)
-    if hasattr(sys.stdout, "reconfigure"):  # paths that are not UTF-8 are printed all the same
+    if hasattr(sys.stdout, "reconfigure"):  # so that paths that are not UTF-8 can be printed
         sys.stdout.reconfigure(errors="backslashreplace")
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(help.overview(COMMANDS))
@@ -134,12 +134,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare_process(argv: list[str]) -> None:
-    """What must be so before anything slow: TERM ends the process, emptied variables are unset.
+    """Prepares the process before anything slow: SIGTERM ends it, empty variables are unset.
 
-    TERM while a run starts ends it at once, with the code that starts it again: nothing is lost. As
-    the first process of a container it would be ignored otherwise. The signal is taken by a thread,
-    because the main one may wait in JAX for the others; the training loop puts its own in its
-    place.
+    SIGTERM while a run starts ends it at once, with the exit code for a restart; nothing is lost.
+    The first process of a container would ignore it otherwise. A thread handles the signal, because
+    the main one may wait in JAX for the others; the training loop installs its own handler.
     """
     for name in [name for name, value in os.environ.items() if not value]:
         if name.startswith(SCHEDULERS):
@@ -149,20 +148,20 @@ def prepare_process(argv: list[str]) -> None:
     os.set_blocking(writes, False)
 
     def starting(number, frame) -> None:
-        """Nothing to do: the thread has been told."""
+        """Does nothing: the thread handles it."""
 
     def watch() -> None:
         while data := os.read(reads, 1):
             if data[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is starting:
                 print(
-                    "vit-jax: asked to stop outside of the training loop: nothing is left to save",
+                    "vit-jax: asked to stop outside the training loop: nothing to save",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(code)
 
     def in_worker() -> None:
-        """A forked process is ended by its own TERM, and this one hears nothing of it."""
+        """In a forked process, SIGTERM ends that process only."""
         signal.set_wakeup_fd(-1)
         if signal.getsignal(signal.SIGTERM) is starting:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -174,7 +173,7 @@ def prepare_process(argv: list[str]) -> None:
 
 
 class Unread(io.FileIO):
-    """A file to write into, also after its reader has gone: nothing then keeps what is written."""
+    """A file that accepts writes after its reader has gone, and discards them."""
 
     def write(self, data) -> int:
         try:
@@ -185,7 +184,7 @@ class Unread(io.FileIO):
 
 
 def keep_writing() -> None:
-    """`vit-jax train ... 2>&1 | head` trains to its end: standard output and error never break."""
+    """Standard output and error never break, so that `vit-jax train ... 2>&1 | head` continues."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):

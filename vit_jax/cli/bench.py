@@ -12,12 +12,11 @@ example:
       --batch=64 --tasks=train
 
 Tasks: train, inference, latency (batch 1), attention (alone), input (JPEG files to batches),
-checkpoint (how long a save holds up the training). Peers are timm, timm-compile, transformers and
+checkpoint (how long a save blocks training). Peers are timm, timm-compile, transformers and
 tf.data, by default those that are installed; stablehlo, onnx and savedmodel, the exported model
-(inference in float32); and MODULE:FUNCTION, a function that takes a Spec and returns a Job as those
-of vit_jax.bench.jobs. Contenders have the same weights, must give
-the same logits, and take turns; medians count. MFU is a share of the FLOP/s of a large product that
-is measured first.
+(inference in float32); and MODULE:FUNCTION, a function that takes a Spec and returns a Job as in
+vit_jax.bench.jobs. Contenders have the same weights, must give the same logits, and take turns;
+medians count. MFU is relative to the FLOP/s of a large product, which is measured first.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from vit_jax.errors import UsageError
 
 #: Axes of `config.mesh`.
 MESH = {"data": -1, "fsdp": 1, "tensor": 1}
-#: Flags that say nothing about a program that is compiled and does not run, and the other way.
+#: Flags without meaning for a program that is compiled but not run, and vice versa.
 OF_RUNS = ("rounds", "seconds", "plot", "data")
 OF_COMPILER = ("dump", *(f"mesh.{axis}" for axis in MESH))
 
@@ -39,17 +38,17 @@ OF_COMPILER = ("dump", *(f"mesh.{axis}" for axis in MESH))
 def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("variant", "B/16", "Model.", flag_values=flags)
     absl_flags.DEFINE_integer("image_size", 224, "Pixels.", lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_integer("batch", 8, "Images of a step.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("batch", 8, "Images per step.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_list("dtypes", ["bfloat16"], "float32, bfloat16.", flag_values=flags)
     absl_flags.DEFINE_list(
         "tasks", ["train", "inference", "latency", "input"], "Tasks.", flag_values=flags
     )
     absl_flags.DEFINE_list(
-        "peers", None, "Others to compare with; --peers= is none.", flag_values=flags
+        "peers", None, "Contenders to compare with; --peers= for none.", flag_values=flags
     )
     absl_flags.DEFINE_integer("rounds", 5, "Turns.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_float(
-        "seconds", 2.0, "Of one turn, at the least.", lower_bound=0.0, flag_values=flags
+        "seconds", 2.0, "Minimum seconds of one turn.", lower_bound=0.0, flag_values=flags
     )
     absl_flags.DEFINE_integer("num_classes", 1000, "Classes.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_multi_string(
@@ -71,7 +70,7 @@ def define(flags: absl_flags.FlagValues) -> None:
     )
     for axis, size in MESH.items():
         absl_flags.DEFINE_integer(
-            f"mesh.{axis}", size, f"As config.mesh.{axis}, of a topology.", flag_values=flags
+            f"mesh.{axis}", size, f"config.mesh.{axis}, for a topology.", flag_values=flags
         )
 
 
@@ -84,13 +83,13 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--model takes KEY=VALUE.")
     for file in filter(None, (flags.json, flags.plot)):
         if not Path(file).absolute().parent.is_dir():
-            raise UsageError(f"{file}: there is no such directory.")
+            raise UsageError(f"{file}: its directory does not exist.")
     if flags.compile_for is not None:
         compile_for(flags, model)
         return
     for name in OF_COMPILER:
         if flags[name].present:
-            raise UsageError(f"--{name} says something only with --compile_for=CHIP.")
+            raise UsageError(f"--{name} needs --compile_for=CHIP.")
 
     from vit_jax.bench import measure, peers
 
@@ -115,12 +114,12 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def compile_for(flags: absl_flags.FlagValues, model: list[tuple[str, ...]]) -> None:
-    """What libtpu's compiler estimates of the tasks, for each chip that was named."""
+    """Estimates of libtpu's compiler for the tasks on each chip."""
     for name in OF_RUNS:
         if flags[name].present:
             raise UsageError(f"--{name} has no meaning with --compile_for: nothing runs.")
     if flags.dump and not Path(flags.dump).absolute().parent.is_dir():
-        raise UsageError(f"--dump={flags.dump}: there is no directory to make it in.")
+        raise UsageError(f"--dump={flags.dump}: its parent directory does not exist.")
 
     from vit_jax.bench import tpu
 
@@ -138,8 +137,8 @@ def compile_for(flags: absl_flags.FlagValues, model: list[tuple[str, ...]]) -> N
             )
         if not Path(checkout).is_dir() or not checkout:
             raise UsageError(
-                f"--peers={name} needs a checkout: --peers={name}=DIRECTORY. Without it, what is "
-                "known of others is printed beside a row."
+                f"--peers={name} needs a checkout: --peers={name}=DIRECTORY. Without it, known "
+                "estimates of others are printed beside a row."
             )
     mesh = tuple((axis, getattr(flags, f"mesh.{axis}")) for axis in MESH)
     targets = tpu.targets([name for name in flags.compile_for if name])

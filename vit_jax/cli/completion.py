@@ -1,11 +1,11 @@
-"""vit-jax completion: what the Tab key adds to a command line, for bash and zsh.
+"""vit-jax completion: shell completion for bash and zsh.
 
 example:
   source <(vit-jax completion bash)     # in ~/.bashrc
   source <(vit-jax completion zsh)      # in ~/.zshrc
 
 Commands, their flags, and settings (--config.KEY=) are completed; values are
-completed as file names. The script is made once and needs no Python.
+completed as file names. The script is generated once and does not run Python.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def script() -> str:
-    """The function that bash calls, and zsh through bashcompinit."""
+    """The completion function for bash, and for zsh through bashcompinit."""
     rows, configured = [], []
     for name in cli.COMMANDS:
         flags = flags_of(name)

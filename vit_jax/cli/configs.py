@@ -1,4 +1,4 @@
-"""vit-jax configs: the experiments that come with the package, and a copy of one to edit.
+"""vit-jax configs: list the experiments of the package, or copy one to edit.
 
 example:
   vit-jax configs
@@ -6,8 +6,8 @@ example:
   vit-jax train --config=my_finetune.py:B/16,folder:/data/pets \\
       --workdir=/runs/pets
 
-`configs` lists each with the first line of what it says. `configs cp NAME [FILE]` copies one, by
-default into this directory under its own name; a file that is there is never overwritten.
+`configs` lists each with the first line of its docstring. `configs cp NAME [FILE]` copies one, by
+default into this directory under its own name; an existing file is never overwritten.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         return
     action, *names = arguments
     if action != "cp" or len(names) not in (1, 2):
-        raise UsageError("it is `vit-jax configs`, or `vit-jax configs cp NAME [FILE]`.")
+        raise UsageError("usage: `vit-jax configs`, or `vit-jax configs cp NAME [FILE]`.")
     print(copy(*names))
 
 
@@ -63,7 +63,7 @@ def find(name: str) -> str:
     """
     there = list(listed())
     wanted = name.removeprefix("configs/").removesuffix(".py") + ".py"
-    for short in (str, os.path.basename):  # a study may have the name of another config
+    for short in (str, os.path.basename):  # a study may have the same name as a config
         if found := next((path for path in there if short(path) == wanted), None):
             return found
     raise UserError(
@@ -72,19 +72,19 @@ def find(name: str) -> str:
 
 
 def copy(name: str, target: str = "") -> str:
-    """Copies a config; says where it is and how it is used.
+    """Copies a config; prints where it is and how to use it.
 
     Raises:
-      UserError: there is no such config, or something is there already.
+      UserError: there is no such config, or the target exists.
     """
     if ":" in name:
-        raise UserError(f"{name}: name the config without its argument, {name.partition(':')[0]}.")
+        raise UserError(f"{name}: give the config without its argument, {name.partition(':')[0]}.")
     found = Path(configuration.shipped()) / find(name)
     place = Path(target or found.name)
     if place.is_dir():
         place = place / found.name
     if os.path.lexists(place):
-        raise UserError(f"{place} exists and is left as it is; name another FILE.")
+        raise UserError(f"{place} exists and is not overwritten; choose another FILE.")
     if place.suffix != ".py":
         raise UserError(f"{place} must end with .py: a config is a Python file.")
     files.write_text(place, found.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""vit-jax convert: the same weights in another format, proved by running the result.
+"""vit-jax convert: weights to another format, verified by running the result.
 
 example:
   vit-jax convert ViT-B_16.npz pets-hf --to=huggingface
@@ -6,9 +6,9 @@ example:
   vit-jax convert hf:google/vit-base-patch16-384 mine --to=native
   vit-jax convert /runs/pets hf:ORG/pets --to=huggingface --license=apache-2.0
 
-SOURCE is any checkpoint that is understood. --to is native, npz, huggingface or timm. The result is
-run by its own runtime (transformers, timm) and refused if a logit differs by more than --tolerance.
-Of --to=huggingface, TARGET may be a new or empty repository of the hub, hf:ORG/NAME.
+SOURCE is any supported checkpoint. --to is native, npz, huggingface or timm. The result is run by
+its own library (transformers, timm) and refused if a logit differs by more than --tolerance. With
+--to=huggingface, TARGET may be a new or empty repository of the hub, hf:ORG/NAME.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def define(flags: absl_flags.FlagValues) -> None:
         "to", None, "Format: native, npz, huggingface or timm.", flag_values=flags
     )
     absl_flags.DEFINE_string(
-        "data", "", "A data set to compare on, instead of two photographs.", flag_values=flags
+        "data", "", "Data set for the comparison, instead of two photographs.", flag_values=flags
     )
     absl_flags.DEFINE_string(
         "license",
-        *("", "What the model card states, such as apache-2.0; of --to=huggingface."),
+        *("", "Licence in the model card, such as apache-2.0; with --to=huggingface."),
         flag_values=flags,
     )
     absl_flags.DEFINE_boolean(
-        "private", False, "A new repository of the hub is private.", flag_values=flags
+        "private", False, "Create the hub repository as private.", flag_values=flags
     )
     options.define_tolerance(flags)
     options.define_verify(flags)
@@ -40,9 +40,9 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if len(arguments) != 2:
-        raise UsageError("name a source and a target: vit-jax convert SOURCE TARGET --to=FORMAT.")
+        raise UsageError("give a source and a target: vit-jax convert SOURCE TARGET --to=FORMAT.")
     if not flags.to:
-        raise UsageError("--to=FORMAT is needed.")
+        raise UsageError("--to=FORMAT is required.")
     source, target = arguments
     options.prepare_jax()
     from vit_jax.interop import convert

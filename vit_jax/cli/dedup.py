@@ -1,4 +1,4 @@
-"""vit-jax dedup: the training images that repeat test images, to be left out of pre-training.
+"""vit-jax dedup: find training images that repeat test images, to leave out of pre-training.
 
 example:
   vit-jax dedup --train='folder:/data/web[train]' \\
@@ -6,15 +6,14 @@ example:
   vit-jax train --config=configs/pretrain.py:B/16,folder:/data/web \\
       --workdir=/runs/web --config.data.exclude=repeats/ids.txt
 
-Finds the same pixels, and crops of 80% and more, mirrored, resized and recompressed images. Writes
-ids.txt (for config.data.exclude), matches.csv and index.html, a page of pairs on which to judge the
-threshold. Name --train as training does, split included: ids are names of its records.
+Finds identical pixels, and crops of 80% or more, mirrored, resized and recompressed images. Writes
+ids.txt (for config.data.exclude), matches.csv and index.html, a page of pairs to judge the
+threshold by. Give --train as in training, split included: ids are names of its records.
 
-A search that was stopped goes on when the same command is given again. In parts, on as many
-machines as there are: --shard=1/4 to --shard=4/4 with the same --out, then
-`vit-jax dedup --merge --out=repeats`. To choose another threshold, remove the three files and merge
-again with --threshold. --checkpoint compares features of a model instead, by their cosine; what
-cosine makes a duplicate is then the model's affair, so --threshold is needed.
+Run the same command again to resume a search. To share it among machines, use --shard=1/4 to
+--shard=4/4 with the same --out, then `vit-jax dedup --merge --out=repeats`. To change the
+threshold, remove the three files and merge again with --threshold. --checkpoint compares features
+of a model instead, by cosine; the right --threshold depends on the model and is then required.
 """
 
 from __future__ import annotations
@@ -32,32 +31,32 @@ def define(flags: absl_flags.FlagValues) -> None:
     for name, text in (
         ("train", "Data set to clean, e.g. folder:PATH[train]."),
         ("test", "Test sets, separated by commas."),
-        ("data_dir", "Where TFDS data sets lie."),
+        ("data_dir", "Directory of TFDS data sets."),
         ("out", "Directory of the results."),
         ("shard", "I/N: only this part of the training images."),
     ):
         absl_flags.DEFINE_string(name, None, text, flag_values=flags)
-    absl_flags.DEFINE_bool("merge", False, "Unite the shards in --out.", flag_values=flags)
+    absl_flags.DEFINE_bool("merge", False, "Merge the shards in --out.", flag_values=flags)
     absl_flags.DEFINE_float(
         "threshold",
         None,
-        "The least score of a duplicate; 0.75 by default.",
+        "Minimum score of a duplicate; 0.75 by default.",
         lower_bound=0.0,
         upper_bound=1.0,
         flag_values=flags,
     )
     options.define_checkpoint(flags)
     absl_flags.DEFINE_integer(
-        "batch_size", 64, "Images at once, of --checkpoint.", lower_bound=1, flag_values=flags
+        "batch_size", 64, "Batch size, with --checkpoint.", lower_bound=1, flag_values=flags
     )
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not flags.out:
-        raise UsageError("--out=DIR is needed.")
+        raise UsageError("--out=DIR is required.")
     out = Path(flags.out)
     if out.is_file():
-        raise UserError(f"{out} is a file; name a directory with --out.")
+        raise UserError(f"{out} is a file; give a directory with --out.")
     if flags.merge:
         for name in ("train", "test", "shard", "checkpoint", "data_dir"):
             if flags[name].value is not None:
@@ -65,9 +64,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         finish(out, flags.threshold)
         return
     if not flags.train or not flags.test:
-        raise UsageError("--train=SPEC and --test=SPEC are needed.")
+        raise UsageError("--train=SPEC and --test=SPEC are required.")
     if flags.checkpoint and flags.threshold is None:
-        raise UsageError("--checkpoint needs a --threshold: the least cosine of a duplicate.")
+        raise UsageError("--checkpoint needs --threshold, the minimum cosine of a duplicate.")
     search(flags, out, *parse_shard(flags.shard or "1/1"))
     if not flags.shard:
         finish(out, None, again=True)
@@ -82,7 +81,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> None:
-    """Searches one shard and records what it found."""
+    """Searches one shard and writes its pairs."""
     from vit_jax import data
     from vit_jax.data.specs import split_specs
     from vit_jax.dedup import files, search
@@ -92,7 +91,9 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
     specs = split_specs(flags.test)
     test, _ = files.open_tests(specs, flags.data_dir)
     if train.fingerprint in files.fingerprints(test):
-        raise UserError(f"{train.spec} is a test set and the training set; name different splits.")
+        raise UserError(
+            f"{train.spec} is both a test set and the training set; give different splits."
+        )
     threshold = search.THRESHOLD if flags.threshold is None else flags.threshold
     floor = max(0.0, threshold - (search.THRESHOLD - search.FLOOR))
     settings: search.Settings = {
@@ -109,7 +110,7 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
         print(f"{file}: searched already")
         return
     if files.is_done(out):
-        raise UserError(f"{out} holds the results of another search; name another --out.")
+        raise UserError(f"{out} has the results of another search; use another --out.")
     embed = model_features(flags) if flags.checkpoint else None
     total = len(test) + search.shard_size(len(train), shard, shards)
     with options.progress(total, "dedup") as on_images:
@@ -142,9 +143,9 @@ def model_features(flags: absl_flags.FlagValues):
 
 
 def finish(out: Path, threshold: float | None, *, again: bool = False) -> None:
-    """Writes the ids and the page, and says where they are.
+    """Writes the ids and the page, and prints their paths.
 
-    again: where they are already, they are of the same search, and stay.
+    again: results of the same search that exist are kept.
     """
     from vit_jax.dedup import files
 

@@ -1,4 +1,4 @@
-"""vit-jax doctor: what is installed, which devices there are, and whether things hold together.
+"""vit-jax doctor: check the installation, devices, data, configurations and checkpoints.
 
 example:
   vit-jax doctor
@@ -6,12 +6,12 @@ example:
   vit-jax doctor --checkpoint=/runs/pets --config=configs/quickstart.py
   vit-jax doctor --data=folder:/data/pets --out=pets.html  # a page of the data
 
---out is a new page of the data set: images of every class, counts, sizes, files that cannot be
-read, near-duplicates between the splits, and labels that look alike. Images are read for a minute
-at most; of large data sets that is a random part, which the page says.
+--out is a new page of the data set: images of every class, counts, sizes, unreadable files,
+near-duplicates between the splits, and labels that look alike. Images are read for at most a
+minute; for large data sets that is a random part, as the page says.
 
-Under SLURM, on GKE and on Cloud TPU, run it as the job itself would be run: it joins the other
-processes, or says who is missing. Exits with 1 if anything is wrong.
+Under SLURM, on GKE and on Cloud TPU, run it like the job itself: it joins the other processes, or
+says which are missing. Exits with 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         if config is not None:
             checks.append(lambda: data.configuration(config))
         for check in checks:
-            findings = list(check())  # every process takes part; one speaks of the job
+            findings = list(check())  # every process takes part; one reports on the job
             if jax.process_index() == 0 or any(f.ok is False for f in findings):
                 report(findings)
-    print("all is well" if not wrong else f"{wrong} thing(s) wrong", flush=True)
+    print("no problems found" if not wrong else f"{wrong} problem(s) found", flush=True)
     return 1 if wrong else 0

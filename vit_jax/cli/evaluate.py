@@ -1,4 +1,4 @@
-"""vit-jax evaluate: a model by one or several protocols, every example exactly once.
+"""vit-jax evaluate: evaluate a model by one or more protocols, every example exactly once.
 
 example:
   vit-jax evaluate --checkpoint=/runs/pets
@@ -19,7 +19,7 @@ example:
 
 --suite is any of:
   classification  top-1, top-5, every class, calibration, confusions, mistakes;
-                  of several labels an image mAP, and F1 at a threshold
+                  for several labels per image mAP, and F1 at a threshold
   fewshot         ridge regression from frozen features, 1 to 25 shots (4.1)
   knn, probe      cosine neighbours, logistic regression, from frozen features
   real            ImageNet ReaL, with --real_labels=real.json or
@@ -27,12 +27,12 @@ example:
   objectnet       the 113 objects that ImageNet has, from the unpacked data
   vtab            VTAB-1k: fine-tunes on every task that is prepared; resumes
   FILE.py:NAME    an evaluator of your own, see CONTRIBUTING.md
-fewshot, knn and probe take the training and the evaluation split of each data set, and need a
-checkpoint; the others also evaluate what `vit-jax export` wrote. Images are prepared as the model
-says; classes are matched by name where both sides have names. Writes evaluation.json, CSV files,
-pictures and evaluation.html into --out, with the paper's figures beside where a row corresponds.
-Without --data, classification takes the test split of the run's own data, or else what training was
-watched on, says which, and writes into WORKDIR/test or beside it.
+fewshot, knn and probe use the training and the evaluation split of each data set, and need a
+checkpoint; the others also evaluate exports. Images are prepared by the model's preprocessing;
+classes are matched by name if both sides have names. Writes evaluation.json, CSV files, pictures
+and evaluation.html into --out, with the paper's numbers where a row corresponds.
+Without --data, classification uses the test split of the run's own data, or else its evaluation
+data, says which, and writes into WORKDIR/test or beside it.
 An option of a protocol is --PROTOCOL.OPTION, or --OPTION for every protocol of --suite that has it.
 --config.KEY=VALUE changes a setting of vtab's runs (configs/vtab.py).
 """
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from vit_jax.evaluation.forward import Forward
     from vit_jax.evaluation.remembered import Remembered
 
-#: Flags that vtab alone reads.
+#: Flags for vtab only.
 VTAB = ("tasks", "size", "learning_rates", "set")
 
 
@@ -68,35 +68,37 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "out", None, "Directory of the results; by default the checkpoint's.", flag_values=flags
     )
-    absl_flags.DEFINE_list("tasks", [], "Of vtab; all that are prepared.", flag_values=flags)
+    absl_flags.DEFINE_list(
+        "tasks", [], "Tasks of vtab; by default all that are prepared.", flag_values=flags
+    )
     absl_flags.DEFINE_integer("size", 384, "Image size of vtab's runs.", flag_values=flags)
     absl_flags.DEFINE_list(
         "learning_rates",
         [],
-        "Of vtab, to choose one from by the mean on val200; by default 0.01, without choosing.",
+        "For vtab: candidates, chosen by the mean on val200; by default 0.01, without a choice.",
         flag_values=flags,
     )
     absl_flags.DEFINE_bool(
         "save_threshold",
         False,
-        "Writes the threshold that was chosen into the model, for predict and later evaluations.",
+        "Save the chosen threshold in the model, for predict and later evaluations.",
         flag_values=flags,
     )
     absl_flags.DEFINE_bool(
         "save_temperature",
         False,
-        "Writes the temperature of --calibrate into the model, for predict, later evaluations and "
+        "Save the temperature of --calibrate in the model, for predict, later evaluations and "
         "exports.",
         flag_values=flags,
     )
     absl_flags.DEFINE_string(
         "predictions",
         None,
-        "A new .csv or .parquet file with a row for each image, of --suite=classification.",
+        "A new .csv or .parquet file with a row per image, of --suite=classification.",
         flag_values=flags,
     )
     absl_flags.DEFINE_integer(
-        "top_k", 5, "How many classes of an image are in it.", lower_bound=1, flag_values=flags
+        "top_k", 5, "Number of classes per image in it.", lower_bound=1, flag_values=flags
     )
     options.define_overrides(flags)
     options.define_processes(flags)
@@ -134,12 +136,12 @@ def define_options(flags: absl_flags.FlagValues, table: Mapping) -> None:
 
 
 def as_flag(switch: bool) -> Callable[..., object]:
-    """How an option is a flag: one that is true or false needs no value."""
+    """Declares an option as a flag; a boolean needs no value."""
     return absl_flags.DEFINE_bool if switch else absl_flags.DEFINE_string
 
 
 def key_of(name: str) -> str:
-    """What an evaluator is called in flags and files: "worst.py:worst_class" is worst_class."""
+    """The name of an evaluator in flags and files: worst_class for "worst.py:worst_class"."""
     return name.rpartition(":")[2]
 
 
@@ -162,7 +164,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(f"--suite={','.join(flags.suite)} has two of the same name.")
         evaluators = {key_of(name): pick(table, name, "--suite") for name in flags.suite}
         if not flags.data and not remembers and flags.suite != ["vtab"]:
-            raise UsageError(f"--data=SPEC is needed for --suite={','.join(flags.suite)}.")
+            raise UsageError(f"--data=SPEC is required for --suite={','.join(flags.suite)}.")
         out = out_directory(flags, checkpoint)
         chosen = chosen_options(flags, evaluators)
         saves = flags.save_threshold or flags.save_temperature
@@ -197,7 +199,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def beside(found: Remembered) -> Path:
-    """Where results on data that a run remembers go: WORKDIR/test, or test-2 beside it, ..."""
+    """The directory of results on a run's own data: WORKDIR/test, or test-2 beside it, ..."""
     name = "test" if found.spec.endswith("[test]") else "validation"
     return options.free(found.workdir / name)
 
@@ -205,9 +207,7 @@ def beside(found: Remembered) -> Path:
 def check_saves(
     flags: absl_flags.FlagValues, checkpoint: str, chosen: Mapping[str, Mapping[str, object]]
 ) -> None:
-    """Raises UsageError or UserError where nothing is chosen to be saved, or the model is no own
-    one.
-    """
+    """Raises UsageError or UserError if there is nothing to save, or the model is not our own."""
     from vit_jax.interop import load
 
     thresholds = any(each.get("threshold") in ("one", "per_class") for each in chosen.values())
@@ -223,46 +223,46 @@ def predictions_file(flags: absl_flags.FlagValues) -> Path | None:
     """The file of --predictions, if there is to be one and it can be written.
 
     Raises:
-      UsageError: it is of another suite.
+      UsageError: it is for another suite.
       UserError: see per_image.check.
     """
     from vit_jax.evaluation import per_image
 
     if flags.predictions is None:
         if flags["top_k"].present:
-            raise UsageError("--top_k is of --predictions=FILE.")
+            raise UsageError("--top_k needs --predictions=FILE.")
         return None
     if "classification" not in flags.suite:
-        raise UsageError("--predictions is of --suite=classification.")
+        raise UsageError("--predictions needs --suite=classification.")
     file = Path(flags.predictions).expanduser()
     per_image.check(file)
     return file
 
 
 def facts_of(forward: Forward | None) -> dict[str, object]:
-    """What evaluation.json says of a model; nothing of one that vtab alone has read."""
+    """The entry of a model in evaluation.json; empty for vtab alone."""
     if forward is None:
         return {}
     return {"variant": forward.variant, "image_size": list(forward.image_size)}
 
 
 def out_directory(flags: absl_flags.FlagValues, checkpoint: str) -> Path:
-    """Where results go.
+    """The directory of results.
 
     Raises:
-      UsageError: it must be said.
+      UsageError: it must be given.
       UserError: there is no such checkpoint.
     """
     if flags.out:
         return Path(flags.out)
     where = Path(checkpoint)
     if "checkpoints" in (where.name, where.parent.name):
-        raise UsageError("--out=DIR is needed: nothing is written among the checkpoints of a run.")
+        raise UsageError("--out=DIR is required: nothing is written into the checkpoints of a run.")
     if not where.exists():
         from vit_jax.interop import load
 
         load.check_named(checkpoint)
-        raise UsageError("--out=DIR is needed for a checkpoint that is not on disk.")
+        raise UsageError("--out=DIR is required for a checkpoint that is not on disk.")
     return where if where.is_dir() else where.parent
 
 
@@ -272,7 +272,7 @@ def chosen_options(
     """{evaluator: its options}, from flags and defaults.
 
     Raises:
-      UsageError: a value that is not of the option's type, or a flag that no evaluator reads.
+      UsageError: a value of the wrong type, or a flag that no evaluator reads.
     """
     from vit_jax.evaluation.options import options_of, read
     from vit_jax.evaluation.protocols import EVALUATORS as FUNCTIONS
@@ -298,18 +298,18 @@ def chosen_options(
     if unread:
         flag = min(unread)
         named = "--config.KEY" if flag == "set" else f"--{flag}"
-        raise UsageError(f"{named} is read by none of --suite={','.join(flags.suite)}.")
+        raise UsageError(f"{named} is not an option of --suite={','.join(flags.suite)}.")
     return chosen
 
 
 def vtab_request(flags: absl_flags.FlagValues, checkpoint: str, out: Path):
-    """What vtab reads."""
+    """The request for vtab."""
     from vit_jax.studies import vtab
 
     try:
         rates = tuple(map(float, flags.learning_rates))
     except ValueError:
-        raise UsageError("--learning_rates are numbers, separated by commas.") from None
+        raise UsageError("--learning_rates must be numbers, separated by commas.") from None
     return vtab.Request(
         checkpoint=checkpoint,
         out=out,

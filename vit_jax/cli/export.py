@@ -1,4 +1,4 @@
-"""vit-jax export: a model for serving, proved by running the result with its own runtime.
+"""vit-jax export: a model for serving, verified by running the result in its own runtime.
 
 example:
   vit-jax export --checkpoint=/runs/pets --format=onnx --out=pets.onnx
@@ -9,9 +9,9 @@ example:
   vit-jax export --checkpoint=/runs/pets --layout=triton --out=models
 
 Input: "images", float32 (batch, height, width, 3), pixels / 127.5 - 1, or with --uint8 (ONNX) the
-pixels. Outputs: "logits", and with --features "pre_logits". The batch is open unless --batch_size
-is given. With --data, the accuracy before and after is measured too. With --layout, --out is the
-model repository of a server, and the model becomes a folder in it (docs/weights.md).
+pixels. Outputs: "logits", and with --features "pre_logits". The batch is dynamic unless
+--batch_size is given. With --data, the accuracy before and after is measured too. With --layout,
+--out is the model repository of a server, and the model becomes a folder in it (docs/weights.md).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "format", None, "stablehlo, onnx, openvino or savedmodel.", flag_values=flags
     )
-    absl_flags.DEFINE_string("out", None, "Where to write it.", flag_values=flags)
+    absl_flags.DEFINE_string("out", None, "Path to write to.", flag_values=flags)
     absl_flags.DEFINE_integer(
-        "batch_size", 0, "A fixed batch; 0 leaves it open.", lower_bound=0, flag_values=flags
+        "batch_size", 0, "A fixed batch size; 0: dynamic.", lower_bound=0, flag_values=flags
     )
     absl_flags.DEFINE_bool(
         "int8", False, "The encoder's dense layers in 8 bits (onnx, stablehlo).", flag_values=flags
@@ -37,12 +37,12 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "calibration",
         "",
-        "Data set whose images scale the activations of --int8 (onnx); 64 of them are taken.",
+        "Data set to calibrate the activations of --int8 (onnx), by 64 of its images.",
         flag_values=flags,
     )
-    absl_flags.DEFINE_bool("features", False, "Give pre_logits as well.", flag_values=flags)
+    absl_flags.DEFINE_bool("features", False, "Also return pre_logits.", flag_values=flags)
     absl_flags.DEFINE_integer(
-        "opset", 0, "Of ONNX, from 17; 0 is 17, which most runtimes read.", flag_values=flags
+        "opset", 0, "ONNX opset, from 17; 0: 17, which most runtimes support.", flag_values=flags
     )
     absl_flags.DEFINE_string("dtype", "float32", "float32 or float16 (onnx).", flag_values=flags)
     absl_flags.DEFINE_bool("uint8", False, "Take pixels, 0 to 255 (onnx).", flag_values=flags)
@@ -52,13 +52,13 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "layout",
         "",
-        "Of a model repository, as a server reads it: triton (onnx) or openvino (openvino, onnx).",
+        "Model repository of a server: triton (onnx) or openvino (openvino, onnx).",
         flag_values=flags,
     )
     absl_flags.DEFINE_string(
         "name",
         "",
-        "Of the model in the repository; by default, the checkpoint's.",
+        "Name of the model in the repository; by default the checkpoint's.",
         flag_values=flags,
     )
     options.define_tolerance(flags)
@@ -67,9 +67,9 @@ def define(flags: absl_flags.FlagValues) -> None:
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
     if not (flags.format or flags.layout) or not flags.out:
-        raise UsageError("--format=FORMAT (or --layout=LAYOUT) and --out=PATH are needed.")
+        raise UsageError("--format=FORMAT (or --layout=LAYOUT) and --out=PATH are required.")
     if flags.name and not flags.layout:
-        raise UsageError("--name is of a model repository; give its --layout too.")
+        raise UsageError("--name is for a model repository; give --layout too.")
     options.prepare_jax()
     from vit_jax.interop import export, serving
 

@@ -1,4 +1,4 @@
-"""vit-jax features: an intermediate of the model for every image of a data set.
+"""vit-jax features: write an intermediate of the model for every image of a data set.
 
 example:
   vit-jax features --checkpoint=ViT-B_16.npz \\
@@ -7,10 +7,10 @@ example:
       --pool=mean --out=features.parquet
 
 --layer is pre_logits (the features of the paper's few-shot evaluation), pooled, encoded, block_0
-..., stage_1 ... of a ResNet, or logits; of what `vit-jax export` wrote logits and, if it was
-exported with --features, pre_logits. The rows are in the order of the data set; .npy files have
-their labels beside them (NAME.labels.npy), .parquet has the columns name, label and features. The
-row of an image that cannot be read is NaN, its label -1; the exit code is 1 then.
+..., stage_1 ... of a ResNet, or logits; for an export logits and, if it was exported with
+--features, pre_logits. The rows are in the order of the data set; .npy files have their labels
+beside them (NAME.labels.npy), .parquet has the columns name, label and features. The row of an
+unreadable image is NaN, its label -1; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("out", None, "A .npy or .parquet file.", flag_values=flags)
     absl_flags.DEFINE_string("layer", "pre_logits", "Which intermediate.", flag_values=flags)
     absl_flags.DEFINE_string(
-        "pool", "none", "Of token sequences: none, mean or token.", flag_values=flags
+        "pool", "none", "Pooling of token sequences: none, mean or token.", flag_values=flags
     )
-    absl_flags.DEFINE_integer("batch_size", 64, "Images at once.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("batch_size", 64, "Batch size.", lower_bound=1, flag_values=flags)
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
     if not flags.data or not flags.out:
-        raise UsageError("--data=SPEC and --out=FILE are needed.")
+        raise UsageError("--data=SPEC and --out=FILE are required.")
     options.prepare_jax()
     options.allow_images(flags)
     from vit_jax import data
@@ -51,7 +51,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     bad: list[str] = []
     if export.is_exported(checkpoint):
         if flags.pool != "none":
-            raise UsageError(f"--pool={flags.pool} is for tokens, which an export does not give.")
+            raise UsageError(f"--pool={flags.pool} is for tokens, which an export does not return.")
         forward = options.forward(checkpoint, flags.batch_size)
         found = features.of_forward(forward, source, layer=flags.layer, on_bad=bad.append)
     else:

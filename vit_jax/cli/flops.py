@@ -1,11 +1,11 @@
-"""vit-jax flops: what models cost: parameters, multiply-accumulates, training FLOPs.
+"""vit-jax flops: cost of models: parameters, multiply-accumulates, training FLOPs.
 
 example:
   vit-jax flops B/16 L/16 --image_size=384
   vit-jax flops --table1 --table6      # beside the published figures
 
 One multiply-accumulate (MAC) is two FLOPs; a training step costs three forward passes. Without
-arguments every variant is listed. --json prints Table 6 as JSON, or the named variants.
+arguments every variant is listed. --json prints Table 6 as JSON, or the given variants.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def print_variants(flags: absl_flags.FlagValues, names: list[str]) -> None:
-    """A row per variant: parameters, MACs of one image, FLOPs of training on it."""
+    """A row per variant: parameters, MACs and training FLOPs per image."""
     from vit_jax import models
     from vit_jax.models import cost
 
@@ -87,7 +87,7 @@ def print_table_6() -> None:
     print("Table 6       epochs   parameters    GMAC  exaFLOPs  published     off")
     for row in cost.table_6():
         off = row["exaflops"] / row["published_exaflops"] - 1
-        remark = f"   the paper disagrees with itself: {row['note']}" if row["note"] else ""
+        remark = f"   the paper is inconsistent: {row['note']}" if row["note"] else ""
         print(
             f"  {row['variant']:<12}{row['epochs']:>6}{row['params']:>13,}{row['gmacs']:>8.2f}"
             f"{row['exaflops']:>10.1f}{row['published_exaflops']:>11}{off:>+8.1%}{remark}"

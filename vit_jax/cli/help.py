@@ -1,4 +1,4 @@
-"""What `--help` prints, in 80 columns: a command's docstring, its flags, and the settings."""
+"""The text of `--help`, in 80 columns: a command's docstring, its flags, and the settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLUMNS = 80
 
 
 def overview(commands: Mapping[str, str]) -> str:
-    """Every command in a line."""
+    """Every command, one per line."""
     width = max(map(len, commands))
     rows = "\n".join(entry(f"  {name:<{width}}  ", text) for name, text in commands.items())
     return (
@@ -24,7 +24,7 @@ def overview(commands: Mapping[str, str]) -> str:
 
 
 def of_command(command: ModuleType, flags: absl_flags.FlagValues) -> str:
-    """A command's docstring, its flags, and the settings where it takes them."""
+    """A command's docstring, its flags, and the settings if it takes them."""
     rows = [reflow((command.__doc__ or "").strip()), "\nflags:"]
     for key in sorted(flags):
         flag = flags[key]
@@ -40,7 +40,7 @@ def of_command(command: ModuleType, flags: absl_flags.FlagValues) -> str:
 
 
 def entry(begin: str, text: str) -> str:
-    """Text behind `begin`, whose width the lines that follow are indented by."""
+    """Text after `begin`, with a hanging indent of its width."""
     return textwrap.fill(
         text,
         COLUMNS,
@@ -55,7 +55,7 @@ def hanging(text: str) -> str:
 
 
 def reflow(text: str) -> str:
-    """Paragraphs in COLUMNS; lines that are indented, such as examples, stay as they are."""
+    """Paragraphs wrapped to COLUMNS; indented lines, such as examples, are kept."""
     lines: list[str] = []
     paragraph: list[str] = []
     for line in [*text.splitlines(), ""]:

@@ -1,4 +1,4 @@
-"""Flags that several commands share."""
+"""Flags shared by several commands."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def define_recipe(flags: absl_flags.FlagValues) -> None:
         "recipe",
         None,
         ["paper", "strong"],
-        "Of data alone: the paper's settings, the default, or stronger ones (configs/own.py).",
+        "With data instead of --config: paper, the default, or strong (configs/own.py).",
         flag_values=flags,
     )
 
 
-def data_alone(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
-    """The data that stand in the place of --config; "" if there are none.
+def data_argument(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
+    """The data given instead of --config; "" if there are none.
 
     Raises:
-      UsageError: more than one word, both, or neither and a flag that is of data alone.
+      UsageError: more than one argument, both, or neither and a flag for data.
     """
     if not arguments:
         if flags.recipe:
             raise UsageError(
-                "--recipe is of data in the place of --config; configs that have recipes take them "
+                "--recipe is for data instead of --config; configs with recipes take them "
                 "as an argument, e.g. --config=configs/own.py:recipe=strong."
             )
         return ""
@@ -69,9 +69,9 @@ def data_alone(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
         raise UsageError(f"unexpected argument {more[0]!r}; the data are {spec}.")
     if flags.config:
         raise UsageError(
-            f"unexpected argument {spec!r} beside --config; data alone are given without a config."
+            f"unexpected argument {spec!r} beside --config; give either data or a config."
         )
-    ask_for_determinism(overrides(flags).get("deterministic", "").lower() in ("true", "1"))
+    set_determinism(overrides(flags).get("deterministic", "").lower() in ("true", "1"))
     return spec
 
 
@@ -81,7 +81,7 @@ def rewrite_overrides(words: list[str]) -> list[str]:
 
 
 def of_setting(name: str) -> str:
-    """A hint for a flag that does not exist: the setting of the configuration that was meant."""
+    """A hint for an unknown flag: the setting that was probably meant."""
     settings = flatten(default().to_dict())
     same = [key for key in settings if key == name or key.endswith(f".{name}")]
     if same:
@@ -91,9 +91,9 @@ def of_setting(name: str) -> str:
 
 
 def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
-    """The configuration of `--config`, with its overrides; a .json is that of an earlier run."""
+    """The configuration of `--config`, with its overrides; a .json is from an earlier run."""
     if not flags.config:
-        raise UsageError("--config=FILE is needed.")
+        raise UsageError("--config=FILE is required.")
     given = overrides(flags)
     if flags.config.endswith(".json"):
         from vit_jax.training.workdir import config_of
@@ -104,12 +104,12 @@ def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
     else:
         config = load(flags.config, given)
     stages = (config, config.get("pretrain") or {})
-    ask_for_determinism(any(stage.get("deterministic") for stage in stages))
+    set_determinism(any(stage.get("deterministic") for stage in stages))
     return config
 
 
 def batch_hint(flags: absl_flags.FlagValues, config: ConfigDict) -> str:
-    """What to do about the rate where --config.batch_size makes the config's own batch smaller."""
+    """A note on the learning rate if --config.batch_size is smaller than the config's own batch."""
     given = overrides(flags)
     if "batch_size" not in given or flags.config.endswith(".json"):
         return ""
@@ -126,8 +126,8 @@ def batch_hint(flags: absl_flags.FlagValues, config: ConfigDict) -> str:
     )
 
 
-def ask_for_determinism(wanted: bool) -> None:
-    """Sets what `config.deterministic` needs, before JAX looks for devices."""
+def set_determinism(wanted: bool) -> None:
+    """Sets the flags of `config.deterministic`, before JAX initialises devices."""
     if wanted:
         from vit_jax.runtime import determinism
 
@@ -146,13 +146,13 @@ def overrides(flags: absl_flags.FlagValues) -> dict[str, str]:
 
 
 def workdir(flags: absl_flags.FlagValues) -> str:
-    """The directory of `--workdir`; a bucket's address is not one.
+    """The directory of `--workdir`; a bucket's URL is not one.
 
     Raises:
-      UsageError: there is none, or it is an address such as gs://BUCKET/RUN.
+      UsageError: it is missing, or a URL such as gs://BUCKET/RUN.
     """
     if not flags.workdir:
-        raise UsageError("--workdir=DIR is needed.")
+        raise UsageError("--workdir=DIR is required.")
     _, separator, rest = flags.workdir.partition("://")
     if separator:
         raise UsageError(
@@ -167,8 +167,8 @@ def define_processes(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for several processes.", flag_values=flags
     )
-    absl_flags.DEFINE_integer("num_processes", 0, "How many processes.", flag_values=flags)
-    absl_flags.DEFINE_integer("process_id", -1, "Which one this is, from 0.", flag_values=flags)
+    absl_flags.DEFINE_integer("num_processes", 0, "Number of processes.", flag_values=flags)
+    absl_flags.DEFINE_integer("process_id", -1, "Index of this process, from 0.", flag_values=flags)
     absl_flags.DEFINE_integer(
         "patience", 300, "Seconds to wait for the others.", lower_bound=1, flag_values=flags
     )
@@ -176,7 +176,7 @@ def define_processes(flags: absl_flags.FlagValues) -> None:
 
 @contextlib.contextmanager
 def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
-    """Joins the job's other processes, and leaves them in an orderly way."""
+    """Joins the job's other processes, and shuts down cleanly."""
     prepare_jax()
     import jax
 
@@ -190,13 +190,13 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
     except Exception as error:
         if not distributed.lost_peer(error):
             if jax.process_count() > 1 and not isinstance(error, Preempted):
-                say_and_leave(error)
+                exit_with_error(error)
             raise
-        # Leaving in an orderly way would wait for the process that is gone.
+        # A clean shutdown would wait for the process that is gone.
         reason = str(error).strip().split("\n")[0]
         print(
             f"process {jax.process_index()} of {jax.process_count()}: another process of the job "
-            f"died or froze ({reason}); see its log. The same command goes on from the last "
+            f"died or froze ({reason}); see its log. The same command resumes from the last "
             "checkpoint.",
             file=sys.stderr,
             flush=True,
@@ -209,15 +209,15 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
             jax.distributed.shutdown()
 
 
-#: How long a process that ends with an error waits for the others to end as well, in seconds.
+#: Seconds that a process with an error waits for the others to end as well.
 LEAVING = 5.0
 
 
-def say_and_leave(error: Exception) -> None:
-    """Says what ends this process, and sees that it ends, although others may not.
+def exit_with_error(error: Exception) -> None:
+    """Prints the error that ends this process, and makes sure that it ends.
 
-    Leaving in an orderly way takes all processes: JAX would wait for 30 s and then abort, with
-    another exit code and without the sentence.
+    A clean shutdown needs all processes: JAX would wait for 30 s and then abort, with another exit
+    code and without the message.
     """
     print(one_line(error), file=sys.stderr, flush=True)
     error.said = True  # type: ignore[attr-defined]
@@ -227,7 +227,7 @@ def say_and_leave(error: Exception) -> None:
 
 
 def prepare_jax() -> None:
-    """What every command wants of JAX: compiled programs and freed memory are kept."""
+    """Sets up JAX for every command: a compilation cache, and retained memory."""
     host_memory.keep_freed_pages()
 
     import jax
@@ -236,7 +236,7 @@ def prepare_jax() -> None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "vit_jax" / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # The dozens of small programs of a checkpoint take longer than the step's, put together.
+        # The dozens of small programs of a checkpoint take longer in total than the step.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -253,12 +253,12 @@ def define_checkpoint(flags: absl_flags.FlagValues) -> None:
 
 def define_verify(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
-        "verify", True, "Compare the checksums that a file of weights holds.", flag_values=flags
+        "verify", True, "Verify the checksums in a file of weights.", flag_values=flags
     )
 
 
 def forward(checkpoint: str, batch_size: int) -> Forward:
-    """What evaluators run over: a checkpoint on all devices, or an exported model."""
+    """The model for evaluators: a checkpoint on all devices, or an export."""
     from vit_jax.evaluation import forward as forwards
     from vit_jax.interop import export, load
     from vit_jax.runtime import sharding
@@ -285,28 +285,28 @@ def forward(checkpoint: str, batch_size: int) -> Forward:
 
 def define_data(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("data", None, "Data set, e.g. folder:PATH[test].", flag_values=flags)
-    absl_flags.DEFINE_string("data_dir", None, "Where TFDS data sets lie.", flag_values=flags)
+    absl_flags.DEFINE_string("data_dir", None, "Directory of TFDS data sets.", flag_values=flags)
 
 
 def define_images(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_integer(
         "max_image_pixels",
         100_000_000,
-        "An image whose header says more is not decoded.",
+        "Larger images, by their header, are refused.",
         lower_bound=1,
         flag_values=flags,
     )
 
 
 def allow_images(flags: absl_flags.FlagValues) -> None:
-    """Has images decoded up to the size of `--max_image_pixels`."""
+    """Sets the size limit of images to `--max_image_pixels`."""
     from vit_jax.data.decode import allow_pixels
 
     allow_pixels(flags.max_image_pixels)
 
 
 def free(place: Path) -> Path:
-    """A path that is not there: `place`, or with -2, -3, ... before its suffix."""
+    """A path that does not exist: `place`, or with -2, -3, ... before its suffix."""
     number, found = 1, place
     while os.path.lexists(found):
         number += 1
@@ -318,14 +318,14 @@ def define_tolerance(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_float(
         "tolerance",
         1e-4,
-        "The largest difference of a logit, as a share of the largest logit.",
+        "Maximum difference of logits, relative to the largest logit.",
         lower_bound=0.0,
         flag_values=flags,
     )
 
 
 def proof_text(target: str, proof) -> str:
-    """What a conversion prints: where the result is and how far its logits are off."""
+    """The line that a conversion prints: the result's path and the differences."""
     features = ""
     if proof.features is not None:
         features = f"pre-logits and tokens within {proof.features:.1g} of the largest, "
@@ -342,17 +342,17 @@ def proof_text(target: str, proof) -> str:
 def checkpoint(flags: absl_flags.FlagValues) -> str:
     """The path of `--checkpoint`."""
     if not flags.checkpoint:
-        raise UsageError("--checkpoint=PATH is needed.")
+        raise UsageError("--checkpoint=PATH is required.")
     return flags.checkpoint
 
 
-#: Between two lines of progress where there is no terminal, in seconds.
+#: Seconds between two lines of progress without a terminal.
 BETWEEN_LINES = 30.0
 
 
 @contextlib.contextmanager
 def progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, a line each half minute otherwise; both say what time is left.
+    """A progress bar on a terminal, otherwise a line every half minute; both show the time left.
 
     Yields a function of the count so far.
     """

@@ -7,15 +7,14 @@ example:
   vit-jax predict --checkpoint=/runs/pets --out=photos.csv photos/ \\
       https://example.org/cat.jpg
 
-Of a model of several labels an image, each class has a probability of its own, and those that reach
-the model's threshold are marked with *; it is chosen by `vit-jax evaluate --threshold=...
---save_threshold`, and is 0.5 until then.
+For multi-label models each class has an independent probability, and those that reach the model's
+threshold are marked with *. `vit-jax evaluate --threshold=... --save_threshold` chooses it; the
+default is 0.5.
 
-Arguments are image files, http(s) addresses of images, folders (searched for images, also below,
-sorted), or - for a list of these on standard input, one a line. An image that cannot be read is
-named ({"image", "error"} with --json) and the rest is classified; the exit code is 1 then. --out
-writes a new table, .csv or .parquet, with a row for each image; those that cannot be read have
-their error there.
+Arguments are image files, http(s) URLs of images, folders (searched recursively, sorted), or - for
+a list of these on standard input, one per line. An unreadable image is named ({"image", "error"}
+with --json) and the rest is classified; the exit code is then 1. --out writes a new table, .csv or
+.parquet, with a row per image, or its error.
 """
 
 from __future__ import annotations
@@ -33,23 +32,27 @@ from vit_jax.errors import UsageError, UserError
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
     options.define_images(flags)
-    absl_flags.DEFINE_integer("top_k", 5, "How many classes.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("top_k", 5, "Number of classes.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "One JSON object per image.", flag_values=flags)
     absl_flags.DEFINE_string(
         "out", None, "A new .csv or .parquet file, instead of printing.", flag_values=flags
     )
     absl_flags.DEFINE_integer(
-        "max_bytes", 50 * 2**20, "Of an image at an address.", lower_bound=1, flag_values=flags
+        "max_bytes",
+        50 * 2**20,
+        "Maximum size of an image at a URL.",
+        lower_bound=1,
+        flag_values=flags,
     )
     absl_flags.DEFINE_float(
-        "timeout", 30.0, "Seconds for an image at an address.", lower_bound=0.1, flag_values=flags
+        "timeout", 30.0, "Seconds for an image at a URL.", lower_bound=0.1, flag_values=flags
     )
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
     if not arguments:
-        raise UsageError("name images, folders, or - for a list on standard input.")
+        raise UsageError("give images, folders, or - for a list on standard input.")
     paths: list[str] = []
     for word in arguments:
         paths += filter(str.strip, sys.stdin.read().splitlines()) if word == "-" else [word]
@@ -72,7 +75,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if out:
         per_image.check(out, forward.labels, several=forward.multilabel)
     if forward.multilabel and not forward.thresholds:
-        print("no threshold was chosen for this model: 0.5 is taken", file=sys.stderr)
+        print("no threshold was chosen for this model: using 0.5", file=sys.stderr)
     if forward.temperature:
         print(
             f"probabilities at the model's temperature, {forward.temperature:.4g}", file=sys.stderr

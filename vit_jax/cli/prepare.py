@@ -1,4 +1,4 @@
-"""vit-jax prepare: makes data sets readable without TensorFlow.
+"""vit-jax prepare: make data sets readable without TensorFlow.
 
 example:
   vit-jax prepare tfds:cifar10                # a download
@@ -7,7 +7,7 @@ example:
   vit-jax prepare vtab                       # which of the 19 tasks are ready
   vit-jax prepare vtab:caltech101            # the data set of a task
 
-TensorFlow is needed once, to prepare what is not on disk yet; converting TFRecord files, and
+TensorFlow is needed once, to prepare data that are not on disk yet; converting TFRecord files, and
 everything else, works without it.
 """
 
@@ -19,13 +19,13 @@ from vit_jax.errors import UsageError
 
 
 def define(flags: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_string("data_dir", None, "Where TFDS data sets lie.", flag_values=flags)
+    absl_flags.DEFINE_string("data_dir", None, "Directory of TFDS data sets.", flag_values=flags)
     absl_flags.DEFINE_string(
-        "manual_dir", None, "Where your own downloads lie, for data behind a login.",
+        "manual_dir", None, "Directory of manual downloads, for data behind a login.",
         flag_values=flags,
     )  # fmt: skip
     absl_flags.DEFINE_integer(
-        "shards", 512, "Files of imagenet21k.", lower_bound=1, flag_values=flags
+        "shards", 512, "Number of files of imagenet21k.", lower_bound=1, flag_values=flags
     )
 
 
@@ -34,7 +34,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from vit_jax.data.kinds import vtab
 
     if not arguments:
-        raise UsageError("name what to prepare: tfds:NAME, vtab, vtab:TASK or imagenet21k DIR.")
+        raise UsageError("give what to prepare: tfds:NAME, vtab, vtab:TASK or imagenet21k DIR.")
     what, *rest = arguments
     if what == "imagenet21k":
         if len(rest) != 1:
@@ -53,5 +53,5 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if kind == "vtab" and name:
         name = vtab.find_task(name).dataset
     elif kind != "tfds" or not name:
-        raise UsageError(f"{what!r} is none of tfds:NAME, vtab, vtab:TASK, imagenet21k DIR.")
+        raise UsageError(f"{what!r} is not one of tfds:NAME, vtab, vtab:TASK, imagenet21k DIR.")
     prepare.prepare_tfds(name, flags.data_dir, manual_dir=flags.manual_dir)

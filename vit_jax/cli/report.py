@@ -1,12 +1,12 @@
-"""vit-jax report: the page of a run, also while it goes; several runs compared on one page.
+"""vit-jax report: the page of a run, finished or not; several runs compared on one page.
 
 example:
   vit-jax report /runs/pets
   vit-jax report runs/pets-2026-11-30 runs/pets-2026-11-30-2 --out=rates.html
 
-Of one run it writes RUN/report.html anew, as training does while it goes. Of several it writes
-comparison.html into this directory, or beside one that is there: their curves over each other,
-their results, and the settings in which they differ. An --out that exists is left as it is.
+For one run it rewrites RUN/report.html, as training does. For several it writes comparison.html
+into this directory, or comparison-2.html if that exists, ...: curves, results, and the settings in
+which they differ. An existing --out is not overwritten.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not arguments:
-        raise UsageError("a run is needed: `vit-jax report RUN...`.")
+        raise UsageError("give a run: `vit-jax report RUN...`.")
     from vit_jax.pages import compare, report
 
     if flags.out and os.path.lexists(flags.out):
-        raise UserError(f"--out={flags.out} exists and is left as it is; name another file.")
+        raise UserError(f"--out={flags.out} exists and is not overwritten; choose another file.")
     if len(arguments) == 1 and not flags.out:
         print(report.write_report(compare.check_run(arguments[0])))
         return

@@ -9,14 +9,14 @@ example:
   vit-jax study --config=my_study.py --workdir=/shared/mine --trial=2/4
   vit-jax study --config=my_study.py --workdir=/runs/mine --only='rate_*'
 
---trial=2/4 is the second of four parts, one for each machine. The study's file defines trials(),
-named configurations, and draw(), a figure of what came out. The trial NAME is a run in
-WORKDIR/NAME; run the command again to go on. --config.KEY=VALUE changes a setting of every trial. A
-trial that fails stops no other; it is named at the end, and the exit code is 1. Writes study.csv,
-study.json and study.html into WORKDIR, and once all trials are finished study.png and study.svg.
+--trial=2/4 is the second of four parts, one per machine. The study's file defines trials(), named
+configurations, and draw(), a figure of the results. The trial NAME is a run in WORKDIR/NAME; run
+the command again to resume. --config.KEY=VALUE changes a setting of every trial. A failed trial
+does not stop others; it is named at the end, and the exit code is 1. Writes study.csv, study.json
+and study.html into WORKDIR, and when all trials are finished study.png and study.svg.
 
 A trial without a folder is done if study.csv has its row, with the hash of its configuration. A
-trial that starts from another one is in the same part of --trial; --only takes that one along.
+trial that starts from another one is in the same part of --trial; --only includes its parent.
 --dry_run lists trials with their parameters, steps, exaFLOPs and hours on this machine.
 """
 
@@ -34,11 +34,9 @@ from vit_jax.errors import UsageError, UserError
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_config(flags)
     absl_flags.DEFINE_string("workdir", None, "Directory of the trials.", flag_values=flags)
-    absl_flags.DEFINE_string("only", "", "Trials whose names fit NAME*.", flag_values=flags)
+    absl_flags.DEFINE_string("only", "", "Trials whose names match the pattern.", flag_values=flags)
     absl_flags.DEFINE_string("trial", "1/1", "I/N: the I-th of N parts.", flag_values=flags)
-    absl_flags.DEFINE_bool(
-        "dry_run", False, "List the trials and what they would cost.", flag_values=flags
-    )
+    absl_flags.DEFINE_bool("dry_run", False, "List the trials and their cost.", flag_values=flags)
     options.define_processes(flags)
 
 
@@ -54,7 +52,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     is_listed = flags.dry_run and not flags.workdir
     workdir = None if is_listed else Path(options.workdir(flags)).expanduser().resolve()
     if not flags.config:
-        raise UsageError("--config=FILE is needed.")
+        raise UsageError("--config=FILE is required.")
     share = part(flags.trial)
     with options.processes(flags):
         from vit_jax.runtime.distributed import say
@@ -82,5 +80,5 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             raise UserError(
                 f"{len(failed)} of {len(trials)} trials failed: "
                 + "; ".join(f"{name} ({error})" for name, error in failed.items())
-                + " The same command tries them again."
+                + " Run the same command to retry."
             )

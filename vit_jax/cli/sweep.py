@@ -10,11 +10,11 @@ example:
 
 Each learning rate is tried with a part of the training set held out (those of Table 4 are in
 configs/finetune.py: ImageNet 1%, CIFAR 2%, Pets and Flowers 10%); the best is trained on all of it
-with each of --seeds, and tested. Every trial is a run in WORKDIR; run the command again to go on.
+with each of --seeds, and tested. Every trial is a run in WORKDIR; run the command again to resume.
 Writes WORKDIR/sweep.json.
 
-With data in the place of --config, the rest is chosen as by `vit-jax train DATA`, and rates are a
-third of its rate, the rate and three times it.
+With data instead of --config, the rest is chosen as by `vit-jax train DATA`; the candidates are
+a third of its rate, the rate, and three times the rate.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def define(flags: absl_flags.FlagValues) -> None:
     options.define_config(flags)
     absl_flags.DEFINE_string("workdir", None, "Directory of the trials.", flag_values=flags)
     absl_flags.DEFINE_list(
-        "learning_rates", [], "To choose from; by default the config's.", flag_values=flags
+        "learning_rates", [], "Candidates; by default the config's.", flag_values=flags
     )
     absl_flags.DEFINE_float(
         "held_out",
         None,
-        "Percent of the training set to choose on; the config's.",
+        "Percentage of the training set to choose on; by default the config's.",
         flag_values=flags,
     )
     absl_flags.DEFINE_integer(
-        "seeds", 3, "Runs with the chosen rate.", lower_bound=1, flag_values=flags
+        "seeds", 3, "Number of runs with the chosen rate.", lower_bound=1, flag_values=flags
     )
     options.define_recipe(flags)
     options.define_processes(flags)
@@ -49,8 +49,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     try:
         rates = [float(rate) for rate in flags.learning_rates]
     except ValueError:
-        raise UsageError("--learning_rates are numbers, separated by commas.") from None
-    spec = options.data_alone(flags, arguments)
+        raise UsageError("--learning_rates must be numbers, separated by commas.") from None
+    spec = options.data_argument(flags, arguments)
     config = None if spec else options.read_config(flags)
     with options.processes(flags):
         if config is None:

@@ -9,15 +9,14 @@ example:
   vit-jax train --config=/runs/pets/config.json \\
       --workdir=/runs/again --config.seed=1
 
-Any setting of the config can be given as --config.key=value. A run leaves in WORKDIR its
+Any setting of the config can be given as --config.key=value. A run writes to WORKDIR its
 config.json, metrics.jsonl, TensorBoard events, checkpoints/, model/, evaluation.json and
 report.html. Exit codes: 0 done, 1 error, 2 wrong usage, 42 asked to stop and saved.
 
-With data (folder:, tfds:, hf:, digits) in the place of --config, the rest is chosen: published
-weights that are on this machine (vit-jax weights), size, steps, rate, batch. The run is in
-./runs/NAME-DATE; the same line goes on with the newest unfinished one of the same data and
-settings. The command that does the same with --config is printed. See configs/own.py for what is
-chosen.
+With data (folder:, tfds:, hf:, digits) instead of --config, the rest is chosen: published weights
+on this machine (vit-jax weights), size, steps, learning rate, batch. The run is in
+./runs/NAME-DATE; the same command resumes the newest unfinished run with the same data and
+settings. The equivalent command with --config is printed. See configs/own.py for the choices.
 """
 
 from __future__ import annotations
@@ -38,11 +37,14 @@ def define(flags: absl_flags.FlagValues) -> None:
     options.define_config(flags)
     absl_flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=flags)
     absl_flags.DEFINE_bool(
-        "new", False, "Of data alone: another run, whatever is unfinished.", flag_values=flags
+        "new",
+        False,
+        "With data instead of --config: start a new run even if one is unfinished.",
+        flag_values=flags,
     )
     options.define_recipe(flags)
     absl_flags.DEFINE_bool(
-        "print_config", False, "Prints the configuration as JSON, and stops.", flag_values=flags
+        "print_config", False, "Print the configuration as JSON, and exit.", flag_values=flags
     )
     absl_flags.DEFINE_bool(
         "allow_config_change", False, "Resume although the config differs.", flag_values=flags
@@ -51,11 +53,11 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    if spec := options.data_alone(flags, arguments):
+    if spec := options.data_argument(flags, arguments):
         train_on(flags, spec)
         return
     if flags.new:
-        raise UsageError("--new is of `vit-jax train DATA`; here --workdir says which run it is.")
+        raise UsageError("--new is for `vit-jax train DATA`; here --workdir names the run.")
     if flags.print_config:
         print_config(options.read_config(flags))
         return
@@ -77,7 +79,7 @@ def print_config(config: ConfigDict) -> None:
 
 
 def train_on(flags: absl_flags.FlagValues, spec: str) -> None:
-    """Trains on data that are named alone."""
+    """Trains on data given without a config."""
     if flags.new and flags.workdir:
         raise UsageError("--new and --workdir exclude each other; leave one out.")
     given = options.overrides(flags)
@@ -88,7 +90,7 @@ def train_on(flags: absl_flags.FlagValues, spec: str) -> None:
         from vit_jax.training import own_data
 
         if jax.process_count() > 1 and not workdir and not flags.print_config:
-            raise UsageError("--workdir=DIR is needed with several processes: one for all of them.")
+            raise UsageError("--workdir=DIR is required with several processes, the same for all.")
         with contextlib.redirect_stdout(sys.stderr if flags.print_config else sys.stdout):
             chosen = own_data.recipe(spec, given, flags.recipe or "paper")
         config = chosen.config()

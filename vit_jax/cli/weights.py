@@ -1,15 +1,15 @@
-"""vit-jax weights: the published weights, which of them are on this machine, and how to get one.
+"""vit-jax weights: list published weights, and which are on this machine; download one.
 
 example:
   vit-jax weights
   vit-jax weights get B/16-imagenet21k
   vit-jax train folder:/data/pets         # begins with what is here
 
-`weights` lists names, size, the licence that their page on the hub states, what the paper reaches
-with them on ImageNet by fine-tuning at 384 pixels (Table 5), and whether they are on this machine;
-– where nothing is said. `weights get NAME` downloads one into ~/.cache/vit_jax/weights
-(VIT_JAX_CACHE), or the cache of the Hugging Face hub, and goes on where a download broke off. Every
-command then takes the name: --checkpoint=NAME, --config.init_from=NAME.
+`weights` lists names, size, the licence on their hub page, the paper's accuracy on ImageNet after
+fine-tuning them at 384 pixels (Table 5), and whether they are on this machine; – if unknown.
+`weights get NAME` downloads one into ~/.cache/vit_jax/weights (VIT_JAX_CACHE), or the cache of the
+Hugging Face hub, and resumes a partial download. Every command then accepts the name:
+--checkpoint=NAME, --config.init_from=NAME.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         return
     action, *names = arguments
     if action != "get" or len(names) != 1:
-        raise UsageError("it is `vit-jax weights`, or `vit-jax weights get NAME`.")
+        raise UsageError("usage: `vit-jax weights`, or `vit-jax weights get NAME`.")
     print(get(names[0]))
 
 
@@ -56,7 +56,7 @@ def table() -> list[str]:
 
 
 def get(name: str) -> str:
-    """Fetches published weights; says where they are.
+    """Downloads published weights; prints their path.
 
     Raises:
       UserError: no such name, or it cannot be downloaded.
@@ -69,7 +69,7 @@ def get(name: str) -> str:
             "`vit-jax weights` lists them."
         )
     if (place := load.at_hand(name)) is not None:
-        return f"{name} is here already: {place}"
+        return f"{name} exists: {place}"
     entry = published.PUBLISHED[name]
     print(
         f"{name}: about {published.megabytes(entry):,} MB from {' or '.join(entry.sources)}",

@@ -1,6 +1,6 @@
-"""Data: sources of records, what is done to an image, and batches for one of several hosts.
+"""Data: sources of records, image transforms, and the batches of each host.
 
-May touch files and errors.
+May import files and errors.
 """
 
 from vit_jax.data.decode import decode
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Grain takes a second to import; only who makes batches waits for it."""
+    """Imported lazily: Grain takes a second to import, and only batches need it."""
     if name in ("BadImages", "batches_ahead", "eval_batches", "train_batches"):
         from vit_jax.data import batches
 

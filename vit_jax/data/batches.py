@@ -1,8 +1,8 @@
-"""From a source to batches, with Grain. The order of operations is what makes resuming exact.
+"""From a source to batches, with Grain. The order of operations makes resuming exact.
 
-shuffle, repeat and augment come first and depend on the global record number alone; then each host
-takes its rows of every global batch. So a batch is a function of (seed, step), whatever the number
-of hosts, threads and workers, and any step is reached at once.
+Shuffle, repeat and augment come first and depend on the global record index alone; then each host
+takes its rows of every global batch. So a batch is a function of (seed, step), independent of the
+number of hosts, threads and workers, and seeking to any step is free.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from vit_jax.errors import UserError
 
 Example = dict[str, np.ndarray | np.generic]
 Batch = dict[str, np.ndarray]
-#: A number, int32; of multi-label data (k,) int8.
+#: An int32; for multi-label data (k,) int8.
 Label = np.int32 | np.ndarray
-#: Seconds without a batch after which the input is declared stuck.
+#: Seconds without a batch after which the input is declared hung.
 TIMEOUT = 300.0
-#: Seconds in which a pipeline must end that is closed.
+#: Seconds within which a closed pipeline must end.
 CLOSING = 5.0
 
 
 def read(
     source: Source, index: int, transform: Transform, rng: np.random.Generator | None = None
 ) -> tuple[np.ndarray, Label]:
-    """A record as the model gets it: image (h, w, 3) uint8 and label.
+    """Decodes and transforms a record: image (h, w, 3) uint8 and label.
 
     Raises:
-      UserError: it cannot be read, decoded, or has no usable label; names the record.
+      UserError: it cannot be read or decoded, or its label is invalid; names the record.
     """
     record = source[index]
     check = check_labels if isinstance(record["label"], np.ndarray) else check_label
     label = check(record, source.num_classes)
-    exif = record.get("exif", True)  # whether images of this source are turned by it
+    exif = record.get("exif", True)  # whether EXIF orientation applies in this source
     return transform.read(record["image"], record["name"], rng, exif=exif), label
 
 
@@ -55,23 +55,23 @@ def check_label(record: Record, num_classes: int) -> Label:
 
 
 def check_labels(record: Record, num_classes: int) -> Label:
-    """The record's labels, (k,) int8, or a UserError that names the record if they are none."""
+    """The record's labels, (k,) int8, or a UserError that names the record if they are invalid."""
     labels = np.asarray(record["label"])
     if labels.shape != (num_classes,) or not np.isin(labels, (0, 1)).all():
         raise UserError(
-            f"The record {record['name']} has labels of {num_classes} classes that are withheld, "
-            "or neither 0 nor 1."
+            f"The record {record['name']} has labels for {num_classes} classes that are withheld, "
+            "or not 0 or 1."
         )
     return labels.astype(np.int8)
 
 
 class BadImages:
-    """Called with what is wrong with a record that cannot be read: said once, up to a limit.
+    """Called with the error of an unreadable record: prints each once, up to a limit.
 
-    setting: what the limit is called.
+    setting: the name of the limit.
 
     Raises:
-      UserError: there are more than `limit` of them.
+      UserError: there are more than `limit`.
     """
 
     def __init__(self, limit: int, setting: str = "config.data.max_bad_images"):
@@ -83,21 +83,21 @@ class BadImages:
         self.messages.add(message)
         if len(self.messages) > self.limit:
             raise UserError(
-                f"{message} {self.setting}={len(self.messages)} would go on without it "
+                f"{message} Set {self.setting}={len(self.messages)} to continue without it "
                 f"(it is {self.limit})."
             )
-        print(f"left out ({len(self.messages)} of at most {self.limit}): {message}", flush=True)
+        print(f"skipped ({len(self.messages)} of at most {self.limit}): {message}", flush=True)
 
 
-#: Records in a row that may be unreadable before it is no matter of single ones.
+#: Consecutive unreadable records after which the data set, not a record, is at fault.
 IN_A_ROW = 100
 
 
 class _Example(grain.transforms.RandomMap):
-    """Reads, decodes, augments and checks the training record of a number.
+    """Reads, decodes, augments and checks the training record of an index.
 
-    tolerant: a record that cannot be read is replaced by the next that can, and its number is in
-    "unread" (otherwise -1). So a batch stays a function of (seed, step).
+    tolerant: an unreadable record is replaced by the next readable one, and its index is returned
+    as "unread" (otherwise -1). So a batch stays a function of (seed, step).
     """
 
     def __init__(self, source: Source, transform: Transform, tolerant: bool):
@@ -119,14 +119,14 @@ class _Example(grain.transforms.RandomMap):
                 "label": label,
                 "unread": np.int64(index if distance else -1),
             }
-        raise UserError(f"{IN_A_ROW} records in a row cannot be read; the last: {problem}")
+        raise UserError(f"{IN_A_ROW} consecutive records cannot be read; the last: {problem}")
 
 
 class _Balanced(grain.transforms.MapWithIndex):
-    """The record of a draw: draw d is of class d mod k, of the k classes that have any record.
+    """Balanced sampling: draw d is of class d mod k, for the k classes that have records.
 
-    A class gives its records in an order of its own, each once before any comes again. An epoch is
-    n draws for n records, in a new order: about n / k of every class.
+    Each class is shuffled separately, and all its records are drawn before any repeats. An epoch
+    is n draws for n records, reshuffled: about n / k of every class.
     """
 
     def __init__(self, source: Source, seed: int):
@@ -149,7 +149,7 @@ class _Balanced(grain.transforms.MapWithIndex):
 
 
 class _HostRows(grain.MapDataset):
-    """Some rows of every global batch: those that this host feeds to its devices."""
+    """The rows of every global batch that this host feeds to its devices."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
         super().__init__(parent)
@@ -166,12 +166,12 @@ class _HostRows(grain.MapDataset):
 
 
 def batches_ahead(num_threads: int) -> int:
-    """The most batches that a pipeline holds before they are asked for: what bounds its memory."""
-    return _buffer(num_threads) + 2  # and one in the queue, one in the feeder's hand
+    """Maximum number of prefetched batches in a pipeline, which bounds its memory."""
+    return _buffer(num_threads) + 2  # plus one in the queue and one held by the feeder
 
 
 def _buffer(num_threads: int) -> int:
-    """Batches that Grain's threads work on or have finished."""
+    """Batches in Grain's prefetch buffer, in progress or done."""
     return max(2, 2 * num_threads)
 
 
@@ -190,18 +190,18 @@ def train_batches(
 ) -> Batches:
     """Endless training batches of this host: "image" (b, h, w, 3) uint8, "label" (b,) int32.
 
-    The labels of multi-label data are (b, k) int8, 1 for each class that an image has.
+    Multi-label data have labels (b, k) int8, 1 for each class of an image.
 
     Args:
       transform: from `make_transform`.
       batch_size: global.
-      rows: (b,), which rows of each batch this host feeds; None: all of them.
-      start_step: the first batch is that of this step, at no cost.
-      num_threads: each works on a batch; up to `batches_ahead` of them are held in memory.
-      num_workers: processes besides this one; threads are enough below about eight cores.
-      on_bad: called with what is wrong with a record that cannot be read, which is then replaced
-        by the next one that can; None raises it.
-      balanced: every class is drawn equally often, see `_Balanced`.
+      rows: (b,), the rows of each batch that this host feeds; None: all of them.
+      start_step: the step of the first batch; seeking is free.
+      num_threads: each works on one batch; up to `batches_ahead` are held in memory.
+      num_workers: additional processes; threads are enough below about eight cores.
+      on_bad: called with the error of an unreadable record, which is replaced by the next readable
+        one; None: raise it.
+      balanced: draw every class equally often, see `_Balanced`.
 
     Raises:
       UserError: while iterating, a bad record.
@@ -227,10 +227,10 @@ def train_batches(
 
     def report(batch: Batch) -> None:
         for index in batch.pop("unread"):
-            if index >= 0:  # read again here: what went wrong stayed in its worker
+            if index >= 0:  # read again here: the error stayed in the worker
                 try:
                     read(source, int(index), transform, np.random.default_rng(0))
-                    on_bad(f"The record {int(index)} of {source.spec} could not be read once.")
+                    on_bad(f"Record {int(index)} of {source.spec} could not be read once.")
                 except UserError as error:
                     on_bad(str(error))
 
@@ -238,15 +238,15 @@ def train_batches(
 
 
 class Batches(Iterator[Batch]):
-    """An iterator with `close`. Errors in a record surface as they were raised.
+    """An iterator with `close`. Errors in a record are re-raised as they were.
 
-    A feeder thread holds one batch ahead; it also bounds the wait for workers that hang.
+    A feeder thread prefetches one batch; it also bounds the wait for workers that hang.
     """
 
     def __init__(
         self, stream: grain.IterDataset, report: Callable[[Batch], None] = lambda batch: None
     ):
-        """report: called with each batch before it is handed out."""
+        """report: called with each batch before it is returned."""
         self._iterator = iter(stream)
         self._report = report
         self._queue: queue.Queue = queue.Queue(maxsize=1)
@@ -279,10 +279,10 @@ class Batches(Iterator[Batch]):
         try:
             item = self._queue.get(timeout=TIMEOUT)
         except queue.Empty:
-            workers.end()  # a stopped one would be waited for when this is closed
+            workers.end()  # closing would wait for a stopped worker
             raise UserError(
-                f"No batch came for {TIMEOUT:.0f} s: a data worker hangs or the storage does not "
-                "answer. Run the same command again; config.data.num_workers=0 avoids workers."
+                f"No batch for {TIMEOUT:.0f} s: a data worker hangs or the storage does not "
+                "respond. Run the same command again; config.data.num_workers=0 avoids workers."
             ) from None
         if isinstance(item, BaseException):
             self._closed.set()
@@ -304,14 +304,14 @@ class Batches(Iterator[Batch]):
 
 
 def _original(error: BaseException) -> BaseException:
-    """The UserError that Grain or a worker wrapped, or else what it raised."""
+    """The UserError that Grain or a worker wrapped, otherwise the original exception."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError):
             return seen
         seen = seen.__cause__ or seen.__context__
     marker = "vit_jax.errors.UserError: "
-    if marker in str(error):  # from a worker process: only the text came back
+    if marker in str(error):  # from a worker process: only the text is passed on
         return UserError(str(error).split(marker, 1)[1].split("\n")[0].strip())
     if isinstance(error, RuntimeError):
         reason = (str(error).strip() or "no reason given").split("\n")[0]
@@ -320,7 +320,7 @@ def _original(error: BaseException) -> BaseException:
 
 
 class _Padded:
-    """A source with `padding` more records that are not real; reading them costs nothing."""
+    """A source with `padding` dummy records at the end, which are never read."""
 
     def __init__(
         self, source: Source, transform: Transform, total: int, on_bad: Callable[[str], None] | None
@@ -359,7 +359,7 @@ def _row(image: np.ndarray, label: Label, mask: bool, index: int) -> Example:
 
 
 def num_eval_steps(num_examples: int, batch_size: int) -> int:
-    """Batches that an evaluation takes, the same on every host."""
+    """Number of batches of an evaluation, the same on every host."""
     return -(-num_examples // batch_size)
 
 
@@ -372,11 +372,11 @@ def eval_batches(
     num_threads: int = 4,
     on_bad: Callable[[str], None] | None = None,
 ) -> Batches:
-    """Every example exactly once over all hosts; as `train_batches`, with "mask" and "index".
+    """Every example exactly once across all hosts; as `train_batches`, with "mask" and "index".
 
-    The last global batch is filled with rows whose mask is False; all hosts take the same number
-    of steps. "index" (b,) int32 is the record's number in the source. Those of records that cannot
-    be read are masked as well, if there is an `on_bad` to be called with the reason.
+    The last global batch is padded with rows whose mask is False; all hosts take the same number of
+    steps. "index" (b,) int32 is the record's index in the source. Unreadable records are masked
+    too if `on_bad` is given, which is called with the error.
     """
     rows = np.arange(batch_size) if rows is None else rows
     total = num_eval_steps(len(source), batch_size) * batch_size

@@ -10,7 +10,7 @@ from vit_jax.data.source import Stored
 
 
 class Columns:
-    """Picks image and label out of a row of a table; picklable."""
+    """Takes image and label from a row of a table; picklable."""
 
     def __init__(self, image: str, label: str):
         self.image, self.label = image, label
@@ -27,7 +27,7 @@ class Columns:
 
 
 class ManyColumns(Columns):
-    """The same of several labels: as numbers of `classes`, or, if that is 0, as they are kept."""
+    """The same for several labels: as indices of `classes`, or as stored if that is 0."""
 
     def __init__(self, image: str, label: str, classes: int = 0):
         super().__init__(image, label)

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 (h, w, 3) RGB, or as many channels as a model takes."""
+"""Decodes images to uint8 (h, w, 3) RGB, or to the number of channels of a model."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from vit_jax.errors import UserError
 Image = np.ndarray
 
 
-#: Larger images are refused unless `config.data.max_image_pixels` allows them: a file of 300 KB
-#: can hold a billion pixels of one colour.
+#: Larger images are refused unless `config.data.max_image_pixels` allows them: a 300 KB file can
+#: hold a billion pixels of one colour.
 MAX_PIXELS = 100_000_000
 _limit = MAX_PIXELS
 
 
 def allow_pixels(most: int) -> None:
-    """The largest image, in pixels, of this process where a transform says nothing else."""
+    """Default of this process for the largest image, in pixels."""
     global _limit
     _limit = most
 
 
-#: Formats whose mode "I" is grey of 16 bits; in a TIFF it is of 32, with or without a sign.
+#: Formats whose mode "I" is 16-bit grey; in a TIFF it is 32-bit, signed or unsigned.
 OF_16_BITS = ("PNG", "PPM", "JPEG2000")
-#: Modes that have one meaning in RGB.
+#: Modes with an unambiguous conversion to RGB.
 TO_RGB = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags
 
 
-#: How a file of numpy.save begins.
+#: The magic bytes of a file of numpy.save.
 NPY = b"\x93NUMPY"
 
 
@@ -46,22 +46,22 @@ def decode(
     max_pixels: int | None = None,
     channels: int = 3,
 ) -> Image:
-    """Any image as uint8 (h, w, 3) RGB; of other `channels` (h, w, channels).
+    """Any image as uint8 (h, w, 3) RGB; with other `channels` (h, w, channels).
 
-    JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. Grey of 16 bits (of 12
-    in a TIFF) is scaled, not clipped; alpha is dropped; of an animation the first frame counts.
+    JPEG decodes with the fast DCT, which equals TFDS's decoder bit for bit. 16-bit grey (12-bit in
+    a TIFF) is scaled, not clipped; alpha is dropped; an animation gives its first frame.
 
     Args:
       data: an encoded file, or pixels (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
       name: what to call the record in an error.
-      orient: the image is turned upright, as its EXIF orientation says; TFDS leaves it lying.
-      max_pixels: an image whose header says more is not decoded; None is the process's limit.
-      channels: 1 is grey, which colours become; of another number that is not 3, the image has to
-        have just as many: pixels, a file of numpy.save, or RGBA, CMYK (4) and LA (2).
+      orient: apply EXIF orientation; TFDS does not.
+      max_pixels: larger images (by their header) are refused; None: the process's default.
+      channels: 1 converts to grey. Other numbers than 1 and 3 must match the image: pixels, a file
+        of numpy.save, or RGBA, CMYK (4) and LA (2).
 
     Raises:
-      UserError: not an image, damaged, of other channels, more than `max_pixels`, or values whose
-        range is not known (32 bits per channel, LAB).
+      UserError: not an image, damaged, other channels, more than `max_pixels`, or an unknown range
+        of values (32 bits per channel, LAB).
     """
     if isinstance(data, np.ndarray):
         return _as_rgb(data, name) if channels == 3 else _with_channels(data, name, channels)
@@ -82,7 +82,7 @@ def decode(
 
 
 def _grey(image: Image) -> Image:
-    """(h, w, 3) RGB to (h, w, 1), by ITU-R 601; three equal channels are one of them."""
+    """(h, w, 3) RGB to (h, w, 1) by ITU-R 601, exact for three equal channels."""
     weighted = image.astype(np.uint32) @ np.array([299, 587, 114], np.uint32)
     return ((weighted + 500) // 1000).astype(np.uint8)[..., None]
 
@@ -91,7 +91,7 @@ def _with_channels(pixels: Image, name: str, channels: int) -> Image:
     """Pixels (h, w) or (h, w, c) as (h, w, channels).
 
     Raises:
-      UserError: c is another number, and the image is no colour for a model of grey.
+      UserError: the channels differ and cannot be converted.
     """
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
@@ -107,17 +107,17 @@ def _with_channels(pixels: Image, name: str, channels: int) -> Image:
         return np.repeat(pixels, 3, axis=-1)
     first = " It may be channels first: move them to the end." if len(pixels) == channels else ""
     raise UserError(
-        f"The image {name} has {found} channels (shape {pixels.shape}), and the model takes "
+        f"The image {name} has {found} channels (shape {pixels.shape}) and the model takes "
         f"{channels}.{first or f' Set config.model.channels={found}, or leave the image out.'}"
     )
 
 
 def _array(data: bytes, name: str) -> Image:
-    """What numpy.save wrote; nothing is run."""
+    """Reads a file of numpy.save, without unpickling."""
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:
-        raise UserError(f"The image {name} is a damaged .npy file, or one of objects.") from error
+        raise UserError(f"The image {name} is a damaged .npy file, or contains objects.") from error
 
 
 def _bands(data: bytes, name: str, most: int) -> Image:
@@ -129,13 +129,13 @@ def _bands(data: bytes, name: str, most: int) -> Image:
         with PIL.Image.open(io.BytesIO(data), formats=formats()) as image:
             if image.width * image.height <= most and image.mode in TO_RGB[1:]:
                 return np.asarray(image)
-    except Exception:  # what is wrong is said as of any other image
+    except Exception:  # errors are reported as for any other image
         pass
     return _decode_any(data, name, most)
 
 
-#: EXIF's orientations but 1, which is upright: whether rows and columns change places, and then the
-#: steps of rows and columns.
+#: EXIF orientations other than 1 (upright): whether to transpose, then the steps of rows and
+#: columns.
 ORIENTATIONS = {
     2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
     5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1),
@@ -146,20 +146,20 @@ def orientation(data: bytes) -> int:
     """The EXIF orientation of an encoded image, 1 to 8, as Pillow finds it; 1 without one."""
     import PIL.Image
 
-    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF: Pillow turns it when it decodes
+    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF: Pillow applies it when decoding
         return 1
     if data[:2] == b"\xff\xd8" and not any(_metadata(data)):
         return 1
     try:
         with PIL.Image.open(io.BytesIO(data), formats=formats()) as image:
             found = image.getexif().get(0x0112, 1)
-    except Exception:  # of damaged EXIF; the pixels have been decoded
+    except Exception:  # damaged EXIF; the pixels are fine
         return 1
     return found if found in ORIENTATIONS else 1
 
 
 def _metadata(data: bytes) -> Iterator[bool]:
-    """Of each segment before a JPEG's pixels, whether it is EXIF or XMP: no Pillow for the rest."""
+    """For each segment before a JPEG's pixels, whether it is EXIF or XMP; avoids Pillow."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         if data[at + 1] == 0xFF:  # a fill byte
@@ -170,7 +170,7 @@ def _metadata(data: bytes) -> Iterator[bool]:
 
 
 def upright(image: Image, turn: int) -> Image:
-    """A view of an image (h, w, 3), turned as its EXIF orientation says; perhaps (w, h, 3)."""
+    """A view of an image (h, w, 3) with EXIF orientation applied; may be (w, h, 3)."""
     if turn not in ORIENTATIONS:
         return image
     swap, rows, columns = ORIENTATIONS[turn]
@@ -178,7 +178,7 @@ def upright(image: Image, turn: int) -> Image:
 
 
 def _decode_jpeg(data: bytes, most: int) -> Image | None:
-    """A plain JPEG, or None where PIL must look (CMYK, damaged, enormous)."""
+    """A plain JPEG, or None where PIL must handle it (CMYK, damaged, enormous)."""
     import simplejpeg
 
     try:
@@ -191,9 +191,9 @@ def _decode_jpeg(data: bytes, most: int) -> Image | None:
 
 
 class Encoded:
-    """A JPEG that is decoded when a box of it is cut out: `image[a:b, c:d]`, that box alone.
+    """A JPEG that is decoded lazily: `image[a:b, c:d]` decodes that box alone.
 
-    shape: as it is stored; the attribute is that of the image turned upright, and so are boxes.
+    shape: as stored; the attribute and boxes refer to the upright image.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Encoded:
     def __getitem__(self, box: tuple[slice, slice]) -> Image:
         edges = [part.indices(size)[:2] for part, size in zip(box, self.shape[:2], strict=True)]
         swap, *steps = ORIENTATIONS.get(self.turn, (False, 1, 1))
-        for axis, step in enumerate(steps):  # from the image looked at to the one that is stored
+        for axis, step in enumerate(steps):  # from the upright image to the stored one
             if step < 0:
                 first, end = edges[axis]
                 edges[axis] = self.shape[axis] - end, self.shape[axis] - first
@@ -223,7 +223,7 @@ class Encoded:
             stored = turbojpeg.decode_box(
                 self.data, self.subsampling, self.width, (top, left, bottom - top, right - left)
             )
-        except ValueError:  # damaged: PIL may know better, or says what is wrong
+        except ValueError:  # damaged: PIL may read it, or gives the reason
             return upright(self._whole(), self.turn)[box]
         return upright(stored, self.turn)
 
@@ -234,9 +234,9 @@ class Encoded:
 def open_image(
     data: bytes | Image, name: str, *, orient: bool = False, max_pixels: int | None = None
 ) -> Image | Encoded:
-    """As `decode`, for a transform that begins with a crop: where only a box can be decoded, later.
+    """As `decode`, for a transform that begins with a crop: decodes lazily where possible.
 
-    The pixels are the same either way. A file that is cut short is read whole, so that it is named.
+    The pixels are the same either way. A truncated file is decoded whole, so that it is reported.
     """
     if not isinstance(data, bytes) or turbojpeg.library() is None:
         return decode(data, name, orient=orient, max_pixels=max_pixels)
@@ -257,7 +257,7 @@ def open_image(
 def _decode_any(data: bytes, name: str, most: int) -> Image:
     import PIL.Image
 
-    PIL.Image.MAX_IMAGE_PIXELS = None  # `most` is the one limit
+    PIL.Image.MAX_IMAGE_PIXELS = None  # `most` is the only limit
     try:
         with PIL.Image.open(io.BytesIO(data), formats=formats()) as image:
             if image.width * image.height > most:
@@ -267,15 +267,15 @@ def _decode_any(data: bytes, name: str, most: int) -> Image:
                 )
             if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
                 raise UserError(
-                    f"The image {name} has 32 bits per channel, or a sign (mode {image.mode}): "
-                    "what is white is not known; convert it to 8 or 16 bits."
+                    f"The image {name} has 32-bit or signed channels (mode {image.mode}), "
+                    "whose white is unknown; convert it to 8 or 16 bits."
                 )
             if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip at 255
                 return _as_rgb(_scaled(image), name)
             if image.mode not in TO_RGB:
                 raise UserError(
-                    f"The image {name} is in the mode {image.mode}, which has no one meaning in "
-                    "RGB; convert it to RGB."
+                    f"The image {name} has the mode {image.mode}, whose conversion to RGB is "
+                    "ambiguous; convert it to RGB."
                 )
             return np.ascontiguousarray(image.convert("RGB"))
     except UserError:
@@ -283,16 +283,16 @@ def _decode_any(data: bytes, name: str, most: int) -> Image:
     except Exception as error:
         kind = "damaged" if isinstance(error, (OSError, SyntaxError)) else type(error).__name__
         if isinstance(error, PIL.UnidentifiedImageError):
-            kind = "no image in a known format"
+            kind = "not a known image format"
             if package := PACKAGES.get(os.path.splitext(name)[1].lower()):
-                kind = f"pip install {package} makes it readable"
+                kind = f"pip install {package} to read it"
         raise UserError(
             f"The image {name} cannot be decoded ({kind}); replace it or leave it out."
         ) from error
 
 
 def _scaled(image: object) -> Image:
-    """Grey of 16 bits as (h, w) uint8; of a TIFF that says so, of 9 to 15 bits, or white as 0."""
+    """16-bit grey as (h, w) uint8; a TIFF may say that it has 9 to 15 bits, or that white is 0."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     wide = np.asarray(image, np.uint32)
@@ -306,7 +306,7 @@ def image_size(data: bytes | Image, name: str) -> tuple[int, int]:
     """(height, width) of an encoded image, read from its header.
 
     Raises:
-      UserError: no image.
+      UserError: not an image.
     """
     if not isinstance(data, np.ndarray) and data[: len(NPY)] == NPY:
         data = _array(data, name)
@@ -326,7 +326,7 @@ def _as_rgb(pixels: Image, name: str) -> Image:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
         raise UserError(
-            f"The image {name} has shape {pixels.shape}, not (h, w, 1, 3 or 4): channels come last."
+            f"The image {name} has shape {pixels.shape}, not (h, w, 1, 3 or 4); channels come last."
         )
     if pixels.dtype != np.uint8:
         raise UserError(f"The image {name} has dtype {pixels.dtype}, not uint8 (0 to 255).")

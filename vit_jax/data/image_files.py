@@ -1,4 +1,4 @@
-"""Which files are images, what they are called, and what is passed over among them."""
+"""Which files are images, how they are named, and which are skipped."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from collections import Counter
 from vit_jax.data.labels import normal
 from vit_jax.errors import UserError
 
-#: What Pillow opens only with help (a printer's interpreter, Windows), or that holds no picture.
+#: Formats that Pillow opens only with other programs (Ghostscript, Windows), or without a picture.
 NO_IMAGES = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
-#: Images that need another package, and what it is called.
+#: Formats that need another package, and its name.
 PACKAGES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
     **dict.fromkeys((".avif", ".avifs"), "pillow-avif-plugin"),
     ".jxl": "pillow-jxl-plugin",
 }
-#: Characters that end a line or are none.
+#: Line breaks and control characters.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-#: What operating systems leave behind.
+#: Files that operating systems create.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
-#: How files begin that are images, for those without a suffix.
+#: Magic bytes of images, for files without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes of the files that Pillow, with the plugins installed beside it, decodes."""
+    """Suffixes of the files that Pillow decodes, with the installed plugins."""
     import PIL.features
     import PIL.Image
 
@@ -44,7 +44,7 @@ def image_suffixes() -> frozenset[str]:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read: none that runs another program."""
+    """Pillow's names of the formats that are read; none runs another program."""
     import PIL.Image
 
     register_plugins()
@@ -52,7 +52,7 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(set(PIL.Image.OPEN) - NO_IMAGES))
 
 
-#: An encoded image is not larger: 100 million pixels of 16 bits, four channels and nothing saved.
+#: Maximum size of an encoded image: 100 million pixels, 16 bits, four channels, uncompressed.
 MAX_BYTES = 2**30
 
 
@@ -60,14 +60,14 @@ def read_image_file(path: str | os.PathLike) -> bytes:
     """The bytes of an image file.
 
     Raises:
-      UserError: it is no regular file, which may never end, or larger than MAX_BYTES.
+      UserError: it is not a regular file, or is larger than MAX_BYTES.
       OSError: it cannot be read.
     """
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO without a writer would wait
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO without a writer would block
     try:
         status = os.fstat(opened)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"The image {shown(str(path))} is no regular file; leave it out.")
+            raise UserError(f"The image {shown(str(path))} is not a regular file; leave it out.")
         if status.st_size > MAX_BYTES:
             raise UserError(
                 f"The image {shown(str(path))} has {status.st_size:,} bytes, more than "
@@ -81,7 +81,7 @@ def read_image_file(path: str | os.PathLike) -> bytes:
 
 @functools.cache
 def register_plugins() -> None:
-    """Makes Pillow read HEIC and JPEG XL, where the packages for it are installed."""
+    """Enables HEIC and JPEG XL in Pillow, where the packages are installed."""
     if _import("pillow_heif"):
         __import__("pillow_heif").register_heif_opener()
     _import("pillow_jxl")
@@ -96,14 +96,14 @@ def _import(name: str) -> bool:
 
 
 def shown(path: str) -> str:
-    """A path as text that can be printed and compared: NFC, on one line, other bytes as \\xff."""
+    """A path as text to print and compare: NFC, on one line, invalid bytes as \\xff."""
     if not path.isascii():
         path = normal(encoded(path).decode("utf-8", "backslashreplace"))
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
 
 
 def encoded(path: str) -> bytes:
-    """The bytes of a path, composed (NFC): what its hash is made of."""
+    """The bytes of a path in NFC, to hash."""
     return normal(path).encode("utf-8", "surrogateescape")
 
 
@@ -112,7 +112,7 @@ def is_hidden(name: str) -> bool:
 
 
 def subfolders(path: str, skipped: Counter | None = None) -> list[str]:
-    """Names of the folders in a folder, without hidden ones; what else there is, is counted."""
+    """Names of the folders in a folder, without hidden ones; other entries are counted."""
     found = []
     with os.scandir(path) as entries:
         for entry in entries:
@@ -128,11 +128,11 @@ def subfolders(path: str, skipped: Counter | None = None) -> list[str]:
 def images_below(
     root: str, folder: str, skipped: Counter | None = None, above: tuple = ()
 ) -> list[str]:
-    """Paths relative to `root` of the images in `folder` and below; what else there is, is counted.
+    """Paths relative to `root` of the images in and below `folder`; other entries are counted.
 
     Args:
-      skipped: gets the kinds of what is no image, and how many.
-      above: the folders that led here: a link to one of them is not followed.
+      skipped: receives the kinds of other files, and their numbers.
+      above: the parent folders; a link to one of them is not followed.
     """
     skipped = Counter() if skipped is None else skipped
     found = []
@@ -140,7 +140,7 @@ def images_below(
     status = os.stat(where)
     here = (status.st_dev, status.st_ino)
     if here in above:
-        skipped["links to a folder above"] += 1
+        skipped["links to a parent folder"] += 1
         return []
     with os.scandir(where) as entries:
         for entry in entries:
@@ -157,7 +157,7 @@ def images_below(
 
 
 def _is_image(path: str) -> bool:
-    """By its suffix, or by how it begins where it has none (`photo`, `photo.jpg~`, `photo.1`)."""
+    """By its suffix, or by magic bytes if it has none (`photo`, `photo.jpg~`, `photo.1`)."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in image_suffixes():
         return True
@@ -172,7 +172,7 @@ def _is_image(path: str) -> bool:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """What a file is that is passed over: by its suffix, or by its name if the system made it."""
+    """The kind of a skipped file: its suffix, or its name if the operating system created it."""
     if entry.is_dir():
         return f"{shown(entry.name)}/"
     if entry.name.startswith("._"):
@@ -185,12 +185,12 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def passed_over(skipped: Counter) -> list[str]:
-    """Lines that say what was passed over: [] if nothing was."""
+    """A line on the skipped files; [] if there are none."""
     if not skipped:
         return []
     kinds = []
     for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])):
         package = PACKAGES.get(kind)
-        hint = f" (pip install {package} makes them readable)" if package else ""
+        hint = f" (pip install {package} to read them)" if package else ""
         kinds.append(f"{count:,} {kind}{hint}")
-    return [f"passed over, as no images that can be read: {', '.join(kinds)}"]
+    return [f"skipped, not readable as images: {', '.join(kinds)}"]

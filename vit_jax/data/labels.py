@@ -1,4 +1,4 @@
-"""Classes are known by their names: what those of some labels are, and whose class is whose."""
+"""Class names: deriving them from labels, and matching those of two data sets."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from vit_jax.errors import UserError, nearest
 
-#: The label of a record whose label is withheld, as TFDS and Hugging Face have it.
+#: A withheld label, as in TFDS and Hugging Face.
 NO_LABEL = -1
 NUMBER = re.compile("0|[1-9][0-9]*")
 
 
 class Matched(NamedTuple):
-    """numbers: (n,) int32, our class for each of theirs. by: "same", "name" or "number"."""
+    """numbers: (n,) int32, our class index for each of theirs. by: "same", "name" or "number"."""
 
     numbers: np.ndarray
     by: str
@@ -27,23 +27,23 @@ class Matched(NamedTuple):
 def match_classes(
     ours: Sequence[str], theirs: Sequence[str], *, here: str = "the model", there: str
 ) -> Matched:
-    """Which of our classes each of theirs is: by name, whatever the order; theirs may be fewer.
+    """Matches their classes to ours by name, in any order; theirs may be fewer.
 
-    Plain numbers are the names of classes whose names are unknown: against names they count from 0,
-    where there is a 0 among them.
+    Plain numbers stand for classes of unknown name: matched with names they are indices from 0, if
+    there is a 0 among them.
 
     Args:
-      here, there: what has our classes and theirs, for the message.
+      here, there: what has our and their classes, for the message.
 
     Raises:
-      UserError: they have a class that we do not; names the first. A name that means two classes.
+      UserError: they have a class that we lack (names the first), or a name is ambiguous.
     """
     ours, theirs = tuple(map(normal, ours)), tuple(map(normal, theirs))
     if ours == theirs:
         return Matched(np.arange(len(theirs), dtype=np.int32), "same")
     position = {name: number for number, name in enumerate(ours)}
     unknown = [name for name in theirs if name not in position]
-    counted = "0" in theirs and unnamed(theirs)  # from 1, they would all be the next class
+    counted = "0" in theirs and unnamed(theirs)  # counting from 1, all would be off by one
     if unknown and counted and not unnamed(ours) and max(map(int, theirs)) < len(ours):
         return Matched(np.array(list(map(int, theirs)), np.int32), "number")
     if unknown and unnamed(ours) and not unnamed(theirs) and len(ours) == len(theirs):
@@ -59,23 +59,23 @@ def match_classes(
         twice = [name for name, count in Counter(names).items() if count > 1 and name in theirs]
         if twice:
             raise UserError(
-                f"{which} has two classes called {twice[0]!r}, so that the classes of {there} "
-                f"cannot be matched by name; they can by number: {there.split('[')[0]}?match=number"
+                f"{which} has two classes called {twice[0]!r}, so the classes of {there} cannot be "
+                f"matched by name; match them by number: {there.split('[')[0]}?match=number"
             )
     return Matched(np.array([position[name] for name in theirs], np.int32), "name")
 
 
 def normal(name: str) -> str:
-    """A name in Unicode's composed form (NFC): the same on every system that a file came from."""
+    """A name in Unicode's composed form (NFC), the same on every operating system."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def unnamed(class_names: Sequence[str]) -> bool:
-    """Whether classes are called by numbers, for want of names."""
+    """Whether classes have numbers instead of names."""
     return all(map(NUMBER.fullmatch, class_names))
 
 
-#: What is to be done about a label that lists several classes.
+#: Advice on a label that lists several classes.
 ONE = (
     "a record has one. Keep one, or give the combination a name of its own, or see multi-label "
     "data in docs/data.md."
@@ -85,16 +85,15 @@ ONE = (
 def class_names_of(
     labels: Iterable[str], where: Callable[[str], str], advice: str = ONE
 ) -> list[str]:
-    """The classes of labels that are text, sorted: numbers if they are 0, 1, ... without a gap.
+    """The classes of text labels, sorted: numerically if they are 0, 1, ... without a gap.
 
     Args:
       labels: any order, any number of times.
-      where: (label) -> where it is first found, for the message.
-      advice: the end of the message on a label that lists several classes; "": they are not looked
-        for.
+      where: (label) -> where it first occurs, for the message.
+      advice: on a label that lists several classes; "": do not check for them.
 
     Raises:
-      UserError: a label that lists several classes, or two that differ in case only.
+      UserError: a label that lists several classes, or two labels that differ in case only.
     """
     distinct = set(labels)
     if distinct and unnamed(sorted(distinct)):
@@ -113,20 +112,20 @@ def check_case(class_names: Iterable[str], where: Callable[[str], str]) -> None:
         if other != name:
             raise UserError(
                 f"The classes {other!r} ({where(other)}) and {name!r} ({where(name)}) differ in "
-                "case only; give them one name, or two that differ."
+                "case only; give them one name, or distinct names."
             )
 
 
-#: Names of things are made of names of things ("ski mask", of ImageNet's "ski" and "mask"): up to
-#: this share of the classes, it is chance. Of WordNet's 21,241 names it is 3.3%.
+#: Names may contain other names ("ski mask" contains ImageNet's "ski" and "mask"): up to this
+#: fraction of the classes it is coincidence. In WordNet's 21,241 names it is 3.3%.
 BY_CHANCE = 0.04
 
 
 def _check_single(labels: set[str], where: Callable[[str], str], advice: str) -> None:
-    """Raises UserError for a label such as "cat,dog" where cat or dog are classes, too.
+    """Raises UserError for a label such as "cat,dog" if cat or dog are classes too.
 
-    A comma and a space, or a space alone, are prose ("tench, Tinca tinca") unless every part is a
-    class, and that is no chance.
+    A comma and a space, or a space alone, are part of a name ("tench, Tinca tinca") unless every
+    part is a class more often than by coincidence.
     """
     for separator in (",", ";", "|"):
         parts = _parts(labels, re.escape(separator))
@@ -152,7 +151,7 @@ def _check_single(labels: set[str], where: Callable[[str], str], advice: str) ->
 
 
 def _parts(labels: set[str], separator: str) -> dict[str, list[str]]:
-    """{label: its parts} of the labels that have several, between matches of a pattern."""
+    """{label: its parts} for the labels that a pattern splits."""
     found = {
         label: [part.strip() for part in re.split(separator, label)] for label in sorted(labels)
     }

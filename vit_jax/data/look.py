@@ -1,4 +1,4 @@
-"""A look at the images before a run: what cannot be read is said before step 1, where it can be."""
+"""Checks images before a run, so that unreadable ones are reported before step 1."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vit_jax.errors import UserError
 def unreadable(
     source: Source, transform: Transform, *, seconds: float, num_threads: int = 4
 ) -> tuple[list[str], int]:
-    """(what is wrong with each record that cannot be read, how many were looked at).
+    """(the error of each unreadable record, number of records checked).
 
-    All records if they can be decoded within `seconds`, otherwise a random part of them. Pixels in
-    memory cannot be damaged: nothing is looked at then.
+    All records if they can be decoded within `seconds`, otherwise a random sample. Pixels in memory
+    cannot be damaged and are not checked.
 
     Args:
       transform: an evaluation transform.
@@ -42,7 +42,7 @@ def unreadable(
             return str(error)
         return ""
 
-    few = len(source) <= 1_000_000  # a permutation of hundreds of millions takes long itself
+    few = len(source) <= 1_000_000  # a permutation of hundreds of millions is slow
     rng = np.random.default_rng(0)
     order = rng.permutation(len(source)) if few else rng.integers(len(source), size=1_000_000)
     found: dict[int, str] = {}

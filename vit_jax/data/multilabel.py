@@ -1,7 +1,7 @@
-"""Records with several labels: which are asked for, how they are kept, how often a class is there.
+"""Records with several labels: their options, storage and counts.
 
-The labels of such a record are (k,) int8: 1 for each class that it has. One that has none of them
-is an example like any other. Labels that are withheld are NO_LABEL in every place.
+The labels of such a record are (k,) int8: 1 for each class that it has. A record without any class
+is an ordinary example. Withheld labels are NO_LABEL in every entry.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import numpy as np
 from vit_jax.data.labels import NO_LABEL
 from vit_jax.errors import UserError
 
-#: ?multilabel=true: a record has any number of labels. ?separator=; asks for it, too.
+#: ?multilabel=true: a record may have several labels. ?separator=; implies it.
 MULTILABEL, SEPARATOR = "multilabel", "separator"
-#: Labels are kept as a matrix of records and classes, of a byte each.
+#: Limit on the label matrix, records x classes, one byte each.
 MOST_BYTES = 16 * 2**30
 
 
 def asked(options: Mapping[str, str], base: str) -> bool:
-    """Whether a spec asks for several labels a record.
+    """Whether the options of a spec mean several labels per record.
 
     Raises:
-      UserError: an option of another value.
+      UserError: an invalid value.
     """
     value = options.get(MULTILABEL, "true" if SEPARATOR in options else "false")
     if value not in ("true", "false"):
         raise UserError(f"{base}: {MULTILABEL}={value} must be {MULTILABEL}=true or =false.")
     if value == "false" and SEPARATOR in options:
-        raise UserError(f"{base}: {SEPARATOR}= is of several labels, and {MULTILABEL}=false.")
+        raise UserError(f"{base}: {SEPARATOR}= is for several labels, but {MULTILABEL}=false.")
     return value == "true"
 
 
 def how(base: str, more: str = "") -> str:
-    """What is to be written to ask for it."""
+    """The spec that requests it."""
     return f"{base}{'&' if '?' in base else '?'}{more or f'{MULTILABEL}=true'}"
 
 
 def matrix(records: Sequence[Iterable[int] | None], num_classes: int, spec: str) -> np.ndarray:
-    """(n, k) int8 of the class numbers of n records; None: withheld.
+    """(n, k) int8 from the class indices of n records; None: withheld.
 
     Raises:
       UserError: it would not fit into memory.
@@ -64,12 +64,12 @@ def check_size(count: int, num_classes: int, spec: str) -> None:
 
 
 def withheld(labels: np.ndarray) -> np.ndarray:
-    """Which labels, of (n,) or (n, k), are withheld: (n,) bool."""
+    """Which labels (n,) or (n, k) are withheld: (n,) bool."""
     return np.less(labels if labels.ndim == 1 else labels.min(axis=1, initial=0), 0)
 
 
 def counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many records, of labels (n,) or (n, k), have each class: (num_classes,) int64."""
+    """Number of records per class, from labels (n,) or (n, k): (num_classes,) int64."""
     known = labels[~withheld(labels)]
     if known.ndim == 1:
         return np.bincount(known, minlength=num_classes)
@@ -79,7 +79,7 @@ def counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def from_numbers(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """(n,) numbers or (n, k') as (n, num_classes) int8; classes beyond k' are in no record."""
+    """(n,) indices or (n, k') as (n, num_classes) int8; classes beyond k' are 0."""
     found = np.zeros((len(labels), num_classes), np.int8)
     if labels.ndim == 1:
         found[np.arange(len(labels)), labels] = 1

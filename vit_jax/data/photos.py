@@ -1,4 +1,4 @@
-"""`vit_jax.preprocess`: images of any kind as a model takes them."""
+"""`vit_jax.preprocess`: images of any kind as input of a model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Array = np.ndarray
 
 
 def preprocess(model, images: object, *, first: int = 0) -> Array:
-    """What evaluation does to images, as `model.preprocessing` says.
+    """Applies the evaluation transform of `model.preprocessing` to images.
 
     Args:
       model: from `load_model`, or its configuration.
-      images: paths, http(s) addresses, encoded bytes, PIL images, or uint8 arrays (h, w), (h, w, 1,
-        3 or 4); also one of them, or one array (b, h, w, c). Files and PIL images are turned
-        upright by their EXIF orientation, if the model's preprocessing says so.
-      first: the number of the first of them, in errors.
+      images: a list of paths, URLs, encoded bytes, PIL images, or uint8 arrays (h, w), (h, w, 1, 3
+        or 4); also a single one, or one array (b, h, w, c). EXIF orientation is applied if the
+        model's preprocessing says so.
+      first: the index of the first image, for error messages.
 
     Returns:
       (b, h, w, 3) float32 in [-1, 1], or as many channels as the model takes.
 
     Raises:
-      UserError: no image, a file that cannot be read, or an image of other channels.
+      UserError: not an image, an unreadable file, or other channels.
     """
     config = getattr(model, "config", model)
     transform = evaluation_transform(
@@ -44,23 +44,23 @@ def preprocess(model, images: object, *, first: int = 0) -> Array:
 
 
 def listed(config, images: object) -> Sequence:
-    """What `preprocess` takes, as several images.
+    """The argument of `preprocess` as a list of images.
 
     Raises:
-      UserError: no images, or an array of which it is not known what they are.
+      UserError: no images, or an ambiguous array.
     """
     if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
         return [images]
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4, config.channels)):
-        return [images]  # one image, and no batch of grey ones
+        return [images]  # one image, not a batch of grey ones
     if len(shape) == 3 and shape[0] == config.channels > 1:
         raise UserError(
-            f"An array {shape} is one image with channels first, or {shape[0]} grey ones: give "
+            f"An array {shape} is one image with channels first, or {shape[0]} grey ones; give "
             f"(h, w, {config.channels}), or a list of images."
         )
     if not hasattr(images, "__iter__"):
-        raise UserError(f"A {type(images).__name__} is no image and no list of images.")
+        raise UserError(f"A {type(images).__name__} is not an image or a list of images.")
     return list(images)
 
 
@@ -71,7 +71,7 @@ def scaled(pixels: Sequence[Array], config) -> Array:
 
 
 def read_file(transform: Transform, file: Path | str, limits: Limits = Limits()) -> Array:  # noqa: B008
-    """An image file, or what is at an http(s) address, as `transform` makes it, uint8 (h, w, 3).
+    """Reads an image file or URL and applies `transform`: uint8 (h, w, 3).
 
     Raises:
       UserError: it cannot be read, fetched or decoded; names it.

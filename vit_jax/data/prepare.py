@@ -1,7 +1,7 @@
-"""Making data sets readable: TFDS preparation, TFRecord to ArrayRecord, ImageNet-21k from its tars.
+"""Preparing data sets: TFDS preparation, TFRecord to ArrayRecord, ImageNet-21k from its archives.
 
-Only `prepare_tfds` of a data set that is not on disk yet needs TensorFlow. Whatever is written is a
-directory that `tfds:NAME` reads: ArrayRecord shards, features.json and dataset_info.json.
+Only `prepare_tfds` for a data set that is not on disk needs TensorFlow. The output is a directory
+that `tfds:NAME` reads: ArrayRecord shards, features.json and dataset_info.json.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vit_jax.errors import UserError
 from vit_jax.files import replacing, write_json
 
 Say = Callable[[str], None]
-#: The released class counts: more or fewer mean a download that is not complete.
+#: The released class counts; other numbers mean an incomplete download.
 IMAGENET21K = {21_841: "fall 2011", 19_167: "winter 2021"}
 PUBLISHED_CLASSES = 21_843
-OPEN_SHARDS = 64  # files that are written at a time
+OPEN_SHARDS = 64  # shards written at a time
 
 
 def data_directory(data_dir: str | None) -> Path:
-    """Where TFDS data sets lie."""
+    """The directory of TFDS data sets."""
     import tensorflow_datasets as tfds
 
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
@@ -44,13 +44,13 @@ def data_directory(data_dir: str | None) -> Path:
 def prepare_tfds(
     name: str, data_dir: str | None = None, *, manual_dir: str | None = None, say: Say = print
 ) -> Path:
-    """Makes `tfds:NAME` readable and returns its directory; does nothing if it is.
+    """Makes `tfds:NAME` readable and returns its directory; a no-op if it is.
 
-    What is stored as TFRecord is converted, without TensorFlow; what is not there is downloaded
-    and prepared by TFDS, with TensorFlow.
+    TFRecord files are converted, without TensorFlow; a missing data set is downloaded and prepared
+    by TFDS, with TensorFlow.
 
     Raises:
-      UserError: no such data set, a download that is yours to make, or no TensorFlow.
+      UserError: no such data set, a manual download is needed, or TensorFlow is not installed.
     """
     import tensorflow_datasets as tfds
 
@@ -78,7 +78,7 @@ def prepare_tfds(
         builder.download_and_prepare(file_format="array_record", download_config=config)
     except Exception as error:
         manual = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-        hint = f" {manual} --manual_dir says where it is." if manual else ""
+        hint = f" {manual} Give its place by --manual_dir." if manual else ""
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise UserError(f"tfds:{name} could not be prepared ({reason.strip()}).{hint}") from error
     say(f"tfds:{name} is prepared in {directory}")
@@ -86,7 +86,7 @@ def prepare_tfds(
 
 
 def _builder(name: str, data_dir: Path):
-    """TFDS's builder of a data set that it knows, or that lies in `data_dir`."""
+    """TFDS's builder of a data set that it knows, or that is in `data_dir`."""
     import tensorflow_datasets as tfds
 
     try:
@@ -99,18 +99,18 @@ def _builder(name: str, data_dir: Path):
 def convert_tfrecords(directory: str | Path, say: Say = print) -> Path:
     """Adds ArrayRecord files to a TFDS directory of TFRecord files, record by record.
 
-    The TFRecord files stay, and TFDS goes on reading them; dataset_info.json gains an alternative
-    format, last of all. Run again after an interruption, it goes on with the next file.
+    The TFRecord files stay, and TFDS still reads them; at the end dataset_info.json gains an
+    alternative format. After an interruption it continues with the next file.
 
     Raises:
-      UserError: no TFRecord files, or one that is cut short.
+      UserError: no TFRecord files, or a truncated one.
     """
     from array_record.python import array_record_module
 
     directory = Path(directory)
     files = sorted(path for path in directory.iterdir() if ".tfrecord-" in path.name)
     if not files:
-        raise UserError(f"{directory} holds no TFRecord files; is the preparation complete?")
+        raise UserError(f"{directory} has no TFRecord files; is the preparation complete?")
     for file in files:
         target = file.with_name(file.name.replace(".tfrecord-", ".array_record-"))
         if target.exists():
@@ -132,13 +132,13 @@ def convert_tfrecords(directory: str | Path, say: Say = print) -> Path:
 
 
 def tfrecords(file: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file: length (8 bytes), check sum (4), record, check sum (4)."""
+    """The records of a TFRecord file: length (8 bytes), checksum (4), record, checksum (4)."""
     with open(file, "rb") as opened:
         while head := opened.read(12):
             (size,) = struct.unpack("<Q", head[:8]) if len(head) == 12 else (-1,)
             record = opened.read(size) if size >= 0 else b""
             if size < 0 or len(record) != size or len(opened.read(4)) != 4:
-                raise UserError(f"{file} is cut short; prepare the data set again.")
+                raise UserError(f"{file} is truncated; prepare the data set again.")
             yield record
 
 
@@ -159,7 +159,7 @@ def example(image: bytes, label: int, file_name: str) -> bytes:
 def write_metadata(
     directory: Path, name: str, class_names: Sequence[str], splits: Mapping[str, Sequence[int]]
 ) -> None:
-    """features.json and dataset_info.json of a directory whose shards are written.
+    """Writes features.json and dataset_info.json of a directory with finished shards.
 
     Args:
       splits: {split: records in each of its shards}.
@@ -203,19 +203,19 @@ def shard_file(directory: Path, name: str, split: str, shard: int, shards: int) 
 def prepare_imagenet21k(
     tars: str | Path, data_dir: str | None = None, *, shards: int = 512, say: Say = print
 ) -> Path:
-    """`tfds:imagenet21k` from a directory with one tar for each class (n01440764.tar, ...).
+    """`tfds:imagenet21k` from a directory with one tar per class (n01440764.tar, ...).
 
-    An image goes to a shard by the hash of its name, so the first records are a random sample of
-    all classes. Classes are in the order of their WordNet ids. Images are copied as they are. Run
-    again after an interruption, it goes on with the next 64 shards.
+    Images are assigned to shards by a hash of their name, so the first records are a random sample
+    of all classes. Classes are sorted by WordNet id. Images are copied unchanged. After an
+    interruption it continues with the next 64 shards.
 
     Raises:
-      UserError: no tars, one that is damaged or holds no images, or the result exists already.
+      UserError: no tars, one is damaged or has no images, or the output exists.
     """
     tars = Path(tars).expanduser()
     files = sorted(tars.glob("n*.tar")) if tars.is_dir() else []
     if not files:
-        raise UserError(f"{tars} holds no class archives (n01440764.tar, ...).")
+        raise UserError(f"{tars} has no class archives (n01440764.tar, ...).")
     directory = data_directory(data_dir) / "imagenet21k" / "1.0.0"
     if (directory / "dataset_info.json").exists():
         raise UserError(f"{directory} exists; move it away to prepare it again.")
@@ -241,11 +241,11 @@ def prepare_imagenet21k(
 
 
 def _silent(text: str) -> None:
-    """What was said in the first pass is not said again."""
+    """Ignores notes that the first pass has printed."""
 
 
 def _write_shards(directory: Path, files: list[Path], wanted: range, shards: int, say: Say) -> None:
-    """The shards of a range, in one pass over all archives; nothing if they are there."""
+    """Writes a range of shards in one pass over all archives; a no-op if they exist."""
     from array_record.python import array_record_module
 
     targets = {i: shard_file(directory, "imagenet21k", "train", i, shards) for i in wanted}
@@ -264,16 +264,16 @@ def _write_shards(directory: Path, files: list[Path], wanted: range, shards: int
             if shard in writers:
                 writers[shard].write(example(read(), label, member))
         if not images:
-            raise UserError(f"{file} holds no images; download it again, or remove it.")
+            raise UserError(f"{file} has no images; download it again, or remove it.")
     for i, writer in writers.items():
         writer.close()
         os.replace(f"{targets[i]}.partial", targets[i])
 
 
 def _members(file: Path, say: Say) -> Iterable[tuple[str, Callable[[], bytes]]]:
-    """(name, function that reads it) of every image in an archive.
+    """(name, function that reads it) for every image in an archive.
 
-    Links, devices and sparse members, which claim more than they hold, are said and passed over.
+    Links, devices and sparse members are skipped with a note.
     """
     try:
         with tarfile.open(file, "r:") as archive:
@@ -283,22 +283,22 @@ def _members(file: Path, say: Say) -> Iterable[tuple[str, Callable[[], bytes]]]:
                 plain = member.isreg() and not member.issparse() and member.size <= MAX_BYTES
                 content = archive.extractfile(member) if plain else None
                 if content is None:
-                    say(f"passed over: {shown(member.name)} in {file} is no plain file of an image")
+                    say(f"skipped: {shown(member.name)} in {file} is not a plain image file")
                     continue
                 yield member.name, functools.partial(_read, content, file)
-            with open(file, "rb") as opened:  # tarfile takes what is no header for the end
+            with open(file, "rb") as opened:  # tarfile takes an invalid header for the end
                 opened.seek(archive.offset)
                 end = opened.read(tarfile.BLOCKSIZE)
             if end.strip(b"\0"):
-                raise tarfile.TarError("a member has another size than it says")
+                raise tarfile.TarError("a member has a wrong size")
             if len(end) < tarfile.BLOCKSIZE:
-                raise tarfile.TarError("it is cut short")
+                raise tarfile.TarError("it is truncated")
     except (tarfile.TarError, OSError, KeyError, ValueError) as error:
         raise damaged(file, error) from error
 
 
 def _read(content: IO[bytes], file: Path) -> bytes:
-    """A member of an archive; the error of one that is cut short names the archive."""
+    """Reads a member of an archive; errors name the archive."""
     try:
         return content.read()
     except (tarfile.TarError, OSError) as error:
@@ -325,7 +325,7 @@ def _count(file: Path) -> int:
 
 
 def readiness(data_dir: str | None = None) -> dict[str, tuple[bool, str]]:
-    """{task of VTAB-1k: (whether it can be run, what to know or to do)}."""
+    """{task of VTAB-1k: (whether it can be run, what to do)}."""
     report = {}
     for name, task in vtab.TASKS.items():
         try:

@@ -1,4 +1,4 @@
-"""A source under the class numbers of another: the one way in which classes of data meet."""
+"""A source with the class indices of another data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_jax.errors import UserError
 
 
 class Relabelled(Source):
-    """A source whose classes are numbered otherwise: label i becomes numbers[i]."""
+    """A source with renumbered classes: label i becomes numbers[i]."""
 
     def __init__(self, source: Source, numbers: np.ndarray, class_names: Sequence[str]):
         self.source, self.numbers = source, numbers
@@ -37,7 +37,7 @@ class Relabelled(Source):
         return record | {"label": label if label < 0 else int(self.numbers[label])}
 
     @property
-    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # computed, not stored
         found = self.source.labels
         if found is None:
             return None
@@ -46,7 +46,7 @@ class Relabelled(Source):
         return np.where(found < 0, found, self.numbers[np.clip(found, 0, len(self.numbers) - 1)])
 
     def scattered(self, labels: np.ndarray) -> np.ndarray:
-        """Several labels each, (n, theirs) as (n, ours); a class that they lack is in no record."""
+        """Multi-label targets (n, theirs) as (n, ours); classes that they lack are 0."""
         found = np.zeros((len(labels), self.num_classes), np.int8)
         found[:, self.numbers] = labels
         found[withheld(labels)] = NO_LABEL
@@ -69,7 +69,7 @@ class Relabelled(Source):
 
 
 def with_classes(source: Source, class_names: Sequence[str], of: str) -> Source:
-    """`source` with its labels as numbers of `class_names`, matched by name; itself if it has them.
+    """`source` with labels as indices into `class_names`, matched by name; itself if equal.
 
     Raises:
       UserError: it has a class that is not among them; names the first.

@@ -1,4 +1,4 @@
-"""What a person should know of the data before the first step, each in a line."""
+"""Notes on the data for the plan, one line each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vit_jax.data.labels import NO_LABEL
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 
-#: Images that are looked at, to say that they are small; and BiT-HyperRule's limit, in pixels.
+#: Number of images sampled for their size; and BiT-HyperRule's limit, in pixels.
 FEW, SMALL, SMALL_IMAGE_SIZE = 8, 96 * 96, 128
 
 
 def untrained_classes(train_source: Source, eval_source: Source) -> list[str]:
-    """Whether some classes are evaluated and not trained on, where labels are known."""
+    """A note if some evaluated classes have no training image, where labels are known."""
     trained, evaluated = train_source.labels, eval_source.labels
     if trained is None or evaluated is None:
         return []
@@ -33,13 +33,13 @@ def untrained_classes(train_source: Source, eval_source: Source) -> list[str]:
 
 
 def _unseen(train_source: Source, trained: np.ndarray, evaluated: np.ndarray) -> list[str]:
-    """The same of records with several labels; and classes that are in every training image."""
+    """The same for several labels; also classes that every training image has."""
     names = train_source.class_names
     has, wanted = (multilabel.counts(labels, len(names)) for labels in (trained, evaluated))
     notes = []
     for which, text in (
         ((has == 0) & (wanted > 0), "have no training image and are evaluated"),
-        (has == len(trained), "are in every training image: nothing is learnt of them"),
+        (has == len(trained), "are in every training image and cannot be learnt"),
     ):
         if count := int(which.sum()):
             notes.append(f"{count:,} classes {text} (e.g. {names[int(np.argmax(which))]!r})")
@@ -47,7 +47,7 @@ def _unseen(train_source: Source, trained: np.ndarray, evaluated: np.ndarray) ->
 
 
 def small_images(source: Source, size: tuple[int, int]) -> list[str]:
-    """Whether images of less than 96x96 pixels are enlarged to more than 128 (BiT-HyperRule)."""
+    """A note if images below 96x96 pixels are enlarged to more than 128 (BiT-HyperRule)."""
     if min(size) <= SMALL_IMAGE_SIZE:
         return []
     sizes = []
@@ -55,7 +55,7 @@ def small_images(source: Source, size: tuple[int, int]) -> list[str]:
         try:
             record = source[int(number)]
             sizes.append(image_size(record["image"], record["name"]))
-        except (UserError, TypeError):  # said where it is read to be trained on
+        except (UserError, TypeError):  # reported when it is read for training
             continue
     height, width = np.median(np.array(sizes), axis=0) if sizes else (SMALL, SMALL)
     if height * width >= SMALL:
@@ -68,9 +68,9 @@ def small_images(source: Source, size: tuple[int, int]) -> list[str]:
 
 
 def unlabelled(source: Source) -> int | None:
-    """The number of a record without a label; None if all have one, as far as is known cheaply.
+    """The index of a record without a label; None if all have one, as far as is cheap to check.
 
-    Where labels are only known record by record, three of them are read.
+    Where labels are stored in records only, three are read.
     """
     labels = source.labels
     if labels is not None:
@@ -81,7 +81,7 @@ def unlabelled(source: Source) -> int | None:
 
 
 def withheld(source: Source) -> bool:
-    """Whether the labels of a source are not given, as of the test splits of competitions."""
+    """Whether the labels of a source are withheld, as in test splits of competitions."""
     if source.labels is not None:
         return len(source) > 0 and bool(multilabel.withheld(source.labels).all())
     return unlabelled(source) is not None
@@ -98,8 +98,8 @@ def check_labelled(source: Source) -> None:
 
 
 def one_class(source: Source) -> UserError:
-    """What to say of data that are to be learnt from and have one class."""
+    """The message on training data with a single class."""
     return UserError(
-        f"{source.spec} has one class, {', '.join(map(repr, source.class_names))}: there is "
-        f"nothing to tell apart.{''.join(f' Note: {note}.' for note in source.notes)}"
+        f"{source.spec} has only one class, {', '.join(map(repr, source.class_names))}; "
+        f"classification needs two.{''.join(f' Note: {note}.' for note in source.notes)}"
     )

@@ -20,9 +20,9 @@ Stored = bytes | np.ndarray
 
 
 class Record(TypedDict):
-    """A record of a source. label: its number; of multi-label data (k,) int8, see multilabel.py.
+    """A record of a source. label: class index; for multi-label data (k,) int8, see multilabel.py.
 
-    exif: whether its image may be turned by it, which is the rule.
+    exif: whether EXIF orientation may be applied; default True.
     """
 
     image: Stored
@@ -32,14 +32,13 @@ class Record(TypedDict):
 
 
 class Source(Protocol):
-    """What batches are made of: picklable records, read in any order and any number of times.
+    """Random access to picklable records, in any order and any number of times.
 
-    Whoever inherits from it has its names for nothing: by default records are called by their
-    number in the source. A label that is withheld is NO_LABEL.
+    By default records are named by their index in the source. A withheld label is NO_LABEL.
 
-    labels: those of all records, (n,) or, if they are `multilabel`, (n, k), where they are known
-      without reading any; otherwise None.
-    notes: what a person should know of the data, such as files that are passed over.
+    labels: of all records, (n,) or, if `multilabel`, (n, k), where known without reading records;
+      otherwise None.
+    notes: for the plan, such as skipped files.
     """
 
     spec: str
@@ -63,15 +62,15 @@ class Source(Protocol):
         return self[index]["name"]
 
     def find(self, names: set[str]) -> np.ndarray:
-        """Numbers of the records that have one of `names`, in order."""
+        """Indices of the records with one of `names`, in order."""
         return np.array([i for i, name in enumerate(self.names()) if name in names], np.int64)
 
     def origins(self) -> list[tuple[str, np.ndarray]]:
-        """Where its records are stored: (name of the store, numbers there), in their order."""
+        """Where its records are stored: (name of the store, indices there), in order."""
         return [(self.fingerprint, np.arange(len(self)))]
 
     def holds(self, store: str, numbers: np.ndarray) -> np.ndarray:
-        """Which of these records of a store are among its own, (n,) bool."""
+        """Which of these records of a store this source contains, (n,) bool."""
         found = np.zeros(len(numbers), bool)
         for name, own in self.origins():
             if name == store:
@@ -83,7 +82,7 @@ class Source(Protocol):
 
 
 class ArraySource(Source):
-    """Images that are in memory: (n, h, w[, c]) uint8 and integer labels (n,) or (n, k) of 0, 1."""
+    """Images in memory: (n, h, w[, c]) uint8 and integer labels (n,) or (n, k) of 0, 1."""
 
     labels: np.ndarray
 
@@ -122,7 +121,7 @@ class ArraySource(Source):
 
 
 class FileSource(Source):
-    """Image files below a folder: their relative paths and labels, read when they are asked for."""
+    """Image files below a folder, by relative path and label; read lazily."""
 
     labels: np.ndarray
 
@@ -177,7 +176,7 @@ class Rows(Protocol):
 
 
 class TableSource(Source):
-    """A TFDS or Hugging Face table: rows by number, with functions that find image and label."""
+    """A TFDS or Hugging Face table: rows by index, and a function that finds image and label."""
 
     def __init__(
         self,
@@ -193,9 +192,9 @@ class TableSource(Source):
         exif: bool = False,
         multilabel: bool = False,
     ):
-        """stored: the stores that the rows come from, and which of theirs; () is one of its own.
+        """stored: the stores of the rows, and their indices there; (): a store of its own.
 
-        exif: whether images are turned upright by EXIF, as `datasets` does; TFDS does not.
+        exif: whether EXIF orientation applies, as in `datasets`; not in TFDS.
         """
         self.rows, self.read, self.stored, self.exif = rows, read, tuple(stored), exif
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
@@ -214,7 +213,7 @@ class TableSource(Source):
         return f"{self.spec}/{int(index)}"
 
     def find(self, names: set[str]) -> np.ndarray:
-        # The names are numbers, which are read instead of made: memory for those alone.
+        # Names are indices: parsing the wanted ones avoids building all names.
         prefix = f"{self.spec}/"
         rows = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
         numbers = {int(row) for row in rows if row.isdecimal() and str(int(row)) == row}
@@ -228,7 +227,7 @@ class TableSource(Source):
     def holds(self, store: str, numbers: np.ndarray) -> np.ndarray:
         mine = self.stored or ((self.fingerprint, range(len(self))),)
         found = np.zeros(len(numbers), bool)
-        for name, rows in mine:  # no array of all the rows: there may be 300 million
+        for name, rows in mine:  # without an array of all rows: there may be 300 million
             if name == store:
                 found |= (numbers >= rows.start) & (numbers < rows.stop)
         return found
@@ -250,7 +249,7 @@ class Subset(Source):
         return self.source[int(self.indices[index])]
 
     @property
-    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # computed, not stored
         return None if self.source.labels is None else self.source.labels[self.indices]
 
     def name(self, index: int) -> str:
@@ -271,10 +270,10 @@ class Subset(Source):
 
 
 class Without(Source):
-    """A source without some of its records; it keeps the few that are gone, not the many left.
+    """A source without some records; stores the removed indices, not the remaining ones.
 
-    removed: their numbers in the source, (r,) int64, in order, each once.
-    missing: how many names were to be removed that the source does not have.
+    removed: their indices in the source, (r,) int64, sorted, unique.
+    missing: number of names to remove that the source does not have.
     """
 
     def __init__(self, source: Source, removed: np.ndarray, missing: int = 0):
@@ -282,7 +281,7 @@ class Without(Source):
         self.source, self.spec, self.notes = source, source.spec, source.notes
         self.class_names, self.num_classes = source.class_names, source.num_classes
         self.multilabel = source.multilabel
-        # Of the records left, how many come before each gap.
+        # The number of remaining records before each gap.
         self.left_before = removed - np.arange(len(removed))
         self.fingerprint = digest(source.fingerprint.encode(), b"without", removed.tobytes())
 
@@ -290,14 +289,14 @@ class Without(Source):
         return len(self.source) - len(self.left_before)
 
     def position(self, index: int) -> int:
-        """The number in the source of the `index`-th record that is left."""
+        """The index in the source of the `index`-th remaining record."""
         return int(index) + int(np.searchsorted(self.left_before, index, side="right"))
 
     def __getitem__(self, index: int) -> Record:
         return self.source[self.position(index)]
 
     @property
-    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # computed, not stored
         found = self.source.labels
         return None if found is None else np.delete(found, self.removed, axis=0)
 
@@ -331,7 +330,7 @@ class Union(Source):
         return int(self.ends[-1])
 
     def find_part(self, index: int) -> tuple[Source, int]:
-        """The source that holds a record, and the record's number there."""
+        """The source of a record, and the record's index there."""
         which = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[which], int(index) - (int(self.ends[which - 1]) if which else 0)
 
@@ -340,7 +339,7 @@ class Union(Source):
         return source[number]
 
     @property
-    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # it is made, not kept
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]  # computed, not stored
         parts = (source.labels for source in self.sources)
         found = [labels for labels in parts if labels is not None]
         return np.concatenate(found) if len(found) == len(self.sources) else None
@@ -365,12 +364,12 @@ class Union(Source):
 
 
 def shared_records(train: Source, evaluation: Source) -> int:
-    """How many records of the second are also in the first, by where they are stored."""
+    """Number of records of the second that are also in the first, by where they are stored."""
     return sum(int(train.holds(*origin).sum()) for origin in evaluation.origins())
 
 
 def digest(*parts: bytes) -> str:
-    """A fingerprint of some bytes."""
+    """A short hash of bytes."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part)

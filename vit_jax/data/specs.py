@@ -1,6 +1,6 @@
 """Data specs: `digits[train]`, `folder:PATH[test]`, `tfds:NAME[train[:98%]]`,
 `vtab:TASK[train800val200]`, `hf:ORG/NAME?image=img&label=fine_label[validation]`. The split is in
-TFDS syntax; options are written as in a web address. `FILE.py:NAME` is a kind of your own.
+TFDS syntax; options are written as in a URL. `FILE.py:NAME` is a kind of your own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from vit_jax.data.kinds.vtab import open_vtab
 from vit_jax.data.multilabel import MULTILABEL, SEPARATOR, withheld as hidden_ones
 from vit_jax.data.remarks import check_labelled, withheld
 from vit_jax.data.source import Source, Without
-from vit_jax.data.splits import HELD_OUT, KEPT, last_tenth_serves
+from vit_jax.data.splits import HELD_OUT, KEPT, last_tenth_is_stratified
 from vit_jax.errors import UserError, nearest
 
 
 class AllSplits(Protocol):
-    """The splits of a data set: their names, and a source for an expression of them."""
+    """The splits of a data set: their names, and a source for a split expression."""
 
     def names(self) -> list[str]: ...
 
@@ -43,22 +43,22 @@ KINDS: dict[str, Callable[[str, str | None, Mapping[str, str]], AllSplits]] = {
     "vtab": open_vtab,
     "hf": open_hf,
 }
-#: What may follow the name, as ?key=value&key=value: columns of the data, by their names.
+#: Options after the name, as ?key=value&key=value.
 OPTIONS = {
     "folder": ("image", "label", "split", "encoding", MULTILABEL, SEPARATOR),
     "tfds": ("image", "label", MULTILABEL),
     "hf": ("image", "label", "config", MULTILABEL, SEPARATOR),
 }
-#: A kind of data that a Python file defines: "FILE.py:NAME", with `open_splits` as those above.
+#: A kind of data defined in a Python file: "FILE.py:NAME", with `open_splits` as those above.
 PLUG_IN = re.compile(r"(?P<file>[^:\[\]]+\.py):(?P<name>.+)", re.DOTALL)
-MATCH = "match"  # of every kind: match=number says that the names of the classes mean nothing
+MATCH = "match"  # for every kind: match=number ignores the names of classes
 PATH_KINDS = ("folder", "hf")
 TRAIN_NAMES = ("train", "train800val200")
 EVAL_ORDER = ("test", "validation")
 
 
 def split_specs(text: str) -> tuple[str, ...]:
-    """Data specs separated by commas; a comma that no KIND: or digits follows is part of a path."""
+    """Data specs separated by commas; only a comma before KIND: or digits separates."""
     return tuple(
         part.strip()
         for part in re.split(r",(?=\s*(?:[a-z]+:|[^,:]+\.py:|digits\s*(?:[,\[?]|$)))", text)
@@ -69,8 +69,8 @@ def split_specs(text: str) -> tuple[str, ...]:
 def parse_spec(spec: str) -> tuple[str, str, str]:
     """ "folder:/a[train[:9%]]" as ("folder", "/a", "train[:9%]"); the split may be "".
 
-    The split is the last bracket, at the end. Of a path that exists as it is written, brackets are
-    a part. Options stay with the name, see `parse_name`.
+    The split is the last bracket, at the end. If the path exists as written, brackets are part of
+    it. Options stay with the name, see `parse_name`.
 
     Raises:
       UserError: an unknown kind, nothing after the colon, or an unfinished bracket.
@@ -95,7 +95,7 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
             f"tfds:NAME, vtab:TASK and hf:ORG/NAME.{path}"
         )
     if kind != "digits" and not name:
-        raise UserError(f"The data spec {spec!r} names nothing after {kind}:.")
+        raise UserError(f"The data spec {spec!r} has nothing after {kind}:.")
     return kind, name, split
 
 
@@ -112,7 +112,7 @@ def _cut_split(text: str) -> tuple[str, str]:
 def parse_name(kind: str, name: str) -> tuple[str, dict[str, str]]:
     """ "NAME?image=img&label=fine" as ("NAME", {"image": "img", "label": "fine"}).
 
-    %26 is an & in a value. A path that exists as it is written has no options.
+    %26 is an & in a value. A path that exists as written has no options.
 
     Raises:
       UserError: an option that this kind of data does not take.
@@ -128,7 +128,7 @@ def parse_name(kind: str, name: str) -> tuple[str, dict[str, str]]:
         key, _, value = pair.partition("=")
         if key not in known or not value or key in options:
             raise UserError(
-                f"{kind}:{shown(name)}: ?{pair} is none of its options; they are "
+                f"{kind}:{shown(name)}: ?{pair} is not an option; there are "
                 f"{' and '.join(f'{key}=...' for key in known)}, each once, joined by &."
                 f"{nearest(key, known)}"
             )
@@ -141,7 +141,7 @@ def parse_name(kind: str, name: str) -> tuple[str, dict[str, str]]:
 def open_splits(
     spec: str, data_dir: str | None = None, *, flat: bool = False
 ) -> tuple[str, AllSplits, str]:
-    """What a spec names: (itself without a split, its splits, the split or "").
+    """Resolves a spec: (the spec without a split, its splits, the split or "").
 
     flat: a folder of images needs no class folders.
     """
@@ -157,7 +157,7 @@ def open_splits(
 
 
 class Numbered:
-    """Splits whose classes are called by their numbers: match=number."""
+    """Splits whose classes are named by their indices: match=number."""
 
     def __init__(self, splits: AllSplits):
         self.splits, self.names = splits, splits.names
@@ -179,12 +179,12 @@ def open_source(
 
     Args:
       spec: see the module; without a split it is the training split.
-      data_dir: where TFDS data sets lie (by default where TFDS keeps them).
-      exclude: a file with one record name per line; those records are left out.
-      labelled: True: records without a label are refused. False: a folder needs no class folders.
+      data_dir: the directory of TFDS data sets (default: TFDS's own).
+      exclude: a file with one record name per line, to leave out.
+      labelled: True: refuse records without a label. False: a folder needs no class folders.
 
     Raises:
-      UserError: it does not exist, is empty or is not usable; says what there is.
+      UserError: it does not exist, is empty or not usable; says what there is.
     """
     _, splits, split = open_splits(spec, data_dir, flat=labelled is False)
     source = splits(split or "train")
@@ -197,7 +197,7 @@ def open_source(
 
 
 class Choice(NamedTuple):
-    """Which parts of a data set are used, as specs, and what a person should know of it."""
+    """Which parts of a data set are used, as specs, and notes on the choice."""
 
     train: str
     evaluation: str
@@ -209,13 +209,12 @@ def choose_splits(
 ) -> Choice:
     """The training and the evaluation split of a data set.
 
-    Evaluation is on test, or validation if there is no test; with neither, on a tenth of the
-    training split, which is then left out of training. ImageNet's is its validation split. Splits
-    whose labels are withheld are not chosen.
+    Evaluation is on test, or validation if there is no test; with neither, on a tenth held out of
+    the training split. For ImageNet it is validation. Splits with withheld labels are not chosen.
 
     Args:
-      watch: the evaluation is what training is watched on: validation first, test is for the end.
-      labelled: False: nobody reads labels; splits without any are chosen too.
+      watch: prefer validation for evaluation during training, and leave test for the end.
+      labelled: False: labels are not read; splits without labels are chosen too.
 
     Raises:
       UserError: there is no training split.
@@ -232,7 +231,7 @@ def choose_splits(
         order = ("validation",)
     hidden = [name for name in order if labelled and name in names and withheld(splits(name))]
     found = [name for name in order if name in names and name not in hidden]
-    notes = [f"{shown(base)}[{s}] has no labels (they are withheld): not used" for s in hidden]
+    notes = [f"{shown(base)}[{s}] is not used: its labels are withheld" for s in hidden]
     train = next((name for name in TRAIN_NAMES if name in names), None)
     if train is None:
         raise UserError(
@@ -241,11 +240,11 @@ def choose_splits(
         )
     if watch and len(found) > 1:
         notes.append(
-            f"training is watched on validation; test is for the end: vit-jax evaluate "
+            f"training is evaluated on validation; test is for the end: vit-jax evaluate "
             f"--data='{shown(base)}[test]'"
         )
     if train == "train" and (others := [n for n in names if n not in (*EVAL_ORDER, train)]):
-        notes.append(f"splits that are not used: {', '.join(others)}")
+        notes.append(f"unused splits: {', '.join(others)}")
     if found:
         return Choice(f"{base}[{train}]", f"{base}[{found[0]}]", notes)
     kept, held_out = a_tenth(splits, train)
@@ -253,17 +252,17 @@ def choose_splits(
 
 
 def a_tenth(splits: AllSplits, train: str = "train") -> tuple[str, str]:
-    """The training split without a tenth, and the tenth: of every class its share."""
+    """The training split without a stratified tenth, and that tenth."""
     labels = splits(train).labels
-    if labels is None or hidden_ones(labels).any() or last_tenth_serves(labels):
+    if labels is None or hidden_ones(labels).any() or last_tenth_is_stratified(labels):
         return f"{train}[:90%]", f"{train}[90%:]"
     return KEPT, HELD_OUT
 
 
 def own_validation(spec: str, *, data_dir: str | None = None) -> tuple[str, str] | None:
-    """The splits to train on and to watch, where that would be on test data; otherwise None.
+    """The splits for training and validation, if evaluation would be on test data; else None.
 
-    What chooses a model must not be what it is judged by.
+    Models must not be selected on test data.
     """
     base, splits, split = open_splits(spec, data_dir)
     names = splits.names()
@@ -280,15 +279,15 @@ def default_splits(spec: str, *, data_dir: str | None = None) -> tuple[str, str]
 
 
 def evaluation_spec(spec: str, *, data_dir: str | None = None) -> str:
-    """The spec itself if it names a split; otherwise with the split to evaluate on.
+    """The spec itself if it names a split; otherwise with the evaluation split.
 
-    That is the one of `default_splits`, or the only one that there is.
+    That is the one of `default_splits`, or the only one.
     """
     base, splits, split = open_splits(spec, data_dir)
     if split:
         return spec
     names = splits.names()
-    if not set(names) & set(TRAIN_NAMES):  # to be evaluated on only
+    if not set(names) & set(TRAIN_NAMES):  # evaluation only
         known = [name for name in EVAL_ORDER if name in names]
         if known or len(names) == 1:
             return f"{base}[{(known or names)[0]}]"
@@ -296,7 +295,7 @@ def evaluation_spec(spec: str, *, data_dir: str | None = None) -> str:
 
 
 def drop_records(source: Source, exclude: str) -> Without:
-    """`source` without the records that the file `exclude` names, one a line."""
+    """`source` without the records named in the file `exclude`, one per line."""
     try:
         text = Path(exclude).read_bytes().decode("utf-8", "backslashreplace")
     except OSError as error:
@@ -305,12 +304,11 @@ def drop_records(source: Source, exclude: str) -> Without:
     removed = source.find(unwanted)
     if len(removed) == len(source):
         raise UserError(
-            f"config.data.exclude={exclude} names all {len(source)} records of {source.spec}; "
-            "nothing is left to train on."
+            f"config.data.exclude={exclude} removes all {len(source)} records of {source.spec}."
         )
     if unwanted and not len(removed):
         raise UserError(
-            f"config.data.exclude={exclude} names no record of {source.spec}; "
+            f"config.data.exclude={exclude} matches no record of {source.spec}; "
             f"records have names like {source.name(0)!r}."
         )
     return Without(source, removed, missing=len(unwanted) - len(removed))

@@ -27,22 +27,22 @@ SPLIT_NAMES = {
     "testing": "test",
     "testset": "test",
 }
-#: Words that stand beside those: training_set, test-images, trainLabels, seg_train, val2017.
+#: Words beside those: training_set, test-images, trainLabels, seg_train, val2017.
 BESIDE = {"set", "data", "dataset", "images", "image", "imgs", "img", "labels", "split", "seg"}
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder, a table or a cell is named after: of "Training_Set" it is train."""
+    """The split that a folder, a table or a cell is named after: train for "Training_Set"."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+", name)
     left = [word.lower() for word in words if word.lower() not in BESIDE]
     return SPLIT_NAMES.get(left[0]) if len(left) == 1 else None
 
 
 def one_each(names: Iterable[str], where: str) -> dict[str, str]:
-    """{split: the one of `names` that is named after it}; names that say no split are left out.
+    """{split: the one of `names` that is named after it}; other names are left out.
 
     Raises:
-      UserError: two of them are the same split.
+      UserError: two of them mean the same split.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -50,34 +50,34 @@ def one_each(names: Iterable[str], where: str) -> dict[str, str]:
             other = found.setdefault(split, name)
             if other != name:
                 raise UserError(
-                    f"{where} has {other} and {name}, and both are the {split} split; put their "
-                    "records together in one, or give one of them another name."
+                    f"{where} has {other} and {name}, which both mean the split {split}; merge "
+                    "them, or rename one."
                 )
     return found
 
 
-#: NAME or NAME[a:b]; a bound is a count or, with %, a percent, fractions included.
+#: NAME or NAME[a:b]; a bound is a count or, with %, a percentage, fractions included.
 BOUND = r"-?[\d_]*\.?[\d_]*%?"
 PART = re.compile(rf"(?P<name>[\w-]+)(?:\[(?P<low>{BOUND}):(?P<high>{BOUND})\])?")
-#: A tenth of the training split with its share of every class, and the rest of it.
+#: A stratified tenth of the training split, and the rest of it.
 KEPT, HELD_OUT = "train-kept", "train-held-out"
 
 
 def slice_split(split: str, sizes: dict[str, int], spec: str) -> list[tuple[str, range]]:
     """ "train[:90%]+test" as [("train", range(...)), ("test", range(...))], as TFDS reads it.
 
-    Bounds are counts or percents, and count from the end where they are negative. A percent is
-    rounded to the nearest record, halves to the even one. Where one bound is a percent, so is the
-    other. "all" is every split, one after the other.
+    Bounds are counts or percentages; negative ones count from the end. A percentage is rounded to
+    the nearest record, halves to even. Both bounds have the same unit. "all" is every split, one
+    after the other.
 
     Raises:
-      UserError: no such split, or bounds outside of it.
+      UserError: no such split, or bounds out of range.
     """
     parts: list[tuple[str, range]] = []
     for part in (text.strip() for text in split.split("+")):
         match = PART.fullmatch(part)
         if not match or (match["low"] == match["high"] == ""):
-            raise UserError(f"{spec}: the split {part!r} is not NAME or NAME[a:b] (with % or not).")
+            raise UserError(f"{spec}: the split {part!r} is not NAME or NAME[a:b] (% is allowed).")
         if part == "all" and part not in sizes:
             parts += [(name, range(size)) for name, size in sizes.items()]
             continue
@@ -98,8 +98,8 @@ def slice_split(split: str, sizes: dict[str, int], spec: str) -> list[tuple[str,
             )
         except ValueError:
             raise UserError(
-                f"{spec}: {part!r} does not fit the {size} records of {name}: bounds are numbers "
-                f"of at most {'100%' if percent else size}, counts are whole."
+                f"{spec}: {part!r} exceeds the {size} records of {name}; bounds are at most "
+                f"{'100%' if percent else size}, and counts are integers."
             ) from None
         parts.append((name, range(low, max(low, high))))
     return parts
@@ -119,13 +119,13 @@ def bound(text: str, size: int, percent: bool) -> int:
     return value + size if value < 0 else value
 
 
-def last_tenth_serves(labels: np.ndarray) -> bool:
-    """Whether train[90%:] leaves every class a training image, and has one of every class of ten.
+def last_tenth_is_stratified(labels: np.ndarray) -> bool:
+    """Whether train[90%:] leaves a training image of each class, and has one of each class of ten.
 
-    labels: (n,), in the order of the split. Classes of one image are in one part only in any case;
-      where records have several labels, (n, k), it serves.
+    labels: (n,), in the order of the split; classes with one image do not count. True for
+      multi-label data (n, k).
     """
-    if labels.ndim == 2:  # no tenth has its share of every class
+    if labels.ndim == 2:  # stratification is impossible
         return True
     cut, classes = bound("90%", len(labels), True), int(labels.max(initial=-1)) + 1
     if cut == len(labels):  # there is no tenth
@@ -136,12 +136,12 @@ def last_tenth_serves(labels: np.ndarray) -> bool:
 
 
 def stratified_tenth(labels: np.ndarray) -> np.ndarray:
-    """Numbers of the records to hold out, in order: a tenth of all, and of every class its share.
+    """Indices of the records to hold out, sorted: a stratified tenth.
 
-    One, where that would be none and a class has two.
+    A class of two or more has at least one.
 
-    They are the last of each class, which keeps at least one; what rounding leaves goes to the
-    classes that it took most from, then to those with the lowest number.
+    They are the last of each class, which keeps at least one; the remainder of rounding goes to the
+    classes with the largest rounding loss, then to those with the lowest index.
     """
     count = np.bincount(labels)
     share = np.where(count > 1, count // 10, 0)
@@ -156,7 +156,7 @@ def stratified_tenth(labels: np.ndarray) -> np.ndarray:
 
 
 class Splits:
-    """The named splits of a data set: call it with a split expression to get a source."""
+    """The named splits of a data set; call it with a split expression to get a source."""
 
     def __init__(self, base: str, splits: Mapping[str, Source]):
         self.base, self.splits = base, splits
@@ -170,7 +170,7 @@ class Splits:
             whole = self.splits["train"]
             if whole.multilabel:
                 raise UserError(
-                    f"{self.base}: {split} is of data with one label an image; take train[:90%] "
+                    f"{self.base}: {split} is for data with one label per image; use train[:90%] "
                     "and train[90%:]."
                 )
             assert whole.labels is not None  # those of KEPT and HELD_OUT are known

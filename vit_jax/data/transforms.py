@@ -1,4 +1,4 @@
-"""The crops of training and the resizes of evaluation, on uint8 (h, w, 3) RGB, on the host.
+"""Training crops and evaluation resizes, on uint8 (h, w, 3) RGB, on the host.
 
 Normalisation to [-1, 1] happens on the device. Resizing is bilinear without antialiasing, as in the
 original training pipeline.
@@ -25,7 +25,7 @@ INCEPTION_TRIES = 100
 def _cv2():
     import cv2
 
-    cv2.setNumThreads(0)  # the pipeline's threads are the parallelism
+    cv2.setNumThreads(0)  # the pipeline's threads already parallelise
     return cv2
 
 
@@ -38,14 +38,14 @@ def bilinear(image: Image, size: Size) -> Image:
 
 
 def _three_axes(image: Image) -> Image:
-    """(h, w, c) of what OpenCV returns, which leaves out the last axis of one channel."""
+    """(h, w, c) of an OpenCV result, which drops the last axis of one channel."""
     return image[..., None] if image.ndim == 2 else image
 
 
 def by_area(image: Image, size: Size) -> Image:
-    """Resizes to (height, width): each pixel is the mean of the area that it covers.
+    """Resizes to (height, width) by area: each pixel is the mean of the area that it covers.
 
-    OpenCV has another idea of that where it enlarges.
+    OpenCV differs when enlarging.
     """
     if image.shape[:2] == tuple(size):
         return image
@@ -59,7 +59,7 @@ def by_area(image: Image, size: Size) -> Image:
 
 @functools.lru_cache(maxsize=256)
 def _shares(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: how much of each new pixel each old one covers."""
+    """(new, old) float32: the fraction of each new pixel that each old one covers."""
     edges = np.linspace(0, old, new + 1)
     pixels = np.arange(old)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
@@ -94,14 +94,14 @@ def inception_box(
 
     The aspect ratio, width over height, is uniform in its range. Then the *height* is uniform among
     the integers for which the box has an area in its range and fits the image (so the area is not
-    uniform: small boxes are likelier), and the corner among the places that are left. Where
+    uniform: small boxes are likelier), and the corner is uniform among the possible ones. If
     rounding to pixels leaves the area's range, or no height fits, it is drawn again; after 100
-    times it is the whole image.
+    attempts it is the whole image.
     """
     least, most = (share * height * width for share in area)
     for _ in range(INCEPTION_TRIES):
         ratio = rng.uniform(*aspect)
-        widest = math.ceil((width + 0.5) / ratio) - 1  # the largest height whose width fits
+        widest = math.ceil((width + 0.5) / ratio) - 1  # the largest height for which the width fits
         high = min(round(math.sqrt(most / ratio)), height, widest)
         h = int(rng.integers(min(round(math.sqrt(least / ratio)), high), high + 1))
         if h * round(h * ratio) < least:
@@ -110,7 +110,7 @@ def inception_box(
             h -= 1
         w = round(h * ratio)
         if least <= h * w <= most and 0 < h <= height and 0 < w <= width:
-            # TensorFlow's last place is one pixel before the border.
+            # TensorFlow's last position is one pixel before the border.
             top, left = rng.integers(max(height - h, 1)), rng.integers(max(width - w, 1))
             return int(top), int(left), h, w
     return 0, 0, height, width
@@ -125,7 +125,7 @@ def inception_crop(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: bool = True,
 ) -> Image:
-    """Pre-training: a random box of 5-100% of the image, resized, mirrored half of the time."""
+    """Pre-training: a random box of 5-100% of the image, resized, flipped half of the time."""
     height, width = image.shape[:2]
     top, left, h, w = inception_box(height, width, rng, area=area, aspect=aspect)
     return _maybe_flip(bilinear(_crop(image, top, left, (h, w)), size), rng, flip)
@@ -134,26 +134,26 @@ def inception_crop(
 def resize_crop(
     image: Image, rng: np.random.Generator, size: Size, *, resize: int | Size, flip: bool = True
 ) -> Image:
-    """Fine-tuning, as in BiT: resize to a square, random crop, mirror (e.g. 448 -> 384)."""
+    """Fine-tuning, as in BiT: resize to a square, random crop, flip (e.g. 448 -> 384)."""
     resize = (resize, resize) if isinstance(resize, int) else resize
     return _maybe_flip(_random_crop(bilinear(image, resize), rng, size), rng, flip)
 
 
 def resize_flip(image: Image, rng: np.random.Generator, size: Size, *, flip: bool = True) -> Image:
-    """No crop (VTAB tasks whose label a crop would change): resize, mirror if asked."""
+    """No crop (for VTAB tasks whose label a crop would change): resize, optional flip."""
     return _maybe_flip(bilinear(image, size), rng, flip)
 
 
 def pad_crop(
     image: Image, rng: np.random.Generator, size: Size, *, pad: int = 4, flip: bool = True
 ) -> Image:
-    """Small images: zeros around, random crop (a shift of up to `pad` pixels), mirror."""
+    """Small images: zero padding, random crop (a shift of up to `pad` pixels), flip."""
     image = np.pad(bilinear(image, size), [(pad, pad), (pad, pad), (0, 0)])
     return _maybe_flip(_random_crop(image, rng, size), rng, flip)
 
 
 def resize(image: Image, size: Size) -> Image:
-    """Evaluation of fine-tuned models: straight to the size, whatever the aspect ratio."""
+    """Evaluation of fine-tuned models: resize to the size, ignoring the aspect ratio."""
     return bilinear(image, size)
 
 
@@ -166,9 +166,9 @@ def resize_center_crop(image: Image, size: Size, *, resize: int) -> Image:
 
 
 def square_center_crop(image: Image, size: Size, *, resize: float = 256 / 224) -> Image:
-    """The few-shot protocol: to a square, whatever the aspect ratio, then the central crop.
+    """The few-shot protocol: resize to a square, ignoring the aspect ratio, then a central crop.
 
-    `resize` is the square's side in sides of the crop: 256 pixels for 224.
+    `resize` is the side of the square relative to the crop: 256 pixels for 224.
     """
     square = round(size[0] * resize), round(size[1] * resize)
     return _central_crop(bilinear(image, square), size)
@@ -180,7 +180,7 @@ def _central_crop(image: Image, size: Size) -> Image:
 
 
 def objectnet(image: Image, size: Size) -> Image:
-    """ObjectNet as in BiT: without its red border, short side to 512/480 of the size, centre."""
+    """ObjectNet as in BiT: remove the red border, short side to 512/480 of the size, centre."""
     border = 2
     inside = image[border:-border, border:-border]
     return resize_center_crop(inside, size, resize=round(max(size) * 512 / 480))
@@ -200,14 +200,13 @@ def pillow(
     centre: str = "down",
     fill: tuple[int, ...] = (0, 0, 0),
 ) -> Image:
-    """Evaluation as timm and transformers have it: resized by Pillow, antialiased, and centred.
+    """Evaluation as in timm and transformers: resized by Pillow, antialiased, central crop.
 
     Args:
       interpolation: nearest, box, bilinear, hamming, bicubic or lanczos.
       resize: (height, width) before the central crop; None is `size`.
       fit: "squash" to it, "cover" it with the aspect ratio kept, or stay inside ("contain").
-      whole, centre: whether the resized sides, and the crop's corner, are rounded "down" or to the
-        "nearest".
+      whole, centre: rounding of the resized sides and of the crop's corner: "down" or "nearest".
       fill: the colour where the crop is larger than the image.
     """
     import PIL.Image
@@ -215,7 +214,7 @@ def pillow(
     wanted, (height, width) = resize or size, image.shape[:2]
     if fit != "squash":
         scale = (max if fit == "cover" else min)(wanted[0] / height, wanted[1] / width)
-        # One side is met exactly; the other is computed from whole numbers, as both of them do.
+        # One side is exact; the other is computed from integers, as in both libraries.
         tall = (wanted[0] / height == scale, wanted[0], wanted[1] * height / width)
         wide = (wanted[1] / width == scale, wanted[1], wanted[0] * width / height)
         wanted = tuple(
@@ -246,7 +245,7 @@ TRAIN: dict[str, Callable[..., Image]] = {
     "resize_flip": resize_flip,
     "pad_crop": pad_crop,
 }
-#: Transforms that cut a box out of the image before anything else: the rest is not needed.
+#: Transforms that begin with a crop, so that the rest need not be decoded.
 CROP_FIRST = {"inception_crop"}
 EVAL: dict[str, Callable[..., Image]] = {
     "resize": resize,
@@ -255,7 +254,7 @@ EVAL: dict[str, Callable[..., Image]] = {
     "objectnet": objectnet,
     "pillow": pillow,
 }
-#: Settings of `pillow` that are one of several words.
+#: Settings of `pillow` with a fixed set of values.
 WORDS = {
     "interpolation": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
     "fit": FITS,
@@ -277,13 +276,13 @@ def make_transform(
 ) -> Transform:
     """A picklable transform: (image, rng) -> image in training, (image) -> image in evaluation.
 
-    orient: encoded images are turned upright by their EXIF orientation when they are read.
-    max_pixels: larger images are refused, see `decode`.
-    policy: of training, what else is done to an image after its crop, see POLICIES.
+    orient: apply EXIF orientation to encoded images.
+    max_pixels: refuse larger images, see `decode`.
+    policy: in training, augmentation after the crop, see POLICIES.
     channels: of the images, see `decode`.
 
     Raises:
-      UserError: no such transform, an option that it does not take, or one that does not fit.
+      UserError: no such transform, an unknown option, or an invalid value.
     """
     table, where = (TRAIN, "augment") if train else (EVAL, "eval_preprocess")
     if name not in table:
@@ -307,8 +306,8 @@ def make_transform(
                 f"config.{where}.{key}={options[key]!r} must be one of {', '.join(words)}."
             )
     larger = options.get("resize")
-    if larger is not None and name != "pillow":  # which fills what is missing
-        # An integer is both sides in training, and the short side in evaluation.
+    if larger is not None and name != "pillow":  # which the transform fills in
+        # An integer is both sides in training, the short side in evaluation.
         sides = tuple(larger) if isinstance(larger, (tuple, list)) else (larger, larger)
         needed = size if train else (min(size),) * 2
         if sides[0] < needed[0] or sides[1] < needed[1]:
@@ -318,15 +317,15 @@ def make_transform(
             )
     check_policy(policy, where, channels if train else 0)
     if name == "pillow" and channels != 3:
-        raise UserError(f"config.{where}.name=pillow knows no images of {channels} channels.")
+        raise UserError(f"config.{where}.name=pillow does not support {channels} channels.")
     return Transform(
         name, table[name], (size[0], size[1]), options, train, orient, max_pixels, policy, channels
     )
 
 
-#: How a model whose evaluation transform is not known is evaluated, as after fine-tuning.
+#: Default evaluation transform of a model, as after fine-tuning.
 DEFAULT_EVALUATION = {"name": "resize"}
-#: The same for weights in a foreign format that does not say; photos are turned upright.
+#: The same for weights in a foreign format; applies EXIF orientation.
 FOREIGN_EVALUATION = (("name", "resize"), ("orient", True))
 
 
@@ -337,11 +336,11 @@ def evaluation_transform(
     max_pixels: int | None = None,
     channels: int | None = None,
 ) -> Transform:
-    """The transform that a model's configuration carries as `preprocessing`.
+    """The transform of a model's `preprocessing`.
 
-    channels: of the model, where its preprocessing may not say so.
+    channels: of the model, if its preprocessing does not say.
 
-    Models of the first version do not speak of `orient`: theirs leaves images as they are stored.
+    Models of the first version have no `orient`, which means False.
     """
     options: dict = dict(preprocessing) or DEFAULT_EVALUATION
     if channels is not None:
@@ -350,7 +349,7 @@ def evaluation_transform(
 
 
 class Transform:
-    """A transform with its options; a class only so that it pickles and prints well."""
+    """A transform with its options; a class so that it can be pickled and printed."""
 
     def __init__(
         self,
@@ -383,9 +382,9 @@ class Transform:
         *,
         exif: bool = True,
     ) -> Image:
-        """Decodes a record's image, as much of it as is needed, and transforms it.
+        """Decodes as much of a record's image as needed, and transforms it.
 
-        exif: False where the data set says that orientation does not count, as TFDS does.
+        exif: False for data sets without EXIF orientation, such as TFDS.
         """
         options: dict = {"orient": self.orient and exif, "max_pixels": self.max_pixels}
         if self.channels != 3:

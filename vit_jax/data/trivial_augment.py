@@ -1,7 +1,7 @@
-"""TrivialAugment (arXiv 2103.10158): one change of an image, of one strength, both drawn anew.
+"""TrivialAugment (arXiv 2103.10158): one random operation per image, at a random strength.
 
-The paper of the Vision Transformer has nothing of the kind; `config.augment.policy=trivial` is for
-one's own data. Its "wide" space: what may be done and how strongly is table 7 there.
+Not part of the Vision Transformer paper; `config.augment.policy=trivial` is for your own data. The
+"wide" space of operations and strengths is table 7 there.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from vit_jax.errors import UserError, nearest
 if TYPE_CHECKING:
     import PIL.Image
 
-#: Strengths, from none to the greatest.
+#: Number of strengths, from none to the maximum.
 LEVELS = 31
-#: One of them, 0 to 1, times the greatest: a share, a number of pixels, degrees.
+#: Maxima, by which a strength of 0 to 1 is multiplied: a factor, pixels, degrees.
 SHEAR, TRANSLATION, ROTATION, FACTOR = 0.99, 32, 135, 0.99
 
 Change = Callable[["PIL.Image.Image", float], "PIL.Image.Image"]
 
 
 def affine(image, matrix: tuple[float, ...]):
-    """The image read at (ax + by + c, dx + ey + f); black where there is nothing."""
+    """The image sampled at (ax + by + c, dx + ey + f); black outside."""
     import PIL.Image
 
     return image.transform(image.size, PIL.Image.Transform.AFFINE, matrix)
 
 
 def enhanced(name: str) -> Change:
-    """One of Pillow's enhancers, by 1 + strength times FACTOR."""
+    """One of Pillow's enhancers, with the factor 1 + strength times FACTOR."""
 
     def change(image, strength: float):
         from PIL import ImageEnhance
@@ -43,7 +43,7 @@ def enhanced(name: str) -> Change:
 
 
 def operation(name: str, parameter: Callable[[float], int] | None = None) -> Change:
-    """A function of Pillow's ImageOps, of what the strength comes to, if it asks for any."""
+    """A function of Pillow's ImageOps, with the scaled strength if it takes one."""
 
     def change(image, strength: float):
         from PIL import ImageOps
@@ -53,7 +53,7 @@ def operation(name: str, parameter: Callable[[float], int] | None = None) -> Cha
     return change
 
 
-#: {what is done: (image, strength) -> image}. The strength is from -1 to 1 for the first nine...
+#: {name: (image, strength) -> image}. The strength is in [-1, 1] for the first nine...
 SIGNED: dict[str, Change] = {
     "shear_x": lambda image, s: affine(image, (1, SHEAR * s, 0, 0, 1, 0)),
     "shear_y": lambda image, s: affine(image, (1, 0, 0, SHEAR * s, 1, 0)),
@@ -65,7 +65,7 @@ SIGNED: dict[str, Change] = {
     "contrast": enhanced("Contrast"),
     "sharpness": enhanced("Sharpness"),
 }
-#: ... and from 0 to 1 for the others, some of which have none.
+#: ... and in [0, 1] for the others, some of which ignore it.
 UNSIGNED: dict[str, Change] = {
     "posterize": operation("posterize", lambda s: 8 - round(6 * s)),
     "solarize": operation("solarize", lambda s: round(256 - 256 * s)),
@@ -77,7 +77,7 @@ NAMES = (*SIGNED, *UNSIGNED)
 
 
 def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of NAMES on an image (h, w, 3) or (h, w, 1) uint8, at a strength of LEVELS."""
+    """Applies a random one of NAMES to an image (h, w, 3) or (h, w, 1) uint8."""
     name, strength = NAMES[rng.integers(len(NAMES))], rng.integers(LEVELS) / (LEVELS - 1)
     if name in SIGNED and rng.random() < 0.5:
         strength = -strength
@@ -85,7 +85,7 @@ def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def changed(image: np.ndarray, name: str, strength: float) -> np.ndarray:
-    """`name` of NAMES done to an image (h, w, 3) or (h, w, 1) uint8; the same shape."""
+    """Applies `name` of NAMES to an image (h, w, 3) or (h, w, 1) uint8; the same shape."""
     import PIL.Image
 
     pixels = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
@@ -100,13 +100,13 @@ POLICIES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray] | No
 
 
 def check_policy(policy: str, where: str, channels: int) -> None:
-    """Raises UserError for a policy that there is not, or not of these channels; 0: none."""
+    """Raises UserError for an unknown policy, or one that does not support these channels."""
     if policy not in POLICIES or not (channels or policy == "none"):
         raise UserError(
-            f"config.{where}.policy={policy!r} does not exist; of training there are "
+            f"config.{where}.policy={policy!r} does not exist; for training there are "
             f"{', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
         )
     if policy != "none" and channels not in (1, 3):
         raise UserError(
-            f"config.{where}.policy={policy} knows no images of {channels} channels; leave it out."
+            f"config.{where}.policy={policy} does not support {channels} channels; leave it out."
         )

@@ -1,9 +1,8 @@
-"""Only the region of a JPEG that a crop keeps: the pixels of the whole decoded, in less time.
+"""Decodes only the region of a JPEG that a crop keeps: the same pixels in less time.
 
-The rows and columns outside need no inverse transform and no colours, and what is below is not read
-at all, so damage there is not noticed. That takes TurboJPEG 3, which is a system library
-(libjpeg-turbo 3) or comes with `pip install 'vit_jax[turbojpeg]'`. Without it images are decoded
-whole, to the same pixels.
+Rows and columns outside need no inverse DCT and no colour conversion, and what is below is not read
+at all, so damage there is not noticed. It needs TurboJPEG 3, a system library (libjpeg-turbo 3) or
+from `pip install 'vit_jax[turbojpeg]'`. Without it images are decoded whole, to the same pixels.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import numpy as np
 Image = np.ndarray
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-#: Of turbojpeg.h: an instance that decompresses, parameters, and the pixel format RGB.
+#: From turbojpeg.h: a decompressor instance, parameters, and the pixel format RGB.
 DECOMPRESS, STOP_ON_WARNING, FAST_DCT, RGB = 1, 0, 10, 0
-#: Pixels of a block row by chroma subsampling; a region begins at a multiple of it.
+#: Width of a block in pixels by chroma subsampling; a region begins at a multiple of it.
 BLOCK_WIDTH = {"444": 8, "Gray": 8, "422": 16, "420": 16}
 
 
@@ -45,7 +44,7 @@ SIGNATURES = {
 
 
 def candidates() -> Iterator[str]:
-    """Where a TurboJPEG may be: beside the package of that name, then of the system."""
+    """Candidate TurboJPEG libraries: the package's, then the system's."""
     package = importlib.util.find_spec("turbojpeg")
     if package is not None and package.origin:
         beside = Path(package.origin).parent
@@ -58,14 +57,14 @@ def candidates() -> Iterator[str]:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The first TurboJPEG 3 whose regions have the pixels of the whole, or None."""
+    """The first TurboJPEG 3 whose regions equal the whole decoded image, or None."""
     for name in candidates():
         try:
             found = ctypes.CDLL(name)
             for function, (result, *arguments) in SIGNATURES.items():
                 getattr(found, function).restype = result
                 getattr(found, function).argtypes = arguments
-        except (OSError, AttributeError):  # not for this machine, or TurboJPEG 2
+        except (OSError, AttributeError):  # for another machine, or TurboJPEG 2
             continue
         if _is_exact(found):
             return found
@@ -73,7 +72,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _is_exact(found: ctypes.CDLL) -> bool:
-    """Whether regions equal the same part of what simplejpeg decodes, for each subsampling."""
+    """Whether regions equal the same part decoded by simplejpeg, for each subsampling."""
     import simplejpeg
 
     rng = np.random.default_rng(0)
@@ -108,8 +107,8 @@ def decode_box(data: bytes, subsampling: str, width: int, box: Box) -> Image:
 
 def _decode(found: ctypes.CDLL, data: bytes, subsampling: str, image_width: int, box: Box) -> Image:
     top, left, height, width = box
-    # Colours are interpolated between columns: one more on the left and two on the right, so that
-    # the edge of the region is never taken for the edge of the image.
+    # Chroma is interpolated between columns: a margin of one on the left and two on the right, so
+    # that the edge of the region is not treated as the edge of the image.
     block = BLOCK_WIDTH[subsampling]
     begin, end = max(0, (left - 1) // block * block), min(image_width, left + width + 2)
     pixels = np.empty((height, end - begin, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Images at http(s) addresses: a limit of bytes and of seconds, and no web page for an image."""
+"""Images at http(s) URLs, with limits on size and time; web pages are refused."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vit_jax.errors import UserError
 
 
 class Limits(NamedTuple):
-    """Of one image: how many bytes it may have, and how many seconds it may take."""
+    """Limits for one image: bytes and seconds."""
 
     max_bytes: int = 50 * 2**20
     seconds: float = 30.0
 
 
 PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)", re.IGNORECASE)
-#: Some servers refuse the name that Python gives itself.
+#: Some servers refuse Python's default user agent.
 HEADERS = {"User-Agent": "vit_jax", "Accept": "image/*"}
 
 
@@ -30,20 +30,18 @@ def is_address(place: object) -> bool:
 
 
 def fetch(address: str, limits: Limits = Limits()) -> bytes:  # noqa: B008 (never changed)
-    """The bytes of the image at an address.
+    """The bytes of the image at a URL.
 
     Raises:
-      UserError: it answers an error, a web page or nothing, it is too large, or takes too long.
+      UserError: an error, a web page or an empty response, too large, or too slow.
     """
     name, deadline = shown(address), time.monotonic() + limits.seconds
-    too_long = (
-        f"{name} took more than {limits.seconds:g} s; fetch it yourself, or --timeout=SECONDS."
-    )
+    too_long = f"{name} took more than {limits.seconds:g} s; download it, or set --timeout=SECONDS."
     try:
         request = urllib.request.Request(address, headers=HEADERS)
         with urllib.request.urlopen(request, timeout=limits.seconds) as answer:
             if not is_address(answer.geturl()):
-                raise UserError(f"{name} leads to {shown(answer.geturl())}, which is not fetched.")
+                raise UserError(f"{name} redirects to {shown(answer.geturl())}; not fetched.")
             said = int(answer.headers.get("Content-Length") or 0)
             kind = answer.headers.get_content_type()
             parts, size = [], 0
@@ -55,11 +53,11 @@ def fetch(address: str, limits: Limits = Limits()) -> bytes:  # noqa: B008 (neve
                     break
                 parts.append(part)
                 size += len(part)
-    except UserError:  # a ValueError, but said already
+    except UserError:  # a ValueError, already reported
         raise
     except urllib.error.HTTPError as error:
         error.close()
-        raise UserError(f"{name} answers {error.code} {error.reason}.") from error
+        raise UserError(f"{name} returns {error.code} {error.reason}.") from error
     except TimeoutError as error:
         raise UserError(too_long) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -69,13 +67,13 @@ def fetch(address: str, limits: Limits = Limits()) -> bytes:  # noqa: B008 (neve
         raise UserError(f"{name} cannot be fetched ({reason}).") from error
     if max(said, size) > limits.max_bytes:
         raise UserError(
-            f"{name} has more than {limits.max_bytes:,} bytes; fetch it yourself, or --max_bytes=N."
+            f"{name} has more than {limits.max_bytes:,} bytes; download it, or set --max_bytes=N."
         )
     found = b"".join(parts)
     if size < said:
         raise UserError(f"{name} ended after {size:,} of {said:,} bytes; try again.")
     if kind == "text/html" or PAGE.match(found):
-        raise UserError(f"{name} is a web page and no image; give the address of the image itself.")
+        raise UserError(f"{name} is a web page, not an image; give the URL of the image itself.")
     if not found:
         raise UserError(f"{name} is empty.")
     return found

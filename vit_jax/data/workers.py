@@ -1,4 +1,4 @@
-"""Processes of our own: they outlive no parent; those that decode leave signals to it."""
+"""Child processes: they end with their parent; data workers leave signals to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 
 
 def mark_flags_as_parsed() -> None:
-    """Grain's workers read absl flags, which nobody may have parsed."""
+    """Grain's workers read absl flags, which may not have been parsed."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -20,7 +20,7 @@ def mark_flags_as_parsed() -> None:
 
 
 def protect(index: int, count: int) -> None:
-    """A worker outlives no parent, and leaves signals to it (the parent saves on SIGTERM)."""
+    """A worker ends with its parent, and leaves signals to it (the parent saves on SIGTERM)."""
     del index, count
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -28,11 +28,10 @@ def protect(index: int, count: int) -> None:
 
 
 def end_with_parent(parent: int = 0) -> None:
-    """Ends this process when its parent is gone: the kernel does on Linux, a thread elsewhere.
+    """Ends this process with its parent: by the kernel on Linux, by a thread elsewhere.
 
     Args:
-      parent: the parent's process id; it may have ended before this was called. 0: the parent of
-        now, which cannot have.
+      parent: its process id, to detect a parent that has already ended; 0: the current parent.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     death_signal = 1  # PR_SET_PDEATHSIG
@@ -51,6 +50,6 @@ def end_with_parent(parent: int = 0) -> None:
 
 
 def end() -> None:
-    """Kills this process's data workers, also those that are stopped."""
+    """Kills this process's data workers, stopped ones included."""
     for worker in multiprocessing.active_children():
         worker.kill()

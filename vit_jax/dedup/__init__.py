@@ -1,4 +1,4 @@
 """Training images that repeat test images: search, record, page.
 
-May touch data, models, evaluation, pages and interop.
+May import data, models, evaluation, pages and interop.
 """

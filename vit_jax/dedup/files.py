@@ -1,4 +1,4 @@
-"""What `vit-jax dedup` leaves behind: a record per shard, then the ids and the matches."""
+"""The output of `vit-jax dedup`: a record per shard, then the ids and the matches."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ IDS, MATCHES, PAGE = "ids.txt", "matches.csv", "index.html"
 
 
 def shard_file(out: Path, shard: int, shards: int) -> Path:
-    """Where shard 0, 1, ... of several is recorded; people count from 1."""
+    """The file of a shard, counted from 0; the name counts from 1."""
     return out / f"shard-{shard + 1}-of-{shards}.json"
 
 
 def is_done(out: Path) -> bool:
-    """Whether a directory has all results; ids.txt is written last."""
+    """Whether a directory is complete; ids.txt is written last."""
     return (out / IDS).exists()
 
 
@@ -33,7 +33,7 @@ def is_searched(file: Path, settings: Settings) -> bool:
     """Whether a shard was searched already, with the same settings.
 
     Raises:
-      UserError: it was with others, and would be overwritten.
+      UserError: it was with other settings, and would be overwritten.
     """
     if not file.exists():
         return False
@@ -41,8 +41,8 @@ def is_searched(file: Path, settings: Settings) -> bool:
     for key, value in settings.items():
         if there.get(key) != value:
             raise UserError(
-                f"{file} is of a search with {key} {there.get(key)!r} instead of {value!r} and "
-                "would be overwritten; name another --out."
+                f"{file} is from a search with {key} {there.get(key)!r} instead of {value!r} and "
+                "would be overwritten; use another --out."
             )
     return True
 
@@ -57,12 +57,12 @@ def open_tests(specs: Sequence[str], data_dir: str | None) -> tuple[Union, list[
 
 
 def fingerprints(test: Union) -> set[str]:
-    """Those of each of the test sets."""
+    """The same for each of the test sets."""
     return {source.fingerprint for source in test.sources}
 
 
 def write_shard(file: Path, settings: Settings, pairs: Sequence[Pair]) -> None:
-    """Records the pairs that one shard found, all or nothing."""
+    """Writes the pairs of one shard, atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     record = {**settings, "pairs": [astuple(pair) for pair in pairs]}
     write_text(file, json.dumps(record) + "\n")
@@ -85,19 +85,19 @@ def read_shards(out: Path) -> tuple[Settings, list[Pair]]:
     """The settings and the pairs of all shards in a directory, in the order of one whole search.
 
     Raises:
-      UserError: there are none, some are missing, damaged, or not of the same search.
+      UserError: there are none, or some are missing, damaged, or from another search.
     """
     files = {}
     for file in out.glob("shard-*.json"):
         if match := re.fullmatch(r"shard-(\d+)-of-(\d+)\.json", file.name):
             files[int(match[1]), int(match[2])] = file
     if not files:
-        raise UserError(f"{out} holds no shards; search first, with --train, --test and --shard.")
+        raise UserError(f"{out} has no shards; search first, with --train, --test and --shard.")
     counts = {count for _, count in files}
     if len(counts) > 1:
         raise UserError(
-            f"{out} holds shards of searches in {' and '.join(map(str, sorted(counts)))} parts; "
-            "keep those of one."
+            f"{out} has shards of searches in {' and '.join(map(str, sorted(counts)))} parts; "
+            "keep those of one search."
         )
     (count,) = counts
     missing = [f"{i}/{count}" for i in range(1, count + 1) if (i, count) not in files]
@@ -120,32 +120,32 @@ def read_shards(out: Path) -> tuple[Settings, list[Pair]]:
 def write_results(out: Path, *, threshold: float | None = None) -> tuple[int, int]:
     """Writes matches.csv, index.html and then ids.txt from the shards in a directory.
 
-    Without ids.txt the others are what an interrupted attempt left, and are replaced.
+    Without ids.txt the other files are left from an interrupted attempt, and are replaced.
 
     Args:
-      threshold: the least score of a duplicate; by default that of the search.
+      threshold: minimum score of a duplicate; by default that of the search.
 
     Returns:
-      How many training images are to be removed, and of how many.
+      The number of training images to remove, and the total.
 
     Raises:
-      UserError: a result exists, the shards do not fit, or the data is no longer the same.
+      UserError: a result exists, the shards do not match, or the data changed.
     """
     if is_done(out):
-        raise UserError(f"{out / IDS} exists and would be overwritten; name another --out.")
+        raise UserError(f"{out / IDS} exists and would be overwritten; use another --out.")
     settings, pairs = read_shards(out)
     threshold = settings["threshold"] if threshold is None else threshold
     if threshold < settings["floor"]:
         raise UserError(
-            f"--threshold={threshold:g} is below {settings['floor']:g}, the least score that was "
-            "recorded; search again with this threshold."
+            f"--threshold={threshold:g} is below {settings['floor']:g}, the lowest recorded score; "
+            "search again with this threshold."
         )
     train = data.open_source(settings["train"], data_dir=settings["data_dir"])
     test, test_names = open_tests(settings["test"], settings["data_dir"])
     searched = ((train, settings["train_fingerprint"]), (test, settings["test_fingerprint"]))
     for source, before in searched:
         if source.fingerprint != before:
-            raise UserError(f"{source.spec} is no longer what was searched; search again.")
+            raise UserError(f"{source.spec} has changed since the search; search again.")
     train_names = train.names()
     removed = sorted({pair.train for pair in pairs if pair.score >= threshold})
     with replacing(out / MATCHES) as partial, partial.open("w", newline="") as file:

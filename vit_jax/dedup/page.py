@@ -1,4 +1,4 @@
-"""The page of pairs on which a person judges the threshold of `vit-jax dedup`."""
+"""The page of pairs to judge the threshold of `vit-jax dedup` by."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vit_jax.data import Source
 from vit_jax.dedup.search import SIDE, Pair, Settings
 from vit_jax.pages.document import data_url, document, facts_table, footer, header
 
-#: Pairs that a section of the page shows at most, and the width of a picture.
+#: Maximum number of pairs in a section of the page, and the width of a picture.
 SHOWN, WIDTH = 200, 160
 
 
 class Page:
-    """The page on which a person chooses a threshold."""
+    """The page to choose a threshold by."""
 
     def __init__(
         self, train: Source, test: Source, train_names: Sequence[str], test_names: Sequence
@@ -88,7 +88,7 @@ def by_score(pair: Pair) -> tuple[float, int, int]:
 
 
 def count_images(pairs: Sequence[Pair], threshold: float) -> int:
-    """How many training images have a match with this score or more."""
+    """The number of training images with a match of at least this score."""
     return len({pair.train for pair in pairs if pair.score >= threshold})
 
 

@@ -1,10 +1,10 @@
-"""How many planted duplicates `vit_jax.dedup` finds, kind by kind.
+"""Recall of `vit_jax.dedup` on planted duplicates, by kind.
 
   python -m vit_jax.dedup.recall 'folder:/data/cifar10[train]' 'folder:/data/cifar10[test]'
 
-Changed copies of test images are put among the training images, which are then searched. Prints a
-Markdown table: the share of each kind that scores at least the threshold, against its own test
-image; the training images found that nobody planted, to be judged on the page of `vit-jax dedup`;
+Modified copies of test images are added to the training images, which are then searched. Prints a
+Markdown table: the fraction of each kind that scores at least the threshold against its own test
+image; the training images found that were not planted, to be judged on the page of `vit-jax dedup`;
 and the speed.
 """
 
@@ -24,7 +24,7 @@ from vit_jax.data.source import Union
 from vit_jax.dedup import search
 
 THRESHOLDS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
-#: Planted copies of each kind, at most.
+#: Maximum number of planted copies of each kind.
 COUNT = 500
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -78,7 +78,7 @@ KINDS: dict[str, Change] = {
     "cropped to 80–100%": crop,
     "cropped, mirrored, resized, JPEG 30–90": everything,
 }
-#: The other way round: the test image is the crop, and the whole is among the training images.
+#: The reverse: the test image is the crop, and the whole image is in training.
 WIDER = "the test image is a crop of it"
 
 

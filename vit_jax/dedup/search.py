@@ -1,17 +1,17 @@
-"""Near-duplicates between a pre-training set and test sets, to be left out of pre-training.
+"""Near-duplicates of test images in a pre-training set, to be removed from it.
 
-The paper does so with every downstream test image (section 4.1, after BiT's appendix C), and names
-no detector. This one has two stages after an exact one:
+The paper does this for all downstream test sets (section 4.1, after BiT's appendix C), but names no
+detector. This one has two stages after an exact one:
 
 1. exact: the decoded pixels hash to the same value;
-2. for every training image the few test images that look most like it, by the cosine of 8x8 colour
-   thumbnails, each test image being seen through twelve views: six boxes, mirrored or not;
+2. for every training image the few most similar test images, by the cosine of 8x8 colour
+   thumbnails, over twelve views of each test image: six boxes, mirrored or not;
 3. those few are aligned to the training image (affine, by enhanced correlation), and the score is
-   how well their details correlate in [-1, 1]. What images of one kind share (a sky, a frame)
-   is not detail; what a crop, mirroring, resize or recompression leaves is.
+   the correlation of their details in [-1, 1]. What images of one kind share (a sky, a frame) is
+   not detail; what survives a crop, mirroring, resize or recompression is.
 
-Or else the features of a model decide by their cosine. A training image's matches depend on no
-other training image, so shards can be searched apart.
+Alternatively the score is the cosine of a model's features. A training image's matches do not
+depend on other training images, so shards can be searched separately.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import numpy as np
 
 from vit_jax import data
 
-cv2.setNumThreads(0)  # the threads are ours
+cv2.setNumThreads(0)  # we use our own threads
 
-#: Pixels a side of what is aligned, and cells a side of what is searched.
+#: Side of aligned thumbnails in pixels, and of searched descriptors in cells.
 SIDE, CELLS = 32, 8
-#: The boxes (left, top, width, height) of a test image that are searched for, in pixels of SIDE.
+#: The boxes (left, top, width, height) of the views of a test image, in pixels of SIDE.
 BOXES = (
     (0.0, 0.0, 32.0, 32.0),
     (1.5, 1.5, 29.0, 29.0),
@@ -41,22 +41,22 @@ BOXES = (
     (0.0, 3.0, 29.0, 29.0),
     (3.0, 3.0, 29.0, 29.0),
 )
-#: Test images that are aligned to each training image.
+#: Number of test images aligned to each training image.
 CANDIDATES = 4
-#: A pair with this score is a duplicate (docs/RESULTS.md); below FLOOR it is not even recorded.
+#: A pair with this score is a duplicate (docs/RESULTS.md); below FLOOR it is not recorded.
 THRESHOLD, FLOOR = 0.75, 0.6
-#: Training images at once; a shard holds whole blocks, so that its arithmetic is the same.
+#: Training images per block; shards consist of whole blocks, so that arithmetic is the same.
 BLOCK = 512
-#: Test images at once in the search: bounds its memory to BLOCK x CHUNK numbers.
+#: Test images per chunk, which bounds memory to BLOCK x CHUNK numbers.
 CHUNK = 16384
-#: Alignments further from the identity than this are no crop of 75% and are not believed.
+#: Alignments further from the identity than this, a crop of 75%, are rejected.
 SCALES, SHEAR, OVERLAP = (0.75, 1.34), 0.1, 0.6
-#: Width of an image's frame, in pixels of SIDE, without which the score must also hold.
+#: Width of a border, in pixels of SIDE, without which the score must also hold.
 FRAME = 5
 
 
 class Settings(TypedDict):
-    """What a search was asked for, and what its data were."""
+    """The settings of a search, and its data."""
 
     train: str
     test: list[str]
@@ -70,7 +70,7 @@ class Settings(TypedDict):
 
 @dataclass(frozen=True)
 class Pair:
-    """A training image and the test image that it repeats, by their numbers in their sources."""
+    """A training image and the test image that it repeats, by index in their sources."""
 
     train: int
     test: int
@@ -89,7 +89,7 @@ def pixel_hash(image: np.ndarray) -> bytes:
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 to (SIDE, SIDE, 3), each pixel the mean of those that it covers."""
+    """(h, w, 3) uint8 to (SIDE, SIDE, 3), resized by area."""
     return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
@@ -118,12 +118,12 @@ def warp_of(view: int) -> np.ndarray:
 
 
 def mirrored(image: np.ndarray, view: int) -> np.ndarray:
-    """The image (h, w, 3), mirrored if the view is one of a mirrored image."""
+    """The image (h, w, 3), mirrored if the view is mirrored."""
     return cv2.flip(image, 1) if view >= len(BOXES) else image
 
 
 def warped(image: np.ndarray, warp: np.ndarray, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-    """What the pixels (SIDE, SIDE) of a view see of an image."""
+    """The pixels (SIDE, SIDE) of a view of an image."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, warp, (SIDE, SIDE), flags=flags, borderMode=border)
 
@@ -144,7 +144,7 @@ def all_views(thumbnails: np.ndarray) -> np.ndarray:
 def candidates(
     queries: np.ndarray, bank: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The k rows of the bank most like each query in any view, best first.
+    """The k rows of the bank most similar to each query in any view, best first.
 
     Args:
       queries: (b, d) of length 1.
@@ -173,10 +173,10 @@ def candidates(
 
 
 def align(train: np.ndarray, test: np.ndarray, view: int) -> float:
-    """How well the details of two thumbnails (SIDE, SIDE, 3) agree once aligned, in [-1, 1].
+    """Correlation of the details of two aligned thumbnails (SIDE, SIDE, 3), in [-1, 1].
 
-    The view is where the alignment starts; it goes on by maximising the enhanced correlation
-    coefficient (Evangelidis and Psarakis, 2008) over affine maps. Images without detail score 0.
+    The alignment starts from the view and maximises the enhanced correlation coefficient
+    (Evangelidis and Psarakis, 2008) over affine maps. Images without detail score 0.
     """
     test = mirrored(test, view)
     train_grey, test_grey = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (train, test))
@@ -188,15 +188,15 @@ def align(train: np.ndarray, test: np.ndarray, view: int) -> float:
         _, found = cv2.findTransformECC(
             train_grey, test_grey, start, cv2.MOTION_AFFINE, stop, everywhere, 3
         )
-    except cv2.error:  # it does not converge: these are different images
+    except cv2.error:  # no convergence: the images differ
         return score
     return max(score, agreement(train_grey, test_grey, found))
 
 
 def agreement(train: np.ndarray, test: np.ndarray, warp: np.ndarray) -> float:
-    """The correlation of details where a grey image and a warped one overlap, frame or no frame.
+    """The correlation of details where a grey image and a warped one overlap.
 
-    Two framed photos agree in their frames, so the lesser of the whole and the inside counts.
+    Framed photos agree in their frames, so it is the minimum of the whole and the inside.
     """
     scales, shears = warp[[0, 1], [0, 1]], warp[[0, 1], [1, 0]]
     inside = warped(np.ones_like(test), warp, cv2.BORDER_CONSTANT) > 0
@@ -210,9 +210,9 @@ def agreement(train: np.ndarray, test: np.ndarray, warp: np.ndarray) -> float:
 
 
 def detail(grey: np.ndarray) -> np.ndarray:
-    """What is left of a grey image without its low frequencies, at the same contrast everywhere."""
+    """A grey image without low frequencies, with normalised local contrast."""
     high = grey - cv2.GaussianBlur(grey, (0, 0), 2.0)
-    noise = 5.0  # levels of 255: weaker details are not raised
+    noise = 5.0  # levels of 255: weaker details are not amplified
     return high / np.sqrt(cv2.GaussianBlur(high * high, (0, 0), 3.0) + noise**2)
 
 
@@ -232,7 +232,7 @@ def blocks(count: int, shard: int = 0, shards: int = 1) -> Iterator[range]:
 
 
 def shard_size(count: int, shard: int = 0, shards: int = 1) -> int:
-    """How many of `count` records a shard holds."""
+    """The number of records in a shard, of `count`."""
     return sum(len(block) for block in blocks(count, shard, shards))
 
 
@@ -260,18 +260,18 @@ def find(
     floor: float = FLOOR,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> list[Pair]:
-    """All pairs of a training and a test image with a score of `floor` or more, in order.
+    """Yields all pairs of a training and a test image with a score of `floor` or more, in order.
 
     Args:
-      train, test: sources; about 12 kB of memory are taken for each test image, and nothing that
-        grows with the training images.
-      shard, shards: which part of the training images is searched; the parts together give what
-        the whole gives.
-      embed: descriptors (b, d), batch after batch, of a source; their cosine is then the score.
+      train, test: sources; memory is about 12 kB per test image, independent of the number of
+        training images.
+      shard, shards: the part of the training images to search; together the parts give the same
+        result as one search.
+      embed: yields descriptors (b, d) of a source in batches; the score is then their cosine.
       on_images: called with the number of images read so far.
 
     Raises:
-      UserError: an image that cannot be decoded.
+      UserError: an image cannot be decoded.
     """
     seen = 0
 
@@ -314,7 +314,7 @@ Scorer = Callable[[Sequence[int], np.ndarray], Iterable[Pair]]
 
 
 def aligner(thumbnails: np.ndarray, bank: np.ndarray, pool: ThreadPoolExecutor) -> Scorer:
-    """Scores a block of training images by alignment with the candidates of each."""
+    """Scores a block of training images by alignment with their candidates."""
 
     def score(block: Sequence[int], small: np.ndarray) -> Iterable[Pair]:
         rows, views, _ = candidates(descriptors(small), bank, CANDIDATES)
@@ -352,7 +352,7 @@ def embedder(
     shard: int,
     shards: int,
 ) -> Scorer:
-    """Scores a block of training images by the cosine of features, of mirrored ones too."""
+    """Scores a block of training images by the cosine of features, mirrored images included."""
     bank = np.stack([unit(np.concatenate(list(embed(x)))) for x in (test, Mirrored(test))])
     mine = np.array([row for block in blocks(len(train), shard, shards) for row in block])
     rows = (row for batch in embed(data.Subset(train, mine, train.spec)) for row in batch)

@@ -1,5 +1,5 @@
-"""Whether this machine, a data set, a configuration or a checkpoint holds together.
+"""Checks of this machine, a data set, a configuration or a checkpoint.
 
-May touch what it checks; nothing below imports it. Functions import
-what they check themselves: a broken installation must be told, too.
+May import what it checks; nothing below imports it. Functions import what they check, so that a
+broken installation is reported too.
 """

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be read, and gives finite answers."""
+"""Checks that a checkpoint can be read, and gives finite logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vit_jax.errors import UserError
 
 
 def integrity(where: str) -> Iterator[Finding]:
-    """Whether every value of every checkpoint of a run, and its model, is what was written."""
+    """Verifies every value of every checkpoint of a run, and its exported model."""
     from vit_jax.interop import unfinished
     from vit_jax.models import saved
 
@@ -22,7 +22,7 @@ def integrity(where: str) -> Iterator[Finding]:
         except UserError as error:
             yield Finding(name, str(error), False)
         else:
-            yield Finding(name, f"{count} arrays, each what was written", True)
+            yield Finding(name, f"{count} arrays, all verified", True)
     for directory in (path, path / "model"):
         file = directory / "model.safetensors"
         if not file.is_file():
@@ -32,12 +32,12 @@ def integrity(where: str) -> Iterator[Finding]:
         except UserError as error:
             yield Finding("model", str(error), False)
         else:
-            known = "each what was written" if sums else "of an earlier version, no checksums"
+            known = "all verified" if sums else "of an earlier version, no checksums"
             yield Finding("model", f"{file}: {len(arrays)} arrays, {known}", True if sums else None)
 
 
 def exported(where: str) -> Iterator[Finding]:
-    """Whether what `vit-jax export` wrote is what was written, and gives finite answers."""
+    """Verifies an export of `vit-jax export`, and that its logits are finite."""
     import numpy as np
 
     from vit_jax.interop import export
@@ -49,14 +49,14 @@ def exported(where: str) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("export", str(error), False)
         return
-    known = "each byte what was written" if sums else "of an earlier version, no checksum"
+    known = "every byte verified" if sums else "of an earlier version, no checksum"
     yield Finding("export", f"{where}: {model.variant}, {known}", True if sums else None)
     text = f"{logits.shape[1]} logits between {logits.min():.3g} and {logits.max():.3g}"
     yield Finding("forward pass", text, bool(np.all(np.isfinite(logits))))
 
 
 def checkpoint(where: str) -> Iterator[Finding]:
-    """Whether a checkpoint can be read and gives finite answers; of a run, all of them."""
+    """Checks that a checkpoint can be read and gives finite logits; of a run, all checkpoints."""
     from vit_jax import files
 
     files.VERIFY.set(True)

@@ -1,4 +1,4 @@
-"""Whether a run's data and its configuration hold together, before it is started."""
+"""Checks of a run's data and configuration before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
-    """Whether a data set can be opened, and its first and last record decoded."""
+    """Opens a data set, and decodes its first and last record."""
     from vit_jax import data
     from vit_jax.data.specs import parse_spec
 
@@ -42,24 +42,24 @@ def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
 
 
 def labels_text(source: Source) -> str:
-    """Of data with several labels an image: how many, where that is known."""
+    """For multi-label data, the number of labels per image if known."""
     if not source.multilabel:
         return ""
     if source.labels is None:
-        return ", any number of labels an image"
+        return ", several labels per image"
     known = source.labels[~withheld(source.labels)]
     if not len(known):
         return ", labels withheld"
     sizes = known.sum(axis=1, dtype=int)
     return (
-        f", {sizes.mean():.3g} labels an image ({sizes.min()} to {sizes.max()}; "
+        f", {sizes.mean():.3g} labels per image ({sizes.min()} to {sizes.max()}; "
         f"{int((sizes == 0).sum()):,} images without, {int((known.sum(axis=0) == 0).sum()):,} "
         "classes without)"
     )
 
 
 def configuration(config: ConfigDict) -> Iterator[Finding]:
-    """Whether a configuration could start: everything is opened and built, nothing is run."""
+    """Opens and builds everything of a configuration; runs nothing."""
     from vit_jax import config as configuration
     from vit_jax.training import memory
     from vit_jax.training.setup import set_up

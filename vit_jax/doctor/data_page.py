@@ -1,4 +1,4 @@
-"""The page of a data set: images of every class, counts, sizes, and what a person is to judge."""
+"""The page of a data set: images of every class, counts, sizes, and possible problems."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vit_jax.errors import UserError
 from vit_jax.pages.document import data_url, document, facts_table, footer, header
 
 ORDER = ("train", "validation", "test")
-#: Classes whose images are shown, images of each, their width; rows of a table.
+#: Number of classes and of images per class that are shown, their width; rows of a table.
 CLASSES, EACH, WIDTH, ROWS = 100, 8, 96, 1000
 
 
 def check(file: Path) -> None:
-    """Raises UserError for a page that cannot be written."""
+    """Raises UserError if the page cannot be written."""
     if file.suffix not in (".html", ".htm"):
         raise UserError(f"{file} must end in .html.")
     files.check_new(file)
@@ -33,10 +33,10 @@ def check(file: Path) -> None:
 def write(
     spec: str, data_dir: str | None, file: Path, seconds: float = SECONDS
 ) -> Iterator[Finding]:
-    """Looks at the splits of `spec` for about so long, and writes their page.
+    """Examines the splits of `spec` for about `seconds`, and writes their page.
 
     Yields:
-      Findings: broken images are wrong, what may be meant is for a person to judge.
+      Findings: broken images are errors, the rest is to be judged by the user.
 
     Raises:
       UserError: the page cannot be written.
@@ -58,7 +58,7 @@ def write(
     file.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(file, render(spec, seen, pairs, spellings))
     for name, here in seen.items():
-        text = f"{name}: {len(here.broken):,} of {here.looked_at:,} images cannot be read"
+        text = f"{name}: {len(here.broken):,} of {here.examined:,} images cannot be read"
         first = f": {here.broken[0]}" if here.broken else ""
         yield Finding("images", text + first, not here.broken)
     for (one, other), those in pairs.items():
@@ -70,7 +70,7 @@ def write(
 
 
 def place_of(split: str) -> int:
-    """Where a split stands among others: what is trained on first."""
+    """The sort key of a split: training first."""
     return ORDER.index(split) if split in ORDER else len(ORDER)
 
 
@@ -93,19 +93,19 @@ def render(spec: str, seen: dict[str, Seen], pairs: dict, spellings: list) -> st
 
 
 def sampled(seen: dict[str, Seen]) -> str:
-    """What was looked at: all images, or how many."""
+    """The images that were examined: all, or how many."""
     told = [
-        f"{name}: {'all ' if one.looked_at == len(one.source) else f'{one.looked_at:,} of '}"
+        f"{name}: {'all ' if one.examined == len(one.source) else f'{one.examined:,} of '}"
         f"{len(one.source):,} images"
         for name, one in seen.items()
     ]
-    some = any(one.looked_at < len(one.source) for one in seen.values())
-    more = "; sizes, broken files and near-duplicates are of those, drawn at random" if some else ""
-    return f"Looked at: {', '.join(told)}{more}."
+    some = any(one.examined < len(one.source) for one in seen.values())
+    more = "; sizes, broken files and near-duplicates refer to this random sample" if some else ""
+    return f"Examined: {', '.join(told)}{more}."
 
 
 def facts(seen: dict[str, Seen]) -> Iterable[tuple[str, str]]:
-    """Of each split: how many images and classes, and how large they are."""
+    """Per split: number of images and classes, and sizes."""
     for name, one in seen.items():
         classes = int((one.counts > 0).sum())
         yield name, f"{len(one.source):,} images, {classes:,} classes with images"
@@ -147,13 +147,13 @@ def duplicates(one: str, other: str, first: Seen, second: Seen, pairs: list) -> 
 
 
 def counts(seen: dict[str, Seen]) -> str:
-    """Images of each class in each split, the rarest first."""
+    """Number of images per class and split, the rarest first."""
     numbers = {name: dict(zip(one.source.class_names, one.counts.tolist(), strict=True))
                for name, one in seen.items()}  # fmt: skip
     classes = names_of([one.source for one in seen.values()])
     total = {name: sum(of.get(name, 0) for of in numbers.values()) for name in classes}
     heads = "".join(
-        f"<th scope=col>{escape(name)}{'' if one.counted else ' (of those looked at)'}</th>"
+        f"<th scope=col>{escape(name)}{'' if one.counted else ' (in the sample)'}</th>"
         for name, one in seen.items()
     )
     rows = "".join(
@@ -170,10 +170,10 @@ def counts(seen: dict[str, Seen]) -> str:
 
 
 def sheets(seen: dict[str, Seen]) -> str:
-    """A few images of each class, of the first split that has it."""
+    """A few images per class, from the first split that has it."""
     parts, classes = [], names_of([one.source for one in seen.values()])
     for name in classes[:CLASSES]:
-        images = "".join(figures(seen, name)) or "<p>None that was looked at.</p>"
+        images = "".join(figures(seen, name)) or "<p>None in the sample.</p>"
         parts.append(f"<h3>{escape(name)}</h3><div class=sheet>{images}</div>")
     more = f"The first {CLASSES} of {len(classes):,} classes. " if len(classes) > CLASSES else ""
     note = f"<p>{more}Up to {EACH} images of each, drawn at random.</p>"
@@ -196,7 +196,7 @@ def figures(seen: dict[str, Seen], name: str) -> Iterator[str]:
 
 
 def rows_of(source: Source, rows: np.ndarray, label: int) -> np.ndarray:
-    """Which of these records have a class, in a random order that is always the same."""
+    """The records with a class, in a fixed random order."""
     labels = source.labels
     assert labels is not None
     has = labels[rows, label] == 1 if labels.ndim == 2 else labels[rows] == label

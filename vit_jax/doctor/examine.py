@@ -1,4 +1,4 @@
-"""What the images and labels of a data set are like, of as many images as some time allows."""
+"""Examines the images and labels of a data set, as many as time allows."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from vit_jax.data.source import ArraySource, Record, Source
 from vit_jax.dedup import search
 from vit_jax.errors import UserError
 
-#: Seconds for all splits together, and images of one split, that are looked at.
+#: Seconds for all splits together, and maximum number of images per split.
 SECONDS, IMAGES = 60.0, 10_000
 BLOCK = 64
 
 
 class Seen(NamedTuple):
-    """The images of one split that were looked at.
+    """The examined images of one split.
 
-    rows: their numbers, in order, (n,), without those that cannot be read. sizes: (n, 2), width and
-    height. small: (n, 32, 32, 3) uint8. broken: what is wrong with each of the others.
-    counts: (k,), how many images of the split have each class. counted: whether all images count,
-    and not those alone that were looked at.
+    rows: their indices, sorted, (n,), without unreadable ones. sizes: (n, 2), width and height.
+    small: (n, 32, 32, 3) uint8. broken: the error of each unreadable image. counts: (k,), number of
+    images per class. counted: whether counts are over all images, not only the examined ones.
     """
 
     source: Source
@@ -43,12 +42,12 @@ class Seen(NamedTuple):
     counted: bool
 
     @property
-    def looked_at(self) -> int:
+    def examined(self) -> int:
         return len(self.rows) + len(self.broken)
 
 
 def look(source: Source, seconds: float, images: int = IMAGES) -> Seen:
-    """A look at a random part of a split, at most so long and so many; always the same order."""
+    """Examines a random part of a split, limited in time and number; in a fixed order."""
     deadline = time.monotonic() + seconds
     order = np.random.default_rng(0).permutation(len(source))[:images]
     found: dict[int, tuple[np.ndarray, tuple[int, int], object]] = {}
@@ -90,16 +89,16 @@ def decoded(record: Record) -> np.ndarray:
 
 
 def count(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many records have each class, (num_classes,); labels are (n,) or (n, k) of 0 and 1."""
+    """Number of records per class, (num_classes,); labels are (n,) or (n, k) of 0 and 1."""
     if labels.ndim == 2:
         return (labels == 1).sum(axis=0)
     return np.bincount(labels[labels != NO_LABEL].astype(np.int64), minlength=num_classes)
 
 
 def near_duplicates(one: Seen, other: Seen) -> list[search.Pair]:
-    """Pairs of images of two splits that `vit-jax dedup` takes for the same, the most alike first.
+    """Pairs of near-duplicates in two splits, as in `vit-jax dedup`, most similar first.
 
-    Numbers are those of `rows`. The same thumbnail of 32 pixels is an exact pair.
+    Indices refer to `rows`. Equal thumbnails of 32 pixels are an exact pair.
     """
     if not len(one.rows) or not len(other.rows):
         return []
@@ -112,11 +111,10 @@ def near_duplicates(one: Seen, other: Seen) -> list[search.Pair]:
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
-    """(name, name, why) of class names that may be one class spelled in two ways.
+    """(name, name, why) for class names that may be two spellings of one class.
 
-    Those that differ in case, blanks, _ and -, or in Unicode's form; and those of one letter more,
-    less or other, where they have four letters or more. Numbers and what differs in digits alone
-    are names of their own.
+    They differ in case, blanks, _ and -, or Unicode form; or by one letter, in names of four
+    letters or more. Names that are numbers, or differ in digits only, are distinct.
     """
     distinct = sorted(set(names))
     found: dict[tuple[str, str], str] = {}
@@ -138,12 +136,12 @@ def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
 
 
 def folded(name: str) -> str:
-    """A name without what is often typed in two ways."""
+    """A name, normalised for case, blanks and Unicode form."""
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def one_letter(a: str, b: str) -> bool:
-    """Whether two different names are one letter apart, which is no digit."""
+    """Whether two different names are one letter (not a digit) apart."""
     if len(a) > len(b):
         a, b = b, a
     at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))

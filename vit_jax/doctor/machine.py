@@ -1,4 +1,4 @@
-"""What is installed, which devices there are, and whether things hold together."""
+"""Checks of the installation and the devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """One line of the report. ok: True, False, or None where there is nothing to judge."""
+    """One line of the report. ok: True, False, or None if it is only information."""
 
     name: str
     text: str
@@ -30,7 +30,7 @@ EXTRAS = {
     "prepare": "tensorflow", "hf": "datasets", "onnx": "onnx", "int8": "qwix",
     "turbojpeg": "turbojpeg", "wandb": "wandb",
 }  # fmt: skip
-#: Files of accelerators; whoever has one open holds the device.
+#: Device files of accelerators; a process that has one open uses the device.
 DEVICE_FILES = ("/dev/nvidia", "/dev/accel", "/dev/vfio/")
 LIBTPU_LOCK = Path("/tmp/libtpu_lockfile")
 
@@ -53,11 +53,11 @@ def installation() -> Iterator[Finding]:
 
 
 def jpeg_text() -> str:
-    """Whether crops decode only their region; the pixels are the same."""
+    """Whether crops decode only their region (the pixels are the same)."""
     from vit_jax.data import turbojpeg
 
     if turbojpeg.library() is None:
-        return "decoded whole; only what a crop needs with pip install 'vit_jax[turbojpeg]'"
+        return "decoded whole; to decode only the crop: pip install 'vit_jax[turbojpeg]'"
     return "crops decode only their region (TurboJPEG 3)"
 
 
@@ -82,7 +82,7 @@ def devices() -> Iterator[Finding]:
 
 
 def collectives() -> Iterator[Finding]:
-    """A sum, a gather and a transposition over all devices, with known results."""
+    """Checks a sum, a gather and an all-to-all over all devices against known results."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -117,11 +117,11 @@ def collectives() -> Iterator[Finding]:
     begin = time.perf_counter()
     reduce(big).block_until_ready()
     rate = big.nbytes / (time.perf_counter() - begin)
-    yield Finding("reduce 4 MiB a device", f"{rate / 1e9:.2f} GB/s")
+    yield Finding("reduce 4 MiB per device", f"{rate / 1e9:.2f} GB/s")
 
 
 def holders() -> Iterator[Finding]:
-    """Other processes that hold an accelerator, and lock files that nobody holds."""
+    """Other processes that use an accelerator, and stale lock files."""
     for process in Path("/proc").glob("[0-9]*"):
         if process.name == str(os.getpid()):
             continue
@@ -129,16 +129,16 @@ def holders() -> Iterator[Finding]:
             opened = {os.readlink(link) for link in (process / "fd").iterdir()}
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
-            continue  # gone, or somebody else's
+            continue  # ended, or of another user
         mine = sorted(path for path in opened if path.startswith(DEVICE_FILES))
         if mine:
-            text = f"process {process.name} ({command.strip()[:60]}) holds {mine[0]}"
+            text = f"process {process.name} ({command.strip()[:60]}) uses {mine[0]}"
             yield Finding("held", f"{text}; stop it, or wait", False)
     yield from lock_file(LIBTPU_LOCK)
 
 
 def lock_file(path: Path) -> Iterator[Finding]:
-    """What is to be said of a lock file: nothing if there is none."""
+    """The finding on a lock file, if there is one."""
     if not path.exists():
         return
     with open(path) as opened:
@@ -147,4 +147,4 @@ def lock_file(path: Path) -> Iterator[Finding]:
         except OSError:
             yield Finding("lock", f"{path} is held by a running process", False)
             return
-    yield Finding("lock", f"{path} is stale, nobody holds it; remove it: rm {path}", False)
+    yield Finding("lock", f"{path} is stale; remove it: rm {path}", False)

@@ -1,4 +1,4 @@
-"""What a model is worth: one file for each protocol, over every example exactly once.
+"""Evaluation: one file per protocol, over every example exactly once.
 
-May touch models, objectives, data, runtime and pages; it loads nothing and trains nothing.
+May import models, objectives, data, runtime and pages; it loads no weights and trains nothing.
 """

@@ -1,4 +1,4 @@
-"""Whether confidence means what it says, how to make it so, and what is confused with what."""
+"""Calibration error, temperature scaling, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-#: Between these a temperature is looked for.
+#: Search range of the temperature.
 LOWEST, HIGHEST = 0.01, 100.0
-CHUNK = 4096  # examples at once, in float64
+CHUNK = 4096  # examples per chunk, in float64
 
-#: The predictions whose confidence lies between two bounds; without any, the means are nan.
+#: The predictions with a confidence between two bounds; without any, the means are nan.
 Bin = TypedDict(
     "Bin", {"from": float, "to": float, "count": int, "confidence": float, "accuracy": float}
 )
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> list[Bin]:
-    """Per bin of confidence: its bounds, how many predictions, their confidence and accuracy."""
+    """Per bin of confidence: its bounds, and count, mean confidence and accuracy of predictions."""
     edges = np.linspace(0, 1, bins + 1)
     which = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
     rows: list[Bin] = []
@@ -52,10 +52,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, where: str) -> float
     The cross-entropy is convex in 1/T; T is where its slope is zero.
 
     Args:
-      logits: (n, k). labels: (n,), below k. where: what they are of, for the message.
+      logits: (n, k). labels: (n,), below k. where: the data, for the message.
 
     Raises:
-      UserError: no T from LOWEST to HIGHEST is the best.
+      UserError: there is no optimum between LOWEST and HIGHEST.
     """
     from scipy.optimize import brentq
 
@@ -74,18 +74,18 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, where: str) -> float
     low, high = float(np.log(LOWEST)), float(np.log(HIGHEST))
     if not slope(high) < 0:
         raise UserError(
-            f"No temperature calibrates the answers on {where}: they say nothing of its labels."
+            f"No temperature calibrates predictions on {where}: they do not depend on the labels."
         )
     if not slope(low) > 0:
         raise UserError(
-            f"No temperature calibrates the answers on {where}: the {len(labels):,} images are all "
-            "right, or nearly so. More images would tell."
+            f"No temperature calibrates predictions on {where}: (nearly) all {len(labels):,} are "
+            "correct. Use more images."
         )
     return float(np.exp(brentq(slope, low, high, xtol=1e-9)))
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """(num_classes, num_classes) counts: row the label, column the prediction."""
+    """Confusion matrix, (num_classes, num_classes) counts: row the label, column the prediction."""
     matrix = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(matrix, (labels, predictions), 1)
     return matrix

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a classifier, in all and of each class."""
+"""Top-1 and top-5 accuracy of a classifier, in total and per class."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vit_jax.evaluation.matching import match_labels
 from vit_jax.evaluation.result import Result
 from vit_jax.objectives.classification import measures_of
 
-#: Of more classes there is no matrix of confusions: it has the square of them.
+#: For more classes there is no confusion matrix, as its size is quadratic.
 MATRIX = 2000
-#: label: its number. class: its name. examples, correct: how many. accuracy is the recall; it and
-#: what follows are None of a class without examples, and precision is 0 of one that is never said.
+#: label: class index. class: its name. examples, correct: counts. accuracy is the recall; it and
+#: the rest are None for a class without examples; precision is 0 for one never predicted.
 ClassRow = TypedDict(
     "ClassRow",
     {
@@ -39,7 +39,7 @@ ClassRow = TypedDict(
 
 
 class Answers(NamedTuple):
-    """What `classify` finds: a summary, a row for each class, every example's result, a remark."""
+    """The result of `classify`: a summary, a row per class, per-example results, a remark."""
 
     summary: dict[str, float]
     classes: list[ClassRow]
@@ -61,11 +61,13 @@ def classify(
       temperature: divides the logits; None: the model's own.
 
     Raises:
-      UserError: the classifier is untrained, or does not know the classes; more than
+      UserError: the classifier is untrained, or lacks classes of the data; more than
         `max_bad_images` cannot be read.
     """
     if source.multilabel or forward.multilabel:
-        raise UserError(f"{forward.name} on {source.spec}: there is no accuracy of several labels.")
+        raise UserError(
+            f"{forward.name} on {source.spec}: accuracy is not defined for several labels."
+        )
     forward.check_head()
     mapping, remark = match_labels(forward, source)
     own = forward.temperature or 1.0
@@ -87,7 +89,7 @@ def classify(
 
 
 def score(forward: Forward, source: Source, data: DataSets) -> tuple[str, float]:
-    """("accuracy", top-1) of a classifier, or ("mAP", its mean average precision)."""
+    """("accuracy", top-1), or ("mAP", mean average precision) for several labels."""
     if not (forward.multilabel or source.multilabel):
         return "accuracy", classify(forward, source, data).summary["accuracy"]
     results, labels, _ = multilabel.answers(forward, source, data)
@@ -98,10 +100,10 @@ def score(forward: Forward, source: Source, data: DataSets) -> tuple[str, float]
 def measure_of(
     num_classes: int, top_k: int = 5, temperature: float = 1.0, before: float = 1.0
 ) -> Measure:
-    """(logits, labels) -> what `measures_of` gives of logits / temperature, and more.
+    """(logits, labels) -> `measures_of` for logits / temperature, and more.
 
-    "confidence_before" and "loss_before" are by another temperature; "ranked" and "probabilities"
-    (b, top_k) are the best classes.
+    "confidence_before" and "loss_before" are without the new temperature; "ranked" and
+    "probabilities" (b, top_k) are the top classes.
     """
 
     def measure(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
@@ -118,7 +120,7 @@ def measure_of(
     return measure
 
 
-def logits_alone(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+def only_logits(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """{"logits": (b, k)}"""
     return {"logits": logits}
 
@@ -126,17 +128,17 @@ def logits_alone(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 def find_temperature(
     forward: Forward, source: Source, data: DataSets, spec: str
 ) -> tuple[float, str]:
-    """The temperature of a classifier that is to be measured on `source`, and what it is fitted on.
+    """The temperature for an evaluation on `source`, and the data it is fitted on.
 
-    spec: other data than the validation split; "": none.
+    spec: data to use instead of the validation split; "": the validation split.
 
     Raises:
-      UserError: there are no such data, or they have images of `source`.
+      UserError: there are no such data, or they share images with `source`.
     """
     validation = data.validation(source, spec, "temperature")
     forward.check_head()
     mapping, _ = match_labels(forward, validation)
-    found = measured(forward, logits_alone, validation, data, mapping=mapping)
+    found = measured(forward, only_logits, validation, data, mapping=mapping)
     fitted = calibration.fit_temperature(found["logits"], found["label"], validation.spec)
     return fitted, validation.spec
 
@@ -151,26 +153,26 @@ def classification(
     temperature_data: str = "",
     max_bad_images: int = 0,
 ) -> Result:
-    """Top-1 and top-5 of the classifier, every class, calibration, confusions and mistakes.
+    """Top-1 and top-5 accuracy, results per class, calibration, confusion matrix and mistakes.
 
-    Of a model of several labels an image, mean average precision, and F1 at a threshold.
+    For multi-label models mean average precision, and F1 at a threshold.
 
     Args:
-      threshold: of multi-label models: a probability; model, its own; one or per_class, those of
-        the best F1 on the validation split.
+      threshold: for multi-label models: a probability; model, its own; one or per_class, chosen by
+        F1 on the validation split.
       threshold_data: other data to choose the threshold on.
-      calibrate: divides the logits by the temperature of the lowest loss on the validation split.
-      temperature_data: other data to find the temperature on.
-      max_bad_images: images that may be left out because they cannot be read.
+      calibrate: divide the logits by the temperature with the lowest loss on the validation split.
+      temperature_data: other data to fit the temperature on.
+      max_bad_images: how many unreadable images may be skipped.
     """
     if temperature_data and not calibrate:
-        raise UserError("temperature_data is of calibrate=true.")
+        raise UserError("temperature_data needs calibrate=true.")
     source = data.open()
     if forward.multilabel or source.multilabel:
         if calibrate:
             raise UserError(
-                f"{source.spec}: a temperature is of one label an image; of several, thresholds "
-                "are chosen (threshold=per_class)."
+                f"{source.spec}: a temperature is for one label per image; with several labels use "
+                "thresholds (threshold=per_class)."
             )
         return multilabel.evaluate(
             *(forward, source, data),
@@ -179,7 +181,7 @@ def classification(
             max_bad_images=max_bad_images,
         )
     if threshold != "model" or threshold_data:
-        raise UserError(f"{forward.name} has one label an image; a threshold is of several.")
+        raise UserError(f"{forward.name} has one label per image; thresholds are for several.")
     fitted, on = (
         find_temperature(forward, source, data, temperature_data) if calibrate else (None, "")
     )
@@ -213,7 +215,7 @@ def of_images(
 
 
 def shown(results: dict[str, np.ndarray], source: Source, names: Sequence[str]) -> dict[str, dict]:
-    """The pictures of answers, and the table of confusions; of too many classes there is none."""
+    """Pictures of predictions, and the confusion matrix unless there are too many classes."""
     pictures: dict[str, Callable] = {
         "reliability": functools.partial(
             figures.reliability, results["confidence"], results["correct"]
@@ -250,17 +252,17 @@ def printed(answers: Answers, temperature_from: str) -> list[str]:
         f"{name} {100 * summary[f'macro_{key}']:.2f}%"
         for key, name in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
     )
-    lines.append(f"  mean of {len(known)} classes  {means}")
+    lines.append(f"  mean over {len(known)} classes  {means}")
     if gone := len(answers.classes) - len(known):
-        lines.append(f"  {gone} classes have no example here and are left out of these means")
+        lines.append(f"  {gone} classes have no example here and are not in these means")
     return lines + multilabel.class_lines(known, ("precision", "recall", "f1"))
 
 
 def summarise(results: Mapping[str, np.ndarray]) -> dict[str, float]:
     """{"accuracy", "top5_accuracy", losses if known, "num_examples"}; accuracies in [0, 1].
 
-    Of several labels an image, {"mAP", losses, "num_examples"}. Of an objective that does not
-    classify, the mean of each of its measures.
+    With several labels per image {"mAP", losses, "num_examples"}. For an objective without classes
+    the mean of each of its measures.
     """
     several = "logits" in results and results["label"].ndim == 2
     if several:
@@ -305,7 +307,7 @@ def per_class(results: Mapping[str, np.ndarray], class_names: tuple[str, ...]) -
 
 
 def macro(rows: list[ClassRow]) -> dict[str, float]:
-    """Means over the classes that have an example, and how many have none."""
+    """Means over the classes with examples, and the number of classes without."""
     known = [row for row in rows if row["examples"]]
     means: dict[str, float] = {
         "macro_precision": float(np.mean([row["precision"] for row in known])),

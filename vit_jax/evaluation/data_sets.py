@@ -1,4 +1,4 @@
-"""The data sets that a protocol was given: specs, opened as the protocol wants them."""
+"""The data sets of a protocol: specs, opened on demand."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def no_progress(total: int, name: str) -> AbstractContextManager[Callable[[int],
 
 
 class DataSets(NamedTuple):
-    """specs: see data/specs.py. data_dir: where TFDS data sets lie.
+    """specs: see data/specs.py. data_dir: the directory of TFDS data sets.
     progress: (total, name) -> a context that takes the count so far.
-    top_k: how many classes of each image are kept for a table of them.
-    watched: what a run was watched on while it trained, where these are the data of a run.
+    top_k: number of classes per image for the table of images.
+    watched: for the data of a run, what it was evaluated on during training.
     """
 
     specs: tuple[str, ...]
@@ -34,13 +34,13 @@ class DataSets(NamedTuple):
     watched: str = ""
 
     def one_spec(self) -> str:
-        """The single data set of a protocol that takes one.
+        """The data set of a protocol that takes exactly one.
 
         Raises:
           UserError: there are several.
         """
         if len(self.specs) != 1:
-            raise UserError("This suite takes one data set; name one with --data.")
+            raise UserError("This suite takes one data set; give one with --data.")
         return self.specs[0]
 
     def open(self, spec: str = "") -> Source:
@@ -53,29 +53,29 @@ class DataSets(NamedTuple):
         return data.open_source(spec, data_dir=self.data_dir, labelled=True)
 
     def validation(self, source: Source, spec: str, what: str) -> Source:
-        """What something may be chosen on that is measured on `source`: its validation split, or
-        what its run was watched on.
+        """Data to choose something on that is evaluated on `source`: its validation split, or
+        what its run was evaluated on during training.
 
         Args:
-          spec: other data, with a split; "": none.
-          what: "threshold", or another word for it.
+          spec: other data, with a split; "": the default.
+          what: what is chosen, e.g. "threshold".
 
         Raises:
-          UserError: there is none, or it has records of `source`.
+          UserError: there is none, or it shares records with `source`.
         """
         if not spec:
             base, splits, _ = open_splits(self.one_spec(), self.data_dir)
             if "validation" not in splits.names() and not self.watched:
                 raise UserError(
-                    f"{base} has no validation split to choose a {what} on, and it is not "
-                    f"chosen on what it is measured on; name other data: {what}_data=SPEC."
+                    f"{base} has no validation split to choose a {what} on, and test data must "
+                    f"not be used; give other data: {what}_data=SPEC."
                 )
             spec = f"{base}[validation]" if "validation" in splits.names() else self.watched
         found = data.open_source(spec, data_dir=self.data_dir, labelled=True)
         if shared := shared_records(found, source):
             raise UserError(
-                f"A {what} is not chosen on what it is measured on: {shared:,} records of "
-                f"{found.spec} are in {source.spec}. Name others: {what}_data=SPEC."
+                f"A {what} must not be chosen on test data: {shared:,} records of "
+                f"{found.spec} are in {source.spec}. Give others: {what}_data=SPEC."
             )
         return found
 
@@ -91,7 +91,7 @@ class DataSets(NamedTuple):
         )
         if train.multilabel:
             raise UserError(
-                f"{train.spec} has several labels an image, and this suite is of one; use "
+                f"{train.spec} has several labels per image, and this suite is for one; use "
                 "--suite=classification."
             )
         if train.num_classes < 2:
@@ -99,7 +99,7 @@ class DataSets(NamedTuple):
         return train, with_classes(test, train.class_names, train.spec)
 
     def parts(self) -> list[Source]:
-        """What is there to read: the split that a spec names, or a data set's two splits."""
+        """Opens what will be read: the split of a spec, or a data set's two splits."""
         found: list[Source] = []
         for spec in self.specs:
             named = parse_spec(spec)[2]

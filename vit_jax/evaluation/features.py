@@ -1,4 +1,4 @@
-"""Features of a whole data set: any intermediate of the model, streamed to a file."""
+"""Features of a whole data set: any intermediate of a model, streamed to a file."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class Features(NamedTuple):
 def frozen(
     forward: Forward, data_sets: DataSets, spec: str, transform: Callable | None = None
 ) -> Features:
-    """Pre-logits of a data set's two splits; images as the model says, or `transform`ed.
+    """Pre-logits of a data set's two splits, by the model's preprocessing or `transform`.
 
     Raises:
-      UserError: the model gives no pre-logits, or the data have no classes to tell apart.
+      UserError: the model gives no pre-logits, or the data have a single class.
     """
 
     def step(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         pre_logits = forward(batch["image"]).pre_logits
-        assert pre_logits is not None, f"{forward.name} has features and gives none"
+        assert pre_logits is not None, f"{forward.name} returned no features"
         return {"features": pre_logits}
 
     if not forward.has_features:
         raise UserError(
-            f"{forward.name} gives logits alone, and this protocol needs features (pre_logits): "
+            f"{forward.name} returns logits only, and this protocol needs features (pre_logits); "
             "evaluate the checkpoint that it was exported from."
         )
     transform = transform or data.evaluation_transform(forward.image_size, forward.preprocessing)
@@ -82,19 +82,19 @@ def batches_of_features(
     transform: Callable | None = None,
     on_bad: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(features (b, ...), labels (b,)) for batch after batch of `source`, in its order.
+    """Yields (features (b, ...), labels (b,)) for each batch of `source`, in order.
 
     Args:
       layer: an intermediate of the model ("pre_logits", "pooled", "encoded", "block_3", ...), or
         "logits".
-      pool: of token sequences (b, n, d) or feature maps (b, h, w, d), "mean" averages all (patch)
-        tokens and "token" takes the class token; "none" keeps everything.
-      transform: how images are prepared; None: as the model says.
-      on_bad: called for images that cannot be read, which have NaN for features and the label -1;
-        None raises. Of multi-label data, labels are (b, k) of 0 and 1.
+      pool: of token sequences (b, n, d) or feature maps (b, h, w, d): "mean" averages all (patch)
+        tokens, "token" takes the class token, "none" keeps everything.
+      transform: None: the model's preprocessing.
+      on_bad: called for unreadable images, whose features are NaN and label -1; None: raise.
+        Multi-label data have labels (b, k) of 0 and 1.
 
     Raises:
-      UserError: no such layer (the nearest is named), or one that cannot be pooled so.
+      UserError: no such layer (names the nearest), or it cannot be pooled that way.
     """
     mesh = mesh or sharding.make_mesh()
     run = feature_step(config, layer, pool, mesh)
@@ -111,15 +111,15 @@ def of_forward(
     layer: str = "pre_logits",
     on_bad: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """As `batches_of_features`, of what gives logits and perhaps pre_logits, e.g. an export.
+    """As `batches_of_features`, for a model with only logits and perhaps pre_logits (an export).
 
     Raises:
-      UserError: it does not give that layer.
+      UserError: it does not return that layer.
     """
     given = ("logits", "pre_logits") if forward.has_features else ("logits",)
     if layer not in given:
         advice = "" if forward.has_features else "; `vit-jax export --features` adds pre_logits"
-        raise UserError(f"{forward.name} gives {' and '.join(given)}, no {layer!r}{advice}.")
+        raise UserError(f"{forward.name} returns {' and '.join(given)}, not {layer!r}{advice}.")
 
     def step(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return getattr(forward(batch["image"]), layer), batch["label"]
@@ -136,7 +136,7 @@ def _batches(
     batch_size: int,
     on_bad: Callable[[str], None] | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`step(batch)` -> (features, labels) for every batch, without what fills the last one."""
+    """Yields `step(batch)` -> (features, labels) for every batch, without padding rows."""
     batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
     batches = data.eval_batches(
         source,
@@ -162,7 +162,7 @@ def _batches(
 def feature_step(
     config: models.ModelConfig, layer: str, pool: str, mesh: jax.sharding.Mesh
 ) -> Callable:
-    """The jitted (params, batch) -> (features, labels): compiled once, however often it is run."""
+    """The jitted (params, batch) -> (features, labels), cached so that it compiles once."""
     function = feature_function(config, layer, pool)
     return run.jit_eval_step(
         lambda params, batch: (function(params, batch["image"]), batch["label"]), mesh
@@ -170,7 +170,7 @@ def feature_step(
 
 
 def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Callable[..., jax.Array]:
-    """(params, images uint8) -> features, checked by shape before anything is read."""
+    """(params, images uint8) -> features; checked by shape before any image is read."""
     if pool not in POOLS:
         raise UserError(f"--pool={pool} does not exist; there are {', '.join(POOLS)}.")
     _, apply = models.as_functions(config)

@@ -1,6 +1,6 @@
 """Few-shot linear evaluation (section 4.1): ridge regression from frozen features to {-1, 1}^K.
 
-Closed form. The paper leaves open the regulariser and how examples are drawn; both are arguments.
+Closed form. The paper does not give the regulariser or how examples are drawn; both are arguments.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from vit_jax.evaluation.result import Result
 
 SHOTS = (1, 5, 10, 25)
 L2 = 2.0**10
-#: What the era's code chose from, one for each number of shots over all data sets.
+#: Candidates in code of that time: one is chosen per number of shots, over all data sets.
 L2_SWEEP = tuple(2.0**i for i in range(-10, 20))
-BIAS = 100.0  # a large constant feature: its weight is hardly regularised
+BIAS = 100.0  # a large constant feature, so that its weight is hardly regularised
 
 
 def fewshot(
@@ -38,10 +38,9 @@ def fewshot(
     Args:
       shots: training examples of each class.
       seeds: draws of the examples.
-      l2: the regulariser; sweep: for each number of shots that of the best mean rank over the data
-        sets, of 2^-10 to 2^19.
-      preprocessing: of the images; protocol: a square resize, cropped in the middle (256 to 224);
-        model: as the model says.
+      l2: the regulariser; sweep: for each number of shots the best mean rank over the data sets,
+        from 2^-10 to 2^19.
+      preprocessing: protocol: a square resize and central crop (256 to 224); model: the model's.
     """
     if seeds < 1 or min(shots) < 1:
         raise UserError("Few-shot evaluation needs at least one draw of at least one example.")
@@ -84,7 +83,7 @@ def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 
 def whiten(x_train: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets less the training mean, over the training deviation, with the bias feature."""
+    """Both sets standardised by training mean and deviation, with the bias feature."""
     x_train, x_test = np.asarray(x_train, np.float64), np.asarray(x_test, np.float64)
     mean, deviation = x_train.mean(axis=0), x_train.std(axis=0) + 1e-5
 
@@ -104,7 +103,7 @@ def ridge_scores(
     """Scores (n_test, num_classes) of the regression W = (X'X + l2 I)^-1 X'Y, Y = 2 onehot - 1.
 
     Args:
-      x_train, x_test: features (n, d), as the model gives them (pre-logits, before any tanh).
+      x_train, x_test: features (n, d), pre-logits before any tanh.
       y_train: (n,) in 0..num_classes - 1.
     """
     return ridge_path(x_train, y_train, x_test, num_classes, (l2,))[l2]
@@ -117,7 +116,7 @@ def ridge_path(
     num_classes: int,
     l2s: Sequence[float],
 ) -> dict[float, np.ndarray]:
-    """`ridge_scores` for many l2 at the price of one decomposition."""
+    """`ridge_scores` for many l2 with one decomposition."""
     x, z = whiten(x_train, x_test)
     y = 2.0 * np.eye(num_classes)[np.asarray(y_train)] - 1.0
     if len(x) < x.shape[1]:  # fewer examples than features: X'(XX' + l2 I)^-1 Y is the same
@@ -143,7 +142,7 @@ def choose_shots(labels: np.ndarray, shots: int, num_classes: int, seed: int) ->
         if len(mine) < shots:
             raise UserError(
                 f"{shots}-shot evaluation needs {shots} training examples of every class; class "
-                f"{label} has {len(mine)}. Set --shots lower."
+                f"{label} has {len(mine)}. Lower --shots."
             )
         chosen.append(rng.permutation(mine)[:shots])
     return np.concatenate(chosen)
@@ -160,7 +159,7 @@ def accuracies(
     seeds: Sequence[int] = (0, 1, 2),
     l2s: Sequence[float] = (L2,),
 ) -> dict[int, dict[float, list[float]]]:
-    """{shots: {l2: accuracies in [0, 1], one for each seed}}."""
+    """{shots: {l2: accuracies in [0, 1], one per seed}}."""
     found: dict[int, dict[float, list[float]]] = {}
     for k in shots:
         rows: dict[float, list[float]] = {l2: [] for l2 in l2s}
@@ -177,7 +176,7 @@ def best_l2(results: Mapping[str, Mapping[int, Mapping[float, list[float]]]], sh
     """The l2 with the best mean rank over all data sets, for a number of shots.
 
     Args:
-      results: {data set: what `accuracies` returned}.
+      results: {data set: result of `accuracies`}.
     """
     l2s = list(next(iter(results.values()))[shots])
     ranks = np.zeros(len(l2s))

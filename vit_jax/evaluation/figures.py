@@ -1,4 +1,4 @@
-"""Pictures of a classifier's answers: what it confuses, whether it knows, what it is sure of."""
+"""Pictures of predictions: confusion matrix, calibration, and confident mistakes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from vit_jax import data
 from vit_jax.data.source import Source
 from vit_jax.evaluation import calibration
-from vit_jax.pages.figures import Figure, bare, new_figure
+from vit_jax.pages.figures import Figure, hide_axes, new_figure
 
-NAMED_CLASSES = 30  # more names than that cannot be read
+NAMED_CLASSES = 30  # more names are not readable
 SHEET = (4, 6)
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
-    """Rows are labels, columns predictions; the colour is the share of the row."""
+    """Rows are labels, columns predictions; the colour is the fraction of the row."""
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(4.0, 0.32 * len(names) + 1.5), 11.0)
     figure, axes = new_figure(1, 1, side + 1.0, side)
@@ -31,12 +31,12 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
                       color=colour)  # fmt: skip
     cell.set_xlabel("prediction")
     cell.set_ylabel("label")
-    figure.colorbar(image, ax=cell, shrink=0.8, label="share of the label's examples")
+    figure.colorbar(image, ax=cell, shrink=0.8, label="fraction of the label's examples")
     return figure
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
-    """Accuracy against confidence; on the diagonal, confidence means what it says."""
+    """Accuracy against confidence; the diagonal is perfect calibration."""
     rows = [row for row in calibration.reliability(confidence, correct) if row["count"]]
     error = calibration.expected_calibration_error(confidence, correct)
     figure, axes = new_figure(1, 1, 4.8, 4.6)
@@ -51,9 +51,9 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
         edgecolor="#2b6cb0",
         label="accuracy",
     )
-    cell.plot([0, 1], [0, 1], color="#4a5568", linestyle="--", label="as confident as right")
+    cell.plot([0, 1], [0, 1], color="#4a5568", linestyle="--", label="perfect calibration")
     most = max(row["count"] for row in rows)
-    for row in rows:  # how many predictions a bar stands for
+    for row in rows:  # predictions in a bar
         cell.plot(
             [row["confidence"]], [row["accuracy"]], "o", color="#c05621",
             markersize=2 + 6 * (row["count"] / most) ** 0.5,
@@ -65,7 +65,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
 
 
 def mistakes(results: dict[str, np.ndarray], source: Source, names: Sequence[str]) -> Figure | None:
-    """The wrong answers with the highest confidence, as a contact sheet; None if all are right."""
+    """The mistakes with the highest confidence, as a contact sheet; None if there are none."""
     wrong = np.flatnonzero(~results["correct"].astype(bool))
     if not len(wrong):
         return None
@@ -74,7 +74,7 @@ def mistakes(results: dict[str, np.ndarray], source: Source, names: Sequence[str
     rows = -(-len(worst) // columns)
     figure, axes = new_figure(rows, columns, 1.75 * columns, 2.15 * rows)
     for cell in axes.flat:
-        bare(cell)
+        hide_axes(cell)
     for cell, index in zip(axes.flat, worst, strict=False):
         record = source[int(results["index"][index])]
         cell.imshow(data.decode(record["image"], record["name"]))

@@ -1,4 +1,4 @@
-"""What a protocol needs of a model, whatever it is: a function of images, and a few facts."""
+"""The interface of a model for protocols: a function of images, and a few facts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vit_jax.runtime import sharding
 
 
 class Outputs(NamedTuple):
-    """logits (b, k) float32; pre_logits (b, d), before any tanh, or None where they are not given.
+    """logits (b, k) float32; pre_logits (b, d), before any tanh, or None if not available.
 
     Both on every process.
     """
@@ -32,9 +32,9 @@ class Outputs(NamedTuple):
 class Forward(NamedTuple):
     """`forward(images) -> logits, pre_logits`, with images (b, h, w, c) uint8 on `mesh`.
 
-    name: in sentences. image_size: (h, w). labels: the names of the classes, () if unknown.
-    preprocessing: how images are prepared, as a model's configuration has it.
-    has_features: whether pre_logits are given.
+    name: for messages. image_size: (h, w). labels: the names of the classes, () if unknown.
+    preprocessing: as in a model's configuration.
+    has_features: whether pre_logits are returned.
     check_head: raises UserError if the classifier was never trained.
     multilabel, thresholds, variant, temperature: see models.ViTConfig.
     """
@@ -90,7 +90,7 @@ def of_model(
 def model_function(
     config: models.ModelConfig, mesh: jax.sharding.Mesh
 ) -> Callable[[Mapping[str, jax.Array], jax.Array], Outputs]:
-    """The jitted (params, images) -> Outputs: compiled once, however often it is evaluated."""
+    """The jitted (params, images) -> Outputs, cached so that it compiles once."""
     _, apply = models.as_functions(config)
 
     def function(params: Mapping[str, jax.Array], images: jax.Array) -> Outputs:
@@ -118,10 +118,12 @@ def of_function(
     an exported model.
 
     Raises:
-      UserError: several processes, of which each would have to run it on all images.
+      UserError: there are several processes; each would have to run it on all images.
     """
     if jax.process_count() > 1:
-        raise UserError(f"{name} is an exported model, which one process evaluates; start one.")
+        raise UserError(
+            f"{name} is an exported model, which is evaluated by one process; start one."
+        )
     shape = (*image_size, channels)
     grey, features = answer(np.zeros((1, *shape), np.float32))[:2]
 
@@ -133,7 +135,7 @@ def of_function(
         noise = np.random.default_rng(0).uniform(-1, 1, (1, *shape))
         if np.array_equal(answer(noise.astype(np.float32))[0], grey):
             raise UserError(
-                f"The classifier of {name} gives the same answer for every image: it is untrained."
+                f"The classifier of {name} predicts the same for every image: it is untrained."
             )
 
     return Forward(
@@ -168,13 +170,13 @@ def measured(
     transform: Callable | None = None,
     max_bad_images: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Every example's results of `measure`, in the order of `source`; see `run.over_source`.
+    """Per-example results of `measure`, in the order of `source`; see `run.over_source`.
 
     Args:
-      measure: is compiled once if it is the same function each time.
+      measure: compiled once if it is the same function each time.
       mapping: the model's class for each class of the data; None if they are the same.
-      transform: how images are prepared; None: as the model says.
-      max_bad_images: so many that cannot be read are left out.
+      transform: None: the model's preprocessing.
+      max_bad_images: how many unreadable images may be skipped.
 
     Raises:
       UserError: more cannot be read.
@@ -194,8 +196,8 @@ def measured(
 
 
 def left_out(found: int, source: Source) -> tuple[dict[str, int], list[str]]:
-    """What evaluation.json and the table say of images that could not be read; nothing of none."""
+    """Entries on unreadable images for evaluation.json and the table; empty without any."""
     count = len(source) - found
     if not count:
         return {}, []
-    return {"num_bad_images": count}, [f"  {count} images cannot be read and are left out"]
+    return {"num_bad_images": count}, [f"  {count} images cannot be read and were skipped"]

@@ -1,4 +1,4 @@
-"""`vit_jax.predict`: the most likely classes of images that a program has."""
+"""`vit_jax.predict`: the most likely classes of images, in Python."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from vit_jax.models import adapt
 def predict(
     model, images: object, top_k: int = 5, *, progress: bool | None = None
 ) -> list[list[dict]]:
-    """Classifies images, some at a time.
+    """Classifies images, in batches.
 
     Args:
       model: from `load_model`.
-      images: what `vit_jax.preprocess` takes: paths, PIL images, uint8 arrays, also a mixture.
-      top_k: how many classes, 1 or more.
-      progress: a bar; None: of more than one batch, on a terminal and in a notebook.
+      images: as for `vit_jax.preprocess`: paths, PIL images, uint8 arrays, also mixed.
+      top_k: number of classes, 1 or more.
+      progress: show a bar; None: for more than one batch, on a terminal or in a notebook.
 
     Returns:
-      For each image a list, best first, of {"label", "class", "probability"}; of a model of several
-      labels an image also "threshold" and "chosen".
+      For each image a list, best first, of {"label", "class", "probability"}; for multi-label
+      models also "threshold" and "chosen".
 
     Raises:
-      UserError: what is no image, names it; or a classifier that was never trained.
+      UserError: something is not an image (names it), or the classifier is untrained.
     """
     if not hasattr(model, "config"):
-        raise UserError(f"predict takes a model of load_model, and got a {type(model).__name__}.")
+        raise UserError(f"predict takes a model from load_model, but got a {type(model).__name__}.")
     if not isinstance(top_k, int) or top_k < 1:
         raise UserError(f"top_k={top_k!r} must be a whole number, 1 or more.")
     adapt.check_head(models.get_params(model))

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine similarity: how good features are with nothing trained."""
+"""Nearest neighbours by cosine similarity: the quality of features without training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def knn(forward: Forward, data: DataSets, *, k: tuple[int, ...] = (1, 5, 10, 20)
     """Accuracy of the nearest neighbours' vote on each data set.
 
     Args:
-      k: how many neighbours vote.
+      k: number of neighbours that vote.
     """
     if min(k) < 1:
         raise UserError("At least one neighbour must vote: k is 1 or more.")

@@ -1,4 +1,4 @@
-"""Whose classes are whose: those of data as classes of a model."""
+"""Matching classes of data to classes of a model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vit_jax.evaluation.forward import Forward
 
 IMAGENET21K = (
     "Published ImageNet-21k weights have 21,843 outputs, two of them for classes without images; "
-    "the fall 2011 release has images of 21,841, which are other numbers."
+    "the fall 2011 release has images of 21,841 classes, numbered differently."
 )
 
 
 def match_labels(model: Forward | models.ModelConfig, source: Source) -> tuple[np.ndarray, str]:
-    """Which of the model's classes each class of the data is, and a remark ("" if none is due).
+    """The model's class for each class of the data, and a remark (may be "").
 
-    Classes are matched by name where both sides know the names, otherwise by number.
+    Classes are matched by name if both sides have names, otherwise by number.
 
     Raises:
-      UserError: the data has classes that the model does not have.
+      UserError: the data have classes that the model lacks.
     """
     theirs = tuple(source.class_names)
     if not model.labels:
@@ -38,7 +38,7 @@ def match_labels(model: Forward | models.ModelConfig, source: Source) -> tuple[n
         numbers, by = match_classes(model.labels, theirs, there=source.spec)
     except UserError as error:
         base = source.spec.partition("[")[0]
-        how = f" They can be matched by number: {base}?match=number"
+        how = f" To match them by number: {base}?match=number"
         same = len(theirs) == model.num_classes and "match=number" not in str(error)
         raise UserError(
             f"{error} Fine-tune the model on this data first.{how if same else ''}"

@@ -1,4 +1,4 @@
-"""Several labels an image: average precision, F1, and thresholds that are chosen on other data.
+"""Several labels per image: average precision, F1, and thresholds chosen on other data.
 
 Scores are ranked as logits: probabilities far from 1/2 round to the same number.
 """
@@ -22,13 +22,13 @@ from vit_jax.evaluation.matching import match_labels
 from vit_jax.evaluation.result import Result
 from vit_jax.objectives.classification import measures_of_several
 
-#: From which probability on an image has a class: the model's own, one that is chosen for all
-#: classes, or one for each; or a number.
+#: Threshold on the probability of a class: the model's own, one chosen for all classes, one per
+#: class; or a number.
 Threshold = float | Literal["model", "one", "per_class"]
-DEFAULT = 0.5  # of a model for which none was chosen
+DEFAULT = 0.5  # default of a model without one
 SHOWN = 20  # classes that are printed
 
-#: examples: how many have the class. The rest is None of a class without any.
+#: examples: number with the class. The rest is None for a class without any.
 ClassRow = TypedDict(
     "ClassRow",
     {
@@ -45,7 +45,7 @@ ClassRow = TypedDict(
 
 
 class Counts(NamedTuple):
-    """Of each class, (k,): how many have it, are said to have it, and both."""
+    """Per class, (k,): number of positives, predicted positives, and both."""
 
     there: np.ndarray
     said: np.ndarray
@@ -55,8 +55,8 @@ class Counts(NamedTuple):
 def average_precision(scores: np.ndarray, there: np.ndarray) -> float:
     """sum_i (R_i - R_{i-1}) P_i over the distinct scores, from the highest, in [0, 1].
 
-    Precision P_i and recall R_i are of the examples with at least the i-th score; equal scores are
-    one step, whatever their order, as in scikit-learn's average_precision_score.
+    Precision P_i and recall R_i are for the examples with at least the i-th score; equal scores
+    are one step, as in scikit-learn's average_precision_score.
 
     Args:
       scores: (n,), any numbers. there: (n,), 1 where the class is; somewhere at least.
@@ -69,7 +69,7 @@ def average_precision(scores: np.ndarray, there: np.ndarray) -> float:
 
 
 def average_precisions(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(k,) average precisions of (n, k) logits and labels; NaN of a class that nothing has."""
+    """(k,) average precisions of (n, k) logits and labels; NaN for a class without examples."""
     there = labels.any(axis=0)
     found = np.full(labels.shape[1], np.nan)
     for k in np.flatnonzero(there):
@@ -83,9 +83,9 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(scores: np.ndarray, there: np.ndarray) -> float:
-    """The threshold of the best F1 = 2 TP / (2 TP + FP + FN), half-way to the next lower score.
+    """The threshold with the best F1 = 2 TP / (2 TP + FP + FN), half-way to the next lower score.
 
-    The highest of those that are equally good.
+    The highest of equally good ones.
 
     Args:
       scores: (n,) probabilities. there: (n,), 1 where the class is; somewhere at least.
@@ -104,10 +104,10 @@ def best_threshold(scores: np.ndarray, there: np.ndarray) -> float:
 def choose_thresholds(
     logits: np.ndarray, labels: np.ndarray, each: bool
 ) -> tuple[tuple[float, ...], list[int]]:
-    """Thresholds of the best F1, and the classes that have no example to choose one on.
+    """Thresholds with the best F1, and the classes without an example to choose one on.
 
-    One for all classes, of the best micro-averaged F1; or, if `each`, one for each class, and that
-    of all for those without an example.
+    One for all classes, by micro-averaged F1; or, if `each`, one per class, where classes without
+    an example get the common one.
 
     Raises:
       UserError: no class has an example.
@@ -126,13 +126,13 @@ def choose_thresholds(
 
 
 def counts(labels: np.ndarray, said: np.ndarray) -> Counts:
-    """Of labels and answers, (n, k) each."""
+    """Counts from labels and predictions, (n, k) each."""
     labels, said = labels.astype(bool), said.astype(bool)
     return Counts(labels.sum(axis=0), said.sum(axis=0), (labels & said).sum(axis=0))
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; 0 of nothing, as scikit-learn's zero_division=0."""
+    """part / whole; 0 where whole is 0, as scikit-learn's zero_division=0."""
     return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
 
 
@@ -143,17 +143,17 @@ def scores_of(found: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def summarise(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """{"mAP": mean average precision of the classes that have an example}; {} without any."""
+    """{"mAP": mean average precision over the classes with examples}; {} without any."""
     found = average_precisions(logits, from_numbers(labels, logits.shape[1]))
     known = found[~np.isnan(found)]
     return {"mAP": float(known.mean())} if len(known) else {}
 
 
 def check_model(forward: Forward, source: Source) -> None:
-    """Raises UserError for a model that has one label an image, on data that have several."""
+    """Raises UserError for a single-label model on multi-label data."""
     if source.multilabel and not forward.multilabel:
         raise UserError(
-            f"{source.spec} has several labels an image, and {forward.name} was trained for one; "
+            f"{source.spec} has several labels per image, and {forward.name} was trained for one; "
             "train it with config.loss.name=sigmoid_cross_entropy on such data first."
         )
 
@@ -164,13 +164,13 @@ def answers(
     """Results with "logits" and "loss", the labels (n, k) of the model's classes, and a remark.
 
     Raises:
-      UserError: the model is untrained, of one label an image, or does not know the classes.
+      UserError: the model is untrained, single-label, or lacks classes of the data.
     """
     check_model(forward, source)
     forward.check_head()
     mapping, remark = match_labels(forward, source)
     if not source.multilabel:
-        remark = "; ".join(filter(None, (remark, "one label an image")))
+        remark = "; ".join(filter(None, (remark, "one label per image")))
     names = forward.labels or source.class_names
     known: Source = source
     if not np.array_equal(mapping, np.arange(len(names))):
@@ -183,14 +183,14 @@ def answers(
 
 @functools.lru_cache(maxsize=4)
 def several_of(num_classes: int) -> Measure:
-    """(logits, labels) -> "logits" and "loss"; labels may be numbers."""
+    """(logits, labels) -> "logits" and "loss"; labels may be class indices."""
     return functools.partial(measures_of_several, num_classes=num_classes)
 
 
 class Chosen(NamedTuple):
-    """thresholds: one, or one for each class. on: data that they were chosen on, or "".
+    """thresholds: one, or one per class. on: the data that they were chosen on, or "".
 
-    text: where they come from. without: classes without an example to choose one on.
+    text: their origin. without: classes without an example to choose one on.
     """
 
     thresholds: tuple[float, ...]
@@ -205,20 +205,18 @@ def chosen(
     """The thresholds of an evaluation of `source`.
 
     Raises:
-      UserError: one that is no probability, or is to be chosen on what it is measured on.
+      UserError: not a probability, or it would be chosen on test data.
     """
     if threshold not in ("one", "per_class"):
         if threshold_data:
-            raise UserError(
-                "threshold_data is of a threshold that is chosen: threshold=one or per_class."
-            )
+            raise UserError("threshold_data needs threshold=one or per_class.")
         if isinstance(threshold, (int, float)):
             if not 0 <= threshold <= 1:
                 raise UserError(f"threshold={threshold} must be a probability, in [0, 1].")
             return Chosen((float(threshold),), "", "as given", [])
         if forward.thresholds:
             return Chosen(forward.thresholds, "", "the model's own", [])
-        return Chosen((DEFAULT,), "", "none was chosen for the model", [])
+        return Chosen((DEFAULT,), "", "the default", [])
     validation = data.validation(source, threshold_data, "threshold")
     results, labels, _ = answers(forward, validation, data)
     thresholds, without = choose_thresholds(results["logits"], labels, threshold == "per_class")
@@ -234,7 +232,7 @@ def evaluate(
     threshold_data: str = "",
     max_bad_images: int = 0,
 ) -> Result:
-    """Mean average precision, and F1 at a threshold, in all and of each class."""
+    """Mean average precision, and F1 at a threshold, in total and per class."""
     used = chosen(forward, source, data, threshold, threshold_data)
     results, labels, remark = answers(forward, source, data, max_bad_images)
     names = forward.labels or source.class_names
@@ -281,7 +279,7 @@ def of_images(
     names: Sequence[str],
     top_k: int,
 ) -> per_image.Columns:
-    """The table of all images. labels, said: the classes that they have, (n, k) of 0 and 1."""
+    """The table of all images. labels, said: labels and predictions, (n, k) of 0 and 1."""
     scores = probabilities(results["logits"])
     ranked = np.argsort(-results["logits"], axis=-1, kind="stable")[:, :top_k]
     found = {
@@ -326,7 +324,7 @@ def overall(rows: list[ClassRow], found: Counts) -> dict[str, float]:
     """
     known = found.there > 0
     if not known.any():
-        raise UserError("No image has any of the classes: there is nothing to measure.")
+        raise UserError("No image has any of the classes, so nothing can be evaluated.")
     micro = Counts(*(np.atleast_1d(column.sum()) for column in found))
     precision, recall, f1 = (float(column[0]) for column in scores_of(micro))
     means = [float(column[known].mean()) for column in scores_of(found)]
@@ -363,7 +361,7 @@ def printed(
         f"  loss   {summary['loss']:.4f}",
     ]
     for classes, why in (
-        (gone, "have no example here and are left out of the means"),
+        (gone, "have no example here and are not in the means"),
         ([names[k] for k in used.without], "have no example to choose a threshold on"),
     ):
         if classes:

@@ -1,7 +1,7 @@
-"""ObjectNet (Appendix D.9): 113 of its 313 classes are classes of ImageNet, often several of them.
+"""ObjectNet (Appendix D.9): 113 of its 313 classes correspond to one or more ImageNet classes.
 
-The class map is in the data set's own files; nothing of it is here. A prediction is right if it is
-any of the object's ImageNet classes.
+The class map is read from the data set's own files. A prediction is correct if it is any of the
+object's ImageNet classes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MAPPINGS = ("objectnet_to_imagenet_1k.json", "folder_to_objectnet_label.json",
 
 
 def objectnet(forward: Forward, data: DataSets, *, max_bad_images: int = 0) -> Result:
-    """ObjectNet: a model of ImageNet's 1,000 classes on the objects that are among them.
+    """ObjectNet: a model of ImageNet's 1,000 classes on the objects with ImageNet classes.
 
-    "known" ranks only the classes that some object has, "all" every class; the paper does not say
-    which it is.
+    "known" ranks only the classes of some object, "all" ranks every class; the paper does not say
+    which is meant.
 
     Args:
-      max_bad_images: images that may be left out because they cannot be read.
+      max_bad_images: how many unreadable images may be skipped.
     """
     root = root_of(data.one_spec())
     if forward.num_classes != 1000:
@@ -72,7 +72,7 @@ def objectnet(forward: Forward, data: DataSets, *, max_bad_images: int = 0) -> R
 
 
 def root_of(spec: str) -> str:
-    """The directory of objectnet-1.0: `--data` may name it as it is, or as folder:PATH."""
+    """The directory of objectnet-1.0: `--data` may be its path, or folder:PATH."""
     return spec.removeprefix("folder:")
 
 
@@ -83,7 +83,7 @@ def class_map(root: str | Path) -> dict[str, list[int]]:
       root: the unpacked objectnet-1.0, with images/ and mappings/.
 
     Raises:
-      UserError: a mapping is missing, or names a class that the others do not know.
+      UserError: a mapping is missing, or has a class that the others lack.
     """
     files = [Path(root) / "mappings" / name for name in MAPPINGS]
     for file in files:
@@ -99,13 +99,13 @@ def class_map(root: str | Path) -> dict[str, list[int]]:
                 found[folder] = [number[label] for label in to_imagenet[name].split("; ")]
             except KeyError as error:
                 raise UserError(
-                    f"{files[0]}: {name} is mapped to {error}, which is no class."
+                    f"{files[0]}: {name} is mapped to {error}, which is not a class."
                 ) from None
     return found
 
 
 def open_objectnet(root: str, classes: dict[str, list[int]]) -> FileSource:
-    """The images of the mapped classes; labels number the folders of `classes` in their order.
+    """The images of the mapped classes; labels are indices of the folders of `classes`.
 
     Raises:
       UserError: a class has no images.
@@ -116,14 +116,14 @@ def open_objectnet(root: str, classes: dict[str, list[int]]) -> FileSource:
         where = Path(root) / "images" / folder
         files = images_below(root, f"images/{folder}") if where.is_dir() else []
         if not files:
-            raise UserError(f"{where} holds no images; is ObjectNet unpacked completely?")
+            raise UserError(f"{where} has no images; is ObjectNet unpacked completely?")
         records += [(file, label) for file in files]
     return file_source(root, records, list(position), f"objectnet:{root}")
 
 
 @functools.lru_cache(maxsize=2)
 def ranking(num_classes: int, known: tuple[int, ...]) -> Measure:
-    """(logits, labels) -> the five likeliest of all classes, and of the known ones, (b, 5)."""
+    """(logits, labels) -> the top five of all classes, and of the known ones, (b, 5)."""
     mask = np.full(num_classes, -np.inf, np.float32)
     mask[list(known)] = 0.0
 
@@ -143,7 +143,7 @@ def accuracies(
 
     Args:
       ranked: (n, 5) classes, likeliest first.
-      labels: (n,) positions in `classes`, which holds the right classes of each.
+      labels: (n,) indices into `classes`, the sets of correct classes.
     """
     right = np.zeros((len(classes), int(ranked.max()) + 1 + max(map(max, classes))), bool)
     for i, mine in enumerate(classes):

@@ -1,9 +1,9 @@
-"""The options of an evaluator, read from its signature: names, types, defaults, and what each is.
+"""The options of an evaluator, read from its signature and docstring.
 
     def worst_class(forward: Forward, data: DataSets, *, at_least: int = 1) -> Result:
 
 has the option `at_least`: the flag --worst_class.at_least, and the config key
-config.evaluators.worst_class.at_least. What it is stands in the docstring, under "Args:".
+config.evaluators.worst_class.at_least. Its help text is in the docstring, under "Args:".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vit_jax.errors import UserError, nearest
 
 
 class Option(NamedTuple):
-    """kind: its type. text: what it is, in one line."""
+    """kind: its type. text: its description, in one line."""
 
     name: str
     kind: object
@@ -33,18 +33,18 @@ def options_of(evaluator: Callable, name: str = "") -> dict[str, Option]:
     """{name: Option}, in the order of the signature.
 
     Raises:
-      UserError: it is no evaluator, or an option has no default or a type that is not read.
+      UserError: it is not an evaluator, or an option has no default or an unsupported type.
     """
     name = name or getattr(evaluator, "__name__", str(evaluator))
     try:
         takes = list(inspect.signature(evaluator).parameters.values())
         kinds = typing.get_type_hints(evaluator)
     except (TypeError, ValueError, NameError) as error:
-        raise UserError(f"{name} is no evaluator ({error}).") from error
+        raise UserError(f"{name} is not an evaluator ({error}).") from error
     own = takes[2:]
     if len(takes) < 2 or any(p.kind is not p.KEYWORD_ONLY or p.default is p.empty for p in own):
         raise UserError(
-            f"{name} is no evaluator: it begins with def {name}(forward, data, *, option=default)."
+            f"{name} is not an evaluator: define {name}(forward, data, *, option=default)."
         )
     texts = _arguments(inspect.getdoc(evaluator) or "")
     found = {}
@@ -59,22 +59,22 @@ def options_of(evaluator: Callable, name: str = "") -> dict[str, Option]:
 
 
 def declared(name: str) -> Callable:
-    """The signature and docstring of this room's evaluator `name`, in NAME.py, with nothing behind.
+    """The signature and docstring of the package's evaluator `name`, from the source of NAME.py.
 
-    The file is read and not imported: that would take JAX, and `--help` its seconds.
+    The file is parsed, not imported: importing JAX would take seconds of `--help`.
     """
     tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
     kept: list[ast.stmt] = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             node.body, node.returns = node.body[:1], None
-            for given in node.args.args:  # forward and data, whose types are not here
+            for given in node.args.args:  # forward and data, whose types are not imported
                 given.annotation = None
             kept.append(node)
         elif isinstance(node, ast.Assign) and not any(
             isinstance(part, (ast.Name, ast.Call)) for part in ast.walk(node.value)
         ):
-            kept.append(node)  # constants, which defaults may be
+            kept.append(node)  # constants used as defaults
     names: dict[str, object] = {"Literal": Literal}
     exec(compile(ast.Module(kept, []), f"{name}.py", "exec"), names)
     found = names[name]
@@ -92,15 +92,15 @@ def _arguments(doc: str) -> dict[str, str]:
 
 
 def read(value: object, kind: object, where: str) -> object:
-    """`value` as the type of an option; text is read as a command line has it: "5,10", "sweep".
+    """`value` as the type of an option; text is parsed as on a command line: "5,10", "sweep".
 
     Args:
       kind: bool, int, float, str, tuple[T, ...], Literal[...], None, or a union of them.
-      where: what is said to have the value.
+      where: the name of the setting, for messages.
 
     Raises:
-      UserError: it is none of the choices of a Literal.
-      ValueError: it is of another type.
+      UserError: it is not a choice of the Literal.
+      ValueError: it has the wrong type.
     """
     inside = typing.get_args(kind)
     wrong = f"{where}={value!r} must be {describe(kind)}."
@@ -168,25 +168,25 @@ def describe(kind: object) -> str:
     if typing.get_origin(kind) is tuple:
         return f"{WORDS[inside[0]].removeprefix('a ')}s, separated by commas"
     if kind not in WORDS:
-        raise UserError(f"options are no {kind}: they are bool, int, float, str, Literal or tuple.")
+        raise UserError(f"options cannot be {kind}; use bool, int, float, str, Literal or tuple.")
     return WORDS[kind]
 
 
 def shown(value: object) -> str:
-    """A default as one would write it on a command line."""
+    """A default as written on a command line."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def chosen(
     known: Mapping[str, Option], given: Mapping[str, object], where: str
 ) -> dict[str, object]:
-    """All options: those that are given, and the defaults of the others.
+    """All options: the given values, and the defaults of the others.
 
     Args:
-      where: "config.evaluators.knn", whose keys they are.
+      where: the section, e.g. "config.evaluators.knn".
 
     Raises:
-      UserError: an option that is not known (names the nearest), or a value of another type.
+      UserError: an unknown option (names the nearest), or a value of the wrong type.
     """
     values = {name: option.default for name, option in known.items()}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""A table with a row for each image: what it is, what a model says of it, and how surely."""
+"""A table with a row per image: label, predictions and probabilities."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vit_jax import files
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 
-#: {name: a value for each image}. A cell is text, a number, true or false, a list of names, or None
-#: where nothing is known, as of an image that cannot be read.
+#: {column: a value per image}. A cell is text, a number, true or false, a list of names, or None
+#: for unknown values, as of an unreadable image.
 Columns = Mapping[str, Sequence[object]]
 SUFFIXES = (".csv", ".parquet")
-SEPARATOR = ";"  # of the names in a cell of a CSV: what ?separator=; reads again
+SEPARATOR = ";"  # between names in a CSV cell, read back by ?separator=;
 
 
 def check(file: Path, class_names: Sequence[str] = (), *, several: bool = False) -> None:
-    """Whether a table can be written to `file`, before anything is computed for it.
+    """Checks that a table can be written to `file`, before anything is computed.
 
     Args:
       class_names, several: of the model; a cell lists names if an image has several.
@@ -34,15 +34,15 @@ def check(file: Path, class_names: Sequence[str] = (), *, several: bool = False)
     files.check_new(file)
     above = next((place for place in file.absolute().parents if place.exists()), file)
     if not above.is_dir():
-        raise UserError(f"{file} cannot be written: {above} is no directory.")
+        raise UserError(f"{file} cannot be written: {above} is not a directory.")
     if file.suffix == ".parquet":
         import_pyarrow()
         return
     for name in class_names if several else ():
         if SEPARATOR in name:
             raise UserError(
-                f"The class {name!r} has a {SEPARATOR} in it, which separates the names in a cell "
-                "of a CSV; name a file that ends in .parquet."
+                f"The class {name!r} contains {SEPARATOR}, which separates the names in a CSV "
+                "cell; use a .parquet file."
             )
 
 
@@ -61,7 +61,7 @@ def import_pyarrow():
 
 
 def write(file: Path, columns: Columns) -> None:
-    """Writes a table; the file appears whole or not at all, and never in another's place.
+    """Writes a table atomically, without overwriting.
 
     Raises:
       UserError: see `check`, or it cannot be written.
@@ -78,13 +78,13 @@ def write(file: Path, columns: Columns) -> None:
             arrow, parquet = import_pyarrow()
             arrays = {name: arrow.array(values) for name, values in columns.items()}
             for name, values in arrays.items():
-                if arrow.types.is_null(values.type):  # nothing is known of any image
+                if arrow.types.is_null(values.type):  # all values are unknown
                     arrays[name] = values.cast(arrow.string())
             parquet.write_table(arrow.table(arrays), partial)
 
 
 def write_csv(file: Path, columns: Columns) -> None:
-    """Writes a table as UTF-8, with a line of names; lists of names are separated by SEPARATOR."""
+    """Writes a table as UTF-8 with a header; lists of names are joined by SEPARATOR."""
     with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as out:
         writer = csv.writer(out)
         writer.writerow(columns)
@@ -101,7 +101,7 @@ def _cell(value: object) -> object:
 def best(rows: Iterable[Sequence[tuple[str, float]] | None], top_k: int) -> dict[str, list]:
     """Columns class_1, probability_1, class_2, ...: (class, probability) pairs, the best first.
 
-    rows: of each image at most `top_k`, or None.
+    rows: per image at most `top_k`, or None.
     """
     columns: dict[str, list] = {}
     for k in range(1, top_k + 1):
@@ -125,11 +125,11 @@ def of_answers(
 ) -> Columns:
     """The rows of an evaluation, in the order of `source`, every image once.
 
-    Of an image that could not be read, all but its name is None.
+    For an unreadable image, everything but its name is None.
 
     Args:
       results: "index" (n,), and "ranked" and "probabilities" (n, k): the best classes.
-      labels, said: the label of each of the n, and the answer; lists if there are `several`.
+      labels, said: label and prediction of each of the n; lists if `several`.
       names: of the classes.
     """
     place = {int(index): row for row, index in enumerate(results["index"])}

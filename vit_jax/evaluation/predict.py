@@ -24,18 +24,18 @@ from vit_jax.runtime import sharding
 BATCH_SIZE = 32
 
 
-#: A file, or an http(s) address.
+#: A file, or an http(s) URL.
 Place = Path | str
 
 
 def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) -> list[Place]:
-    """Files and addresses as they are given; folders give the images below them, sorted.
+    """Files and URLs as given; folders are expanded to the images below them, sorted.
 
     Args:
-      say: is told what is passed over in folders; by default it goes to standard error.
+      say: called with notes on skipped files; by default prints to standard error.
 
     Raises:
-      UserError: a path does not exist, or a folder holds no image.
+      UserError: a path does not exist, or a folder has no image.
     """
     files: list[Place] = []
     for name in paths:
@@ -45,7 +45,7 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
         try:
             path = Path(name).expanduser()
             is_folder, is_there = path.is_dir(), path.exists()
-        except (OSError, RuntimeError) as error:  # too long, not permitted, ~ of nobody
+        except (OSError, RuntimeError) as error:  # too long, not permitted, ~ of an unknown user
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{name[:200]!r} cannot be read ({reason}).") from error
         if is_folder:
@@ -54,7 +54,7 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
             notes = passed_over(skipped)
             if not found:
                 why = "".join(f" ({note})" for note in notes)
-                raise UserError(f"The folder {shown(str(path))} holds no images{why}.")
+                raise UserError(f"The folder {shown(str(path))} has no images{why}.")
             for note in notes:
                 (say or functools.partial(print, file=sys.stderr))(f"{shown(str(path))}: {note}")
             files += found
@@ -72,17 +72,16 @@ def predict(
     top_k: int = 5,
     limits: Limits = Limits(),  # noqa: B008 (never changed)
 ) -> Iterator[dict]:
-    """Classifies image files by a model or by what was exported of one.
+    """Classifies image files by a model or an export.
 
     Yields:
       {"image": path, "predictions": [{"label", "class", "probability"}, ...]}, best first, in the
-      order of `files`. "class" is the label's name, or its number where names are unknown. For a
-      file that cannot be read, {"image": path, "error": the reason}. Of a model of several labels
-      an image, probabilities are sigmoids, of each class by itself, and each has "threshold" and
-      "chosen": whether it is reached.
+      order of `files`. "class" is the label's name, or its index if names are unknown. For an
+      unreadable file {"image": path, "error": the reason}. For multi-label models probabilities are
+      sigmoids, independent per class, each with "threshold" and "chosen" (whether it is reached).
 
     Raises:
-      UserError: a classifier that was never trained.
+      UserError: the classifier is untrained.
     """
     forward.check_head()
     transform = data.evaluation_transform(forward.image_size, forward.preprocessing)
@@ -108,10 +107,9 @@ def predict(
 
 
 def table(results: Sequence[dict], top_k: int, several: bool) -> per_image.Columns:
-    """What `predict` yields as columns: image, class_1, probability_1, ..., error.
+    """The output of `predict` as columns: image, class_1, probability_1, ..., error.
 
-    several: of a model of several labels an image; "predicted" lists those that are chosen among
-      the `top_k`.
+    several: for multi-label models; "predicted" lists the chosen ones among the `top_k`.
     """
     rows = [result.get("predictions") for result in results]
     chosen = [row and [one["class"] for one in row if one.get("chosen")] for row in rows]
@@ -126,7 +124,7 @@ def table(results: Sequence[dict], top_k: int, several: bool) -> per_image.Colum
 
 
 def best(logits: jax.Array, model: Forward | models.ModelConfig, top_k: int) -> list[list[dict]]:
-    """The rows of `predict` for each image, of its logits (k,)."""
+    """The predictions for each image from its logits (k,)."""
     chances = jax.nn.sigmoid if model.multilabel else jax.nn.softmax
     probabilities = np.asarray(chances(logits / (model.temperature or 1.0)))
     thresholds = np.broadcast_to(np.array(model.thresholds or (DEFAULT,)), model.num_classes)

@@ -1,6 +1,6 @@
-"""Linear probe: logistic regression on frozen features, with all of the training set.
+"""Linear probe: logistic regression on frozen features of the whole training set.
 
-The regulariser is chosen on a tenth of the training set; then all of it is used.
+The regulariser is chosen on a held-out tenth of the training set; then all of it is used.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def accuracy(
     order = np.random.default_rng(seed).permutation(len(x_train))
     split = round(len(order) * (1 - HELD_OUT))
     fit, held_out = order[:split], order[split:]
-    rising = sorted(inverse_l2s)  # each starts from the solution of the one before
+    rising = sorted(inverse_l2s)  # each starts from the previous solution
     scores = _accuracies(x_train[fit], y_train[fit], x_train[held_out], y_train[held_out], rising)
     best = rising[int(np.argmax(scores))]
     return _accuracies(x_train, y_train, x_test, y_test, [best])[0], best
@@ -73,7 +73,9 @@ def _accuracies(
     model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
     found = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties are still compared
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # so that weak penalties are still compared
         for inverse_l2 in inverse_l2s:
             model.set_params(C=inverse_l2).fit(x, y)
             found.append(float((model.predict(x_test) == y_test).mean()))

@@ -1,4 +1,4 @@
-"""The table of evaluators. Each is a function of its own file, and owns its options.
+"""The table of evaluators. Each is a function in its own file with its own options.
 
 `def NAME(forward, data, *, option=default, ...) -> Result`: see forward.py, data_sets.py and
 result.py. Config keys, flags, `--help` and the reference of docs/evaluation.md follow from the
@@ -30,7 +30,7 @@ EVALUATORS: dict[str, Evaluator] = {
 def evaluate(
     evaluator: Evaluator, forward: Forward, data: DataSets, options: Mapping[str, object]
 ) -> Result:
-    """What an evaluator finds.
+    """Runs an evaluator.
 
     Raises:
       UserError: it returns something else.
@@ -45,7 +45,7 @@ def evaluate(
 
 
 def sources(evaluator: Evaluator, data: DataSets, options: Mapping[str, object]) -> list[Source]:
-    """What an evaluator will read, opened: to be looked at before a run begins.
+    """Opens the data of an evaluator, to check them before a run.
 
     Raises:
       UserError: a data set does not exist.

@@ -1,4 +1,4 @@
-"""ImageNet ReaL (arXiv 2006.07159): labels that were reassessed, of which an image may have any."""
+"""ImageNet ReaL (arXiv 2006.07159): reassessed labels, any number per image."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from vit_jax.evaluation.result import Result
 def real(
     forward: Forward, data: DataSets, *, real_labels: str = "", max_bad_images: int = 0
 ) -> Result:
-    """ImageNet ReaL: predictions against the reassessed labels, images without labels left out.
+    """ImageNet ReaL: accuracy on the reassessed labels; images without labels do not count.
 
     Args:
-      real_labels: real.json, whose labels are in the order of the images' file names; not needed
-        for tfds:imagenet2012_real, which has its own.
-      max_bad_images: images that may be left out because they cannot be read.
+      real_labels: real.json, in the order of file names; not needed for tfds:imagenet2012_real,
+        which has its own.
+      max_bad_images: how many unreadable images may be skipped.
     """
     source, labels = open_real(data, real_labels)
     results = measured(forward, predictions, source, data, max_bad_images=max_bad_images)
@@ -47,7 +47,7 @@ def open_real(data: DataSets, real_labels: str) -> tuple[Source, list[list[int]]
     """The images, and the ReaL labels of each.
 
     Raises:
-      UserError: there are no labels, or they are not of these images.
+      UserError: there are no labels, or they belong to other images.
     """
     spec = data.one_spec()
     if spec.startswith("tfds:imagenet2012_real"):
@@ -61,24 +61,24 @@ def open_real(data: DataSets, real_labels: str) -> tuple[Source, list[list[int]]
 
 
 def predictions(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """The likeliest class of each example, (b,)."""
+    """The most likely class of each example, (b,)."""
     return {"prediction": jnp.argmax(logits, axis=-1)}
 
 
 def real_accuracy(predictions: Sequence[int] | np.ndarray, real_labels: Sequence) -> float:
-    """The share of images, among those with any label, whose prediction is one of their labels.
+    """The fraction of images with labels whose prediction is one of them.
 
     Args:
       predictions: the most likely class of every image, in the order of their file names.
-      real_labels: for every image its list of labels; images with none do not count.
+      real_labels: the list of labels of every image; images without labels do not count.
 
     Raises:
       UserError: the two have different lengths, or no image has a label.
     """
     if len(predictions) != len(real_labels):
         raise UserError(
-            f"ReaL labels are of {len(real_labels)} images and there are {len(predictions)} "
-            "predictions; both must be in the order of the file names."
+            f"There are ReaL labels for {len(real_labels)} images but {len(predictions)} "
+            "predictions; both must be in the order of file names."
         )
     hits = [
         int(prediction) in labels
@@ -119,8 +119,8 @@ def in_file_order(source: Source) -> Subset:
     names = source.names()
     if not all(Path(name).suffix for name in names[:1]):
         raise UserError(
-            f"{source.spec} does not know the file names of its images, which ReaL labels are "
-            "ordered by; use folder:PATH of the validation images, or tfds:imagenet2012_real."
+            f"{source.spec} has no file names of its images, by which ReaL labels are ordered; "
+            "use folder:PATH of the validation images, or tfds:imagenet2012_real."
         )
     order = np.argsort([Path(name).name for name in names], kind="stable")
     return Subset(source, order, source.spec)

@@ -1,4 +1,4 @@
-"""The data that a run was trained on, for who evaluates it and names none."""
+"""The data of a run, as the default for evaluating it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vit_jax.errors import UsageError, UserError
 
 
 class Remembered(NamedTuple):
-    """workdir: of the run. spec: with its split. why: which part of the run's data that is.
-    watched: what it was watched on, with its split.
+    """workdir: of the run. spec: with its split. why: which part of the run's data it is.
+    watched: what it was evaluated on during training, with its split.
     """
 
     workdir: Path
@@ -25,13 +25,13 @@ class Remembered(NamedTuple):
 
 
 def data_of(checkpoint: str, data_dir: str | None = None) -> Remembered:
-    """What to evaluate the model of a run on: its test split, or else what it was watched on.
+    """The data to evaluate a run's model on: its test split, or else its evaluation data.
 
-    A test split that was trained on is none.
+    A test split that was used for training does not count.
 
     Raises:
-      UsageError: it is no run's.
-      UserError: its data cannot be opened any more.
+      UsageError: the checkpoint does not belong to a run.
+      UserError: its data can no longer be opened.
     """
     workdir, config = _run_of(checkpoint)
     section = config["data"]
@@ -50,15 +50,15 @@ def data_of(checkpoint: str, data_dir: str | None = None) -> Remembered:
             return Remembered(workdir, f"{base}[test]", data_dir, why, watched)
     except UserError as error:
         raise UserError(
-            f"{checkpoint} was trained on {base}, which cannot be opened here: {error} Name data "
+            f"{checkpoint} was trained on {base}, which cannot be opened here: {error} Give data "
             "with --data=SPEC."
         ) from error
-    why = "what this run was watched on: its data have no other test split"
+    why = "the evaluation data of this run, which has no other test split"
     return Remembered(workdir, watched, data_dir, why, watched)
 
 
 def _run_of(checkpoint: str) -> tuple[Path, dict]:
-    """The run that a checkpoint is of, and its configuration."""
+    """The run of a checkpoint, and its configuration."""
     path = Path(checkpoint).expanduser()
     for place in (path, path.parent, path.parent.parent):  # a run, its model/, checkpoints/STEP
         found = files.read_json(place / "config.json") if place.is_dir() else None
@@ -68,5 +68,5 @@ def _run_of(checkpoint: str) -> tuple[Path, dict]:
         if isinstance(section, dict) and section.get("dataset"):
             return place, found
     raise UsageError(
-        f"--data=SPEC is needed: {checkpoint} is not of a run, which would know its own data."
+        f"--data=SPEC is required: {checkpoint} is not part of a run that has its own data."
     )

@@ -1,4 +1,4 @@
-"""What a protocol finds, and the files that `vit-jax evaluate` makes of it."""
+"""The result of a protocol, and the files that `vit-jax evaluate` writes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vit_jax.pages.figures import Figure
 
 
 class Result(NamedTuple):
-    """record: for evaluation.json. table: lines to print. metrics: what a training run logs.
-    rows: for a CSV, if there is one, named `csv` or as the protocol is. pictures: name -> function
-    that draws it, or gives None. model: settings of the model that were found, and are saved with
-    it by request. tables: name -> columns of another CSV. images: gives the table of all images.
+    """record: for evaluation.json. table: lines to print. metrics: for the log of a training run.
+    rows: for a CSV, if any, named `csv` or after the protocol. pictures: name -> function that
+    draws it, or returns None. model: fitted settings of the model, saved with it on request.
+    tables: name -> columns of another CSV. images: returns the table of all images.
     """
 
     record: Mapping[str, object]
@@ -34,7 +34,7 @@ class Result(NamedTuple):
 
 
 def write(directory: Path, name: str, record: Mapping[str, object], result: Result) -> Path:
-    """Adds a protocol's record to `evaluation.json`; rows, pictures and a page lie beside it."""
+    """Adds a protocol's record to `evaluation.json`; writes rows, pictures and a page beside it."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "evaluation.json"
     content = json.loads(file.read_text()) if file.exists() else {}

@@ -1,4 +1,4 @@
-"""A step over a whole source: every example exactly once, on any mesh and processes."""
+"""A step over a whole source: every example exactly once, on any mesh and any processes."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def over_source(
     on_batch: Callable[[int], None] | None = None,
     on_bad: Callable[[str], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every example's results of `step`, in the order of `source`.
+    """Per-example results of `step`, in the order of `source`.
 
     Args:
       step: see Step; its results are the same on every process.
-      transform: how images are prepared, see data.make_transform.
+      transform: see data.make_transform.
       mapping: the model's class for each class of the data; None if they are the same.
       on_batch: called with the number of examples seen so far.
-      on_bad: called for images that cannot be read, which are left out; None raises.
+      on_bad: called for unreadable images, which are skipped; None: raise.
 
     Returns:
-      {name: (n, ...)}, with "label" and "index", the example's number in `source`; n is its length
-      less the images that cannot be read.
+      {name: (n, ...)}, with "label" and "index", the example's index in `source`; n is its length
+      without unreadable images.
 
     Raises:
       UserError: an image cannot be read, or none can.
@@ -75,7 +75,7 @@ def over_source(
             on_batch(seen)
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     read, index = joined.pop("mask"), joined["index"]
-    there = np.sort(index[index < len(source)])  # what is beyond fills the last batch
+    there = np.sort(index[index < len(source)])  # indices beyond are padding
     assert np.array_equal(there, np.arange(len(source))), (
         f"evaluation counted {len(there)} examples, {len(np.unique(there))} of them different, "
         f"instead of {len(source)}"

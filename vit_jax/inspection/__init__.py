@@ -1,6 +1,6 @@
-"""What a trained model looks like inside: the numbers of Figures 6, 7, 10, 11 and 14.
+"""Looking inside a trained model: Figures 6, 7, 10, 11 and 14.
 
-May touch models, data, evaluation, pages and interop.
+May import models, data, evaluation, pages and interop.
 """
 
 from vit_jax.inspection.attention import attention_distance, attention_rollout, token_distances

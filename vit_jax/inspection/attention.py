@@ -16,13 +16,13 @@ def token_distances(grid: tuple[int, int], image_size: tuple[int, int]) -> np.nd
 
 
 def patch_attention(weights: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Attention among patches only: the class token's row and column are dropped if there is one.
+    """Attention among patches only: drops the class token's row and column if there is one.
 
     Args:
-      weights: (..., t, t), t the patches of `grid`, or one more.
+      weights: (..., t, t) with t the number of patches of `grid`, or one more.
 
     Raises:
-      UserError: t fits neither.
+      UserError: t is neither.
     """
     patches, tokens = grid[0] * grid[1], weights.shape[-1]
     if tokens not in (patches, patches + 1):
@@ -55,7 +55,7 @@ def attention_distance(
 
 
 def attention_rollout(weights: np.ndarray, grid: tuple[int, int] | None = None) -> np.ndarray:
-    """How much of every patch reaches the class token through all layers, (grid_h, grid_w).
+    """The attention of the class token to every patch through all layers, (grid_h, grid_w).
 
     Heads are averaged, the residual is added as the identity, rows are normalised, and the layers
     are multiplied, last to first (arXiv 2005.00928).
@@ -84,6 +84,6 @@ def attention_rollout(weights: np.ndarray, grid: tuple[int, int] | None = None) 
 
 
 def rollout_step(weights: np.ndarray) -> np.ndarray:
-    """What one layer does in a rollout: (..., heads, t, t) to (..., t, t), rows that sum to 1."""
+    """One layer of a rollout: (..., heads, t, t) to (..., t, t) with rows that sum to 1."""
     mixed = weights.mean(axis=-3) + np.eye(weights.shape[-1], dtype=weights.dtype)
     return mixed / mixed.sum(axis=-1, keepdims=True)

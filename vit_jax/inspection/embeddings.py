@@ -11,14 +11,14 @@ COMPONENTS = 28
 
 
 def embedding_filters(config: models.ModelConfig, params: models.Params) -> np.ndarray:
-    """The filters that pixels meet first, (height, width, channels, filters).
+    """The filters that are applied to pixels, (height, width, channels, filters).
 
-    Of a hybrid or a ResNet they are those of its root convolution.
+    For a hybrid or a ResNet those of its root convolution.
     """
     for path in ("stem/conv_root/kernel", "patch_embedding/kernel", "conv_root/kernel"):
         if path in params:
             return np.asarray(params[path], np.float32)
-    raise UserError(f"{config.variant} has no filters that pixels meet.")
+    raise UserError(f"{config.variant} has no filters on pixels.")
 
 
 def filter_components(
@@ -48,7 +48,7 @@ def position_table(config: models.ModelConfig, params: models.Params) -> np.ndar
     """Position embeddings of the patches, (n, d), without the class token's.
 
     Raises:
-      UserError: the model adds none to its input; says what it has.
+      UserError: the model adds none to its input; says which kind it has.
     """
     kind = getattr(config, "position_embedding", None)
     if kind == "1d":

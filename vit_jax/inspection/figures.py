@@ -8,20 +8,20 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.inspection import embeddings
-from vit_jax.pages.figures import Figure, bare, new_figure
+from vit_jax.pages.figures import Figure, hide_axes, new_figure
 
 Data = dict[str, np.ndarray]
 
 
 def filters(config: models.ModelConfig, params: models.Params) -> tuple[Figure, Data]:
-    """Figure 7, left: principal components of the filters that pixels meet first."""
+    """Figure 7, left: principal components of the embedding filters."""
     kernels = embeddings.embedding_filters(config, params)
     images, share = embeddings.filter_components(kernels)
     columns = 7
     rows = -(-len(images) // columns)
     figure, axes = new_figure(rows, columns, 5.6, 0.85 * rows + 0.4)
     for i, cell in enumerate(axes.flat):
-        bare(cell)
+        hide_axes(cell)
         if i < len(images):
             image = images[i]
             cell.imshow(image if image.shape[-1] == 3 else image.mean(axis=-1), cmap="gray")
@@ -30,7 +30,7 @@ def filters(config: models.ModelConfig, params: models.Params) -> tuple[Figure, 
 
 
 def positions(config: models.ModelConfig, params: models.Params) -> tuple[Figure, Data]:
-    """Figure 7, centre, and Figure 10: cosine similarity of position embeddings, a tile each."""
+    """Figure 7, centre, and Figure 10: cosine similarity of position embeddings, one tile each."""
     similarity = embeddings.position_similarity(config, params)
     rows, columns = config.grid
     shown_rows = np.unique(np.linspace(0, rows - 1, min(rows, 14)).round().astype(int))
@@ -40,7 +40,7 @@ def positions(config: models.ModelConfig, params: models.Params) -> tuple[Figure
     )
     for i, row in enumerate(shown_rows):
         for j, column in enumerate(shown_columns):
-            bare(axes[i, j])
+            hide_axes(axes[i, j])
             image = axes[i, j].imshow(similarity[row, column], vmin=-1, vmax=1, cmap="viridis")
     figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.6, label="cosine similarity")
     figure.suptitle(f"{config.variant}: position embeddings against all others")
@@ -50,7 +50,7 @@ def positions(config: models.ModelConfig, params: models.Params) -> tuple[Figure
 def distance(
     config: models.ModelConfig, distances: np.ndarray, num_images: int
 ) -> tuple[Figure, Data]:
-    """Figure 7, right, and Figure 11: mean attention distance, a dot per head and layer."""
+    """Figure 7, right, and Figure 11: mean attention distance, one dot per head and layer."""
     figure, axes = new_figure(1, 1, 5.6, 4.2)
     cell = axes[0, 0]
     layers, heads = distances.shape
@@ -65,7 +65,7 @@ def distance(
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, blur: float) -> np.ndarray:
-    """An image (h, w, 3) uint8 lit by a coarse map (gh, gw): as D.8 displays rollout.
+    """An image (h, w, 3) uint8 masked by a coarse map (gh, gw), as in D.8.
 
     Divided by the largest, resized by Lanczos, blurred, stretched to [0, 1], and used as a mask.
     """
@@ -94,7 +94,7 @@ def rollout(
     rows = -(-len(images) // pairs)
     figure, axes = new_figure(rows, 2 * pairs, 2.0 * pairs, 1.25 * rows + 0.4)
     for cell in axes.flat:
-        bare(cell)
+        hide_axes(cell)
     blur = getattr(config, "stride", (16, 16))[0] / 2
     for i, image in enumerate(images):
         row, pair = divmod(i, pairs)
@@ -107,12 +107,12 @@ def rollout(
 
 
 def heads(config: models.ModelConfig, image: np.ndarray, rows: np.ndarray) -> tuple[Figure, Data]:
-    """What every head of every layer attends to in one image: (layers, heads, gh, gw)."""
+    """Attention of every head and layer in one image: (layers, heads, gh, gw)."""
     layers, count = rows.shape[:2]
     figure, axes = new_figure(layers, count + 1, 0.55 * (count + 1), 0.55 * layers + 0.4)
     for layer in range(layers):
         for cell in axes[layer]:
-            bare(cell)
+            hide_axes(cell)
         axes[layer, 0].imshow(image)
         for head in range(count):
             axes[layer, head + 1].imshow(rows[layer, head], cmap="magma")
@@ -121,14 +121,14 @@ def heads(config: models.ModelConfig, image: np.ndarray, rows: np.ndarray) -> tu
 
 
 def occlusion(image: np.ndarray, drops: np.ndarray, label: str) -> tuple[Figure, Data]:
-    """The image, and how much its class loses where it is covered."""
+    """The image, and the drop in its class's probability where it is occluded."""
     figure, axes = new_figure(1, 2, 5.6, 2.9)
     for cell in axes.flat:
-        bare(cell)
+        hide_axes(cell)
     axes[0, 0].imshow(image)
     largest = max(float(np.abs(drops).max()), 1e-6)
     shown = axes[0, 1].imshow(drops, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    figure.colorbar(shown, ax=axes[0, 1], shrink=0.8, label="loss of probability")
+    figure.colorbar(shown, ax=axes[0, 1], shrink=0.8, label="drop in probability")
     axes[0, 0].set_title(label, fontsize=9)
     return figure, {"drop": drops}
 
@@ -141,7 +141,7 @@ def similar(
     figure, axes = new_figure(len(images), count + 1, 1.2 * (count + 1), 1.25 * len(images))
     for i, image in enumerate(images):
         for cell in axes[i]:
-            bare(cell)
+            hide_axes(cell)
         axes[i, 0].imshow(image)
         for j in range(count):
             axes[i, j + 1].imshow(images[neighbours[i, j]])

@@ -16,7 +16,7 @@ from vit_jax.pages.document import data_url, document, facts_table, footer, head
 
 
 class Viewer(NamedTuple):
-    """What is stepped through: images (b, h, w, 3) uint8, attention (b, layers, heads, gh, gw) and
+    """Data of the viewer: images (b, h, w, 3) uint8, attention (b, layers, heads, gh, gw) and
     distance (layers, heads) in pixels.
     """
 
@@ -41,8 +41,8 @@ def write(
     Args:
       facts: (name, value) rows about the model.
       pictures: (heading, caption, PNG) in order.
-      notes: what could not be drawn, and why.
-      viewer: None leaves it out.
+      notes: missing pictures, with reasons.
+      viewer: None: no viewer.
     """
     parts = [header("Inside a model", title), facts_table(facts)]
     parts += [f"<p class=facts>{escape(note)}</p>" for note in notes]

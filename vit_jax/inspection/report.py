@@ -1,4 +1,4 @@
-"""Everything that `vit-jax inspect` draws of a checkpoint, into one directory."""
+"""`vit-jax inspect`: all pictures of a checkpoint, in one directory."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def inspect(
     max_images: int = MAX_IMAGES,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Draws what there is to see in a checkpoint; returns the page.
+    """Draws all pictures of a checkpoint; returns the page.
 
     Args:
-      images: files and folders; without any, what needs images is left out and said.
-      compare: other checkpoints whose position embeddings are drawn as well (Figure 10).
-      occlusion: also cover parts of every image, which takes about 50 forward passes each.
+      images: files and folders; without any, pictures that need images are skipped with a note.
+      compare: other checkpoints whose position embeddings are also drawn (Figure 10).
+      occlusion: also occlude parts of every image, about 50 forward passes each.
 
     Raises:
       UserError: an unreadable checkpoint or image, or `out` is a file.
     """
     out = Path(out)
     if out.is_file():
-        raise UserError(f"{out} is a file; name a directory with --out.")
+        raise UserError(f"{out} is a file; give a directory with --out.")
     config, params = load.read(checkpoint)
     config = models.replace(config, dtype="float32")
     files = find_images(images)[:max_images] if images else []
@@ -68,7 +68,7 @@ def inspect(
     draw(
         "filters",
         "Embedding filters (Figure 7, left)",
-        "Principal components of the filters that pixels meet first.",
+        "Principal components of the filters that are applied to pixels.",
         lambda: figures.filters(config, params),
     )
     for i, source in enumerate([checkpoint, *compare]):
@@ -86,7 +86,7 @@ def inspect(
             draw_occlusion(config, params, files, pixels, draw)
     else:
         notes.append(
-            "Attention distance, rollout and heads need images: name files or folders (--images)."
+            "Attention distance, rollout and heads need images: give files or folders (--images)."
         )
     metrics = Path(checkpoint) / FILE_NAME
     if metrics.exists():
@@ -125,7 +125,7 @@ def read_images(config: models.ModelConfig, files: Sequence[Path | str]) -> np.n
 
 
 def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
-    """Accuracies, or mean average precisions, that a workdir's `evaluation.json` holds."""
+    """Accuracies, or mean average precisions, in a workdir's `evaluation.json`."""
     found = files.read_json(workdir / "evaluation.json") if workdir.is_dir() else None
     rows = []
     for suite, record in (found or {}).items():
@@ -137,26 +137,26 @@ def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
 
 
 def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | None:
-    """What needs images: distance, rollout, heads, neighbours; returns the viewer's content."""
+    """Pictures that need images: distance, rollout, heads, neighbours; returns the viewer."""
     scaled = np.asarray(models.normalise(pixels))
     names = [Path(file).name for file in files]
     viewer = None
     try:
-        looked = walk.look(config, params, scaled)
+        looked = walk.attention_stats(config, params, scaled)
     except UserError as error:
         notes.append(str(error))
     else:
         draw(
             "attention_distance",
             "Attention distance (Figure 7, right; Figure 11)",
-            "How far each head looks, in pixels, weighted by its attention.",
+            "Mean distance in pixels that each head attends over.",
             lambda: figures.distance(config, looked.distance, len(files)),
         )
         if looked.rollout is not None:
             draw(
                 "rollout",
                 "Attention rollout (Figures 6 and 14)",
-                "What reaches the class token through all layers.",
+                "Attention of the class token to the patches, through all layers.",
                 lambda: figures.rollout(config, list(pixels), looked.rollout, names),
             )
         else:
@@ -189,7 +189,7 @@ def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | Non
 
 
 def draw_occlusion(config, params, files, pixels, draw) -> None:
-    """A map for each image of what its class depends on."""
+    """An occlusion map per image: where its class depends on the image."""
     scaled = np.asarray(models.normalise(pixels))
     for i, file in enumerate(files):
         drops, label = walk.occlusion(config, params, scaled[i])
@@ -197,6 +197,6 @@ def draw_occlusion(config, params, files, pixels, draw) -> None:
         draw(
             f"occlusion_{i}",
             f"Occlusion: {Path(file).name}",
-            "Loss of probability where a part is covered with grey.",
+            "Drop in probability where a part is covered with grey.",
             lambda i=i, drops=drops, name=name: figures.occlusion(pixels[i], drops, name),
         )

@@ -1,4 +1,4 @@
-"""Attention of real images, one layer at a time: memory stays that of a single layer."""
+"""Attention on real images, one layer at a time, to need memory for one layer only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vit_jax.inspection.attention import attention_distance, patch_attention, ro
 from vit_jax.models import ablations
 
 
-class Looked(NamedTuple):
-    """distance: (layers, heads) pixels. rollout, rows: of the class token, if there is one.
+class AttentionStats(NamedTuple):
+    """distance: (layers, heads) in pixels. rollout, rows: of the class token, if there is one.
 
     rollout: (b, grid_h, grid_w). rows: (b, layers, heads, grid_h, grid_w), what the class token
     attends to (without one: what all patches attend to, on average).
@@ -40,8 +40,8 @@ def attention_layers(
     """
     if type(config) is not models.ViTConfig:
         raise UserError(
-            f"{config.variant} has no attention over all tokens; its embedding filters can be "
-            "looked at, and its features."
+            f"{config.variant} has no attention over all tokens; only its embedding filters and "
+            "features can be inspected."
         )
     config = models.replace(models.at_rest(config), scan=False)
     model = models.set_params(models.abstract(config), jax.tree.map(jnp.asarray, dict(params)))
@@ -58,7 +58,9 @@ def attention_layers(
         yield np.asarray(weights)
 
 
-def look(config: models.ModelConfig, params: models.Params, images: np.ndarray) -> Looked:
+def attention_stats(
+    config: models.ModelConfig, params: models.Params, images: np.ndarray
+) -> AttentionStats:
     """Distance, rollout and the class token's attention of some images."""
     distances, rows, joint = [], [], None
     has_token = getattr(config, "classifier", "") == "token"
@@ -71,7 +73,7 @@ def look(config: models.ModelConfig, params: models.Params, images: np.ndarray) 
         else:
             rows.append(patch_attention(weights, config.grid).mean(axis=2))
     stacked = np.stack(rows, axis=1)
-    return Looked(
+    return AttentionStats(
         np.stack(distances),
         None if joint is None else joint[:, 0, 1:].reshape(-1, *config.grid),
         stacked.reshape(*stacked.shape[:3], *config.grid),
@@ -81,10 +83,10 @@ def look(config: models.ModelConfig, params: models.Params, images: np.ndarray) 
 def occlusion(
     config: models.ModelConfig, params: models.Params, image: np.ndarray, cells: int = 7
 ) -> tuple[np.ndarray, int]:
-    """How much the predicted class loses when a part of the image is grey.
+    """The drop of the predicted class's probability when a part of the image is grey.
 
     Args:
-      image: (h, w, c) in [-1, 1]; it is cut into about cells x cells parts along patch borders.
+      image: (h, w, c) in [-1, 1], divided into about cells x cells parts along patch borders.
 
     Returns:
       (rows, columns) drops in probability, and the class.
@@ -115,5 +117,5 @@ def occlusion(
 
 
 def _padded(images: list[np.ndarray], size: int = 8) -> list[np.ndarray]:
-    """As many images as one compiled batch takes."""
+    """Pads images to the compiled batch size."""
     return images + [images[-1]] * (size - len(images))

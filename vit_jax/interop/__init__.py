@@ -1,4 +1,4 @@
-"""Foreign formats, in both directions: everything outside has one canonical tree of names.
+"""Foreign formats, in both directions; the rest of the package sees canonical names only.
 
-May touch models, numerics and data.
+May import models, numerics and data.
 """

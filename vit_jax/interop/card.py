@@ -1,4 +1,4 @@
-"""The README of a model for the Hugging Face hub: what it is, was trained on, and is worth."""
+"""The model card for the Hugging Face hub: model, training data, and results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_jax.data.specs import parse_name, parse_spec
 from vit_jax.errors import UserError
 from vit_jax.models import ViTConfig
 
-#: What evaluation.json calls a result, and what the hub does.
+#: Names of metrics in evaluation.json, and on the hub.
 METRICS = {"accuracy": "accuracy", "mAP": "mean average precision"}
 
 
@@ -27,7 +27,7 @@ class Score(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where weights come from. data: what they were trained on; step: of their run."""
+    """The origin of weights. data: what they were trained on; step: of their run."""
 
     data: str = ""
     step: int | None = None
@@ -38,7 +38,7 @@ UNKNOWN = Origin()
 
 
 def public_name(spec: object) -> str:
-    """A data spec without what it says of this machine: folders above, and options.
+    """A data spec without details of this machine: parent folders and options.
 
     "folder:/home/me/pets?separator=;[test]" is "pets[test]".
     """
@@ -46,7 +46,7 @@ def public_name(spec: object) -> str:
         kind, name, split = parse_spec(str(spec))
         name, _ = parse_name(kind, name)
     except UserError:
-        return "a data set of its own"
+        return "a private data set"
     split = f"[{split}]" if split else ""
     if kind == "folder" or kind.endswith(".py") or os.path.exists(os.path.expanduser(name)):
         return Path(name).name + split
@@ -54,7 +54,7 @@ def public_name(spec: object) -> str:
 
 
 def origin_of(source: str) -> Origin:
-    """What a run's directory, or an exported one, says of its weights; nothing of other sources."""
+    """The origin of weights in a run or an export; empty for other sources."""
     path = Path(source).expanduser()
     if not path.is_dir():
         return UNKNOWN
@@ -77,7 +77,7 @@ def origin_of(source: str) -> Origin:
         of = record.get("checkpoint")
         other = of is not None and Path(str(of)).expanduser().resolve() not in places
         if other or (step is not None and record.get("step", step) != step):
-            print(f"{workdir}/evaluation.json: {suite} is of other weights; the card leaves it out")
+            print(f"{workdir}/evaluation.json: {suite} is for other weights; not in the card")
             continue
         scores += [
             Score(suite, name, public_name(record.get("data")), float(record[name]))
@@ -90,12 +90,12 @@ def origin_of(source: str) -> Origin:
 def model_card(
     config: ViTConfig, origin: Origin = UNKNOWN, name: str = "this directory", licence: str = ""
 ) -> str:
-    """A README for the hub: what the model is, how it is used, and what is known of it.
+    """A model card for the hub: the model, its use, and its results.
 
     Args:
       origin: see `origin_of`.
-      name: what pipelines load it by.
-      licence: one of the hub's short names; "" says nothing.
+      name: by which pipelines load it.
+      licence: one of the hub's short names; "" for none.
     """
     size = "x".join(map(str, config.image_size))
     pooled = config.representation_size is not None

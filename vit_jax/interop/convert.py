@@ -1,4 +1,4 @@
-"""Writes weights in another format, and proves it by running the result with its own runtime."""
+"""Converts weights to another format, and verifies the result by running it in its own runtime."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ __all__ = ["FORMATS", "Proof", "convert", "run_ours"]
 
 
 class Proof(NamedTuple):
-    """How far two runs on the same photographs are apart.
+    """The difference of two runs on the same photographs.
 
-    difference: the largest of a logit; scale: the largest logit. Of a classifier that is all
-    zeros, logits are those of a random one. features: the largest difference of a pre-logit or a
-    token, as a share of the largest, None where neither is given; same_top1: the share of equal
-    best classes of the `images`.
+    difference: maximum over logits; scale: the largest logit. A zero classifier is replaced by a
+    random one. features: maximum over pre-logits or tokens, relative to the largest, None if
+    neither is available; same_top1: fraction of `images` with equal top-1.
     """
 
     difference: float
@@ -41,9 +40,9 @@ class Proof(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A way to write weights, and who runs them. suffix: of a file; "" for a directory.
+    """How to write weights, and the runtime to verify them. suffix: of a file; "": a directory.
 
-    notes: what the other side's preprocessing does otherwise.
+    notes: differences in the other side's preprocessing.
     """
 
     save: Callable[..., None]
@@ -53,9 +52,9 @@ class Format(NamedTuple):
 
 
 def _no_place(config: models.ModelConfig, of: str, *names: str) -> list[str]:
-    """What a format loses of the settings that it has no place for."""
+    """A note on settings that a format cannot store."""
     held = [name for name in names if getattr(config, name)]
-    return [f"{of} has no place for {' and '.join(held)}"] if held else []
+    return [f"{of} cannot store {' and '.join(held)}"] if held else []
 
 
 FORMATS: dict[str, Format] = {
@@ -98,18 +97,18 @@ def convert(
 ) -> Proof:
     """Writes the weights at `source` to `target` in the format `to`.
 
-    The result is made beside `target`, run, compared, and only then moved there, or pushed to the
-    Hugging Face hub where `target` is `hf:ORG/NAME`.
+    The result is written beside `target`, run, compared, and only then moved there, or pushed to
+    the Hugging Face hub if `target` is `hf:ORG/NAME`.
 
     Args:
-      tolerance: the largest difference of a logit, as a share of the largest logit.
-      photos: a data set whose images are compared on; "" takes scikit-learn's photographs.
-      licence: what the model card states, of --to=huggingface.
-      private: makes a new repository of the hub that others cannot see.
+      tolerance: maximum difference of logits, relative to the largest logit.
+      photos: a data set for the comparison; "": scikit-learn's photographs.
+      licence: for the model card, with --to=huggingface.
+      private: create the hub repository as private.
 
     Raises:
-      UserError: an unknown format, no place in it for this model, `target` exists, the hub refuses,
-        or the answers differ by more than the tolerance; then nothing is left at `target`.
+      UserError: an unknown format, or one that cannot store this model, `target` exists, the hub
+        refuses, or logits differ by more than the tolerance; then nothing is left at `target`.
     """
     check_request(target, to, licence, private)
     place = hub.find_place(str(target), private) if hub.is_hub(target) else None
@@ -139,25 +138,25 @@ def convert(
         if place:
             url = hub.push(made, place, f"{config.variant} by vit_jax {__version__}")
             notes += [f"pushed: {url}"]
-            notes += [] if licence else ["its card states no licence; --license=NAME would"]
+            notes += [] if licence else ["its card states no licence; set one with --license=NAME"]
         else:
             shutil.move(made, target)
     return proof._replace(notes=tuple(notes))
 
 
 def check_request(target: str | Path, to: str, licence: str, private: bool) -> None:
-    """Raises UserError for a format that there is not, and for what is not of this format."""
+    """Raises UserError for an unknown format, and for options of another one."""
     if to not in FORMATS:
         raise UserError(
             f"There is no format {to!r}; there are {', '.join(FORMATS)}.{nearest(to, FORMATS)}"
         )
     if (licence or private or hub.is_hub(target)) and to != "huggingface":
         what = target if hub.is_hub(target) else "--license" if licence else "--private"
-        raise UserError(f"{what} is of --to=huggingface, and this is --to={to}.")
+        raise UserError(f"{what} is for --to=huggingface, and this is --to={to}.")
     if private and not hub.is_hub(target):
-        raise UserError(f"--private is of a push to hf:ORG/NAME, and {target} is none.")
+        raise UserError(f"--private is for a push to hf:ORG/NAME, which {target} is not.")
     if licence and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
-        raise UserError(f"--license={licence} is no short name such as apache-2.0 or cc-by-4.0.")
+        raise UserError(f"--license={licence} is not a short name such as apache-2.0 or cc-by-4.0.")
     suffix = FORMATS[to].suffix
     if suffix and Path(target).suffix != suffix:
         raise UserError(f"{target} must end in {suffix} for --to={to}.")
@@ -166,7 +165,7 @@ def check_request(target: str | Path, to: str, licence: str, private: bool) -> N
 def prove(
     form: Format, made: Path, config: models.ModelConfig, params: dict[str, Array], photos: str
 ) -> Proof:
-    """Runs what was written, and compares it with what the source answers."""
+    """Runs the result, and compares it with the source."""
     images = peers.photographs(config, photos)
     head = head_for_proof(config, params)
     wanted = peers.outputs(config, params | head, images)
@@ -175,7 +174,7 @@ def prove(
 
 
 def head_for_proof(config: models.ModelConfig, params: models.Params) -> dict[str, Array]:
-    """{} for a trained classifier; for one that is all zeros, a random one in its place."""
+    """{} for a trained classifier; a random replacement for a zero one."""
     if not adapt.is_zero_head(params):
         return {}
     return peers.random_head(config, params["head/kernel"].shape[0])
@@ -184,7 +183,7 @@ def head_for_proof(config: models.ModelConfig, params: models.Params) -> dict[st
 def run(
     form: Format, made: Path, config: models.ModelConfig, images: Array, head: dict[str, Array]
 ) -> tuple[Outputs, str]:
-    """What is in the file, run by the other side, and its name; by us where there is none."""
+    """The file, run by its own runtime, and the runtime's name; by vit_jax if there is none."""
     version = peers.available(form.peer) if form.peer else ""
     if version:
         return PEERS[form.peer](made, config, images, head), f"{form.peer} {version}"
@@ -196,34 +195,34 @@ def run(
 
 
 def check_free(target: Path) -> None:
-    """Raises UserError if something is at `target` that would be overwritten, or it is no path."""
-    if re.match(r"(hf|gs|s3|https?):", str(target)):  # a Path has made one of two slashes
+    """Raises UserError if `target` would be overwritten, or is not a path."""
+    if re.match(r"(hf|gs|s3|https?):", str(target)):  # Path has collapsed a double slash
         raise UserError(
-            f"{target} is no place on disk; only convert --to=huggingface writes elsewhere, to "
+            f"{target} is not a path on disk; only convert --to=huggingface writes elsewhere, to "
             "hf:ORG/NAME."
         )
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"{target} exists and would be overwritten; name another place.")
+        raise UserError(f"{target} exists and would be overwritten; choose another place.")
     if target.is_dir():
         target.rmdir()
 
 
 def compare(wanted: Outputs, found: Outputs, runtime: str, random_head: bool = False) -> Proof:
-    """How far two runs on the same photographs are apart.
+    """The difference of two runs on the same photographs.
 
     Raises:
-      UserError: their shapes differ, or every photograph gets the same answer: no proof.
+      UserError: their shapes differ, or all photographs have the same logits, which proves nothing.
     """
     shares = []
     for name, a, b in zip(Outputs._fields, wanted, found, strict=True):
         if a is None or b is None:
             continue
         if a.shape != b.shape:
-            raise UserError(f"{runtime} gives {name} of {b.shape} instead of {a.shape}.")
+            raise UserError(f"{runtime} returns {name} of {b.shape} instead of {a.shape}.")
         if name == "logits" and len(a) > 1 and not np.ptp(a, axis=0).max() > 1e-6 * np.abs(a).max():
             raise UserError(
-                "Every photograph gets the same logits, so that equal ones would prove nothing: "
-                "are these weights trained, or at least random? Nothing was written."
+                "All photographs get the same logits, so the comparison would prove nothing: are "
+                "these weights trained, or at least random? Nothing was written."
             )
         difference = np.abs(a - b).max()
         shares.append(float(difference / max(np.abs(a).max(), 1e-30)))
@@ -241,12 +240,12 @@ def compare(wanted: Outputs, found: Outputs, runtime: str, random_head: bool = F
 
 
 def check(proof: Proof, tolerance: float, source: str, what: str) -> None:
-    """Raises UserError if a proof fails."""
+    """Raises UserError if the comparison fails."""
     if proof.difference > tolerance * proof.scale:
         raise UserError(
             f"{what} of {source} refused: logits differ by {proof.difference:.2g} (largest "
-            f"{proof.scale:.3g}) when run by {proof.runtime}, and --tolerance={tolerance:g} of the "
-            f"largest is allowed; top-1 is equal on {proof.same_top1:.0%} of {proof.images} "
+            f"{proof.scale:.3g}) when run by {proof.runtime}, more than --tolerance={tolerance:g} "
+            f"of the largest; top-1 is equal on {proof.same_top1:.0%} of {proof.images} "
             "photographs. Nothing was written."
         )
     if (
@@ -254,6 +253,6 @@ def check(proof: Proof, tolerance: float, source: str, what: str) -> None:
     ):  # before the classifier, which averages over them
         raise UserError(
             f"{what} of {source} refused: pre-logits or tokens differ by {proof.features:.2g} of "
-            f"the largest when run by {proof.runtime}, and 10 times --tolerance={tolerance:g} is "
-            "allowed. Nothing was written."
+            f"the largest when run by {proof.runtime}, more than 10 times "
+            f"--tolerance={tolerance:g}. Nothing was written."
         )

@@ -1,4 +1,4 @@
-"""Models for serving: StableHLO, ONNX, OpenVINO, SavedModel, each run again before it is done."""
+"""Models for serving: StableHLO, ONNX, OpenVINO, SavedModel, each verified by running it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from vit_jax.models import adapt, saved
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Array = np.ndarray
-#: Of products in fewer bits, the largest difference of a logit, as a share of the largest.
+#: Tolerances for products in fewer bits, relative to the largest logit.
 TOLERANCES = {"float32": 0.0, "float16": 0.02, "int8": 0.2}
 CALIBRATION = 64  # images
 
 
 class Options(NamedTuple):
-    """What a format may be asked for besides. Their names are those of the flags.
+    """Options of an export, named like the flags.
 
-    batch_size: a fixed one; 0 leaves it open.
+    batch_size: fixed; 0: dynamic.
     int8: dense layers of the encoder in 8 bits.
-    features: pre_logits (b, d) are given as well, before any tanh.
-    opset: of ONNX; 0 is the oldest that will do.
+    features: also return pre_logits (b, d), before any tanh.
+    opset: of ONNX; 0: the oldest that is sufficient.
     dtype: of weights and products.
     uint8: takes pixels, 0 to 255, instead of floats in [-1, 1].
-    calibration: a data set whose images say how large activations are, for int8 in ONNX; "" takes
+    calibration: a data set to measure the range of activations, for int8 in ONNX; "":
       scikit-learn's photographs.
     """
 
@@ -62,14 +62,14 @@ def export(
     Args:
       form: "stablehlo" (a directory), "onnx" (a file), "openvino" (an .xml and a .bin file) or
         "savedmodel" (a directory).
-      tolerance: the largest difference of a logit, as a share of the largest; of float16 at least
-        0.02, of int8 at least 0.2.
-      photos: a data set whose images are compared on; "" takes scikit-learn's photographs.
+      tolerance: maximum difference of logits, relative to the largest; at least 0.02 for float16,
+        0.2 for int8.
+      photos: a data set for the comparison; "": scikit-learn's photographs.
       options: see `Options`.
 
     Raises:
-      UserError: an unknown format, an option that it does not have, a missing package, or answers
-        beyond the tolerance.
+      UserError: an unknown format or option, a missing package, or differences beyond the
+        tolerance.
     """
     if form not in FORMATS:
         raise UserError(
@@ -91,7 +91,7 @@ def export(
         made = Path(scratch) / target.name
         save, open_, _ = FORMATS[form]
         note = save(made, config, params, asked)
-        if head:  # what is proved is the same with a classifier that tells photographs apart
+        if head:  # a zero classifier would make the comparison meaningless
             proved = Path(scratch) / f"proof{target.suffix}"
             save(proved, config, params | head, asked)
             open_(made)
@@ -109,13 +109,13 @@ def export(
 
 
 def parts(path: Path) -> list[Path]:
-    """The files that an export may be made of, the one that names it first."""
+    """The possible files of an export, the main one first."""
     beside = {".onnx": onnx_files.parts, ".xml": openvino_files.parts}
     return beside.get(path.suffix, lambda path: [path])(path)
 
 
 def check_options(form: str, asked: Options) -> Options:
-    """Raises UserError for what `form` does not have."""
+    """Raises UserError for options that `form` does not have."""
     for name, value, default in zip(Options._fields, asked, Options(), strict=True):
         has = [other for other, (_, _, names) in FORMATS.items() if name in names]
         if value != default and form not in has:
@@ -128,7 +128,7 @@ def check_options(form: str, asked: Options) -> Options:
 
 
 def of_any_number(answer: Answer) -> Callable[[Array], Outputs]:
-    """The function for any number of images, also if one batch is all that was exported."""
+    """The function for any number of images, also if a fixed batch was exported."""
     run, size = answer
     if not isinstance(size, int):
         return run
@@ -146,7 +146,7 @@ def of_any_number(answer: Answer) -> Callable[[Array], Outputs]:
 
 
 class Exported(NamedTuple):
-    """run: images (b, h, w, c) float32 in [-1, 1] -> Outputs; and what a server knows."""
+    """run: images (b, h, w, c) float32 in [-1, 1] -> Outputs; and the stored facts."""
 
     run: Callable[[Array], Outputs]
     image_size: tuple[int, int]
@@ -194,16 +194,16 @@ def open_exported(path: str | Path) -> Exported:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} does not say how images are prepared for it ({type(error).__name__}: {error});"
-            " only what `vit-jax export` wrote can be evaluated."
+            f"{path} has no preprocessing ({type(error).__name__}: {error}); only exports by "
+            "`vit-jax export` can be evaluated."
         ) from error
-    if form in read_facts:  # others' tools reshape these
+    if form in read_facts:  # other tools may reshape these
         peers.check_takes(answer, (*found.image_size, found.channels), path)
     return found
 
 
 def facts(config: models.ModelConfig, uint8: bool = False) -> dict[str, object]:
-    """What a server must know besides the function."""
+    """Facts that a server needs besides the function."""
     several = {"multilabel": True, "probabilities": "sigmoid", "thresholds": config.thresholds}
     shape = "(batch, height, width, channels)"
     return {
@@ -251,17 +251,17 @@ def write_facts(directory: Path, config: models.ModelConfig) -> None:
 
 
 def files_of(directory: Path) -> dict[str, Path]:
-    """What an exported directory holds besides its facts, by names in it."""
+    """The files of an exported directory except its facts, by relative name."""
     found = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     names = {path.relative_to(directory).as_posix(): path for path in found}
     return {name: path for name, path in names.items() if name != "facts.json"}
 
 
 def check_directory(directory: Path) -> bool:
-    """Whether an exported directory has checksums, which are compared unless VERIFY is off.
+    """Whether an exported directory has checksums; verifies them unless VERIFY is off.
 
     Raises:
-      UserError: something is not what was written; others may have been added.
+      UserError: a file is damaged; additional files are allowed.
     """
     file = directory / "facts.json"
     known = files.read_json(file)
@@ -275,10 +275,10 @@ def check_directory(directory: Path) -> bool:
 
 
 def has_checksum(path: Path) -> bool:
-    """Whether an exported model has a checksum of its bytes, which is compared.
+    """Whether an exported model has a checksum; verifies it.
 
     Raises:
-      UserError: they are others.
+      UserError: it does not match.
     """
     if path.is_dir():
         return check_directory(path)
@@ -292,13 +292,13 @@ def answers(apply: Callable, params: models.Params, images: jax.Array) -> tuple[
 
 
 def open_stablehlo(directory: str | Path) -> tuple[Answer, str]:
-    """What answers images, from the files alone: nothing of the model's code is used."""
+    """Runs an export from its files alone, without the model's code."""
     from jax import export as jax_export
 
     directory = Path(directory)
     check_directory(directory)
     function = (directory / "model.stablehlo").read_bytes()
-    # Of earlier exports, this is of the function alone.
+    # Earlier exports have a checksum of the function only.
     written = (files.read_json(directory / "facts.json") or {}).get("sha256")
     if files.VERIFY.get() and written not in (None, hashlib.sha256(function).hexdigest()[:16]):
         raise UserError(f"{directory}/model.stablehlo is damaged.{saved.COPY}")
@@ -373,7 +373,7 @@ def save_savedmodel(
 
 
 def open_savedmodel(directory: str | Path) -> tuple[Answer, str]:
-    """What answers images, by TensorFlow."""
+    """Runs a SavedModel by TensorFlow."""
     check_directory(Path(directory))
     import tensorflow as tf
 
@@ -388,7 +388,7 @@ def open_savedmodel(directory: str | Path) -> tuple[Answer, str]:
 
 
 Opened = tuple[Answer, str]
-#: How a format is written, opened, and what it may be asked for.
+#: For each format: writer, reader, and options.
 FORMATS: dict[str, tuple[Callable[..., str | None], Callable[..., Opened], set[str]]] = {
     "stablehlo": (save_stablehlo, open_stablehlo, {"batch_size", "int8", "features"}),
     "onnx": (save_onnx, onnx_files.open_file, set(Options._fields)),

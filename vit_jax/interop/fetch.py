@@ -1,8 +1,8 @@
 """Files from the network: gs:// and https:// through one cache, and the Hugging Face hub.
 
-A download goes to a `.partial` file, goes on where it broke off, and gets its name only when its
-size, its first bytes, and its checksum where one is known, are right. Its name begins with a hash
-of the address, so that no address can name a place outside the cache.
+A download goes to a `.partial` file, resumes where it stopped, and is renamed only when its size,
+its first bytes, and its checksum if known, are correct. Its name begins with a hash of the URL, so
+that no URL can escape the cache.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from vit_jax.interop import published, weight_files
 CHUNK = 1 << 20
 TRIES = 4
 TIMEOUT = 30  # seconds without a byte
-WINDOW, SLOWEST = 60, 10_000  # a minute of fewer bytes a second than this counts as a failure
-LARGEST = 64 * 2**30  # bytes, of a server that does not say how many it sends
-AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may soon give another
-#: How files begin.
+WINDOW, SLOWEST = 60, 10_000  # fewer bytes per second than this for a minute are a failure
+LARGEST = 64 * 2**30  # limit in bytes if the server does not give a length
+AGAIN = (408, 425, 429, 500, 502, 503, 504)  # temporary server errors
+#: Magic bytes.
 BEGINNINGS = {".npz": b"PK", ".onnx": b"\x08", ".safetensors": b""}
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept: $VIT_JAX_CACHE, or vit_jax/weights in the user's cache."""
+    """The cache of downloads: $VIT_JAX_CACHE, or vit_jax/weights in the user's cache."""
     if "VIT_JAX_CACHE" in os.environ:
         return Path(os.environ["VIT_JAX_CACHE"]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -41,7 +41,7 @@ def cache_directory() -> Path:
 
 
 def is_remote(source: str) -> bool:
-    """Whether `source` names something on the network."""
+    """Whether `source` is on the network."""
     return source.startswith(("gs://", "https://", "http://", "hf:"))
 
 
@@ -49,7 +49,7 @@ def fetch(source: str) -> Path:
     """A local path for `gs://...`, `https://...` or `hf:ORG/NAME`; downloaded once.
 
     Raises:
-      UserError: not there, forbidden, or no network; says where else the same weights are.
+      UserError: not found, forbidden, or no network; names other sources of the same weights.
     """
     if source.startswith("hf:"):
         return _from_hub(source)
@@ -60,7 +60,7 @@ def fetch(source: str) -> Path:
 
 
 def cached(source: str) -> Path | None:
-    """Where `source` is on this machine already; nothing is asked of the network."""
+    """Where `source` already is on this machine; without network access."""
     if not source.startswith("hf:"):
         target = place(source)[1]
         return target if target.exists() else None
@@ -76,14 +76,14 @@ def cached(source: str) -> Path | None:
             allow_patterns=["*.json", "*.safetensors"],
             local_files_only=True,
         )
-    except Exception:  # of many kinds, all of which say that it is not there
+    except Exception:  # of many kinds, all meaning that it is not cached
         return None
     whole = any(Path(found).glob("*.safetensors")) and (Path(found) / "config.json").exists()
     return Path(found) if whole else None
 
 
 def place(source: str) -> tuple[str, Path]:
-    """The address of `gs://...` or `https://...`, and where its download is kept."""
+    """The URL of `gs://...` or `https://...`, and its place in the cache."""
     url = source
     if source.startswith("gs://"):
         url = "https://storage.googleapis.com/" + source.removeprefix("gs://")
@@ -91,13 +91,13 @@ def place(source: str) -> tuple[str, Path]:
 
 
 def name_of(url: str) -> str:
-    """What a download is called: a hash of its address, and the end of it."""
+    """The name of a download: a hash of its URL, and the end of the URL."""
     last = re.sub(r"[^\w.+-]", "_", url.split("?")[0].rstrip("/").rpartition("/")[2])
     return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{last[-80:]}"
 
 
 def download(url: str, target: Path, source: str = "") -> None:
-    """Downloads `url` to `target`, resuming what is there of it.
+    """Downloads `url` to `target`, resuming a partial download.
 
     Raises:
       UserError: the server refuses, or the file is not what the server promised.
@@ -110,7 +110,7 @@ def download(url: str, target: Path, source: str = "") -> None:
             expected = _append(url, partial, source)
             break
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing is left to send: the partial file is not of this file
+            if error.code == 416:  # nothing left to send: the partial file is of another file
                 partial.unlink(missing_ok=True)
                 continue
             if error.code in AGAIN and attempt < TRIES - 1:
@@ -125,18 +125,18 @@ def download(url: str, target: Path, source: str = "") -> None:
             if attempt == TRIES - 1:
                 reason = getattr(error, "reason", error)
                 raise UserError(
-                    f"{source} cannot be downloaded ({reason}); run the same command again, it "
-                    f"goes on where it stopped.{published.elsewhere(source)}"
+                    f"{source} cannot be downloaded ({reason}); run the same command again to "
+                    f"resume.{published.elsewhere(source)}"
                 ) from error
             time.sleep(2**attempt)
     else:
-        raise UserError(f"{source} cannot be downloaded: the server does not send all of it.")
+        raise UserError(f"{source} cannot be downloaded: the server sends only a part of it.")
     _check(partial, expected, source)
     os.replace(partial, target)
 
 
 def _append(url: str, partial: Path, source: str) -> dict[str, str]:
-    """Appends what is missing of `url` to `partial`; returns the size and hashes promised."""
+    """Appends the rest of `url` to `partial`; returns the promised size and hashes."""
     from tqdm import tqdm
 
     start = partial.stat().st_size if partial.exists() else 0
@@ -148,7 +148,7 @@ def _append(url: str, partial: Path, source: str) -> dict[str, str]:
         free = shutil.disk_usage(partial.parent).free
         if left > free:
             raise UserError(
-                f"{source} needs {left / 2**30:.1f} GiB and {partial.parent} has "
+                f"{source} needs {left / 2**30:.1f} GiB, but {partial.parent} has "
                 f"{free / 2**30:.1f} GiB free; set VIT_JAX_CACHE to another place."
             )
         bar = tqdm(
@@ -166,7 +166,7 @@ def _append(url: str, partial: Path, source: str) -> dict[str, str]:
 
 
 def _chunks(response: http.client.HTTPResponse, source: str) -> Iterator[bytes]:
-    """What a server sends, as it comes.
+    """Streams a response.
 
     Raises:
       OSError: it is too slow.
@@ -177,15 +177,15 @@ def _chunks(response: http.client.HTTPResponse, source: str) -> Iterator[bytes]:
         yield chunk
         received, since = received + len(chunk), since + len(chunk)
         if received > LARGEST:
-            raise UserError(f"{source} does not end: {received / 2**30:.0f} GiB have come.")
+            raise UserError(f"{source} does not end: {received / 2**30:.0f} GiB received.")
         if (seconds := time.monotonic() - begin) >= WINDOW:
             if since < SLOWEST * seconds:
-                raise OSError(f"only {since / seconds:,.0f} bytes a second come")
+                raise OSError(f"only {since / seconds:,.0f} bytes per second")
             begin, since = time.monotonic(), 0
 
 
 def _check(partial: Path, promised: dict[str, str], source: str) -> None:
-    """Raises UserError, and removes the file, if it is not what the server promised."""
+    """Removes the file and raises UserError if it is not what the server promised."""
     size = partial.stat().st_size
     bad = bool(promised["size"]) and size != int(promised["size"])
     for item in promised["hashes"].split(","):
@@ -205,7 +205,7 @@ def _check(partial: Path, promised: dict[str, str], source: str) -> None:
         what = "a web page" if start.lstrip().startswith(b"<") else "something else"
         raise UserError(
             f"{source} cannot be downloaded: the server sent {what} with that name "
-            f"({start[:20]!r}); open the address in a browser.{published.elsewhere(source)}"
+            f"({start[:20]!r}); open the URL in a browser.{published.elsewhere(source)}"
         )
 
 
@@ -231,7 +231,7 @@ def _from_hub(source: str) -> Path:
             return path
         if not weight_files.has_torch():
             raise UserError(
-                f"{source} holds no .safetensors, and a pytorch_model.bin is read by torch, which "
+                f"{source} has no .safetensors, and a pytorch_model.bin is read by torch, which "
                 f"is not installed: {weight_files.PIP}."
             )
         return snapshot("pytorch_model*.bin")
@@ -239,7 +239,7 @@ def _from_hub(source: str) -> Path:
         raise
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{source} asks for a login: accept its terms on the hub and run `hf auth login`."
+            f"{source} requires a login: accept its terms on the hub and run `hf auth login`."
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"{source} does not exist on the hub, or is private.") from error

@@ -1,7 +1,7 @@
 """Pushes a directory to a new repository of the Hugging Face hub, in one commit.
 
-Nothing there is ever overwritten: a repository that holds a file is refused, and so is a commit if
-somebody else was quicker. If a push fails, a new repository stays empty and can be pushed to again.
+Nothing is ever overwritten: a repository with files is refused, and so is a commit after another
+one. If a push fails, the new repository stays empty and can be pushed to again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vit_jax import __version__
 from vit_jax.errors import UserError
 
-#: The hub makes this one itself.
+#: The hub creates this file.
 EMPTY = {".gitattributes"}
 
 
@@ -31,15 +31,15 @@ def is_hub(target: str | Path) -> bool:
 
 
 def find_place(target: str, private: bool) -> Place:
-    """Where `hf:ORG/NAME` will be pushed to; the hub is asked, and nothing is written.
+    """Checks with the hub that `hf:ORG/NAME` can be pushed to; writes nothing.
 
     Raises:
-      UserError: it is no name, huggingface_hub or a token is missing, the hub cannot be reached,
-        or the repository exists and holds a file.
+      UserError: an invalid name, huggingface_hub or a token is missing, the hub cannot be reached,
+        or the repository exists and has files.
     """
     name = target.removeprefix("hf:")
     if not re.fullmatch(r"[^/@\s]+/[^/@\s]+", name):
-        raise UserError(f"{target} is no place to push to: it must be hf:ORG/NAME.")
+        raise UserError(f"{target} cannot be pushed to: it must be hf:ORG/NAME.")
     try:
         import huggingface_hub
         from huggingface_hub import errors, utils
@@ -48,11 +48,11 @@ def find_place(target: str, private: bool) -> Place:
     try:
         utils.validate_repo_id(name)
     except errors.HFValidationError as error:
-        raise UserError(f"{target} is no name of the hub's: {_line(error)}") from error
+        raise UserError(f"{target} is not a valid name on the hub: {_line(error)}") from error
     if not huggingface_hub.get_token():
         raise UserError(
-            f"{target} takes a login: run `hf auth login` with a token that may write, or set "
-            "HF_TOKEN; tokens are made at https://huggingface.co/settings/tokens."
+            f"{target} requires a login: run `hf auth login` with a write token, or set "
+            "HF_TOKEN; create tokens at https://huggingface.co/settings/tokens."
         )
     try:
         info = huggingface_hub.HfApi().model_info(name)
@@ -67,17 +67,17 @@ def find_place(target: str, private: bool) -> Place:
         raise UserError(_holds(target, ", ".join(held[:3])))
     if private and not info.private:
         raise UserError(
-            f"{target} exists and is public; --private is of a new repository. Make it private in "
-            "its settings, or name another place."
+            f"{target} exists and is public; --private is for a new repository. Make it private in "
+            "its settings, or choose another name."
         )
     return Place(name, private, info.sha)
 
 
 def push(directory: Path, place: Place, message: str) -> str:
-    """Pushes the files of a directory in one commit; returns the commit's address.
+    """Pushes the files of a directory in one commit; returns the commit's URL.
 
     Raises:
-      UserError: no permission, no network, or the repository is not empty any more.
+      UserError: no permission, no network, or the repository is no longer empty.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -86,13 +86,13 @@ def push(directory: Path, place: Place, message: str) -> str:
     try:
         if head is None:
             api.create_repo(place.name, private=place.private or None)
-            left += " Its new repository is empty; the same command goes on with it."
+            left += " The new repository is empty; run the same command again."
             head = api.model_info(place.name).sha
         commit = api.create_commit(
             place.name,
             [CommitOperationAdd(file.name, str(file)) for file in sorted(directory.iterdir())],
             commit_message=message,
-            parent_commit=head,  # refused if anybody has committed since
+            parent_commit=head,  # refused after another commit
         )
     except Exception as error:
         raise UserError(f"hf:{place.name} refused: {explain(error, place.name)} {left}") from error
@@ -100,7 +100,7 @@ def push(directory: Path, place: Place, message: str) -> str:
 
 
 def explain(error: BaseException, name: str) -> str:
-    """A sentence of what a request to the hub failed by."""
+    """The reason why a request to the hub failed, as a sentence."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
@@ -109,18 +109,18 @@ def explain(error: BaseException, name: str) -> str:
     if code == 401:
         return "the hub does not accept the token; run `hf auth login` again."
     if code == 403:
-        return f"the token may not write to {name.partition('/')[0]}; take one that may."
+        return f"the token cannot write to {name.partition('/')[0]}; use another token."
     if code in (409, 412):
-        return "somebody else has written there meanwhile, and nothing is overwritten."
+        return "there was another commit in the meantime, and nothing is overwritten."
     if code is not None:
-        return f"the hub answers {code} ({_line(error)})."
+        return f"the hub returns {code} ({_line(error)})."
     if isinstance(error, OSError) or any("onnect" in type(each).__name__ for each in causes):
         return f"the hub cannot be reached ({_line(causes[-1])})."
     return f"{_line(error)}."
 
 
 def _holds(target: str, what: str) -> str:
-    return f"{target} exists and holds {what}; nothing is overwritten, name another place."
+    return f"{target} exists and has {what}; nothing is overwritten, choose another name."
 
 
 def _line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """Hugging Face directories of ViT: `config.json`, `model.safetensors`, preprocessing and labels.
 
-`ViTForImageClassification` holds a fine-tuned model; `ViTModel` one with the hidden layer of the
+`ViTForImageClassification` is a fine-tuned model; `ViTModel` has the hidden layer of the
 pre-training head (its pooler) and no classifier.
 """
 
@@ -34,8 +34,8 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "quick_gelu": "quick_gelu",
 }  # fmt: skip
 NAMES = {"gelu_tanh": "gelu_pytorch_tanh"}
-SEVERAL = "multi_label_classification"  # their problem_type, of several labels an image
-#: transformers' ViTConfig, what it inherits, and what older versions wrote into their files.
+SEVERAL = "multi_label_classification"  # their problem_type for several labels per image
+#: transformers' ViTConfig, inherited settings, and those that older versions wrote.
 SETTINGS: settings.Table = {
     **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads",
                      "intermediate_size", "hidden_act", "hidden_dropout_prob", "layer_norm_eps",
@@ -45,7 +45,7 @@ SETTINGS: settings.Table = {
     "attention_probs_dropout_prob": TRAINING,
     "initializer_range": TRAINING,
     "label2id": Nothing("id2label says the same"),
-    "encoder_stride": Nothing("of the decoder of masked images, which is not read"),
+    "encoder_stride": Nothing("for the decoder of masked images, which is not read"),
     "quantization_config": Only((None,)),
     "is_encoder_decoder": OFF,
     "add_cross_attention": OFF,
@@ -57,14 +57,14 @@ SETTINGS: settings.Table = {
     **dict.fromkeys(("dtype", "torch_dtype", "_attn_implementation_autoset",
                      "attn_implementation", "_attn_implementation", "torchscript", "use_bfloat16",
                      "tie_word_embeddings", "gradient_checkpointing"),
-                    Nothing("how it is computed, not what")),
+                    Nothing("how it is computed, not the result")),
     **dict.fromkeys(("output_hidden_states", "output_attentions", "return_dict", "use_cache"),
-                    Nothing("what is returned besides")),
+                    Nothing("additional outputs")),
 }  # fmt: skip
 
 
 def layout(config: ViTConfig, prefix: str = "vit.") -> Layout:
-    """The layout of `ViTForImageClassification`, or with a hidden layer of `ViTModel`."""
+    """The layout of `ViTForImageClassification`, or of `ViTModel` with a hidden layer."""
     entries = {
         "class_token": reshaped(f"{prefix}embeddings.cls_token"),
         "position_embedding/0/embedding": reshaped(f"{prefix}embeddings.position_embeddings"),
@@ -104,12 +104,12 @@ def layout(config: ViTConfig, prefix: str = "vit.") -> Layout:
 
 
 def vector(name: str) -> Entry:
-    """(heads, head_dim) of ours as one axis."""
+    """Our axes (heads, head_dim) as one axis."""
     return reshaped(name, lambda shape: (shape[0] * shape[1],))
 
 
 def check_supported(config: models.ModelConfig) -> ViTConfig:
-    """Raises UserError for what a Hugging Face ViT cannot hold."""
+    """Raises UserError for models that a Hugging Face ViT cannot represent."""
     if (
         type(config) is not ViTConfig
         or config.stem_depths is not None
@@ -118,7 +118,7 @@ def check_supported(config: models.ModelConfig) -> ViTConfig:
         or config.position_embedding_at != "stem"
     ):
         raise UserError(
-            f"Hugging Face's ViT has no place for this {config.variant} (only plain ViTs with a "
+            f"Hugging Face's ViT cannot represent this {config.variant} (only plain ViTs with a "
             "class token and 1-D position embeddings); use --to=native, npz or timm."
         )
     if config.image_size[0] != config.image_size[1] or config.patch_size[0] != config.patch_size[1]:
@@ -138,7 +138,7 @@ def save(directory: str | Path, config: models.ModelConfig, params: models.Param
     """Writes a directory that `transformers` loads, `pipeline("image-classification")` included.
 
     Raises:
-      UserError: Hugging Face's ViT has no place for the model.
+      UserError: Hugging Face's ViT cannot represent the model.
     """
     config = check_supported(config)
     directory = Path(directory)
@@ -178,7 +178,7 @@ def save(directory: str | Path, config: models.ModelConfig, params: models.Param
 
 
 def is_huggingface(directory: str | Path) -> bool:
-    """Whether a directory holds a model of transformers, a ViT or another."""
+    """Whether a directory has a transformers model, ViT or other."""
     values = files.read_json(Path(directory) / "config.json")
     return isinstance(values, dict) and "model_type" in values
 
@@ -186,16 +186,16 @@ def is_huggingface(directory: str | Path) -> bool:
 def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
     """Reads a Hugging Face ViT directory.
 
-    Without a classifier (`ViTModel`) the head is all zeros: good for features and fine-tuning.
+    Without a classifier (`ViTModel`) the head is zero: for features and fine-tuning.
 
     Raises:
-      UserError: a file is missing or damaged, or holds another architecture.
+      UserError: a file is missing or damaged, or has another architecture.
     """
     directory = Path(directory)
     where, values = f"{directory}/config.json", files.read_json(directory / "config.json")
     if values.get("model_type") != "vit":
         raise UserError(
-            f"{where} is of transformers' {values.get('model_type')!r}; only 'vit' is read."
+            f"{where} is for transformers' {values.get('model_type')!r}; only 'vit' is supported."
         )
     settings.check(values, SETTINGS, where, strict=False)
     weights = weight_files.read_weights(directory)
@@ -215,7 +215,7 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
 
 
 def read_processor(directory: Path) -> tuple[dict[str, Any], str]:
-    """What a directory says of its images, and where: transformers has written two files for it."""
+    """The image settings of a directory, and their file: transformers has used two."""
     for name, key in (
         ("preprocessor_config.json", None),
         ("processor_config.json", "image_processor"),
@@ -227,19 +227,19 @@ def read_processor(directory: Path) -> tuple[dict[str, Any], str]:
         if found is None:
             continue
         if not isinstance(found, dict):
-            raise UserError(f"{file} holds no settings of images.")
+            raise UserError(f"{file} has no image settings.")
         return found, str(file)
-    print(f"{directory} does not say how images are prepared: as transformers does by default")
+    print(f"{directory} has no image settings: using the defaults of transformers")
     return {}, f"{directory}/preprocessor_config.json"
 
 
 def find_config(
     values: settings.Values, weights: dict[str, np.ndarray], where: str
 ) -> tuple[ViTConfig, dict[str, np.ndarray]]:
-    """The configuration that `config.json` describes, and the arrays that are read of `weights`.
+    """The configuration of `config.json`, and the arrays to read from `weights`.
 
     Raises:
-      UserError: a setting is missing, is no value of it, or has no place in our models.
+      UserError: a setting is missing or invalid, or our models do not support it.
     """
     prefix = "vit." if any(name.startswith("vit.") for name in weights) else ""
     classifier = "classifier.weight" in weights
@@ -247,7 +247,7 @@ def find_config(
 
     def setting(key: str, default: Any, parse: Any = settings.count) -> Any:
         if default is ... and values.get(key) is None:
-            raise UserError(f"{where} has no {key!r}, so it is no ViT's.")
+            raise UserError(f"{where} has no {key!r}, so it is not a ViT.")
         return settings.get(values, key, default, where, parse)
 
     hidden, layers = setting("hidden_size", ...), setting("num_hidden_layers", ...)
@@ -267,14 +267,14 @@ def find_config(
         )
     if pooler is not None and not classifier:
         if values.get("pooler_act", "tanh") != "tanh":
-            settings.refuse(where, "pooler_act", values["pooler_act"], "only 'tanh' can")
+            settings.refuse(where, "pooler_act", values["pooler_act"], "only 'tanh' is supported")
         if setting("pooler_output_size", hidden) != len(pooler):
             settings.refuse(where, "pooler_output_size", values["pooler_output_size"],
                             f"the weights have {len(pooler)}")  # fmt: skip
     labels = labels_of(values, where)
     problem = values.get("problem_type")
     if problem not in (None, "single_label_classification", SEVERAL):
-        print(f"{where}: problem_type={problem!r}; probabilities here are those of a softmax")
+        print(f"{where}: problem_type={problem!r}; here probabilities are a softmax")
     classes = len(weights["classifier.bias"]) if classifier else max(len(labels), 1)
     config = ViTConfig(
         variant="custom",
@@ -294,11 +294,11 @@ def find_config(
         multilabel=problem == SEVERAL,
     )
     config = models.replace(config, variant=models.find_variant(config))
-    unread = [f"{prefix}embeddings.mask_token"]  # of masked images
+    unread = [f"{prefix}embeddings.mask_token"]  # for masked images
     if classifier:
         unread += [f"{prefix}pooler.dense.{part}" for part in ("weight", "bias")]
     weights = {name: array for name, array in weights.items() if name not in unread}
-    if not setting("qkv_bias", True, settings.flag):  # transformers leaves out even those there
+    if not setting("qkv_bias", True, settings.flag):  # transformers also ignores those present
         for i in range(layers):
             for part in ("query", "key", "value"):
                 name = f"{prefix}encoder.layer.{i}.attention.attention.{part}.bias"
@@ -316,13 +316,13 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def labels_of(values: settings.Values, where: str) -> tuple[str, ...]:
-    """Class names in order; () where they are only LABEL_0, ..., or not of 0, 1, ... (is said)."""
+    """Class names in order; () if they are LABEL_0, ..., or not of 0, 1, ... (with a note)."""
     table = values.get("id2label") or {}
     if isinstance(table, list):
         table = {str(i): name for i, name in enumerate(table)}
     try:
         labels = tuple(table[str(i)] for i in range(len(table)))
     except KeyError as missing:
-        print(f"{where}: id2label has {len(table)} names and none for {missing}; they are left out")
+        print(f"{where}: id2label has {len(table)} names but none for {missing}; ignored")
         return ()
     return () if all(name == f"LABEL_{i}" for i, name in enumerate(labels)) else labels

@@ -1,7 +1,7 @@
-"""How one of our arrays is laid out in a foreign format: its names there, and the way both ways.
+"""Layouts of our arrays in foreign formats: names there, and conversion in both directions.
 
-A layout is a dict from our path to an `Entry`. Each format builds one for a configuration; reading
-and writing are then the two functions at the end.
+A layout maps our path to an `Entry`. Each format builds one for a configuration; reading and
+writing are then the two functions at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 
 class Entry(NamedTuple):
-    """split: ours -> one array for each of `names`. join: those arrays and our shape -> ours."""
+    """split: ours -> one array per name in `names`. join: those arrays and our shape -> ours."""
 
     names: tuple[str, ...]
     split: Callable[[Array], list[Array]]
@@ -33,7 +33,7 @@ Layout = dict[str, Entry]
 
 
 def reshaped(name: str, shape: Callable[[Shape], Shape] = lambda shape: shape) -> Entry:
-    """The same numbers in the same order, in the foreign shape that `shape` makes of ours."""
+    """Reshaped by `shape(our shape)`, numbers in the same order."""
     return Entry(
         (name,),
         lambda x: [x.reshape(shape(x.shape))],
@@ -42,7 +42,7 @@ def reshaped(name: str, shape: Callable[[Shape], Shape] = lambda shape: shape) -
 
 
 def transposed(name: str, *axes: int, extra: int = 0) -> Entry:
-    """Our axes in the order `axes`, and `extra` axes of size one after them.
+    """Our axes in the order `axes`, followed by `extra` axes of size one.
 
     (1, 0) turns a kernel (i, o) into a weight (o, i); (3, 2, 0, 1) a convolution's (h, w, i, o)
     into (o, i, h, w).
@@ -61,7 +61,7 @@ def transposed(name: str, *axes: int, extra: int = 0) -> Entry:
 
 
 def stacked(names: tuple[str, ...], entry: Callable[[str], Entry], axis: int) -> Entry:
-    """One array of ours as several of theirs, cut along our `axis`, each laid out by `entry`."""
+    """One array of ours as several of theirs, split along our `axis`, each by `entry`."""
     entries = [entry(name) for name in names]
 
     def split(x: Array) -> list[Array]:
@@ -98,7 +98,7 @@ def to_foreign(layout: Layout, params: models.Params) -> dict[str, Array]:
 def check_sizes(
     layout: Layout, weights: Mapping[str, Array], config: models.ModelConfig, where: str
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Raises UserError for other names or numbers of elements; returns the shapes of ours."""
+    """Raises UserError for wrong names or sizes; returns our shapes."""
     wanted = models.abstract_params(config)
     assert set(layout) == set(wanted), set(layout) ^ set(wanted)
     needed = {name for entry in layout.values() for name in entry.names}
@@ -131,8 +131,7 @@ def from_foreign(
 ) -> dict[str, Array]:
     """Foreign arrays as our parameters, contiguous float32.
 
-    Shapes may differ in axes of size one and in how heads are folded, as long as the numbers are
-    the same.
+    Shapes may differ in axes of size one and in how heads are flattened.
 
     Raises:
       UserError: names or sizes are not those of `config`; lists them.

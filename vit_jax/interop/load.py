@@ -1,4 +1,4 @@
-"""One door for weights: whatever a path holds, `read` finds the format, or says why it cannot."""
+"""Loading weights: `read` detects the format of a path, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def load_model(
     channels: int | None = None,
     verify: bool = True,
 ) -> nnx.Module:
-    """Loads a model: a workdir (also of a run that still trains), one of its `checkpoints/STEP`, an
+    """Loads a model: a workdir (also of an unfinished run), one of its `checkpoints/STEP`, an
     exported directory, an official `.npz`, a Hugging Face or timm directory, `hf:ORG/NAME`,
     `gs://...`, `https://...`, or a published name ("B/16-imagenet21k").
 
     Args:
-      variant: needed only where the weights do not tell; None finds it and says what it found.
+      variant: needed only if it cannot be inferred; None: infer and print it.
       image_size: another resolution; position embeddings are interpolated.
-      num_classes: another number of classes; the head starts from zero.
-      channels: another number of input channels; the first kernel is resampled.
-      verify: the checksums that the file of weights holds are compared, 0.6 s for a GB.
+      num_classes: another number of classes; the new head is zero.
+      channels: another number of input channels; the first kernel is adapted.
+      verify: check the checksums in the file of weights, 0.6 s per GB.
 
     Raises:
-      UserError: no such path, none of the formats, or damaged weights.
+      UserError: no such path, an unknown format, or damaged weights.
     """
     before = files.VERIFY.set(verify)
     try:
@@ -75,10 +75,10 @@ def save_model(model: Model, directory: str | Path) -> None:
 
 
 def own_directory(source: str) -> Path:
-    """Where a finished model of our own format lies on disk.
+    """The directory of a finished model in our own format.
 
     Raises:
-      UserError: it is none, e.g. of a run that is not finished.
+      UserError: there is none, e.g. in an unfinished run.
     """
     path = Path(source).expanduser()
     found = [directory for directory in (path, path / "model") if saved.is_native(directory)]
@@ -91,7 +91,7 @@ def own_directory(source: str) -> Path:
 
 
 def replace_settings(source: str, changes: Mapping[str, object]) -> Path:
-    """Changes settings of a model of our own, and none of its weights; returns the file."""
+    """Changes settings of a model in our own format, not its weights; returns the file."""
     directory = own_directory(source)
     config, _ = saved.load(directory)
     file = directory / "config.json"
@@ -109,17 +109,17 @@ def read(source: str | Path, *, variant: str | None = None) -> Weights:
     config, params = read_path(path, variant)
     if variant is not None and variant != config.variant:
         raise UserError(f"{source} holds a {config.variant}, not a {variant}.")
-    if variant is None and path.is_file():  # it does not say itself which model it is
+    if variant is None and path.is_file():  # it does not name its model
         size = "x".join(map(str, config.image_size))
         print(f"{path}: {config.variant} at {size}, {config.num_classes} classes")
     return config, params
 
 
 def local_path(source: str) -> Path:
-    """Where a checkpoint is on disk: itself, or after downloading it or a published one by name.
+    """The path of a checkpoint on disk, downloading it if necessary; may be a published name.
 
     Raises:
-      UserError: it is nowhere; names the nearest published one.
+      UserError: it does not exist; names the nearest published one.
     """
     check_named(source)
     if fetch.is_remote(source):
@@ -133,22 +133,21 @@ def is_on_disk(path: Path) -> bool:
 
 
 def check_named(source: str) -> None:
-    """Raises UserError if `source` is neither on disk, nor an address, nor a published name."""
+    """Raises UserError if `source` is neither on disk, nor a URL, nor a published name."""
     here = is_on_disk(Path(source).expanduser())
     if not here and not fetch.is_remote(source) and source not in published.PUBLISHED:
         raise UserError(
             f"There is no checkpoint at {source!r}.{nearest(source, published.PUBLISHED)} Give a "
-            "workdir of `vit-jax train`, an exported directory, an official .npz, a Hugging Face "
-            "or timm directory, hf:ORG/NAME, a gs:// or https:// address, or a published name such "
-            "as B/16-imagenet21k."
+            "workdir, an exported, Hugging Face or timm directory, an official .npz, hf:ORG/NAME, "
+            "a gs:// or https:// URL, or a published name such as B/16-imagenet21k."
         )
 
 
 def fetched(name: str) -> Path:
-    """Where published weights are, downloaded from the first source that has them if need be.
+    """The path of published weights, downloaded from the first working source if necessary.
 
     Raises:
-      UserError: none of the sources can be used; says why of each.
+      UserError: no source works; gives the reason for each.
     """
     problems = []
     if (found := at_hand(name)) is not None:
@@ -162,16 +161,16 @@ def fetched(name: str) -> Path:
 
 
 def at_hand(name: str) -> Path | None:
-    """Where published weights are on this machine, from any of their sources."""
+    """The path of published weights on this machine, from any of their sources."""
     places = map(fetch.cached, published.PUBLISHED[name].sources)
     return next((place for place in places if place is not None), None)
 
 
 def read_path(path: Path, variant: str | None = None) -> Weights:
-    """What is at a path on disk, in whatever format it is.
+    """Reads a path on disk in any format.
 
     Raises:
-      UserError: whatever is wrong with it; names the path.
+      UserError: any problem with it; names the path.
     """
     try:
         return _read_path(path, variant)
@@ -182,7 +181,7 @@ def read_path(path: Path, variant: str | None = None) -> Weights:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"{path} cannot be read: a value in it is of another kind than expected "
+            f"{path} cannot be read: a value in it has an unexpected type "
             f"({type(error).__name__}: {reason})."
         ) from error
 
@@ -194,7 +193,7 @@ def _read_path(path: Path, variant: str | None) -> Weights:
         if path.suffix == ".safetensors":
             return timm.load(path, variant=variant)
         raise UserError(
-            f"{path} is no checkpoint: files must be an official .npz or a timm .safetensors."
+            f"{path} is not a checkpoint: files must be an official .npz or a timm .safetensors."
         )
     if unfinished.is_unfinished(path):
         return unfinished.load(path)
@@ -202,7 +201,7 @@ def _read_path(path: Path, variant: str | None) -> Weights:
         if saved.is_native(directory):
             return saved.load(directory)
     if not any(path.glob("model.safetensors*")):
-        say_what_has_begun(path)
+        check_has_checkpoint(path)
     for is_one, read_one in (
         (huggingface.is_huggingface, huggingface.load),
         (weight_files.has_weights, functools.partial(timm.load, variant=variant)),
@@ -211,17 +210,19 @@ def _read_path(path: Path, variant: str | None) -> Weights:
             return read_one(path)
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     raise UserError(
-        f"{path} is no checkpoint: no workdir (it has no model/), no exported, Hugging Face or "
-        f"timm directory (no config.json with model.safetensors); it holds {held}."
+        f"{path} is not a checkpoint: not a workdir (no model/), nor an exported, Hugging Face or "
+        f"timm directory (no config.json with model.safetensors); it has {held}."
     )
 
 
-def say_what_has_begun(path: Path) -> None:
-    """Raises UserError if `path` is the workdir of a run that has nothing to read yet."""
+def check_has_checkpoint(path: Path) -> None:
+    """Raises UserError if `path` is the workdir of a run without a checkpoint so far."""
     if (path / "pretrain").is_dir():
-        raise UserError(f"{path} has not begun: only its first stage has, {path / 'pretrain'}.")
+        raise UserError(
+            f"{path} has not started yet; only its first stage has: {path / 'pretrain'}."
+        )
     if (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
         raise UserError(
-            f"{path} is a run that has not saved a checkpoint yet; look again later, or run its "
+            f"{path} is a run that has not saved a checkpoint yet; try again later, or run its "
             "train command again."
         )

@@ -1,4 +1,4 @@
-"""Official `.npz` checkpoints of ViT, hybrids and BiT: their names and shapes live here only."""
+"""Official `.npz` checkpoints of ViT, hybrids and BiT."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vit_jax.models import saved
 from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit_config import ViTConfig, stem_stride
 
-# Official names of one encoder block. Attention is apart: q, k and v are fused in our tree.
+# Official names of one encoder block. Attention is separate: q, k and v are fused in our tree.
 BLOCK_NAMES = {
     "attention_norm": "LayerNorm_0",
     "mlp_norm": "LayerNorm_2",
@@ -29,7 +29,7 @@ BLOCK_NAMES = {
     "mlp/dense2": "MlpBlock_3/Dense_1",
 }
 ATTENTION = "MultiHeadDotProductAttention_1"
-#: The same parts as today's Flax calls them, when the original's code runs on it.
+#: Names of the same parts when the original code runs with a recent Flax.
 TODAY = {
     "LayerNorm_1": "LayerNorm_2",
     "MlpBlock_0": "MlpBlock_3",
@@ -118,7 +118,7 @@ def resnet_layout(config: ResNetConfig) -> Layout:
 
 
 def layout(config: models.ModelConfig) -> Layout:
-    """The official layout of any family that has one.
+    """The official layout of a model.
 
     Raises:
       UserError: there is none for this kind of model.
@@ -133,13 +133,13 @@ def layout(config: models.ModelConfig) -> Layout:
     ):
         return vit_layout(config)
     raise UserError(
-        f"The official .npz format has no place for this {config.variant} (axial, MAP head, or "
+        f"The official .npz format cannot represent this {config.variant} (axial, MAP head, or "
         "another kind of position embedding); save it with --to=native."
     )
 
 
 def find_resnet(weights: Mapping[str, np.ndarray], where: str) -> ResNetConfig:
-    """The BiT configuration that official arrays have."""
+    """The BiT configuration of official arrays."""
     pattern = re.compile(r"resnet/block(\d+)/unit(\d+)/")
     units = [(int(m[1]), int(m[2])) for name in weights if (m := pattern.match(name))]
     depths = tuple(
@@ -160,7 +160,7 @@ def find_resnet(weights: Mapping[str, np.ndarray], where: str) -> ResNetConfig:
 def from_official(
     weights: Mapping[str, np.ndarray], config: models.ModelConfig, where: str = "npz"
 ) -> dict[str, np.ndarray]:
-    """Official arrays as our parameters. Old files fold some shapes otherwise; that is all right.
+    """Official arrays as our parameters. Old files may flatten some axes.
 
     Raises:
       UserError: names or sizes are not those of `config`; lists them.
@@ -169,7 +169,7 @@ def from_official(
 
 
 def save(path: str | Path, config: models.ModelConfig, params: Mapping[str, np.ndarray]) -> None:
-    """Writes an official `.npz`, whole or not at all."""
+    """Writes an official `.npz`, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = to_foreign(layout(config), params)
@@ -182,16 +182,16 @@ def save(path: str | Path, config: models.ModelConfig, params: Mapping[str, np.n
 
 
 def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelConfig:
-    """The configuration that official arrays have, from their names and shapes.
+    """The configuration of official arrays, from their names and shapes.
 
     Raises:
-      UserError: the arrays are of no ViT, hybrid or BiT of the table of variants.
+      UserError: the arrays match no ViT, hybrid or BiT in the table of variants.
     """
     if "resnet/root_block/standardized_conv2d/kernel" in weights:
         return find_resnet(weights, where)
     if "embedding/kernel" not in weights or "head/kernel" not in weights:
         some = ", ".join(sorted(weights)[:4])
-        raise UserError(f"{where} is no official ViT or BiT checkpoint: it has {some}, ...")
+        raise UserError(f"{where} is not an official ViT or BiT checkpoint: it has {some}, ...")
     pattern = re.compile(r"Transformer/encoderblock_(\d+)/")
     blocks = {int(match[1]) for name in weights if (match := pattern.match(name))}
     ph, pw, channels, hidden = weights["embedding/kernel"].shape
@@ -225,7 +225,7 @@ def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelCo
     if side * side != tokens - (classifier == "token"):
         raise UserError(
             f"{where}: position embeddings of {tokens} tokens are not square, so the image size "
-            "is not known; only square official checkpoints can be read."
+            "is unknown; only square official checkpoints are supported."
         )
     stride = 1 if stem is None else stem_stride(stem)
     size = (side * ph * stride, side * pw * stride)
@@ -234,7 +234,7 @@ def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelCo
 
 
 def as_released(weights: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """The arrays by the names that the released files have, whichever Flax wrote them.
+    """The arrays under the released files' names, for any version of Flax.
 
     Raises:
       UserError: two arrays would have one name.
@@ -242,7 +242,7 @@ def as_released(weights: Mapping[str, np.ndarray], where: str) -> dict[str, np.n
     today = any("/MlpBlock_0/" in name for name in weights)
 
     def released(name: str) -> str:
-        if name.startswith("resnet/"):  # the first of its kind in its place, numbered or not
+        if name.startswith("resnet/"):  # the first of its kind, numbered or not
             return re.sub(r"\b(standardized_conv2d|group_norm|conv2d)_\d+/", r"\1/", name)
         return "/".join(TODAY.get(part, part) if today else part for part in name.split("/"))
 
@@ -260,10 +260,10 @@ def read_arrays(path: Path, check: Check = lambda weights: None) -> dict[str, np
     Every header is read first. Checksums in the archive's comment are compared.
 
     Args:
-      check: is called with arrays of their shapes that take no memory, before anything else does.
+      check: called with placeholder arrays of the same shapes before any data are read.
 
     Raises:
-      UserError: no zip file, damaged, an array of Python objects, or sizes that cannot be.
+      UserError: not a zip file, damaged, an array of Python objects, or inconsistent sizes.
     """
     try:
         files.check_regular(path)
@@ -277,14 +277,14 @@ def read_arrays(path: Path, check: Check = lambda weights: None) -> dict[str, np
         if isinstance(error, UserError):
             raise
         reason = str(error).split("\n")[0][:200]
-        raise UserError(f"{path} is no readable .npz ({reason}); download it again.") from error
+        raise UserError(f"{path} is not a readable .npz ({reason}); download it again.") from error
     if comment.startswith(b'{"' + saved.CHECKSUMS.encode()):
         saved.check_sums(arrays, sums_of(comment, arrays), str(path))
     return arrays
 
 
 Check = Callable[[dict[str, np.ndarray]], None]
-#: What zipfile, zlib and NumPy raise for archives that are damaged or use what is not read.
+#: Exceptions of zipfile, zlib and NumPy for damaged or unsupported archives.
 FAULTS = (
     ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError, zlib.error, lzma.LZMAError,
     NotImplementedError, RuntimeError, TypeError, SyntaxError, IndexError, struct.error,
@@ -293,7 +293,7 @@ FAULTS = (
 
 
 def sums_of(comment: bytes, arrays: Mapping[str, np.ndarray]) -> object:
-    """{name: checksum} of an archive's comment, which has them in the order of its members."""
+    """{name: checksum} from an archive's comment, which lists them in the order of members."""
     try:
         return dict(zip(arrays, json.loads(comment)[saved.CHECKSUMS], strict=True))
     except (ValueError, TypeError, KeyError):
@@ -301,10 +301,10 @@ def sums_of(comment: bytes, arrays: Mapping[str, np.ndarray]) -> object:
 
 
 def headers(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    """An array of each shape that an archive claims, which takes no memory.
+    """Placeholder arrays, without memory, of the shapes in an archive's headers.
 
     Raises:
-      ValueError: one claims another size than its entry has, or a name comes twice.
+      ValueError: a header's size differs from its entry, or a name occurs twice.
     """
     found: dict[str, np.ndarray] = {}
     for entry in archive.infolist():
@@ -318,20 +318,20 @@ def headers(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
             shape, _, dtype = read(member)
             held = entry.file_size - member.tell()
         if dtype.hasobject:
-            raise ValueError(f"{entry.filename} holds Python objects")
+            raise ValueError(f"{entry.filename} contains Python objects")
         if math.prod(shape) * dtype.itemsize != held:
-            raise ValueError(f"{entry.filename} claims {dtype} {shape} and holds {held:,} bytes")
+            raise ValueError(f"{entry.filename} should be {dtype} {shape} but has {held:,} bytes")
         name = entry.filename.removesuffix(".npy")
         if name in found:
-            raise ValueError(f"{name} comes twice")
+            raise ValueError(f"{name} occurs twice")
         found[name] = np.broadcast_to(np.zeros((), dtype), shape)
     return found
 
 
 def load(path: Path, *, variant: str | None = None) -> tuple[models.ModelConfig, dict]:
-    """Reads an official checkpoint; which model it is follows from names and shapes.
+    """Reads an official checkpoint; the model is inferred from names and shapes.
 
-    Nothing is unpacked before they are those of a model.
+    Data are read only after these match a model.
     """
     where, known = str(path), []
 
@@ -342,7 +342,7 @@ def load(path: Path, *, variant: str | None = None) -> tuple[models.ModelConfig,
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{where} is no official ViT or BiT checkpoint: an array is missing or has "
+                f"{where} is not an official ViT or BiT checkpoint: an array is missing or has "
                 f"another shape ({type(error).__name__}: {error})."
             ) from error
         check_sizes(layout(config), as_released(weights, where), config, where)

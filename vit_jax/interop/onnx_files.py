@@ -1,4 +1,4 @@
-"""ONNX files: written with our own operations (onnx_models.py), run by ONNX Runtime."""
+"""ONNX files: written directly (onnx_models.py), run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vit_jax.interop.peers import Answer, Outputs
 
 Array = np.ndarray
 DTYPES = ("float32", "float16")
-#: A protocol buffer holds at most 2 GiB; beyond this, weights lie in a file of their own.
+#: A protocol buffer has at most 2 GiB; beyond this, weights go to a separate file.
 LARGEST = 1_900_000_000
 
 
@@ -37,16 +37,16 @@ def save(
     """Writes images -> logits, with the weights inside, and returns a line about the graph.
 
     Args:
-      facts: become the metadata.
+      facts: written as metadata.
       opset: of ONNX, 17 or newer.
       dtype: of weights and products, "float32" or "float16"; logits are float32.
-      features: also give pre_logits (b, d), before any tanh.
-      uint8: takes pixels, 0 to 255, instead of floats in [-1, 1].
-      int8: dense layers of the encoder in 8 bits, scaled by what `calibration` shows.
+      features: also return pre_logits (b, d), before any tanh.
+      uint8: the input is pixels, 0 to 255, instead of floats in [-1, 1].
+      int8: dense layers of the encoder in 8 bits, calibrated on `calibration`.
       calibration: (b, h, w, c) in [-1, 1].
 
     Raises:
-      UserError: no ONNX here, an opset that is too old or unknown, or weights beyond float16.
+      UserError: ONNX is not installed, an unsupported opset, or weights beyond float16.
     """
     onnx = import_onnx()
     if file.suffix != ".onnx":
@@ -79,7 +79,7 @@ def save(
         assert calibration is not None
         given = calibration if not uint8 else to_pixels(calibration)
         quantize.onnx_int8(file, given)
-    onnx.checker.check_model(str(file), full_check=True)  # with the inference of all shapes
+    onnx.checker.check_model(str(file), full_check=True)  # with shape inference
     check_or_seal(file, sealed.seal)
     size = sum(part.stat().st_size for part in parts(file) if part.exists())
     return f"{len(g.nodes)} operations of opset {opset}, {size / 1e6:.1f} MB"
@@ -98,29 +98,29 @@ def pixels(g: Graph, uint8: bool) -> Tensor:
 
 
 def to_pixels(images: Array) -> Array:
-    """Floats in [-1, 1] as the uint8 that they were."""
+    """Floats in [-1, 1] back to uint8."""
     return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def write(onnx, model, file: Path) -> None:
-    """The model as one file, or with NAME.data beside it if it is too large for one."""
+    """Writes the model as one file, or with NAME.data beside it if too large."""
     large = model.ByteSize() > LARGEST
     beside = dict(save_as_external_data=True, location=f"{file.name}.data") if large else {}
     onnx.save_model(model, str(file), **beside)
 
 
 def parts(file: Path) -> list[Path]:
-    """The file, and where its weights lie if they are too many for it."""
+    """The file, and the separate file of weights if there is one."""
     return [file, file.with_name(f"{file.name}.data")]
 
 
 def check_or_seal(file: Path, what: Callable[[Path, list[Path]], object]) -> None:
-    """Of the file and its weights beside it: `sealed.check` or `sealed.seal`."""
+    """Applies `sealed.check` or `sealed.seal` to the file and its separate weights."""
     what(file, [part for part in parts(file)[1:] if part.exists()])
 
 
 def open_file(file: str | Path) -> tuple[Answer, str]:
-    """What answers images (b, h, w, c) in [-1, 1], by ONNX Runtime on the CPU, and its version.
+    """A function of images (b, h, w, c) in [-1, 1], by ONNX Runtime on the CPU, and its version.
 
     Raises:
       UserError: the runtime is not installed, or cannot run the model.
@@ -138,7 +138,7 @@ def open_file(file: str | Path) -> tuple[Answer, str]:
 
 
 def start(file: str | Path):
-    """What ONNX Runtime makes of a file, tried once, and the runtime's version."""
+    """An ONNX Runtime session of a file, tried once, and the runtime's version."""
     try:
         import onnxruntime
     except ImportError:
@@ -152,7 +152,7 @@ def start(file: str | Path):
         session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
         )
-        # Read here, since names that are not UTF-8 are an error where they are read.
+        # Read here, since names that are not UTF-8 raise when read.
         given, _ = session.get_inputs()[0], session.get_outputs()
         _ = session.get_modelmeta().custom_metadata_map
         shape = [size if isinstance(size, int) else 1 for size in given.shape]
@@ -165,7 +165,7 @@ def start(file: str | Path):
 
 
 def read_facts(file: Path) -> dict:
-    """The facts in the metadata of an ONNX file; entries that are no JSON are text."""
+    """The facts in the metadata of an ONNX file; entries that are not JSON are text."""
     session, _ = start(file)
     found = {}
     for key, value in session.get_modelmeta().custom_metadata_map.items():

@@ -15,16 +15,16 @@ from vit_jax.models import Params
 Array = np.ndarray
 Tensor = str
 
-#: LayerNormalization came with it; ONNX Runtime 1.13 and later run it.
+#: The first with LayerNormalization; runs in ONNX Runtime 1.13 and later.
 OLDEST_OPSET = 17
-#: From here on GELU is one operation.
+#: The first with GELU as an operation.
 GELU_OPSET = 20
-#: From here on the axes of a mean are an input.
+#: The first in which the axes of a mean are an input.
 AXES_OPSET = 18
 
 
 def import_onnx():
-    """The package, or a UserError that says how to get it."""
+    """The package, or a UserError that says how to install it."""
     try:
         import onnx
     except ImportError:
@@ -33,7 +33,7 @@ def import_onnx():
 
 
 class Graph:
-    """Nodes in the order in which they are computed.
+    """Nodes in the order of computation.
 
     dtype: of all weights and products, "float32" or "float16".
     """
@@ -48,7 +48,7 @@ class Graph:
 
     @contextlib.contextmanager
     def at(self, name: str) -> Iterator[None]:
-        """What is written inside has `name` in front of its own."""
+        """A context in which names get the prefix `name`."""
         before, self.path = self.path, self.path + name
         yield
         self.path = before
@@ -56,14 +56,14 @@ class Graph:
     def __call__(
         self, operation: str, *inputs: Tensor, name: str = "", **attributes: object
     ) -> Tensor:
-        """A node, and its one output, which is called as the node is."""
+        """Adds a node; returns its one output, named as the node."""
         output = self.unused(f"{self.path}{name or operation.lower()}")
         node = self.onnx.helper.make_node(operation, inputs, [output], name=output, **attributes)
         self.nodes.append(node)
         return output
 
     def unused(self, name: str) -> str:
-        """`name`, or with a number behind it that no other node has."""
+        """`name`, with a number appended if necessary to be unique."""
         self.uses[name] = self.uses.get(name, 0) + 1
         return name if self.uses[name] == 1 else f"{name}_{self.uses[name]}"
 
@@ -74,13 +74,13 @@ class Graph:
     def weight(self, value: Array, name: str, *, shared: bool = False) -> Tensor:
         """A constant of the file: floats in the graph's dtype, integers as int64.
 
-        shared: many nodes have it, so that its name says its value, and not where it is.
+        shared: used by several nodes, so it is named after its value, not its place.
         """
         value = np.asarray(value)
-        with np.errstate(over="ignore"):  # said below, with the weight's name
+        with np.errstate(over="ignore"):  # reported below, with the weight's name
             value = value.astype(self.dtype if value.dtype.kind == "f" else np.int64)
         if not np.isfinite(value).all():
-            raise UserError(f"The weight {self.path}{name} is beyond what {self.dtype} holds.")
+            raise UserError(f"The weight {self.path}{name} exceeds the range of {self.dtype}.")
         key = name if shared else self.path + name
         self.weights[key] = value
         return key
@@ -95,7 +95,7 @@ class Graph:
     # --- what several layers need ---------------------------------------------------------------
 
     def reshape(self, x: Tensor, *shape: int, name: str = "") -> Tensor:
-        """One side may be -1, where the batch is."""
+        """One side may be -1, for the batch."""
         return self("Reshape", x, self.integers(*shape), name=name)
 
     def transpose(self, x: Tensor, *order: int, name: str = "") -> Tensor:
@@ -115,11 +115,11 @@ class Graph:
         return self("Gemm", *inputs, name=f"{name}/gemm")
 
     def dense(self, x: Tensor, name: str) -> Tensor:
-        """The model's dense layer `name` of rows."""
+        """The model's dense layer `name` on rows."""
         return self.gemm(x, self.param(f"{name}/kernel"), self.param(f"{name}/bias"), name)
 
     def norm(self, x: Tensor, name: str, epsilon: float) -> Tensor:
-        """LayerNorm of rows."""
+        """LayerNorm on rows."""
         inputs = [self.weight(self.param(f"{name}/{p}"), f"{name}/{p}") for p in ("scale", "bias")]
         return self("LayerNormalization", x, *inputs, name=name, axis=-1, epsilon=epsilon)
 
@@ -162,5 +162,5 @@ class Graph:
         return helper.make_model(
             graph,
             opset_imports=opsets,
-            ir_version=helper.find_min_ir_version_for(opsets),  # older runtimes read it as well
+            ir_version=helper.find_min_ir_version_for(opsets),  # for older runtimes
         )

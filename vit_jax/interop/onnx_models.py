@@ -1,9 +1,9 @@
-"""The models in ONNX's operations: Vision Transformers, hybrids, axial models and BiT.
+"""The models as ONNX operations: Vision Transformers, hybrids, axial models and BiT.
 
-Tokens are rows (batch * tokens, d), so that a dense layer is one Gemm. 1 / sqrt(e) is in the
-weights of the queries, kernels are stored as they are used (standardised), and the class token is
-part of the table that E_pos is. After the last attention only the class token is read, so in the
-last block only its query, projection and MLP are computed.
+Tokens are rows (batch * tokens, d), so that a dense layer is one Gemm. 1 / sqrt(e) is folded into
+the query weights, kernels are stored standardised, and the class token is folded into the table of
+E_pos. Only the class token is read after the last block, so there only its query, projection and
+MLP are computed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Image(NamedTuple):
 
 
 def write(g: Graph, config: models.ModelConfig, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (b, k) and pre_logits (b, d), before any tanh, of images (b, h, w, c) in [-1, 1]."""
+    """Logits (b, k) and pre_logits (b, d), before any tanh, for images (b, h, w, c) in [-1, 1]."""
     if isinstance(config, models.ResNetConfig):
         y = resnet(g, config, images)
     else:
@@ -44,12 +44,12 @@ def write(g: Graph, config: models.ModelConfig, images: Tensor) -> tuple[Tensor,
 
 
 def transformer(g: Graph, config: models.ViTConfig, images: Tensor) -> Tensor:
-    """Eq. 1 to 4: y (b, d) of images (b, h, w, c)."""
+    """Eq. 1 to 4: y (b, d) for images (b, h, w, c)."""
     d, n, epsilon = config.hidden_size, config.num_tokens, config.layer_norm_epsilon
     token = config.classifier == "token"
     z = patches(g, config, images)
     first = np.zeros((n, d), np.float32)
-    if token:  # a row of zeros in front of the patches, to which the table adds the class token
+    if token:  # a row of zeros before the patches, to which the table adds the class token
         z = g("Pad", g.reshape(z, -1, n - 1, d), g.integers(0, 1, 0, 0, 0, 0), name="class_token")
         first[0] = g.param("class_token")
         z = g.reshape(z, -1, d)
@@ -103,16 +103,16 @@ def add_position(
 
 
 def table_2d(g: Graph, path: str, n: int) -> Array:
-    """Half of a token's vector is its row's and half its column's; the class token has its own."""
+    """Half of a token's vector is for its row, half for its column; the class token has its own."""
     y, x = g.param(f"{path}/y"), g.param(f"{path}/x")
     grid = np.concatenate([np.repeat(y, len(x), axis=0), np.tile(x, (len(y), 1))], axis=-1)
     return grid if len(grid) == n else np.concatenate([g.param(f"{path}/class_token"), grid])
 
 
 def block(g: Graph, config: models.ViTConfig, z: Tensor, n: int, *, last: bool = False) -> Tensor:
-    """Eq. 2 and 3 of rows (b n, d), where n tokens attend to each other.
+    """Eq. 2 and 3 on rows (b n, d), where n tokens attend to each other.
 
-    last: of the n tokens only the first one comes out, (b, d).
+    last: only the first of the n tokens is computed, (b, d).
     """
     d, epsilon = config.hidden_size, config.layer_norm_epsilon
     x = g.norm(z, "attention_norm", epsilon)
@@ -136,7 +136,7 @@ def mlp(g: Graph, config: models.ViTConfig, x: Tensor) -> Tensor:
 def attention(
     g: Graph, config: models.ViTConfig, x: Tensor, n: int, asking: Tensor, queries: int
 ) -> Tensor:
-    """MSA (Eq. 5 to 8) of rows x (b n, d); `asking` (b queries, d) are those that attend."""
+    """MSA (Eq. 5 to 8) on rows x (b n, d); `asking` (b queries, d) are the queries' tokens."""
     kernel, bias = g.param("qkv/kernel"), g.param("qkv/bias")  # (d, 3, h, e), (3, h, e)
     h, e = kernel.shape[2:]
     scale = np.float32(e**-0.5)
@@ -145,7 +145,7 @@ def attention(
     q = g.transpose(g.reshape(q, -1, queries, h, e), 0, 2, 1, 3)
     k = g.transpose(g.reshape(k, -1, n, h, e), 0, 2, 3, 1)
     v = g.transpose(g.reshape(v, -1, n, h, e), 0, 2, 1, 3)
-    logits = g("MatMul", q, k, name="logits")  # the scale is in q
+    logits = g("MatMul", q, k, name="logits")  # the scale is folded into q
     if config.position_embedding == "relative":
         logits = g("Add", logits, relative_logits(g, q, n, queries))
     return attend(g, logits, v, queries)
@@ -159,13 +159,13 @@ def attend(g: Graph, logits: Tensor, v: Tensor, queries: int) -> Tensor:
 
 
 def relative_logits(g: Graph, q: Tensor, n: int, queries: int) -> Tensor:
-    """q . r[p_q - p_k] (Table 8), (b, h, queries, n), of the first `queries` tokens."""
-    by_key = g.param("relative")[::-1]  # [k - q + n - 1]: then a row's values stand side by side
+    """q . r[p_q - p_k] (Table 8), (b, h, queries, n), for the first `queries` tokens."""
+    by_key = g.param("relative")[::-1]  # [k - q + n - 1]: then a row's values are contiguous
     scores = g("MatMul", q, g.weight(by_key.T, "relative"))  # (b, h, queries, 2 n - 1)
     if queries == 1:
         return g.slice(scores, n - 1, 2 * n - 1, axis=3)
     h = g.param("qkv/kernel").shape[2]
-    # Row q begins at n - 1 - q: with one column more, all begin in one column of a shorter matrix.
+    # Row q begins at n - 1 - q: with one more column, all begin in one column after reshaping.
     scores = g("Pad", scores, g.integers(0, 0, 0, 0, 0, 0, 0, 1))
     scores = g.reshape(scores, -1, h, queries * 2 * n)
     scores = g.slice(scores, n - 1, n - 1 + queries * (2 * n - 1), axis=2)
@@ -184,7 +184,7 @@ def axial_block(g: Graph, config: models.AxialConfig, z: Tensor) -> Tensor:
 
 
 def attention_pooling(g: Graph, config: models.ViTConfig, z: Tensor) -> Tensor:
-    """The MAP head: one learned query, which is a constant, attends to all tokens."""
+    """The MAP head: one learned query, a constant, attends to all tokens."""
     n = config.num_tokens
     kernel, bias = g.param("key_value/kernel"), g.param("key_value/bias")  # (d, 2, h, e), (2, h, e)
     h, e = kernel.shape[2:]
@@ -205,7 +205,7 @@ def nchw(g: Graph, config: models.ModelConfig, images: Tensor) -> Image:
 
 
 def stem(g: Graph, config: models.ViTConfig, images: Tensor) -> Image:
-    """The v1 network before a hybrid's Transformer: convolution, norm, ReLU."""
+    """The v1 stem of a hybrid: convolution, norm, ReLU."""
     style, epsilon = config.stem_standardisation, config.stem_standardisation_epsilon
 
     def conv(x: Image, name: str, stride: int = 1) -> Image:
@@ -233,7 +233,7 @@ def stem(g: Graph, config: models.ViTConfig, images: Tensor) -> Image:
 
 
 def resnet(g: Graph, config: models.ResNetConfig, images: Tensor) -> Tensor:
-    """BiT's ResNet-v2, or an Axial-ResNet: pre_logits (b, d) of images (b, h, w, c)."""
+    """BiT's ResNet-v2, or an Axial-ResNet: pre_logits (b, d) for images (b, h, w, c)."""
     style, epsilon = config.standardisation, config.standardisation_epsilon
 
     def conv(x: Image, name: str, stride: int = 1) -> Image:
@@ -269,7 +269,7 @@ def resnet(g: Graph, config: models.ResNetConfig, images: Tensor) -> Tensor:
 
 
 def same(size: int, window: int, stride: int) -> tuple[int, int]:
-    """The padding that makes ceil(size / stride) outputs, more of it behind."""
+    """The padding for ceil(size / stride) outputs, the larger half after."""
     total = max((-(-size // stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2
 
@@ -285,7 +285,7 @@ def slide(
     name: str = "",
     weights: tuple[Tensor, ...] = (),
 ) -> Image:
-    """An operation on windows of an image; `pads` are (before, behind) of rows and of columns."""
+    """An operation on windows of an image; `pads` are (before, after) of rows and of columns."""
     tensor = g(
         operation,
         x.tensor,
@@ -309,7 +309,7 @@ def convolution(
     style: str,
     epsilon: float,
 ) -> Image:
-    """A convolution whose kernel is standardised over (kh, kw, c_in) before it is stored."""
+    """A convolution with a kernel that is standardised over (kh, kw, c_in) before it is stored."""
     w = g.param(f"{name}/kernel")
     centred = w - w.mean(axis=(0, 1, 2), keepdims=True)
     variance = np.square(centred).mean(axis=(0, 1, 2), keepdims=True)
@@ -321,7 +321,7 @@ def convolution(
 
 
 def max_pool(g: Graph, x: Image, pads: list[tuple[int, int]]) -> Image:
-    """3x3, stride 2; beyond the border is nothing."""
+    """3x3, stride 2; padding does not count."""
     return slide(g, "MaxPool", x, 3, 2, pads)
 
 
@@ -330,7 +330,7 @@ def relu(g: Graph, x: Image) -> Image:
 
 
 def group_norm(g: Graph, x: Image, name: str, epsilon: float) -> Image:
-    """Each of 32 groups of channels as one instance, then scale and bias of the channels."""
+    """GroupNorm of 32 groups as InstanceNormalization, then scale and bias per channel."""
     ones, zeros = (
         g.weight(np.full(GROUPS, value, np.float32), f"constants/groups_{value}", shared=True)
         for value in (1, 0)
@@ -356,12 +356,12 @@ def axial_convolution(g: Graph, x: Image, stride: int) -> Image:
     if stride == 1:
         return x._replace(tensor=y)
     pads = [same(size, 2, 2) for size in (x.h, x.w)]
-    # Beyond the border is nothing: "count_include_pad" is 0 where it is not given.
+    # Padding does not count: "count_include_pad" is 0 by default.
     return slide(g, "AveragePool", x._replace(tensor=y), 2, 2, pads)
 
 
 def relative_attention(g: Graph, x: Tensor, c: int, m: int, n: int) -> Tensor:
-    """Queries, keys and values each see the offset of two places: (b, m, n, c) to the same."""
+    """Position-sensitive attention: (b, m, n, c) to the same."""
     kernel, bias = g.param("qkv/kernel"), g.param("qkv/bias")
     h, e = kernel.shape[2:]
     scale = np.float32(e**-0.5)

@@ -14,13 +14,13 @@ from vit_jax.interop.onnx_files import to_pixels
 from vit_jax.interop.peers import Answer, Outputs
 
 Array = np.ndarray
-FACTS = ["vit_jax", "facts"]  # where the metadata of an IR lie
-#: By default OpenVINO rounds products to 16 bits where the CPU has them.
+FACTS = ["vit_jax", "facts"]  # path of the metadata in an IR
+#: By default OpenVINO uses 16-bit products if the CPU supports them.
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def import_openvino():
-    """The package, or a UserError that says how to get it."""
+    """The package, or a UserError that says how to install it."""
     try:
         import openvino
     except ImportError:
@@ -29,7 +29,7 @@ def import_openvino():
 
 
 def save(file: Path, onnx_file: Path, facts: Mapping[str, object]) -> None:
-    """An ONNX file as NAME.xml and NAME.bin, with the facts in it.
+    """Converts an ONNX file to NAME.xml and NAME.bin, with the facts.
 
     Raises:
       UserError: OpenVINO is not installed, or `file` does not end in .xml.
@@ -50,7 +50,7 @@ def parts(file: Path) -> list[Path]:
 
 
 def open_file(file: str | Path, dtype: str = "float32") -> tuple[Answer, str]:
-    """What answers images (b, h, w, c) in [-1, 1], by OpenVINO on the CPU, and its version.
+    """A function of images (b, h, w, c) in [-1, 1], by OpenVINO on the CPU, and its version.
 
     Args:
       file: an IR or an ONNX file.
@@ -85,13 +85,12 @@ def read_facts(file: Path) -> dict:
     """The facts of an IR.
 
     Raises:
-      UserError: there are none: another program wrote it.
+      UserError: there are none, since another program wrote it.
     """
     model = import_openvino().Core().read_model(str(file))
     try:
         return json.loads(model.get_rt_info(FACTS).astype(str))
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"{file} does not say how images are prepared for it; only what `vit-jax export` wrote "
-            "can be evaluated."
+            f"{file} has no preprocessing; only exports by `vit-jax export` can be evaluated."
         ) from error

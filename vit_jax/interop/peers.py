@@ -1,4 +1,4 @@
-"""What answers are compared by: photographs, and the other side's own code run on them."""
+"""Reference runs for comparisons: photographs, and the other library's own code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RANDOM_CLASSES = 16
 
 
 class Outputs(NamedTuple):
-    """Of a batch: logits (b, k), pre_logits (b, d) that the classifier takes, tokens (b, n, d).
+    """For a batch: logits (b, k), pre_logits (b, d) (input of the classifier), tokens (b, n, d).
 
-    tokens is empty where there are none: of ResNets, and of files that give logits alone.
+    tokens is empty for ResNets, and for files that return logits only.
     """
 
     logits: Array
@@ -30,28 +30,27 @@ class Outputs(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """run: images (b, h, w, c) float32 in [-1, 1] -> Outputs. size: the batch that it takes, if not
-    any number."""
+    """run: images (b, h, w, c) float32 in [-1, 1] -> Outputs. size: the batch size, if fixed."""
 
     run: Callable[[Array], Outputs]
     size: object = None
 
 
 def check_takes(answer: Answer, sides: tuple[int, int, int], path: str | Path) -> None:
-    """Raises UserError if images of the size (h, w, c) that a file names are not what it takes."""
+    """Raises UserError if a file does not accept the size (h, w, c) in its metadata."""
     batch = answer.size if isinstance(answer.size, int) else 1
     try:
         answer.run(np.zeros((batch, *sides), np.float32))
     except Exception as error:  # of any runtime
         height, width, channels = sides
         raise UserError(
-            f"{path} says that it takes images of {height}x{width} with {channels} channels, and "
-            "does not: it was made or reshaped for others; export it again."
+            f"{path} does not accept images of {height}x{width} with {channels} channels, as its "
+            "metadata says: it was reshaped for others; export it again."
         ) from error
 
 
 def photographs(config: models.ModelConfig, spec: str = "", count: int = PROBES) -> Array:
-    """Decoded photographs as the model sees them, (8, h, w, c) float32 in [-1, 1].
+    """Decoded photographs as input of a model, (8, h, w, c) float32 in [-1, 1].
 
     At most `count` of a data set, evenly spread, or scikit-learn's two sample photographs, cut up.
     """
@@ -79,7 +78,7 @@ def photographs(config: models.ModelConfig, spec: str = "", count: int = PROBES)
 
 
 def random_head(config: models.ModelConfig, width: int) -> dict[str, Array]:
-    """A classifier that tells photographs apart, in the place of one that is all zeros."""
+    """A random classifier that distinguishes photographs, to replace a zero one."""
     kernel = np.random.default_rng(0).normal(0, width**-0.5, (width, config.num_classes))
     bias = np.zeros(config.num_classes, np.float32)
     return {"head/kernel": kernel.astype(np.float32), "head/bias": bias}
@@ -91,7 +90,7 @@ def run_ours(config: models.ModelConfig, params: models.Params, images: Array) -
 
 
 def outputs(config: models.ModelConfig, params: models.Params, images: Array) -> Outputs:
-    """What this package computes, in float32."""
+    """By this package, in float32."""
     config = models.replace(config, dtype="float32")
     _, apply = models.as_functions(config)
     with jax.default_matmul_precision("highest"):
@@ -106,7 +105,7 @@ def outputs(config: models.ModelConfig, params: models.Params, images: Array) ->
 
 
 def run_transformers(directory: Path, config: models.ModelConfig, images: Array, head) -> Outputs:
-    """By transformers; `head` stands in for the classifier."""
+    """By transformers; `head` replaces the classifier."""
     import torch
     import transformers
 
@@ -127,7 +126,7 @@ def run_transformers(directory: Path, config: models.ModelConfig, images: Array,
 
 
 def run_timm(directory: Path, config: models.ModelConfig, images: Array, head) -> Outputs:
-    """By timm; `head` stands in for the classifier."""
+    """By timm; `head` replaces the classifier."""
     import timm
     import torch
 
@@ -142,7 +141,7 @@ def run_timm(directory: Path, config: models.ModelConfig, images: Array, head) -
 
 
 def set_head(layer, head: Mapping[str, Array]) -> None:
-    """Puts a kernel (d, k) and a bias into a layer of torch, dense or a 1x1 convolution."""
+    """Sets a kernel (d, k) and a bias in a torch layer, dense or 1x1 convolution."""
     import torch
 
     if head:
@@ -153,10 +152,10 @@ def set_head(layer, head: Mapping[str, Array]) -> None:
 
 
 def available(name: str) -> str:
-    """The version of a package that runs what was written; "" if it is not installed.
+    """The version of a package that runs the result; "" if it is not installed.
 
     Raises:
-      UserError: it is installed and does not load.
+      UserError: it is installed but does not load.
     """
     import importlib
 
@@ -167,14 +166,14 @@ def available(name: str) -> str:
         return ""
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{name} is installed and does not load ({reason}).") from error
+        raise UserError(f"{name} is installed but does not load ({reason}).") from error
 
 
 def declare_torchvision() -> None:
-    """Imports torchvision, which timm and transformers import, whether or not its operators load.
+    """Imports torchvision, a dependency of timm and transformers, even if its operators fail.
 
-    PyPI's is built for CUDA: with a CPU torch its operators do not load, and those that it only
-    registers must be declared first. Nothing of it is used here.
+    PyPI's is built for CUDA: with a CPU torch its operators do not load, and those that it
+    registers must be declared first. They are not used here.
     """
     import torch
 
@@ -190,5 +189,5 @@ def declare_torchvision() -> None:
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        declare_torchvision.kept = library  # type: ignore[attr-defined]  # it lives with the process
+        declare_torchvision.kept = library  # type: ignore[attr-defined]  # kept for the life of the process
         import torchvision  # noqa: F401

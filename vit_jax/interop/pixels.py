@@ -1,7 +1,7 @@
-"""From a photo to what a foreign model takes: their settings as our `preprocessing`, and back.
+"""Image preprocessing of foreign models: their settings as our `preprocessing`, and back.
 
-Our models take pixels in [-1, 1]. Another scale of theirs is a factor and an offset for each
-channel, which the patch embedding, being linear, takes over: the logits stay the same.
+Our models take pixels in [-1, 1]. Another scale is a factor and an offset per channel, which is
+folded into the linear patch embedding; logits stay the same.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Preprocessing = models.Preprocessing
 S = TypeVar("S")
 T = TypeVar("T")
 Scale = dict[str, npt.ArrayLike]  # "rescale" of pixels 0..255, and "mean" and "std" by channel
-#: Under this key our own preprocessing stands in their files, whole: they ignore it.
+#: The key of our own preprocessing in their files, which they ignore.
 OURS = "vit_jax_preprocessing"
 
 PROCESSORS = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil",
               "ViTFeatureExtractor")  # fmt: skip
-#: transformers' ViTImageProcessor: every key of its ImagesKwargs, and what its files hold besides.
+#: transformers' ViTImageProcessor: every key of its ImagesKwargs, and others in its files.
 PROCESSOR: Table = {
     "image_processor_type": Only((*PROCESSORS, None)),
     "feature_extractor_type": Only((*PROCESSORS, None)),
@@ -57,11 +57,11 @@ PROCESSOR: Table = {
     "pad_size": Nothing("nothing is padded"),
     "do_center_crop": READ,
     "data_format": Only((None, "channels_first")),
-    "input_data_format": Nothing("of arrays that are given; files tell theirs"),
+    "input_data_format": Nothing("for arrays; files have their own"),
     "device": Nothing("where it is computed"),
-    "return_tensors": Nothing("what holds the result"),
+    "return_tensors": Nothing("the type of the result"),
     "disable_grouping": Nothing("how images are batched"),
-    "image_seq_length": Nothing("for models of text"),
+    "image_seq_length": Nothing("for text models"),
     OURS: READ,
 }  # fmt: skip
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -74,10 +74,10 @@ def fold(
     scale: Scale,
     where: str,
 ) -> dict[str, np.ndarray]:
-    """Parameters that take [-1, 1] where theirs took (pixels * rescale - mean) / std.
+    """Parameters for inputs in [-1, 1], where theirs were (pixels * rescale - mean) / std.
 
     Raises:
-      UserError: the pixels enter through a convolution that cannot take this over.
+      UserError: the first layer is a convolution into which this cannot be folded.
     """
     rescale, mean, std = (np.asarray(scale[key], np.float64) for key in ("rescale", "mean", "std"))
     factor, offset = 127.5 * rescale / std, (127.5 * rescale - mean) / std
@@ -87,12 +87,12 @@ def fold(
     if "stem/conv_root/kernel" in params or not kernel.size:
         raise UserError(
             f"{where}: mean and std {mean.tolist()}, {std.tolist()} (rescale {float(rescale):.4g}) "
-            f"cannot be followed: the first convolution of this {config.variant} is standardised "
-            "and padded, so that it takes [-1, 1] alone, which is mean 0.5 and std 0.5."
+            f"are not supported: the first convolution of this {config.variant} is standardised "
+            "and padded, so it needs [-1, 1], which is mean 0.5 and std 0.5."
         )
     shape = kernel.shape[2:3]
     factor, offset = (np.broadcast_to(value, shape)[:, None] for value in (factor, offset))
-    print(f"{where}: another scale of pixels than [-1, 1], taken over by the patch embedding")
+    print(f"{where}: pixels are not scaled to [-1, 1]; folded into the patch embedding")
     bias = np.asarray(params["patch_embedding/bias"], np.float64) + (kernel * offset).sum((0, 1, 2))
     return params | {
         "patch_embedding/kernel": (kernel * factor).astype(np.float32),
@@ -101,7 +101,7 @@ def fold(
 
 
 def channels(values: npt.ArrayLike, number: int) -> np.ndarray:
-    """A mean or a std for each channel; one number is for all."""
+    """A mean or a std per channel; one number applies to all."""
     found = np.asarray(values, np.float64)
     if found.shape not in ((), (1,), (number,)) or not np.isfinite(found).all():
         raise ValueError(values)
@@ -121,10 +121,10 @@ def nonzero(values: npt.ArrayLike, number: int) -> np.ndarray:
 def from_processor(
     values: Mapping[str, object], config: models.ModelConfig, where: str
 ) -> tuple[Preprocessing, Scale]:
-    """Our preprocessing and the scale of pixels that `preprocessor_config.json` describes.
+    """Our preprocessing and the pixel scale from `preprocessor_config.json`.
 
     Raises:
-      UserError: a setting that cannot be followed, by name.
+      UserError: an unsupported setting, by name.
     """
     check(values, PROCESSOR, where)
 
@@ -146,7 +146,12 @@ def from_processor(
     if isinstance(resample, int) and not isinstance(resample, bool):
         interpolation = RESAMPLE.get(resample, "")
     if not interpolation:
-        refuse(where, "resample", resample, "only 1 (lanczos), 2 (bilinear) and 3 (bicubic) can")
+        refuse(
+            where,
+            "resample",
+            resample,
+            "only 1 (lanczos), 2 (bilinear) and 3 (bicubic) are supported",
+        )
     square = setting("default_to_square", True, flag)
     size, fit = _size(values.get("size"), square, config.image_size if not values else None, where)
     cropped = setting("do_center_crop", False, flag)
@@ -157,7 +162,7 @@ def from_processor(
     if tuple(final) != tuple(config.image_size) or (fit != "squash" and not cropped):
         refuse(
             where, key, values.get(key),
-            f"images would not have the {config.image_size} pixels that the model takes",
+            f"images would not have the model's {config.image_size} pixels",
         )  # fmt: skip
     found: dict[str, object] = {"name": "pillow", "interpolation": interpolation}
     if cropped:
@@ -168,7 +173,7 @@ def from_processor(
 def _size(
     value: object, square: bool, default: tuple[int, int] | None, where: str, key: str = "size"
 ) -> tuple[tuple[int, int], str]:
-    """(height, width) and how it is met, of a size in any of transformers' forms."""
+    """(height, width) and the fit, from a size in any of transformers' forms."""
     if value is None:
         return default or (224, 224), "squash"
     try:
@@ -184,14 +189,14 @@ def _size(
             return (count(value),) * 2, "squash" if square else "cover"
     except (TypeError, ValueError):
         pass
-    refuse(where, key, value, "only height and width, or shortest_edge, can")
+    refuse(where, key, value, "only height and width, or shortest_edge, are supported")
     raise AssertionError
 
 
 def to_processor(
     preprocessing: Preprocessing, config: models.ModelConfig
 ) -> tuple[dict[str, object], list[str]]:
-    """`preprocessor_config.json` for our preprocessing, and what theirs does otherwise."""
+    """`preprocessor_config.json` for our preprocessing, and notes on differences."""
     ours, notes = dict(preprocessing) or {"name": "resize"}, []
     height, width = config.image_size
     size: dict[str, int] = {"height": height, "width": width}
@@ -214,7 +219,7 @@ def to_processor(
             resample = 2
             notes.append(f"transformers resizes bilinearly, not by {ours['interpolation']}")
         if "nearest" in (ours.get("whole"), ours.get("centre")):
-            notes.append("transformers rounds the crop's place down, which may be a pixel off")
+            notes.append("transformers rounds the crop's position down, which may be one pixel off")
     elif name == "resize_center_crop":
         size = {"shortest_edge": int(resize)}
         notes.append("transformers resizes bilinearly with antialiasing, ours by area")
@@ -223,11 +228,11 @@ def to_processor(
         size = {"height": round(height * factor), "width": round(width * factor)}
     elif name == "objectnet":
         crop = False
-        notes.append("transformers keeps the border and the aspect ratio is not kept (objectnet)")
+        notes.append("transformers keeps the border but not the aspect ratio (objectnet)")
     if name in ("resize", "square_center_crop", "objectnet"):
         notes.append("transformers resizes with antialiasing, ours without")
     if not ours.get("orient"):
-        notes.append("transformers' pipeline turns photos upright by EXIF, ours does not")
+        notes.append("transformers' pipeline applies EXIF orientation, ours does not")
     number = config.channels
     values = {
         "image_processor_type": "ViTImageProcessor",
@@ -252,7 +257,7 @@ def _with_ours(
     make: Callable[[Preprocessing], dict[str, object]],
     values: Mapping[str, object],
 ) -> Preprocessing:
-    """Our own preprocessing, if it is there and the rest of the file is what it became."""
+    """Our own preprocessing, if present and consistent with the rest of the file."""
     if isinstance(ours, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in ours):
         kept = tuple((key, _frozen(value)) for key, value in ours)
         made = make(kept)
@@ -280,7 +285,7 @@ PRETRAINED: Table = {
     "architecture": READ,
     "input_size": READ,
     **dict.fromkeys(("test_input_size", "min_input_size", "test_crop_pct", "test_pool_size"),
-                    Nothing("timm itself uses it by option only")),
+                    Nothing("timm uses it by option only")),
     "fixed_input_size": Nothing("the size is that of the weights"),
     "interpolation": READ,
     "crop_pct": READ,
@@ -302,12 +307,12 @@ CROP_MODES = ("center", "squash", "border")
 def from_pretrained_cfg(
     facts: Mapping[str, object], config: models.ModelConfig, where: str, ours: object = None
 ) -> tuple[Preprocessing, Scale]:
-    """Our preprocessing and the scale of pixels that a `pretrained_cfg` describes.
+    """Our preprocessing and the pixel scale from a `pretrained_cfg`.
 
-    What is missing means timm's defaults: bicubic, a centre crop of 87.5%, ImageNet's mean and std.
+    Defaults are timm's: bicubic, a central crop of 87.5%, ImageNet's mean and std.
 
     Raises:
-      UserError: a setting that cannot be followed, by name.
+      UserError: an unsupported setting, by name.
     """
     check(facts, PRETRAINED, where)
     number, (height, width) = config.channels, config.image_size
@@ -327,7 +332,7 @@ def from_pretrained_cfg(
     for key, default, known in choices:
         words[key] = facts.get(key) or default
         if words[key] not in known:
-            refuse(where, key, words[key], f"it is none of {', '.join(known)}")
+            refuse(where, key, words[key], f"it is not one of {', '.join(known)}")
     share = setting("crop_pct", 0.875, float) or 0.875
     if not 0 < share <= 100:
         refuse(where, "crop_pct", share)
@@ -353,7 +358,7 @@ def from_pretrained_cfg(
 def to_pretrained_cfg(
     preprocessing: Preprocessing, config: models.ModelConfig
 ) -> tuple[dict[str, object], list[str]]:
-    """What of a `pretrained_cfg` our preprocessing becomes, and what theirs does otherwise."""
+    """The entries of a `pretrained_cfg` for our preprocessing, and notes on differences."""
     ours, notes = dict(preprocessing) or {"name": "resize"}, []
     height = config.image_size[0]
     name, resize = ours["name"], ours.get("resize", 0)
@@ -365,18 +370,20 @@ def to_pretrained_cfg(
         ]
         share = height / resize[0] if resize else 1.0
         if ours.get("centre", "down") == "down" and resize:
-            notes.append("timm rounds the crop's place to the nearest, which may be a pixel off")
+            notes.append(
+                "timm rounds the crop's position to the nearest, which may be one pixel off"
+            )
     elif name == "resize_center_crop":
         share, mode = height / int(resize), "center"
         notes.append("timm resizes bilinearly with antialiasing, ours by area")
     elif name == "square_center_crop":
         share = 1 / ours.get("resize", 256 / 224)
     elif name == "objectnet":
-        notes.append("timm keeps the border and does not keep the aspect ratio (objectnet)")
+        notes.append("timm keeps the border but not the aspect ratio (objectnet)")
     if name in ("resize", "square_center_crop", "objectnet"):
         notes.append("timm resizes with antialiasing, ours without")
     if ours.get("orient"):
-        notes.append("timm leaves it to its caller to turn photos upright by EXIF")
+        notes.append("timm leaves EXIF orientation to its caller")
     values = {
         "mean": [0.5] * config.channels,
         "std": [0.5] * config.channels,

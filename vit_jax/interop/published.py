@@ -1,6 +1,6 @@
-"""The checkpoints that were published: names, where they are, and what they reach.
+"""Published checkpoints: names, sources and accuracies.
 
-`load_model("B/16-imagenet21k")` takes one by its name and tries its sources in order.
+`load_model("B/16-imagenet21k")` loads one by name and tries its sources in order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ BIT = "gs://bit_models"
 
 
 class Published(NamedTuple):
-    """sources: in the order to try. accuracy: top-1 (%) that was measured, and on what."""
+    """sources: in the order to try. accuracy: published top-1 (%), and the data."""
 
     variant: str
     image_size: int
@@ -44,8 +44,8 @@ def _bit(variant: str, kind: str) -> Published:
     return Published(variant, 224, classes, (f"{BIT}/BiT-{kind}-{variant}.npz",), "")
 
 
-# Accuracies: ImageNet-21k validation at 224 pixels; ImageNet at 384, by the repository of the
-# paper's authors, from these weights with dropout 0.
+# Accuracies: ImageNet-21k validation at 224 pixels; ImageNet at 384, from the repository of
+# the paper's authors, from these weights with dropout 0.
 PUBLISHED: dict[str, Published] = {
     "B/16-imagenet21k": _vit(
         "B/16", "google/vit-base-patch16-224-in21k", "47.88 ImageNet-21k held-out"
@@ -76,7 +76,7 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-#: ImageNet after fine-tuning at 384 pixels, as the paper has it (Table 5, %).
+#: ImageNet after fine-tuning at 384 pixels, from the paper (Table 5, %).
 TABLE_5 = {
     "B/16-imagenet21k": 83.97,
     "B/32-imagenet21k": 81.28,
@@ -87,7 +87,7 @@ TABLE_5 = {
 
 
 def licence(entry: Published) -> str:
-    """What the page on the hub says of the weights; "" of those that have none."""
+    """The accuracy on the weights' hub page; "" without a page."""
     return "Apache-2.0" if any(source.startswith("hf:") for source in entry.sources) else ""
 
 

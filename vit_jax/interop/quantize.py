@@ -1,4 +1,4 @@
-"""The encoder's products in 8 bits (W8A8, qwix): weights per output, activations as they come."""
+"""The encoder's products in 8 bits (W8A8, qwix): per-output weights, dynamic activations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flax import nnx
 from vit_jax import models, numerics
 from vit_jax.errors import UserError
 
-SCALE = "/scale_int8"  # beside a kernel that is stored in 8 bits
+SCALE = "/scale_int8"  # beside a kernel stored in 8 bits
 
 
 def is_quantised(path: str) -> bool:
@@ -27,9 +27,9 @@ def is_quantised(path: str) -> bool:
 def int8(
     config: models.ModelConfig, params: models.Params
 ) -> tuple[Callable[..., jax.Array], dict[str, np.ndarray]]:
-    """apply(stored, images) -> logits with 8-bit products, and the weights as it wants them stored.
+    """apply(stored, images) -> logits with 8-bit products, and the weights in stored form.
 
-    A kernel is stored as int8 with one scale per output; that is a quarter of its size.
+    A kernel is stored as int8 with one scale per output, a quarter of its size.
 
     Raises:
       UserError: qwix is not installed, or the model has no encoder blocks.
@@ -74,8 +74,8 @@ def int8(
 def onnx_int8(file: Path, images: np.ndarray) -> None:
     """Rewrites an ONNX file with the encoder's dense layers in 8 bits, by ONNX Runtime's quantiser.
 
-    Weights have a scale for each output, activations one that `images` (b, h, w, c) show. Embedding
-    and head stay as they are.
+    Weights have a scale per output, activations one calibrated on `images` (b, h, w, c). Embedding
+    and head are unchanged.
 
     Raises:
       UserError: ONNX Runtime is not installed, or the model has no encoder blocks.
@@ -87,7 +87,7 @@ def onnx_int8(file: Path, images: np.ndarray) -> None:
     import onnx
 
     graph = onnx.load(str(file), load_external_data=False).graph
-    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1  # 0 where it is open
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1  # 0 if dynamic
     images = np.concatenate([images, np.repeat(images[:1], -len(images) % batch, axis=0)])
     names = [node.name for node in graph.node]
     encoder = [name for name in names if name.startswith("blocks/") and name.endswith("/gemm")]
@@ -104,7 +104,7 @@ def onnx_int8(file: Path, images: np.ndarray) -> None:
 
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".quantising-") as scratch:
         made = Path(scratch) / file.name
-        logging.disable(logging.WARNING)  # it recommends to preprocess, which the writer has done
+        logging.disable(logging.WARNING)  # it recommends preprocessing, which the writer has done
         try:
             quantization.quantize_static(
                 str(file),

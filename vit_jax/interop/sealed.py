@@ -1,8 +1,8 @@
-"""A checksum inside of a file, of all its bytes and of the files that belong to it.
+"""A checksum inside a file, of all its bytes and of the files that belong to it.
 
-Where the name `checksum` is followed by 16 digits, as in JSON, in the metadata of ONNX, or in XML,
-these are the first of the SHA-256 of everything, with zeros in their place. Other programs read the
-file as before. One that changes it makes the checksum wrong.
+The name `checksum`, in JSON, ONNX metadata or XML, is followed by the first 16 digits of the
+SHA-256 of everything, computed with zeros in their place. Other programs read the file as before;
+one that modifies it invalidates the checksum.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from vit_jax import files
 from vit_jax.errors import UserError
 
 NAME = "checksum"
-#: What is written for `seal` to replace.
+#: The placeholder that `seal` replaces.
 OPEN = "0" * 16
 PLACE = re.compile(rb'checksum(?:": "|\x12\x10|&quot;: &quot;)(.{16})', re.DOTALL)
 
 
 def seal(file: Path, beside: Iterable[Path] = ()) -> None:
-    """Writes the checksum of a file that says OPEN, and of the files beside it.
+    """Writes the checksum into a file with the placeholder OPEN, over it and the files beside it.
 
     Raises:
-      ValueError: it does not say OPEN.
+      ValueError: there is no placeholder.
     """
     place, found = digest(file, beside)
     if place is None:
-        raise ValueError(f"{file} has no place for a checksum")
+        raise ValueError(f"{file} has no placeholder for a checksum")
     with open(file, "r+b") as written:
         written.seek(place[0])
         written.write(found.encode())
 
 
 def check(file: Path, beside: Iterable[Path] = ()) -> bool:
-    """Whether there is a checksum; it is compared, unless `files.VERIFY` is off.
+    """Whether there is a checksum; verifies it, unless `files.VERIFY` is off.
 
     Raises:
-      UserError: it is another one, or a file cannot be read.
+      UserError: it does not match, or a file cannot be read.
     """
     try:
         place, found = digest(file, beside)
@@ -54,8 +54,8 @@ def check(file: Path, beside: Iterable[Path] = ()) -> bool:
         raise UserError(f"{where} cannot be read ({error.strerror or error}).") from error
     if written != found.encode():
         raise UserError(
-            f"{file} is damaged: its bytes are not those that were written. Copy or export it "
-            "again (--verify=false reads it as it is)."
+            f"{file} is damaged: its checksum does not match. Copy or export it again "
+            "(--verify=false reads it as it is)."
         )
     return True
 
@@ -67,7 +67,7 @@ def checksum(file: Path) -> str:
 
 
 def digest(file: Path, beside: Iterable[Path]) -> tuple[tuple[int, int] | None, str]:
-    """(where the digits are or None, what they should be)."""
+    """(position of the digits or None, their correct value)."""
     found = hashlib.sha256()
     place = None
     with open(file, "rb") as opened:
@@ -90,7 +90,7 @@ def digest(file: Path, beside: Iterable[Path]) -> tuple[tuple[int, int] | None, 
 
 
 def add(found, opened, size: int | None = None) -> None:
-    """Adds so many bytes, or the rest."""
+    """Hashes this many bytes, or the rest."""
     left = size
     while chunk := opened.read(2**20 if left is None else min(left, 2**20)):
         found.update(chunk)

@@ -1,4 +1,4 @@
-"""Model repositories: an export where a model server looks for it, REPOSITORY/NAME/1/model.onnx."""
+"""Model repositories for servers: REPOSITORY/NAME/1/model.onnx."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vit_jax.errors import UserError, nearest
 from vit_jax.interop import convert, export
 from vit_jax.interop.onnx_graph import import_onnx
 
-LARGEST_BATCH = 64  # that the server makes of single requests
+LARGEST_BATCH = 64  # formed by the server from single requests
 FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
 
 
 class Layout(NamedTuple):
-    """formats: that the server runs, the first if none is asked for.
+    """formats: that the server runs, the default first.
 
-    files: name and model file -> {name: text} of what the server wants beside the versions.
+    files: name and model file -> {name: text} of files beside the versions.
     """
 
     formats: tuple[str, ...]
@@ -32,13 +32,12 @@ class Layout(NamedTuple):
 def triton(name: str, file: Path) -> dict[str, str]:
     """The configuration of Triton's ONNX Runtime backend, from the file itself, and the labels.
 
-    What the file says of itself, such as the preprocessing, becomes parameters, which the server
-    tells its clients.
+    Its metadata, such as the preprocessing, become parameters that clients can query.
     """
     onnx = import_onnx()
     model = onnx.load(str(file), load_external_data=False)
     known = {entry.key: entry.value for entry in model.metadata_props}
-    labels = [" ".join(label.split()) for label in json.loads(known["labels"])]  # one a line
+    labels = [" ".join(label.split()) for label in json.loads(known["labels"])]  # one per line
     types = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.UINT8: "TYPE_UINT8"}
 
     def tensor(kind: str, value) -> str:
@@ -80,16 +79,16 @@ def export_to(
     form: str = "",
     **options,
 ) -> tuple[Path, convert.Proof]:
-    """Exports a model to repository/name, whole or not at all; returns its file and the proof.
+    """Exports a model to repository/name, atomically; returns its file and the comparison.
 
     Args:
       layout: "triton" or "openvino" (OpenVINO Model Server).
-      name: of the model for clients; "" is the last part of `source`, without a suffix.
-      form: as of `export.export`; "" is the server's first.
+      name: of the model for clients; "": the last part of `source`, without a suffix.
+      form: as in `export.export`; "": the server's default.
       options: of `export.export`.
 
     Raises:
-      UserError: as `export.export`, or the server does not run it, or the model is there already.
+      UserError: as `export.export`, or the server does not run it, or the model exists.
     """
     if layout not in LAYOUTS:
         raise UserError(
@@ -109,7 +108,7 @@ def export_to(
         raise UserError(f"--name={name} may have letters, digits and -_. only.")
     repository = Path(repository)
     if repository.exists() and not repository.is_dir():
-        raise UserError(f"{repository} is a file; --out is the folder of the server's models.")
+        raise UserError(f"{repository} is a file; --out must be the folder of the server's models.")
     target = repository / name
     convert.check_free(target)
     is_new = not repository.exists()

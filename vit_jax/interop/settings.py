@@ -1,7 +1,7 @@
-"""No foreign setting is ignored: each is read, changes nothing for a reason, or is refused by name.
+"""Foreign settings are never silently ignored: each is read, irrelevant for a reason, or refused.
 
-A table has a line for every setting that the other side's own classes know. What stands in a
-configuration and in no table is refused as well, where the other side would take it.
+A table has a line for every setting of the other library's classes. A setting in a configuration
+that is in no table is refused as well, if the other library would accept it.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ from typing import Any, NamedTuple, NoReturn
 
 from vit_jax.errors import UserError, nearest
 
-#: A JSON object of the other side.
+#: A JSON object of the other library.
 Values = Mapping[str, Any]
 
 
 class Read(NamedTuple):
-    """A setting that is honoured: by name, or because the arrays must agree with it."""
+    """A setting that is read by name, or that the arrays must agree with."""
 
 
 class Only(NamedTuple):
-    """A setting of which our models have these values alone."""
+    """A setting for which our models support only these values."""
 
     values: tuple[Any, ...]
 
 
 class Nothing(NamedTuple):
-    """A setting that changes neither pixels nor inference, and why."""
+    """A setting that affects neither pixels nor inference, and why."""
 
     why: str
 
 
 READ = Read()
 OFF = Only((False, None, 0))
-TRAINING = Nothing("it matters in training alone, which has its own settings here")
+TRAINING = Nothing("it is for training only, which has its own settings here")
 WORDS = Nothing("names and remarks")
 Table = Mapping[str, Read | Only | Nothing]
 
 
 def check(values: Values, table: Table, where: str, *, strict: bool = True) -> None:
-    """Raises UserError that names the first setting that our models cannot follow.
+    """Raises UserError for the first setting that our models do not support.
 
     Args:
-      strict: settings that the table does not know are refused; otherwise they are said.
+      strict: refuse settings that are not in the table; otherwise print a note.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} holds no settings but a {type(values).__name__}.")
+        raise UserError(f"{where} has a {type(values).__name__} instead of settings.")
     unknown = []
     for key, value in values.items():
         rule = table.get(key)
@@ -55,22 +55,20 @@ def check(values: Values, table: Table, where: str, *, strict: bool = True) -> N
             refuse(where, key, value)
     if unknown and strict:
         raise UserError(
-            f"{where}: {unknown[0]}={values[unknown[0]]!r} is a setting that is not known here."
+            f"{where}: {unknown[0]}={values[unknown[0]]!r} is an unknown setting."
             f"{nearest(unknown[0], table)}"
         )
     if unknown:
-        print(f"{where}: not read, as they are no settings of this model: {', '.join(unknown)}")
+        print(f"{where}: ignored, not settings of this model: {', '.join(unknown)}")
 
 
-def refuse(
-    where: str, key: str, value: Any, why: str = "our models have no place for it"
-) -> NoReturn:
+def refuse(where: str, key: str, value: Any, why: str = "our models do not support it") -> NoReturn:
     """Raises UserError for a setting."""
-    raise UserError(f"{where}: {key}={value!r} cannot be followed: {why}.")
+    raise UserError(f"{where}: {key}={value!r} is not supported: {why}.")
 
 
 def get(values: Values, key: str, default: Any, where: str, parse: Callable[[Any], Any]) -> Any:
-    """A setting as `parse` makes it; the default where it is missing or null.
+    """A setting, parsed by `parse`; the default if it is missing or null.
 
     Raises:
       UserError: `parse` fails; names the setting.
@@ -81,11 +79,11 @@ def get(values: Values, key: str, default: Any, where: str, parse: Callable[[Any
     try:
         return parse(value)
     except (TypeError, ValueError, KeyError, IndexError, OverflowError):
-        raise UserError(f"{where}: {key}={value!r} is no value of this setting.") from None
+        raise UserError(f"{where}: {key}={value!r} is not a valid value.") from None
 
 
 def flag(value: Any) -> bool:
-    """True or False, and nothing that is only like it."""
+    """Exactly True or False."""
     if not isinstance(value, bool):
         raise ValueError(value)
     return value
@@ -99,17 +97,17 @@ def count(value: Any) -> int:
 
 
 def _equal(value: Any, one: Any) -> bool:
-    """0 is not False here, nor 1.0 True: JSON tells them apart, and so do people."""
+    """Equality in which 0 is not False, nor 1.0 True, as in JSON."""
     return value == one and (isinstance(value, bool) == isinstance(one, bool) or one is None)
 
 
 def class_names(names: Any, classes: int, where: str) -> tuple[str, ...]:
-    """The names of `classes` classes; () where there are none, or another number, which is said."""
+    """The names of `classes` classes; () if there are none, or (with a note) a wrong number."""
     names = tuple(names.values() if isinstance(names, Mapping) else names)
     if names and len(names) != classes:
         print(
-            f"{where}: names {len(names)} classes and the weights have {classes}; the names are "
-            "left out, and classes are known by their numbers"
+            f"{where}: names {len(names)} classes but the weights have {classes}; names are "
+            "ignored, and classes are numbered"
         )
         return ()
     return tuple(map(str, names))

@@ -1,9 +1,9 @@
 """timm's checkpoints of ViT, hybrids and BiT: directories as on the Hub, or bare safetensors.
 
-timm's numerics are its own: exact GELU unless `act_layer` says otherwise, and for hybrids GroupNorm
-epsilon 1e-5 and weight standardisation with 1e-8 in the variance, and for BiT zeros around the
-root's pooling. Weights that are read keep them; a hybrid or BiT of ours that is written with other
-numerics therefore answers slightly otherwise in timm.
+timm's numerics differ: exact GELU by default (`act_layer`), GroupNorm epsilon 1e-5 and weight
+standardisation with 1e-8 in the variance for hybrids, and zero padding at the root's pooling for
+BiT. Weights from timm keep them; our hybrids and BiT models written with other numerics therefore
+give slightly different logits in timm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vit_jax.interop.settings import OFF, READ, TRAINING, WORDS, Nothing, Only
 from vit_jax.interop.timm_vit import _plain
 from vit_jax.models import ResNetConfig, ViTConfig, saved
 
-#: Our variants under timm's names; "@" is the image size.
+#: timm's names of our variants; "@" is the image size.
 ARCHITECTURES = {
     "Ti/16": "vit_tiny_patch16_@", "S/32": "vit_small_patch32_@", "S/16": "vit_small_patch16_@",
     "B/32": "vit_base_patch32_@", "B/16": "vit_base_patch16_@", "L/32": "vit_large_patch32_@",
@@ -33,7 +33,7 @@ ARCHITECTURES = {
     "R50x1": "resnetv2_50x1_bit", "R50x3": "resnetv2_50x3_bit", "R101x1": "resnetv2_101x1_bit",
     "R101x3": "resnetv2_101x3_bit", "R152x2": "resnetv2_152x2_bit", "R152x4": "resnetv2_152x4_bit",
 }  # fmt: skip
-#: What a name means besides the sizes that the arrays tell: timm's own functions of that name.
+#: What an architecture's name implies besides sizes: arguments of timm's function of that name.
 VIT: dict[str, dict[str, Any]] = {
     r"vit_(?P<size>tiny|small|base|large|huge)_patch\d+_\d+(_in21k)?": {},
     r"deit_(?P<size>tiny|small|base)_patch16_\d+": {},
@@ -46,7 +46,7 @@ VIT: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 BIT: dict[str, dict[str, Any]] = {r"resnetv2_(50|101|152)x[1234]_bit": {}}
 HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
-#: timm's VisionTransformer.__init__; what is read is read in timm_vit.py.
+#: timm's VisionTransformer.__init__; settings that are used are read in timm_vit.py.
 ARGUMENTS: settings.Table = {
     **dict.fromkeys(("img_size", "patch_size", "in_chans", "num_classes", "global_pool",
                      "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "proj_bias",
@@ -60,7 +60,7 @@ ARGUMENTS: settings.Table = {
     **dict.fromkeys(("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
                      "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init"), TRAINING),
     **dict.fromkeys(("dynamic_img_size", "dynamic_img_pad"),
-                    Nothing("images of the model's own size are the same either way")),
+                    Nothing("no effect at the model's own image size")),
     **dict.fromkeys(("device", "dtype"), Nothing("where and how it is computed")),
 }  # fmt: skip
 #: timm's ResNetV2.__init__.
@@ -79,12 +79,12 @@ BIT_ARGUMENTS: settings.Table = {
     **dict.fromkeys(("drop_rate", "drop_path_rate", "zero_init_last"), TRAINING),
     **dict.fromkeys(("device", "dtype"), Nothing("where and how it is computed")),
 }  # fmt: skip
-#: The top of config.json.
+#: Top level of config.json.
 TOP: settings.Table = {
     **dict.fromkeys(("architecture", "num_classes", "global_pool", "model_args", "pretrained_cfg",
                      "label_names", pixels.OURS), READ),
     "label_descriptions": WORDS,
-    "num_features": Nothing("the weights tell"),
+    "num_features": Nothing("follows from the weights"),
 }  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def layout(config: models.ModelConfig) -> Layout:
     """timm's layout of a model.
 
     Raises:
-      UserError: timm has no place for it.
+      UserError: timm cannot represent it.
     """
     if isinstance(config, ResNetConfig) and not config.axial_heads:
         return resnet_layout(config)
@@ -187,7 +187,7 @@ def layout(config: models.ModelConfig) -> Layout:
         return vit_layout(config)
     hidden = getattr(config, "representation_size", None) is not None
     raise UserError(
-        f"timm has no place for this {config.variant}"
+        f"timm cannot represent this {config.variant}"
         + (
             " with the hidden layer of the pre-training head; use --to=huggingface, npz or native."
             if hidden
@@ -201,7 +201,7 @@ def save(directory: str | Path, config: models.ModelConfig, params: models.Param
     """Writes a directory for `timm.create_model("local-dir:DIRECTORY", pretrained=True)`.
 
     Raises:
-      UserError: timm has no place for the model.
+      UserError: timm cannot represent the model.
     """
     entries = layout(config)
     directory = Path(directory)
@@ -268,7 +268,7 @@ def load(
     """Reads a timm directory, or a bare `.safetensors` (with timm's defaults: exact GELU).
 
     Raises:
-      UserError: missing, damaged, or of no architecture that we have.
+      UserError: missing, damaged, or an unsupported architecture.
     """
     path = Path(path)
     values: dict[str, Any] = {}
@@ -279,13 +279,13 @@ def load(
         weights = saved.read_safetensors(path)
     if not is_timm(weights):
         some = ", ".join(sorted(weights)[:4])
-        raise UserError(f"{path} is no timm ViT, hybrid or BiT: it has {some}, ...")
+        raise UserError(f"{path} is not a timm ViT, hybrid or BiT: it has {some}, ...")
     where = f"{path}/config.json"
     values, facts = as_written(values, where)
     config, weights = find_config(weights, values, facts, str(path), variant)
     params = from_foreign(layout(config), weights, config, str(path))
     if not values:
-        print(f"{path}: nothing says how images are scaled and cut: [-1, 1], whole images")
+        print(f"{path} has no image settings: using [-1, 1] and whole images")
         return models.replace(config, preprocessing=data.FOREIGN_EVALUATION), params
     preprocessing, scale = pixels.from_pretrained_cfg(facts, config, where, values.get(pixels.OURS))
     return models.replace(config, preprocessing=preprocessing), pixels.fold(
@@ -294,7 +294,7 @@ def load(
 
 
 def as_written(values: settings.Values, where: str) -> tuple[dict, dict]:
-    """`config.json` and its `pretrained_cfg`, which older versions wrote as one."""
+    """`config.json` and its `pretrained_cfg`, a single object in older versions."""
     values = dict(values)
     if values and "pretrained_cfg" not in values:
         facts = {k: v for k, v in values.items() if k in pixels.PRETRAINED or k not in TOP}
@@ -312,7 +312,7 @@ def find_config(
     where: str,
     variant: str | None,
 ) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
-    """The configuration that arrays and settings describe, and the arrays as it needs them."""
+    """The configuration from arrays and settings, and the arrays that it needs."""
     arguments = {k: v for k, v in (values.get("model_args") or {}).items() if v is not None}
     labels = tuple(
         values.get("label_names") or facts.get("label_names") or facts.get("labels") or ()
@@ -343,10 +343,10 @@ def find_config(
 
 
 def _implied(values: settings.Values, is_bit: bool, where: str) -> dict[str, Any]:
-    """What the name of an architecture stands for, besides what its arrays tell.
+    """The arguments implied by an architecture's name.
 
     Raises:
-      UserError: an architecture that is not known, or of which something has no place here.
+      UserError: an unknown or unsupported architecture.
     """
     name = values.get("architecture")
     if name is None:
@@ -355,7 +355,7 @@ def _implied(values: settings.Values, is_bit: bool, where: str) -> dict[str, Any
         if found := re.fullmatch(pattern, str(name).split(".")[0]):
             heads = HEADS.get(found.groupdict().get("size") or "")
             return ({"num_heads": heads} if heads else {}) | arguments
-    why = "it is not known here; its blocks may not be those of the paper"
+    why = "it is unknown; its blocks may differ from the paper's"
     settings.refuse(where, "architecture", name, why)
     raise AssertionError
 

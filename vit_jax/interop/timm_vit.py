@@ -1,4 +1,4 @@
-"""What timm's arrays of a ViT or a hybrid are of, with the arguments that they were made with."""
+"""Reads timm's arrays of a ViT or a hybrid, with their arguments."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu",
     "silu": "silu", "swish": "silu",
 }  # fmt: skip
-#: Arrays that our models have no place for, and the argument that they come from.
+#: Arrays that our models do not support, and the argument that they come from.
 STRANGERS = {
     r"reg_token": ("reg_tokens", "register tokens"),
     r"norm_pre\.": ("pre_norm", "a norm before the blocks"),
     r"attn_pool\.": ("global_pool", "attention pooling"),
     r"dist_token": ("architecture", "a distillation token"),
     r"blocks\.0\.attn\.q_norm\.": ("qk_norm", "norms of queries and keys"),
-    r"blocks\.0\.attn\.norm\.": ("scale_attn_norm", "a norm inside of the attention"),
-    r"blocks\.0\.mlp\.norm\.": ("scale_mlp_norm", "a norm inside of the MLP"),
+    r"blocks\.0\.attn\.norm\.": ("scale_attn_norm", "a norm inside the attention"),
+    r"blocks\.0\.mlp\.norm\.": ("scale_mlp_norm", "a norm inside the MLP"),
     r"blocks\.0\.mlp\.(fc1_g|w1|w12|w3)\.": ("mlp_layer", "a gated MLP (SwiGLU)"),
     r"patch_embed\.norm\.": ("embed_norm_layer", "a norm of the patches"),
 }
@@ -45,12 +45,12 @@ def read(
     variant: str | None,
     is_directory: bool,
 ) -> tuple[Arrays, ViTConfig, str]:
-    """The arrays as our layout wants them, the configuration, and how tokens are pooled.
+    """The arrays for our layout, the configuration, and how tokens are pooled.
 
     Raises:
-      UserError: an argument or an array that our models have no place for, by name.
+      UserError: an unsupported argument or array, by name.
     """
-    check_strangers(weights, where)
+    check_unsupported_arrays(weights, where)
     weights = dict(weights)
 
     def argument(key: str, default: T, parse: Callable[..., T]) -> T:
@@ -62,17 +62,17 @@ def read(
 
     if "pos_embed" not in weights or argument("pos_embed", "learn", str) != "learn":
         settings.refuse(where, "pos_embed", arguments.get("pos_embed", "none"),
-                        "only learned position embeddings are read")  # fmt: skip
+                        "only learned position embeddings are supported")  # fmt: skip
     token = "cls_token" in weights
     if argument("class_token", token, settings.flag) != token:
         settings.refuse(where, "class_token", arguments["class_token"], "the weights differ")
     if not token and not is_directory:
         raise UserError(
-            f"{where} has no class token (cls_token), and without a config.json beside it nothing "
-            "says how its tokens are pooled; give its directory."
+            f"{where} has no class token (cls_token), and without its config.json the pooling is "
+            "unknown; give its directory."
         )
     pool = pooling(arguments, token, where)
-    # Of the token alone, it is the same.
+    # With the class token it makes no difference.
     if argument("fc_norm", pool in ("avg", "avgmax", "max"), settings.flag):
         weights |= {f"norm.{p}": weights.pop(f"fc_norm.{p}") for p in ("weight", "bias")
                     if f"fc_norm.{p}" in weights}  # fmt: skip
@@ -96,7 +96,7 @@ def read(
                 weights.setdefault(f"{name}.bias", np.zeros(len(kernel), np.float32))
     first, second = (weights.get(f"blocks.0.mlp.fc{n}.weight") for n in (1, 2))
     if first is None or second is None or len(first) != second.shape[1]:
-        why = "its MLP is gated (SwiGLU) or another; only two dense layers are read"
+        why = "its MLP is gated (SwiGLU) or another; only two dense layers are supported"
         settings.refuse(where, "mlp_layer", arguments.get("mlp_layer"), why)
     assert first is not None
     if "mlp_ratio" in arguments and int(hidden * argument("mlp_ratio", 4.0, float)) != len(first):
@@ -144,30 +144,32 @@ def read(
     return weights, models.replace(config, variant=models.find_variant(config)), pool
 
 
-def check_strangers(weights: Iterable[str], where: str) -> None:
-    """Raises UserError for arrays of another kind of model, by what they are."""
+def check_unsupported_arrays(weights: Iterable[str], where: str) -> None:
+    """Raises UserError for arrays of another kind of model."""
     for pattern, (key, what) in STRANGERS.items():
         for name in weights:
             if re.match(pattern, name):
-                raise UserError(f"{where}: our models have no place for {what} ({key}): {name}.")
+                raise UserError(f"{where}: our models do not support {what} ({key}): {name}.")
 
 
 def pooling(arguments: Mapping[str, object], token: bool, where: str) -> str:
-    """timm's name of how tokens are pooled, if our models pool so."""
+    """timm's name of the pooling, if our models support it."""
     pool = arguments.get("global_pool", "token")
     if pool == "avg" and token:
-        settings.refuse(where, "global_pool", pool, "with a class token, which ours averages too")
+        settings.refuse(
+            where, "global_pool", pool, "with a class token, which ours would average too"
+        )
     if pool not in ("token", "avg") or (pool == "token" and not token):
-        why = "only 'token', and 'avg' without a class token, are read"
+        why = "only 'token', and 'avg' without a class token, are supported"
         settings.refuse(where, "global_pool", pool, why)
     if pool == "avg" and arguments.get("fc_norm") is not False:
-        why = "with 'avg' the norm comes after the pooling, and ours before it (fc_norm=false)"
+        why = "with 'avg' the norm is after the pooling, in ours before it (fc_norm=false)"
         settings.refuse(where, "fc_norm", arguments.get("fc_norm"), why)
     return str(pool)
 
 
 def fold_scales(weights: Arrays, blocks: list[int]) -> None:
-    """Layer scale (`init_values`): gamma times a branch is the branch's last layer times gamma."""
+    """Layer scale (`init_values`): gamma is folded into the last layer of each branch."""
     for i in blocks:
         for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
             if f"blocks.{i}.{scale}.gamma" not in weights:
@@ -200,7 +202,7 @@ def _plain(size: Size) -> int | tuple[int, int]:
 def find_grid(
     tokens: int, size: Size, step: tuple[int, int], size_is_said: bool, where: str
 ) -> tuple[int, int]:
-    """Rows and columns of the position embeddings: as the image size says, otherwise square."""
+    """Rows and columns of the position embeddings: by the image size, otherwise square."""
     height, width = models.pair(_plain(size))
     grid = height // step[0], width // step[1]
     if grid[0] * grid[1] == tokens:
@@ -214,7 +216,7 @@ def find_grid(
 
 
 def find_heads(arguments: Mapping, variant: str | None, hidden: int, layers: int, mlp: int) -> int:
-    """Heads are not in the arrays: from the arguments, the variant, the table, or 64 wide each."""
+    """The number of heads: from the arguments, the variant, the table, or head size 64."""
     if "num_heads" in arguments:
         return int(arguments["num_heads"])
     for name in [variant] if variant else list(models.VARIANTS):

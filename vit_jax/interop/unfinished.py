@@ -1,4 +1,4 @@
-"""The newest good checkpoint of a run that still trains, or was stopped, as a model."""
+"""The newest intact checkpoint of an unfinished run, as a model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vit_jax.models.fingerprints import Record, check_rule, digest_of, fingerpri
 
 
 def steps_of(path: Path) -> list[Path]:
-    """The checkpoints that a path names, newest first: those of a run, or `checkpoints/STEP`.
+    """The checkpoints at a path, newest first: those of a run, or `checkpoints/STEP`.
 
-    [] if it names none.
+    [] if there are none.
     """
     if path.parent.name == "checkpoints" and path.name.isdigit():
         steps = [entry for entry in numbered(path.parent) if int(entry.name) == int(path.name)]
@@ -28,42 +28,42 @@ def steps_of(path: Path) -> list[Path]:
 
 
 def numbered(directory: Path) -> list[Path]:
-    """The finished checkpoints of a directory: they have a number as their name."""
+    """The complete checkpoints of a directory, whose names are numbers."""
     return [entry for entry in directory.glob("*") if entry.name.isdigit()]
 
 
 def is_unfinished(workdir: Path) -> bool:
-    """Whether a run has a checkpoint after its `model/`; one without a model always has."""
+    """Whether a run has a checkpoint newer than its `model/`, or no model."""
     steps = steps_of(workdir)
     if not steps or not saved.is_native(workdir / "model"):
         return bool(steps)
     run = (read_json(workdir / "model" / "config.json") or {}).get("run")
-    if run:  # it may have ended early, with the model of another step
+    if run:  # a run that stopped early has the model of another step
         return int(steps[0].name) > run["last_step"]
     record = read_json(steps[0] / "meta" / "metadata") or {}
     return record.get("step", 0) < record.get("total_steps", 0)
 
 
 def load(path: Path) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
-    """The model of the newest checkpoint that `steps_of(path)` names and that is not damaged.
+    """The model of the newest intact checkpoint of `steps_of(path)`.
 
-    It has the weights that an evaluation would see: their average where there is one. Nothing is
-    moved or written: the run may be going on.
+    It has the weights that an evaluation would use: the average if there is one. Nothing is moved
+    or written, as the run may be in progress.
 
     Raises:
-      UserError: none of them can be read; says why.
+      UserError: none can be read; says why.
     """
     problems: list[str] = []
     tried: set[Path] = set()
     while left := [step for step in steps_of(path) if step not in tried]:
-        step = left[0]  # looked up each time: a run replaces its oldest by its newest
+        step = left[0]  # listed each time: a run replaces its oldest by its newest
         tried.add(step)
         try:
             config, params, record = load_step(step)
         except UserError as error:
             problems.append(str(error))
             continue
-        except Exception as error:  # Orbax raises whatever its storage raises
+        except Exception as error:  # Orbax passes on any exception of the storage
             reason = str(error).strip().split("\n")[0][:200]
             problems.append(f"{step} cannot be read ({type(error).__name__}: {reason}).")
             continue
@@ -73,20 +73,20 @@ def load(path: Path) -> tuple[models.ModelConfig, dict[str, np.ndarray]]:
         averaged = ", averaged weights" if _weights(record) == "average" else ""
         print(f"{path}: step {record['step']}{total} of an unfinished run{averaged}")
         return config, params
-    raise UserError(" ".join(problems) or f"{path} holds no checkpoint.")
+    raise UserError(" ".join(problems) or f"{path} has no checkpoint.")
 
 
 def load_step(step: Path) -> tuple[models.ModelConfig, dict[str, np.ndarray], Record]:
     """The configuration, the parameters and the record of one checkpoint.
 
     Raises:
-      UserError: it is damaged, or does not say which model it is of.
+      UserError: it is damaged, or does not name its model.
     """
     record = read_record(step)
     if "model" not in record:
         raise UserError(
-            f"{step} is of an earlier version, which did not write down the model. Run the train "
-            "command of its run again: it goes on, and its next checkpoint can be read."
+            f"{step} is from an earlier version, without a record of the model. Run the train "
+            "command of its run again: it resumes, and its next checkpoint can be read."
         )
     rule = check_rule(record, str(step))
     config = saved.config_from_json(record["model"], str(step))
@@ -103,24 +103,24 @@ def load_step(step: Path) -> tuple[models.ModelConfig, dict[str, np.ndarray], Re
 
 
 def read_record(step: Path) -> Record:
-    """What a checkpoint says of itself.
+    """The record of a checkpoint.
 
     Raises:
-      UserError: nothing, or not what was written.
+      UserError: it is missing or damaged.
     """
     record: Record | None = read_json(step / "meta" / "metadata")
     if not isinstance(record, dict) or "spec" not in record:
-        raise UserError(f"{step} has no record; it is no checkpoint of vit_jax, or damaged.")
+        raise UserError(f"{step} has no record; it is not a checkpoint of vit_jax, or damaged.")
     if record.get("digest", digest_of(record)) != digest_of(record):
         raise UserError(f"The record of {step} is damaged.")
     return record
 
 
 def verify(step: Path) -> int:
-    """Reads every array of a training state, also the optimizer's; returns how many there are.
+    """Reads and verifies every array of a training state; returns their number.
 
     Raises:
-      UserError: one is not what was written, or cannot be read.
+      UserError: one is damaged, or cannot be read.
     """
     import orbax.checkpoint as ocp
 
@@ -132,7 +132,7 @@ def verify(step: Path) -> int:
             tree = reader.metadata(state).item_metadata.tree
             options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             restored = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=options))
-    except Exception as error:  # Orbax raises whatever its storage raises
+    except Exception as error:  # Orbax passes on any exception of the storage
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"{step} cannot be read ({type(error).__name__}: {reason}).") from error
     found = {keys_of(name): value for name, value in fingerprints(restored, rule).items()}
@@ -143,17 +143,17 @@ def verify(step: Path) -> int:
 
 
 def keys_of(name: str) -> tuple[str, ...]:
-    """The keys in the name of a leaf: Orbax gives tuples, named or not, back as dicts or lists."""
+    """The keys in the name of a leaf: Orbax returns tuples as dicts or lists."""
     return tuple("".join(key) for key in re.findall(r"\.(\w+)|\['([^']*)'\]|\[(\d+)\]", name))
 
 
 def _weights(record: Record) -> str:
-    """Which part of the state is evaluated."""
+    """The part of the state to evaluate."""
     return "average" if any(key.startswith(".average[") for key in record["spec"]) else "params"
 
 
 def read_arrays(state: Path, part: str, names: list[str]) -> dict[str, np.ndarray]:
-    """Some arrays of a training state, and none of the others (the optimizer's are twice them)."""
+    """Reads some arrays of a training state only (the optimizer's are twice as large)."""
     import orbax.checkpoint as ocp
 
     item = {part: dict.fromkeys(names, 0)}

@@ -1,4 +1,4 @@
-"""The arrays of a foreign directory: safetensors or torch's `.bin`, whole or in shards."""
+"""The arrays of a foreign directory: safetensors or torch's `.bin`, single or sharded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vit_jax.models import saved
 
 Arrays = dict[str, np.ndarray]
 
-#: Weights in formats that are not read.
+#: Weights in unsupported formats.
 UNREAD = ("*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack")
 PIP = "pip install torch"
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory looks like a foreign model's, perhaps one that cannot be read."""
+    """Whether a directory looks like a foreign model, supported or not."""
     names = ("model.safetensors*", "config.json", *UNREAD)
     return any(next(directory.glob(name), None) is not None for name in names)
 
@@ -28,12 +28,12 @@ def has_weights(directory: Path) -> bool:
 def read_weights(directory: Path) -> Arrays:
     """All arrays of a foreign directory.
 
-    The first is taken of `model.safetensors`, the shards of `model.safetensors.index.json`,
+    Reads the first of `model.safetensors`, the shards of `model.safetensors.index.json`,
     `pytorch_model.bin`, the shards of `pytorch_model.bin.index.json`.
 
     Raises:
-      UserError: there are none, a shard is missing or lacks an array, a file is damaged, or it
-        takes torch, which is not installed.
+      UserError: there are none, a shard is missing or lacks an array, a file is damaged, or torch
+        is needed and not installed.
     """
     for name, read in (
         ("model.safetensors", saved.read_safetensors),
@@ -45,10 +45,10 @@ def read_weights(directory: Path) -> Arrays:
             return read_shards(directory / f"{name}.index.json", read)
     other = next((file.name for name in UNREAD for file in sorted(directory.glob(name))), None)
     raise UserError(
-        f"{directory} has its weights in {other}, which is not read: only model.safetensors, "
-        "pytorch_model.bin, and shards with their index are. Save the model with save_pretrained."
+        f"{directory} has its weights in {other}, which is not supported. Save the model with "
+        "save_pretrained as model.safetensors or pytorch_model.bin, single or sharded."
         if other
-        else f"{directory} holds no model.safetensors and no index of shards; copy it again."
+        else f"{directory} has no model.safetensors and no index of shards; copy it again."
     )
 
 
@@ -56,19 +56,19 @@ def read_shards(index: Path, read: Callable[[Path], Arrays]) -> Arrays:
     """The arrays of all shards that an index names.
 
     Raises:
-      UserError: it names a file elsewhere, a shard is missing or lacks an array that the index
-        says is there, or two shards hold the same one.
+      UserError: it names a file elsewhere, a shard is missing or lacks an array in the index, or
+        two shards have the same one.
     """
     values = files.read_json(index)
     table = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(table, dict) or not table:
         raise UserError(f"{index} has no weight_map; copy it again.")
     shards = sorted(set(map(str, table.values())))
-    for shard in shards:  # before the first gigabyte is read
+    for shard in shards:  # before reading gigabytes
         if Path(shard).name != shard or "\\" in shard:
-            raise UserError(f"{index} names {shard!r}, which is no file beside it.")
+            raise UserError(f"{index} names {shard!r}, which is not a file beside it.")
         if not (index.parent / shard).is_file():
-            raise UserError(f"{index.parent / shard} is missing, and {index.name} names it.")
+            raise UserError(f"{index.parent / shard} is missing, but {index.name} names it.")
     weights: Arrays = {}
     holder: dict[str, str] = {}
     for shard in shards:
@@ -78,7 +78,7 @@ def read_shards(index: Path, read: Callable[[Path], Arrays]) -> Arrays:
             raise UserError(f"{index.parent / shard} lacks {lacking[0]}, which {index.name} names.")
         if twice := sorted(found.keys() & weights.keys()):
             raise UserError(
-                f"{index.parent} holds {twice[0]} twice, in {holder[twice[0]]} and in {shard}; "
+                f"{index.parent} has {twice[0]} twice, in {holder[twice[0]]} and in {shard}; "
                 "copy it again."
             )
         holder |= dict.fromkeys(found, shard)
@@ -87,15 +87,15 @@ def read_shards(index: Path, read: Callable[[Path], Arrays]) -> Arrays:
 
 
 def has_torch() -> bool:
-    """Whether torch is installed; it is not imported."""
+    """Whether torch is installed, without importing it."""
     return importlib.util.find_spec("torch") is not None
 
 
 def read_bin(file: Path) -> Arrays:
-    """The tensors of a file of `torch.save`; nothing that it says is run.
+    """The tensors of a file of `torch.save`; no code in it is run.
 
     Raises:
-      UserError: torch is not installed, the file is damaged, or it holds more than tensors.
+      UserError: torch is not installed, the file is damaged, or it has more than tensors.
     """
     if not has_torch():
         raise UserError(
@@ -110,8 +110,8 @@ def read_bin(file: Path) -> Arrays:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file} holds more than tensors, or is damaged, and is not read: other objects could "
-            "run code. Save the model's state_dict() alone."
+            f"{file} has more than tensors, or is damaged; it is not read, as other objects could "
+            "run code. Save only the model's state_dict()."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
@@ -119,7 +119,7 @@ def read_bin(file: Path) -> Arrays:
     other = [name for name, value in _items(found, file) if not isinstance(value, torch.Tensor)]
     if other:
         raise UserError(
-            f"{file} holds {other[0]!r}, which is no tensor; save the model's state_dict() alone."
+            f"{file} has {other[0]!r}, which is not a tensor; save only the model's state_dict()."
         )
     arrays = {}
     for name, tensor in found.items():
@@ -127,14 +127,14 @@ def read_bin(file: Path) -> Arrays:
             arrays[name] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         except (RuntimeError, TypeError) as error:  # sparse or quantised
             raise UserError(
-                f"{file}: {name} is of type {tensor.dtype} ({tensor.layout}), which is not read; "
+                f"{file}: {name} has the dtype {tensor.dtype} ({tensor.layout}), not supported; "
                 "save the weights in float32, float16 or bfloat16 first."
             ) from error
     return arrays
 
 
 def _items(found: object, file: Path) -> list[tuple[str, object]]:
-    """The entries of what was unpickled, which must be a table by name."""
+    """The entries of the unpickled object, which must be a dict by name."""
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"{file} is no table of tensors by name; save the model's state_dict().")
+        raise UserError(f"{file} is not a dict of tensors; save the model's state_dict().")
     return list(found.items())

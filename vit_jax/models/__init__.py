@@ -1,6 +1,6 @@
 """Models as Flax NNX modules, and as pure functions over a flat tree of parameters.
 
-May touch numerics, files and errors: what a model computes is said here, how it computes there.
+May import numerics, files and errors: models define what is computed, numerics how.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the ablations put in the place of parts of a Vision Transformer.
+"""The ablations: alternatives to parts of a Vision Transformer.
 
 2-D and relative position embeddings, or one at every block (Table 8), the MAP head, and the encoder
 as one loop.
@@ -32,7 +32,7 @@ from vit_jax.numerics.plain import attend, attention_weights
 
 
 class PositionEmbedding2D(nnx.Module):
-    """Adds tables of rows and columns, of half the width each, concatenated (Appendix D.4)."""
+    """Adds row and column embeddings of half the width each, concatenated (Appendix D.4)."""
 
     def __init__(self, config: ViTConfig, *, keys: Keys):
         init = initializers.normal(stddev=0.02)
@@ -69,7 +69,7 @@ def add_position(embeddings: nnx.List, config: ViTConfig, z: Array, layer: int) 
 
 
 def grid_table(y: Array, x: Array) -> Array:
-    """Embeddings of rows (h, d1) and of columns (w, d2) as those of h w places, (h w, d1 + d2)."""
+    """Embeddings of rows (h, d1) and columns (w, d2) as those of h w positions, (h w, d1 + d2)."""
     shape = (y.shape[0], x.shape[0])
     return jnp.concatenate(
         [
@@ -81,7 +81,7 @@ def grid_table(y: Array, x: Array) -> Array:
 
 
 def relative_embedding(config: ViTConfig, *, keys: Keys) -> nnx.Param | None:
-    """One vector per offset of two tokens, (2 n - 1, e); None where positions are not relative."""
+    """One vector per offset of two tokens, (2 n - 1, e); None unless positions are relative."""
     if config.position_embedding != "relative":
         return None
     shape = (2 * config.num_tokens - 1, config.hidden_size // config.num_heads)
@@ -91,9 +91,9 @@ def relative_embedding(config: ViTConfig, *, keys: Keys) -> nnx.Param | None:
 def relative_logits(
     embedding: nnx.Param | None, numerics: Numerics
 ) -> Callable[[Array], Array] | None:
-    """q . r[p_q - p_k] (Table 8), what is to be added to q k^T, as a function of q (b, h, n, e).
+    """q . r[p_q - p_k] (Table 8), to be added to q k^T, as a function of q (b, h, n, e).
 
-    Its result is (b, h, n, n); offsets are those of the raster order.
+    Its result is (b, h, n, n); offsets are in raster order.
     """
     if embedding is None:
         return None
@@ -110,7 +110,7 @@ def relative_logits(
 
 
 def pooling(config: ViTConfig, numerics: Numerics, *, keys: Keys) -> Callable[..., Array]:
-    """What stands in for the class token (Appendix D.3): (z (b, n, d), key) to y (b, d)."""
+    """Replaces the class token (Appendix D.3): (z (b, n, d), key) to y (b, d)."""
     return average if config.classifier == "gap" else AttentionPooling(config, numerics, keys=keys)
 
 
@@ -148,10 +148,10 @@ class AttentionPooling(nnx.Module):
 def scan_blocks(
     blocks: nnx.List, config: ViTConfig, numerics: Numerics, z: Array, key: Randomness
 ) -> Array:
-    """The encoder as one `lax.scan`: one layer is compiled instead of all of them.
+    """The encoder as one `lax.scan`, which compiles one layer instead of all.
 
     Raises:
-      UserError: the layers are not alike.
+      UserError: the layers differ.
     """
     if config.position_embedding_at != "stem" or config.stochastic_depth_rate:
         raise UserError(

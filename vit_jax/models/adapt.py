@@ -21,12 +21,12 @@ def resize_position_embedding(
     old_grid: tuple[int, int] | None = None,
     has_class_token: bool = True,
 ) -> np.ndarray:
-    """Interpolates position embeddings to another grid (section 3.2), rows and columns apart.
+    """Interpolates position embeddings to another grid (section 3.2), separably.
 
     Bilinear with aligned corners: the outermost old positions are the outermost new ones.
 
     Args:
-      pos: (1, n, d), raster order; with `has_class_token`, pos[:, 0] is it, and it is kept.
+      pos: (1, n, d), raster order; with `has_class_token`, pos[:, 0] is kept as it is.
       new_grid: tokens (down, across).
       old_grid: the same for `pos`; None means square.
 
@@ -34,7 +34,7 @@ def resize_position_embedding(
       (1, n', d) float32.
 
     Raises:
-      UserError: `pos` does not have the tokens of `old_grid`, or is not square without one.
+      UserError: `pos` does not match `old_grid`, or is not square where `old_grid` is None.
     """
     pos = np.asarray(pos, np.float32)
     tokens, grid = (pos[0, :1], pos[0, 1:]) if has_class_token else (pos[0, :0], pos[0])
@@ -55,7 +55,7 @@ def resize_position_embedding(
 
 
 def _interpolation(old: int, new: int) -> np.ndarray:
-    """(new, old) matrix of linear interpolation with the end points aligned."""
+    """(new, old) matrix of linear interpolation with aligned end points."""
     position = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
     low = np.minimum(position.astype(int), max(old - 2, 0))
     fraction = position - low
@@ -66,15 +66,15 @@ def _interpolation(old: int, new: int) -> np.ndarray:
     return matrix
 
 
-#: Where pixels enter: the patch embedding, a hybrid's stem, a ResNet's root.
+#: The kernels that read pixels: the patch embedding, a hybrid's stem, a ResNet's root.
 FIRST_KERNELS = ("patch_embedding/kernel", "stem/conv_root/kernel", "conv_root/kernel")
 
 
 def resample_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first kernel (h, w, c, d) for another number of input channels.
 
-    Each of n gets the sum over the old ones divided by n, so that an image with equal channels is
-    embedded as before.
+    Each of the n new channels gets the sum over the old ones divided by n, so that an image with
+    equal channels has the same embedding as before.
     """
     kernel = np.asarray(kernel, np.float32)
     if kernel.shape[2] == channels:
@@ -86,22 +86,22 @@ def resample_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 def with_channels(
     preprocessing: Iterable[tuple[str, object]], channels: int
 ) -> tuple[tuple[str, object], ...]:
-    """A model's preprocessing of images with so many channels; that of 3 says nothing of them."""
+    """A model's preprocessing for `channels` channels; with 3 the option is left out."""
     others = [(key, value) for key, value in preprocessing if key != "channels"]
     return tuple(sorted([*others, *([("channels", channels)] if channels != 3 else [])]))
 
 
 def is_zero_head(params: models.Params) -> bool:
-    """Whether the classifier is untrained: its kernel, which may lie on a mesh, is all zeros."""
+    """Whether the classifier is untrained: its kernel, which may be sharded, is all zeros."""
     return not jnp.any(params["head/kernel"])
 
 
 def check_head(params: models.Params) -> None:
-    """Raises UserError if the classifier is untrained, so that its answers would mean nothing."""
+    """Raises UserError if the classifier is untrained, since its predictions would be arbitrary."""
     if is_zero_head(params):
         raise UserError(
-            "The classifier of this checkpoint is all zeros (published ImageNet-21k weights come "
-            "so), and every class equally likely; fine-tune it first, or use its features."
+            "The classifier of this checkpoint is all zeros, as in published ImageNet-21k weights, "
+            "so every class is equally likely; fine-tune it first, or use its features."
         )
 
 
@@ -112,17 +112,16 @@ def adapt(
     *,
     new_head: bool | None = None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Parameters of `config` for the model `target`, and what was adapted, one line each.
+    """Parameters of `config` for the model `target`, and one line for each adaptation.
 
-    Position embeddings are interpolated to the new grid. With a new head, the whole old one goes,
-    the pre-logits layer included, and a zero-initialised linear layer takes its place (section 3.2,
-    Appendix D.3).
+    Position embeddings are interpolated to the new grid. A new head is a zero-initialised linear
+    layer that replaces the whole old one, pre-logits layer included (section 3.2, Appendix D.3).
 
     Args:
-      new_head: None: if the number of classes, the labels or the head differ.
+      new_head: None: only if the number of classes, the labels or the head differ.
 
     Raises:
-      UserError: the rest of the two models differs; the message names the first difference.
+      UserError: the models differ elsewhere; the message names the first difference.
     """
     wanted = models.abstract_params(target)
     adapted: dict[str, np.ndarray] = {}
@@ -138,7 +137,7 @@ def adapt(
     if not new_head and not fits:
         raise UserError(
             f"The head of {config.variant} ({config.num_classes} classes) cannot be kept: the new "
-            f"one has {target.num_classes} classes, other labels or another form."
+            f"one has {target.num_classes} classes, other labels or another structure."
         )
     if new_head:
         notes.append(f"head: {config.num_classes} classes -> {target.num_classes}, from zero")
@@ -189,8 +188,9 @@ def _differs(config: models.ModelConfig, target: models.ModelConfig, how: str) -
 def fold_temperature(
     config: models.ModelConfig, params: dict[str, np.ndarray]
 ) -> tuple[models.ModelConfig, dict[str, np.ndarray], list[str]]:
-    """The same probabilities from a classifier divided by the model's temperature, which then has
-    none: for formats that have no place for it. The list says so; [] without a temperature.
+    """Folds the temperature into the classifier, for formats that cannot store it.
+
+    Probabilities stay the same. The list says so; [] without a temperature.
     """
     if config.temperature is None:
         return config, params, []
@@ -202,7 +202,7 @@ def fold_temperature(
 
 
 def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
-    """`config` with other settings, as `load_model(image_size=..., num_classes=...)` asks for."""
+    """`config` with the settings of `load_model(image_size=..., num_classes=...)`."""
     changes = {key: value for key, value in changes.items() if value is not None}
     if "image_size" in changes:
         new = changes["image_size"] = pair(changes["image_size"])

@@ -1,7 +1,7 @@
 """Axial-ViT (Appendix D.6): attention along the rows, then down the columns, of the token grid.
 
-The paper leaves open what becomes of the class token, which has no place on the grid: there is
-none, and the classifier averages the tokens.
+The paper does not say what happens to the class token, which has no position on the grid. Here
+there is none, and the classifier averages the tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class AxialBlock(nnx.Module):
         return z.reshape(b, columns, rows, d).swapaxes(1, 2).reshape(b, n, d)
 
     def attention_weights(self, z: Array) -> Array:
-        """There are none over all tokens."""
+        """Not defined: there is no attention over all tokens."""
         raise UserError(
             "Axial models attend along rows and columns, so there is no (n, n) attention to "
             "return; ask for other intermediates."
@@ -68,7 +68,7 @@ class AxialTransformer(VisionTransformer):
 
 
 class AxialConv(nnx.Module):
-    """What stands in for a 3x3 convolution: attention down columns, then along rows, then a stride.
+    """Replaces a 3x3 convolution: attention down columns, then along rows, then a stride.
 
     (b, h, w, c) to (b, h / stride, w / stride, c); the stride averages 2x2 pixels.
     """
@@ -102,8 +102,8 @@ class AxialConv(nnx.Module):
 class RelativeAttention(nnx.Module):
     """Position-sensitive attention over the last spatial axis: (b, m, n, c) to the same.
 
-    Queries, keys and values each see a learned embedding of the offset (arXiv 2003.07853), of which
-    the heads share one: logit = (q k + q r_q + k r_k) / sqrt(e), output = sum of w (v + r_v).
+    Queries, keys and values each have a learned embedding of the offset, shared by the heads
+    (arXiv 2003.07853): logit = (q k + q r_q + k r_k) / sqrt(e), output = sum of w (v + r_v).
     """
 
     def __init__(self, features: int, heads: int, length: int, *, numerics: Numerics, keys: Keys):

@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates, training FLOPs, exaFLOPs of a schedule (Table 6).
+"""Cost of a model: multiply-accumulates, training FLOPs, exaFLOPs of a schedule (Table 6).
 
 One multiply-accumulate (MAC) is two FLOPs; training costs three forward passes. Matrix products and
 convolutions count, normalisation and the like do not.
@@ -31,7 +31,7 @@ TABLE_6 = {
     ("R50+L/16", 14): 1668,
 }  # fmt: skip
 
-# Where the published figures contradict each other, so that no formula fits both.
+# Where published figures contradict each other, so that no formula fits both.
 DISAGREEMENTS = {
     ("B/32", 7): "fits 49 tokens: the class token is not counted there, but is in L/32",
     ("R50+L/16", 7): "not half of the same model's 14 epochs, 1668",
@@ -53,7 +53,7 @@ def exaflops(variant: str, epochs: float, *, images: int = JFT_IMAGES) -> float:
 
 @functools.cache
 def num_params(config: ModelConfig) -> int:
-    """Parameters of a model, by shape only."""
+    """Number of parameters of a model, from shapes only."""
     return sum(math.prod(leaf.shape) for leaf in models.abstract_params(config).values())
 
 
@@ -73,8 +73,8 @@ def table_6() -> list[Row]:
     """Every row of Table 6: our count beside the published one.
 
     "params" and "gmacs" (1e9 multiply-accumulates per image) are those of the model with a linear
-    head of 1000 classes at 224 pixels; "exaflops" is its pre-training on JFT-300M. "note" is not
-    empty where the paper disagrees with itself.
+    head of 1000 classes at 224 pixels; "exaflops" is its pre-training on JFT-300M. "note" is set
+    where the paper is inconsistent.
     """
     rows: list[Row] = []
     for (variant, epochs), published in TABLE_6.items():
@@ -96,8 +96,8 @@ def table_6() -> list[Row]:
 def forward_macs(config: ModelConfig, *, padding: bool = False) -> int:
     """Multiply-accumulates of one image's forward pass.
 
-    With `padding`, a convolution's products with the zeros around the image count as well, as
-    profilers count them; the paper's Table 6 fits without.
+    With `padding`, products of a convolution with padding count too, as in profilers; the paper's
+    Table 6 fits without.
     """
     if isinstance(config, ResNetConfig):
         return _resnet_macs(config, padding)
@@ -191,7 +191,7 @@ def _convolutions(
 
 
 def _taps(side: int, kernel: int, stride: int, padding: bool, symmetric: bool) -> int:
-    """Kernel positions summed over the outputs along one axis; without those on padding."""
+    """Kernel positions summed over the outputs along one axis, without those on padding."""
     out = -(-side // stride)
     if padding:
         return out * kernel

@@ -1,4 +1,4 @@
-"""Fingerprints of arrays: what is read is what was written, on every sharding."""
+"""Fingerprints of arrays, to verify that what is read is what was written, for any sharding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def _words(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The bits of each element and its place in the whole array, as uint32."""
+    """The bits of each element and its index in the whole array, as uint32."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32)
@@ -28,11 +28,11 @@ def _words(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def fingerprint(x: jax.Array) -> jax.Array:
-    """64 bits, (2,) uint32, that any change of `x` changes, whatever its sharding.
+    """A 64-bit hash of an array, (2,) uint32, independent of its sharding.
 
-    Each of two lanes is a sum modulo 2^32, in any order, of a hash of an element's bits and place.
-    Every bit of an element decides about every bit of its hash, so no two flips cancel but by
-    chance: 2^-64. A weighted sum of the bits themselves does not see an even number of signs.
+    Each of two lanes is a sum modulo 2^32, in any order, of a hash of each element's bits and
+    index. Every bit of an element affects every bit of its hash, so flips cancel with probability
+    2^-64 only. A weighted sum of the bits themselves would miss an even number of sign flips.
     """
     bits, index = _words(x)
     lanes = []
@@ -44,7 +44,7 @@ def fingerprint(x: jax.Array) -> jax.Array:
     return jnp.stack(lanes)
 
 
-#: For each lane odd factors: of the bits, of the place, and of two rounds of multiply and shift.
+#: Odd factors of each lane: for the bits, the index, and two rounds of multiply and shift.
 LANES = (
     (0x9E3779B1, 0x85EBCA77, 0x7FEB352D, 0x846CA68B),
     (0xC2B2AE3D, 0x27D4EB2F, 0x85EBCA6B, 0xC2B2AE35),
@@ -52,15 +52,15 @@ LANES = (
 
 
 def sum32(x: jax.Array) -> jax.Array:
-    """The rule of earlier checkpoints, () uint32; an even number of flipped signs cancels."""
+    """The rule of earlier checkpoints, () uint32; an even number of sign flips cancels."""
     bits, index = _words(x)
     factor = (index * jnp.uint32(2654435761)) | jnp.uint32(1)
     return jnp.sum((bits + jnp.uint32(0x9E3779B9)) * factor, dtype=jnp.uint32)
 
 
-#: By their names in checkpoints; each is checked by the rule that it names.
+#: By their names in checkpoints; a checkpoint is checked by the rule that it names.
 RULES = {"mix64": fingerprint, "sum32": sum32}
-#: The rule of fingerprints that are written now, and that of records which name none.
+#: The rule of new fingerprints, and the rule of records that name none.
 RULE, UNNAMED = "mix64", "sum32"
 
 
@@ -69,7 +69,7 @@ def _finite(x: jax.Array) -> jax.Array:
 
 
 def _program(rule: Callable[[jax.Array], jax.Array]) -> Callable:
-    """(fingerprint, whether all is finite): one pass, and one program for each shape."""
+    """(fingerprint, whether all values are finite) in one pass; one program per shape."""
     return jax.jit(lambda x: (rule(x), _finite(x)))
 
 
@@ -77,7 +77,7 @@ _PROGRAMS = {name: _program(rule) for name, rule in RULES.items()}
 
 
 class BestRecord(TypedDict):
-    """What a checkpoint says of the best evaluation so far, see training/best.py."""
+    """A checkpoint's record of the best evaluation so far, see training/best.py."""
 
     metric: str
     smaller: bool
@@ -88,7 +88,7 @@ class BestRecord(TypedDict):
 
 
 class Record(TypedDict, total=False):
-    """What a checkpoint says of its arrays, by the names of `tree_spec`, and of its run."""
+    """A checkpoint's record of its arrays, by the names of `tree_spec`, and of its run."""
 
     step: int
     fingerprint: str
@@ -111,12 +111,12 @@ def _named_leaves(tree: object) -> list[tuple[str, jax.Array]]:
 
 
 def checked(tree: object, rule: str = RULE) -> tuple[dict[str, int], list[str]]:
-    """({path of the leaf: fingerprint}, paths of leaves that hold an infinity or NaN).
+    """({path of the leaf: fingerprint}, paths of leaves that contain an infinity or NaN).
 
-    The same on every process. Array by array, since a CPU holds as much again for each of them.
+    The same on every process. One array at a time: a CPU needs a temporary of its size.
     """
-    # CPUs run programs side by side. Of several processes, those that sum over all of them could
-    # wait for each other for ever, begun in another order on each: there one ends before the next.
+    # CPUs run programs concurrently. With several processes, collectives started in another order
+    # on each could deadlock, so there one program ends before the next begins.
     apart = jax.process_count() > 1 and jax.default_backend() == "cpu"
     found = {}
     for name, leaf in _named_leaves(tree):
@@ -136,7 +136,7 @@ def check_rule(record: Record, where: str) -> str:
     """The rule of a checkpoint's fingerprints.
 
     Raises:
-      UserError: it is none of RULES.
+      UserError: it is not in RULES.
     """
     rule = record.get("fingerprint", UNNAMED)
     if rule not in RULES:
@@ -153,6 +153,6 @@ def tree_spec(tree: object) -> dict[str, list]:
 
 
 def digest_of(record: Mapping[str, object]) -> str:
-    """A checksum of a checkpoint's record, without the one that it may hold."""
+    """A checksum of a checkpoint's record, not counting the one stored in it."""
     values = {key: value for key, value in record.items() if key != "digest"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

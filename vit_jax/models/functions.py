@@ -1,7 +1,7 @@
 """Models as pure functions over a flat tree of parameters.
 
-The rest of the package sees a model as `apply(params, images, ...)` with `params` a dict from a
-path such as "blocks/0/attention/qkv/kernel" to an array: the one canonical tree of names.
+The rest of the package sees a model as `apply(params, images, ...)`, where `params` maps a path
+such as "blocks/0/attention/qkv/kernel" to an array: the canonical names.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ CLASSES = {
 
 
 def numerics_of(config: ModelConfig, machine: Machine | None = None) -> Numerics:
-    """How a model computes on a machine: this one, unless another is named to be compiled for.
+    """How a model computes on a machine; by default this one.
 
     Raises:
-      UserError: `config.attention` cannot be had there.
+      UserError: `config.attention` is not supported there.
     """
     if not isinstance(config, ViTConfig):
         return of(config.dtype, machine, remat_policy=config.remat)
@@ -56,13 +56,13 @@ def numerics_of(config: ModelConfig, machine: Machine | None = None) -> Numerics
 
 
 def construct(config: ModelConfig, key: jax.Array, numerics: Numerics | None = None) -> nnx.Module:
-    """The randomly initialised module, built eagerly. numerics: None is `numerics_of(config)`."""
+    """The randomly initialised module, built eagerly. numerics: None: `numerics_of(config)`."""
     numerics = numerics or numerics_of(config)
     return CLASSES[type(config)](config, numerics, keys=Keys(key))
 
 
 def abstract(config: ModelConfig, numerics: Numerics | None = None) -> nnx.Module:
-    """The module with shapes instead of arrays: costs no memory and no arithmetic."""
+    """The module with shapes instead of arrays: no memory, no arithmetic."""
     return nnx.eval_shape(lambda: construct(config, jax.random.key(0), numerics))
 
 
@@ -73,12 +73,12 @@ def get_params(module: nnx.Module) -> dict[str, jax.Array]:
 
 
 def sorted_paths(flat: Iterable[tuple[tuple, Leaf]]) -> list[tuple[tuple, Leaf]]:
-    """(path, leaf) pairs in the order of their names, numbers compared as text."""
+    """(path, leaf) pairs sorted by name, numbers compared as text."""
     return sorted(flat, key=lambda item: tuple(map(str, item[0])))
 
 
 def set_params(module: Module, params: Params) -> Module:
-    """Puts `params` (all of them, same shapes) into `module` and returns it."""
+    """Sets `params` (all of them, same shapes) in `module` and returns it."""
     state = nnx.state(module, nnx.Param)
     for path, leaf in nnx.to_flat_state(state):
         leaf.set_value(params["/".join(map(str, path))])
@@ -87,7 +87,7 @@ def set_params(module: Module, params: Params) -> Module:
 
 
 def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the parameters of a model, by path, without making any."""
+    """Shapes and dtypes of the parameters of a model, by path; nothing is allocated."""
     shapes: dict = get_params(abstract(config))
     return shapes
 
@@ -98,7 +98,7 @@ def as_functions(
     """A model as pure functions.
 
     Args:
-      numerics: how it computes; None is `numerics_of(config)`, what is best on this machine.
+      numerics: how it computes; None: `numerics_of(config)`, the best for this machine.
 
     Returns:
       `init(key) -> params`, and `apply(params, images, *, key=None, return_intermediates=False)`,
@@ -123,7 +123,7 @@ def as_functions(
 
 
 def at_rest(config: Config) -> Config:
-    """The configuration of weights that are stored, without how they were computed with."""
+    """The configuration to store with weights, without settings of how to compute."""
     config = replace(config, dtype="float32", remat=False)
     return replace(config, attention="auto") if isinstance(config, ViTConfig) else config
 
@@ -135,5 +135,5 @@ def build(config: ModelConfig, *, seed: int = 0) -> nnx.Module:
 
 
 def normalise(images: jax.Array) -> jax.Array:
-    """uint8 0..255 to float32 in [-1, 1]; done on the device, so that uint8 travels there."""
+    """uint8 0..255 to float32 in [-1, 1]; done on the device, so that uint8 is transferred."""
     return images.astype(jnp.float32) / 127.5 - 1.0

@@ -1,7 +1,7 @@
 """The layers that the architectures share: Dense, LayerNorm, MLP and dropout.
 
-Parameters are float32. How a product or a norm is computed is said by the `Numerics` that a layer
-is built with: operands of products may be rounded, sums, statistics and logits are in float32.
+Parameters are float32. The `Numerics` of a layer defines how a product or a norm is computed:
+operands of products may be rounded; sums, statistics and logits are float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ initializers = jax.nn.initializers
 class Keys:
     """A fresh key at every call, for initialisers.
 
-    `nnx.Rngs` counts in a variable, which under tracing costs most of the time of building a model.
+    `nnx.Rngs` counts in a variable, which under tracing dominates the time to build a model.
     """
 
     def __init__(self, key: Array):
@@ -45,7 +45,7 @@ def zeros(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:
 
 
 def all_zeros(**_) -> Callable[..., Array]:
-    """`kernel_init` of a head that begins at zero."""
+    """`kernel_init` of a zero-initialised head."""
     return zeros
 
 
@@ -57,8 +57,8 @@ def constant(value: float):
 class Dense(nnx.Module):
     """`x @ kernel + bias`: (..., in_features) to (..., *features).
 
-    `features` may have several axes, e.g. (3, heads, head_dim); `batch_axes` says how many leading
-    ones of them are separate kernels, initialised apart (q, k and v of the fused projection).
+    `features` may have several axes, e.g. (3, heads, head_dim). The first `batch_axes` of them are
+    separate kernels, initialised separately (q, k and v of the fused projection).
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class MLP(nnx.Module):
 
 
 class Model(nnx.Module):
-    """What any architecture can say about itself, read off its `config`."""
+    """Facts that every architecture has, from its `config`."""
 
     config: Any
 
@@ -147,16 +147,16 @@ class Model(nnx.Module):
         return sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
 
-#: Floats beyond it are no images in [-1, 1]; noise, and pixels scaled in another way, are within.
+#: Larger floats cannot be images in [-1, 1]; noise and other normalisations stay below.
 LARGEST_PIXEL = 10.0
 
 
 def check_images(images: Any, config: Any, *, exactly: bool = False) -> None:
-    """Raises UserError for what is no batch of images (b, h, w, c) in [-1, 1].
+    """Raises UserError unless given a batch of images (b, h, w, c) in [-1, 1].
 
-    With `exactly`, also for images of another size than `config.image_size`.
+    With `exactly`, the images must have `config.image_size`.
 
-    Values are looked at where they are there: under jit nothing is added to the program.
+    Values are checked for concrete arrays only: under jit nothing is added to the program.
     """
     wrong = ""
     if not hasattr(images, "shape") or not hasattr(images, "dtype"):
@@ -164,17 +164,17 @@ def check_images(images: Any, config: Any, *, exactly: bool = False) -> None:
     elif len(images.shape) != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         wrong = f"{images.dtype} {tuple(images.shape)}"
     elif not isinstance(images, jax.core.Tracer) and getattr(images, "is_fully_addressable", True):
-        with jax.ensure_compile_time_eval():  # a constant of a function that is being traced
+        with jax.ensure_compile_time_eval():  # a constant in a traced function
             largest = float(abs(images).max()) if images.size else 0.0
         wrong = "" if largest <= LARGEST_PIXEL else f"values up to {largest:.4g}"
     if not wrong and images.shape[-1] != config.channels:
-        wrong = f"{tuple(images.shape)}, whose last axis is no {config.channels} channels"
+        wrong = f"{tuple(images.shape)}, whose last axis is not {config.channels} channels"
     if not wrong and not images.shape[0]:
         wrong = "an empty batch"
     if wrong:
         raise UserError(
             f"{config.variant} takes images (b, h, w, {config.channels}) as floats in [-1, 1] and "
-            f"got {wrong}; vit_jax.preprocess(model, images) makes them of files and of pixels."
+            f"got {wrong}; vit_jax.preprocess(model, images) makes them from files or pixels."
         )
     if exactly and images.shape[1:3] != config.image_size:
         raise UserError(
@@ -221,7 +221,7 @@ def fold(key: Randomness, index: int | Array) -> Randomness:
 
 
 def split(key: Randomness) -> tuple[Randomness, Array]:
-    """A key for the model, and one of `jax.random` for what else is drawn in a step."""
+    """A key for the model, and a `jax.random` key for other draws of a step."""
     if isinstance(key, bits.Key):
         return bits.split(key)
     assert key is not None
@@ -230,7 +230,7 @@ def split(key: Randomness) -> tuple[Randomness, Array]:
 
 
 def example_keys(key: Randomness, count: int) -> Array:
-    """(count,) keys of `jax.random`, one for each example of a batch, wherever it is computed."""
+    """(count,) `jax.random` keys, one per example, independent of where it is computed."""
     if isinstance(key, bits.Key):
         other, rows = jax.random.split(key.key)[1], key.rows
     else:

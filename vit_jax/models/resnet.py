@@ -1,5 +1,5 @@
-"""The BiT baselines (Tables 2, 5, 6 and 7): ResNet-v2, whose norm and ReLU come before each
-convolution (arXiv 1912.11370), with GroupNorm and weight standardisation.
+"""The BiT baselines (Tables 2, 5, 6 and 7): ResNet-v2 (norm and ReLU before each convolution) with
+GroupNorm and weight standardisation (arXiv 1912.11370).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vit_jax.models.layers import (
     zeros,
 )  # fmt: skip
 from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
-from vit_jax.models.vit_config import Preprocessing, check_answers
+from vit_jax.models.vit_config import Preprocessing, check_predictions
 from vit_jax.numerics import Numerics, remat
 
 POOL_PADDINGS = ("lowest", "zeros")
@@ -34,10 +34,10 @@ POOL_PADDINGS = ("lowest", "zeros")
 class ResNetConfig:
     """The shape of one BiT ResNet. `width_factor` multiplies every hidden width.
 
-    The epsilons, `standardisation` and `pool_padding` (what the root's pooling sees beyond the
-    border: "lowest" or "zeros") are settings, as weights of other families may have others.
-    `axial_heads`: with a number, row and column attention stand in for the 3x3 convolutions of the
-    bottlenecks (Axial-ResNet, Appendix D.6); None is the plain ResNet.
+    The epsilons, `standardisation` and `pool_padding` (of the root's pooling: "lowest" or "zeros")
+    are settings, as weights of other families may differ. `axial_heads`: with a number, row and
+    column attention replace the 3x3 convolutions of the bottlenecks (Axial-ResNet, Appendix D.6);
+    None is the plain ResNet.
     """
 
     variant: str
@@ -62,7 +62,7 @@ class ResNetConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
-        check_answers(self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        check_predictions(self.multilabel, self.thresholds, self.temperature, self.num_classes)
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
         if self.pool_padding not in POOL_PADDINGS:
@@ -191,7 +191,7 @@ class ResNet(Model):
         key: Randomness = None,
         return_intermediates: bool | Collection[str] = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """Classifies images (b, h, w, c) in [-1, 1]; `key` is not used, a ResNet drops nothing.
+        """Classifies images (b, h, w, c) in [-1, 1]; `key` is unused: there is no dropout.
 
         Returns:
           logits (b, num_classes) float32; with `return_intermediates` also a dict of "stem",

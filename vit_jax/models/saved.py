@@ -25,25 +25,25 @@ FAMILIES = {
 }
 
 
-#: Settings that are written where they say something: earlier versions read all other models.
+#: Settings written only if not the default, so that earlier versions can read all other models.
 RARE = ("multilabel", "thresholds", "temperature")
 
 
 def config_to_json(config: models.ModelConfig) -> dict[str, object]:
-    """A model's configuration as plain JSON values, with the format's and the family's name."""
+    """A model's configuration as plain JSON values, with the names of format and family."""
     family = next(name for name, kind in FAMILIES.items() if kind is type(config))
     values = {k: v for k, v in dataclasses.asdict(config).items() if v or k not in RARE}
     return {"format": FORMAT, "family": family, **values}
 
 
 def config_from_json(values: Mapping[str, object], where: str) -> models.ModelConfig:
-    """The inverse of `config_to_json`; unknown and missing settings are errors that name them."""
+    """The inverse of `config_to_json`; unknown and missing settings are errors."""
     values = dict(values)
     values.pop("format", None)
     values.pop("run", None)
     family = values.pop("family", None)
     if family not in FAMILIES:
-        raise UserError(f"{where}: family {family!r} is none of {', '.join(FAMILIES)}.")
+        raise UserError(f"{where}: family {family!r} is not one of {', '.join(FAMILIES)}.")
     kind = FAMILIES[str(family)]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
@@ -71,9 +71,9 @@ def save(
     params: models.Params,
     run: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes a model; each file appears whole or not at all. Equal models give equal bytes.
+    """Writes a model; each file is written atomically. Equal models give equal bytes.
 
-    run: what its config.json says of where it comes from: "step" of a run, its "last_step", ...
+    run: the provenance in its config.json: "step" of a run, its "last_step", ...
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -84,16 +84,16 @@ def save(
 def write_safetensors(
     file: Path, arrays: models.Params, metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes arrays in the order of their names; the file appears whole or not at all.
+    """Writes arrays in the order of their names, atomically.
 
-    Its metadata gains the key "sha256": a JSON object {name: first 16 digits of its array's}.
+    The metadata key "sha256" is added: a JSON object {name: first 16 digits of its SHA-256}.
     """
     ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     sums = json.dumps({name: checksum(array) for name, array in ordered.items()})
     with replacing(file) as partial:
         save_file(ordered, partial, {**(metadata or {}), CHECKSUMS: sums})
-        partial.chmod(0o644)  # safetensors makes it private
-        with open(partial, "r+b") as written:  # which has its metadata in no order
+        partial.chmod(0o644)  # safetensors creates it with mode 0600
+        with open(partial, "r+b") as written:  # safetensors does not sort its metadata
             size = int.from_bytes(written.read(8), "little")
             header = json.loads(written.read(size))
             header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -102,7 +102,7 @@ def write_safetensors(
             written.write(text.ljust(size))
 
 
-#: The key of checksums in the metadata of a safetensors file.
+#: The metadata key of checksums in a safetensors file.
 CHECKSUMS = "sha256"
 Headers = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -114,14 +114,14 @@ def checksum(array: np.ndarray) -> str:
 
 
 def check_sums(arrays: models.Params, sums: object, where: str) -> None:
-    """Raises UserError for the first array that is not what was written."""
+    """Raises UserError for the first array that does not match its checksum."""
     if not files.VERIFY.get():
         return
     if not isinstance(sums, dict) or sorted(sums) != sorted(arrays):
-        raise UserError(f"{where} is damaged: its checksums are not of its arrays.{COPY}")
+        raise UserError(f"{where} is damaged: its checksums are for other arrays.{COPY}")
     for name, array in arrays.items():
         if checksum(np.asarray(array)) != sums[name]:
-            raise UserError(f"{where} is damaged: {name} is not what was written.{COPY}")
+            raise UserError(f"{where} is damaged: {name} does not match its checksum.{COPY}")
 
 
 COPY = " Copy or export it again (--verify=false reads it as it is)."
@@ -132,10 +132,10 @@ def read_safetensors(
 ) -> dict[str, np.ndarray]:
     """All arrays of a file; its header is checked against its size before anything is read.
 
-    What it holds of checksums is compared, unless `files.VERIFY` is off.
+    Checksums in it are verified, unless `files.VERIFY` is off.
 
     Args:
-      check: is called with {name: (dtype, shape)} before the arrays are read.
+      check: called with {name: (dtype, shape)} before the arrays are read.
 
     Raises:
       UserError: there is no such file, or it is damaged.
@@ -159,7 +159,7 @@ def read_safetensors(
         raise UserError(f"{file} is damaged ({reason}); copy or export it again.") from error
 
 
-#: What a safetensors file may hold that NumPy can: floats of 8, 6 and 4 bits are not among it.
+#: Safetensors dtypes that NumPy can hold: not floats of 8, 6 and 4 bits.
 DTYPES = {
     "BOOL",
     "BF16",
@@ -168,7 +168,7 @@ DTYPES = {
     "F64",
     *(f"{kind}{2**n}" for kind in "IU" for n in range(3, 7)),
 }
-#: The format's own limit of a header, in bytes.
+#: The format's limit on a header, in bytes.
 MAX_HEADER = 100_000_000
 
 
@@ -176,8 +176,8 @@ def read_header(file: Path) -> tuple[Headers, str | None]:
     """{name: (dtype, shape)} of a file, and its checksums if it has any.
 
     Raises:
-      UserError: an array is of a type that is not read, or claims more than the file holds.
-      ValueError, TypeError, KeyError: it is no header.
+      UserError: an array has an unsupported dtype, or is larger than the file.
+      ValueError, TypeError, KeyError: not a valid header.
     """
     with open(file, "rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
@@ -188,14 +188,14 @@ def read_header(file: Path) -> tuple[Headers, str | None]:
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise UserError(
-                f"{file}: {name} is of type {entry['dtype']}, which is not read; save the weights "
+                f"{file}: {name} has the dtype {entry['dtype']}, not supported; save the weights "
                 "in float32, float16 or bfloat16 first."
             )
     return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}, sums
 
 
 def is_native(directory: str | Path) -> bool:
-    """Whether a directory holds this format (other formats also have a config.json)."""
+    """Whether a directory is in this format (other formats also have a config.json)."""
     values = read_json(Path(directory) / "config.json")
     return isinstance(values, dict) and values.get("format") == FORMAT
 
@@ -209,7 +209,7 @@ def load(directory: str | Path) -> tuple[models.ModelConfig, dict[str, np.ndarra
     directory = Path(directory)
     values = read_json(directory / "config.json")
     if not isinstance(values, dict):
-        raise UserError(f"{directory} has no config.json of vit_jax.")
+        raise UserError(f"{directory} has no config.json written by vit_jax.")
     config = config_from_json(values, f"{directory}/config.json")
     file = directory / "model.safetensors"
 
@@ -226,7 +226,7 @@ def check_params(config: models.ModelConfig, params: models.Params, where: str) 
 
 
 def check_shapes(config: models.ModelConfig, found: Mapping[str, tuple], where: str) -> None:
-    """As `check_params`, of {path: shape}."""
+    """As `check_params`, for {path: shape}."""
     wanted = models.abstract_params(config)
     missing = sorted(set(wanted) - set(found))
     extra = sorted(set(found) - set(wanted))
@@ -239,7 +239,7 @@ def check_shapes(config: models.ModelConfig, found: Mapping[str, tuple], where: 
 
 
 def check_blocks(config: models.ModelConfig, arrays: int, where: str) -> None:
-    """Raises UserError for more blocks than arrays: to list theirs could take for ever."""
+    """Raises UserError for more blocks than arrays, before their names are listed."""
     depths = getattr(config, "depths", None) or getattr(config, "stem_depths", None) or ()
     blocks = getattr(config, "num_layers", 0) + sum(depths)
     if blocks > arrays:

@@ -1,4 +1,4 @@
-"""The ResNet before a hybrid's Transformer (section 3.1), and the layers that it shares with BiT.
+"""The ResNet stem of a hybrid (section 3.1), and the layers that it shares with BiT.
 
 GroupNorm and weight-standardised convolutions. The stem is a v1 network: convolution, norm, ReLU,
 as in the released hybrids.
@@ -17,14 +17,14 @@ from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import Numerics
 
 GROUPS = 32
-EXPANSION = 4  # a bottleneck unit's output is four times as wide as its middle
+EXPANSION = 4  # output width of a bottleneck unit, relative to its middle
 
 
 class StdConv(nnx.Module):
-    """A convolution whose kernel is standardised over (kh, kw, c_in); no bias.
+    """A convolution with a kernel standardised over (kh, kw, c_in); no bias.
 
-    `style` says where epsilon stands: "std" is (w - mean) / (std + eps), as the hybrids have it;
-    "var" is (w - mean) / sqrt(var + eps), as BiT has it. `padding` is "SAME" or pixels per side.
+    `style` is the place of epsilon: "std" is (w - mean) / (std + eps), as in the hybrids; "var" is
+    (w - mean) / sqrt(var + eps), as in BiT. `padding` is "SAME" or pixels per side.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class GroupNorm(nnx.Module):
 
 
 def max_pool(x: Array, *, padding: str = "SAME") -> Array:
-    """3x3, stride 2. `padding`: "SAME", or a pixel of "lowest" or "zeros" on every side."""
-    if padding != "SAME":  # apart from the pooling: some exporters translate it without its padding
+    """3x3, stride 2. `padding`: "SAME", or one pixel of "lowest" or "zeros" on every side."""
+    if padding != "SAME":  # a separate operation: some exporters drop the padding of a pooling
         value = 0.0 if padding == "zeros" else jnp.finfo(x.dtype).min
         x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=value)
         padding = "VALID"
@@ -87,7 +87,7 @@ def max_pool(x: Array, *, padding: str = "SAME") -> Array:
 
 
 class StemUnit(nnx.Module):
-    """A v1 bottleneck: three times convolution and norm; ReLU after the sum."""
+    """A v1 bottleneck: convolution and norm, three times; ReLU after the sum."""
 
     def __init__(self, in_features: int, middle: int, stride: int, *, conv, epsilon: float):
         out = middle * EXPANSION
@@ -111,9 +111,9 @@ class StemUnit(nnx.Module):
 
 
 class HybridStem(nnx.Module):
-    """The CNN before a hybrid's Transformer: (b, h, w, c) to (b, h / stride, w / stride, features).
+    """The CNN of a hybrid: (b, h, w, c) to (b, h / stride, w / stride, features).
 
-    `config.stem_depths` are the units per stage; with () there is only the root (stride 4).
+    `config.stem_depths` are the units per stage; () is the root alone (stride 4).
     """
 
     def __init__(self, config: ViTConfig, numerics: Numerics, *, keys: Keys):

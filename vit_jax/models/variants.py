@@ -1,4 +1,4 @@
-"""The table of variants: one row per model (Table 1 and section 4.1 of the paper), by its name."""
+"""The table of variants: one row per model (Table 1 and section 4.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = {
     "debug": (64, 2, 128, 4),
     "Ti": (192, 12, 768, 3),
     "S": (384, 12, 1536, 6),
-    "b": (384, 12, 1536, 6),  # Fig. 4: B, halved
+    "b": (384, 12, 1536, 6),  # Fig. 4: B with half the hidden size
     "B": (768, 12, 3072, 12),
     "L": (1024, 24, 4096, 16),
     "H": (1280, 32, 5120, 16),
@@ -40,8 +40,8 @@ VIT_ROWS: dict[str, tuple[str, int, tuple[int, ...] | None]] = {
     "R50+B/16": ("B", 1, (3, 4, 9)),
     "R50+L/32": ("L", 1, (3, 4, 6, 3)),
     "R50+L/16": ("L", 1, (3, 4, 9)),
-    # Hybrids that were released later.
-    "R+Ti/16": ("Ti", 8, ()),  # 8x8 patches behind a stride of 4: 32 in all, in spite of its name
+    # Hybrids released later.
+    "R+Ti/16": ("Ti", 8, ()),  # 8x8 patches after a stride of 4: 32 in total, despite its name
     "R26+S/32": ("S", 1, (2, 2, 2, 2)),
     "R26+B/32": ("B", 1, (2, 2, 2, 2)),
 }
@@ -104,12 +104,12 @@ VARIANTS: dict[str, Callable[[str], ModelConfig]] = {
 
 
 def variants() -> tuple[str, ...]:
-    """The names of all models: Table 1's, hybrids, BiT's ResNets, axial ones and small ones."""
+    """The names of all models: Table 1, hybrids, BiT's ResNets, axial and small ones."""
     return tuple(VARIANTS)
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """A size as (height, width): one number means square."""
+    """A size as (height, width); one number means square."""
     if isinstance(value, int):
         return value, value
     height, width = value
@@ -119,8 +119,8 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
 def get_config(variant: str, **overrides: object) -> ModelConfig:
     """The configuration of a named variant, with any of its fields replaced.
 
-    `image_size` and `patch_size` may be one number. `representation_size="hidden"` means the
-    model's own width, the size of the paper's pre-training head. None leaves a field as it is.
+    `image_size` and `patch_size` may be one number. `representation_size="hidden"` means the hidden
+    size, as in the paper's pre-training head. None leaves a field as it is.
 
     Raises:
       UserError: no such variant, or the variant has no such field; names the nearest.
@@ -131,7 +131,7 @@ def get_config(variant: str, **overrides: object) -> ModelConfig:
     return override(VARIANTS[variant](variant), **overrides)
 
 
-#: What makes a variant; the rest are settings.
+#: The fields that define a variant; the rest are settings.
 SHAPE_FIELDS = {
     ViTConfig: (
         "patch_size", "hidden_size", "num_layers", "mlp_dim", "num_heads", "stem_depths",

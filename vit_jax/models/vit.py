@@ -1,7 +1,7 @@
 """The Vision Transformer: Eq. 1-4 of section 3.1, and Eq. 5-8 of Appendix A.
 
-What the paper varies of it is in ablations.py. How products, norms, attention and residuals are
-computed on a machine is in numerics, whose plain.py has them as the paper does.
+The paper's variations are in ablations.py. How products, norms, attention and residuals are
+computed on a machine is in numerics; its plain.py has them as in the paper.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import Numerics
 from vit_jax.numerics.plain import attention_weights, heads
 
-Outputs = dict[str, Any] | None  # where intermediates are put, if they are asked for
+Outputs = dict[str, Any] | None  # collects intermediates, if requested
 
 
 class PatchEmbedding(nnx.Module):
@@ -36,14 +36,14 @@ class PatchEmbedding(nnx.Module):
     def __call__(self, x: Array) -> Array:
         ph, pw, c, d = self.kernel[...].shape
         b, h, w, _ = x.shape
-        # A reshape and one matrix product: a strided convolution's gradient is far slower.
+        # A reshape and one matrix product: the gradient of a strided convolution is far slower.
         x = x.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, -1, ph * pw * c)
         return self.dense(x, self.kernel[...].reshape(-1, d), self.bias[...])
 
 
 class SelfAttention(nnx.Module):
-    """MSA (Eq. 5-8): [q, k, v] = z U_qkv, heads attend apart, U_msa mixes them. (b, n, d)."""
+    """MSA (Eq. 5-8): [q, k, v] = z U_qkv, attention per head, U_msa mixes them. (b, n, d)."""
 
     def __init__(self, config: ViTConfig, numerics: Numerics, *, keys: Keys):
         d, h = config.hidden_size, config.num_heads
@@ -60,7 +60,7 @@ class SelfAttention(nnx.Module):
         return dropout(y, self.rate, fold(key, 0))
 
     def weights(self, z: Array) -> Array:
-        """A of Eq. 6, (b, h, n, n) float32, which the attention above need not keep."""
+        """A of Eq. 6, (b, h, n, n) float32, which the attention above need not store."""
         q, k, _ = heads(self.qkv(z))
         extra = ablations.relative_logits(self.relative, self.numerics)
         return attention_weights(q, k, extra, product=self.numerics.product)
@@ -78,25 +78,25 @@ class EncoderBlock(nnx.Module):
         self.drop_path, self.add = drop_path, numerics.add
 
     def __call__(self, z: Array, key: Randomness = None) -> Array:
-        def drop(y: Array, index: int) -> Array:  # stochastic depth, of whole examples
+        def drop(y: Array, index: int) -> Array:  # stochastic depth drops whole examples
             return dropout(y, self.drop_path, fold(key, index), shape=(y.shape[0], 1, 1))
 
         z = self.add(z, drop(self.attention(self.attention_norm(z), key), 1))  # Eq. 2
         return self.add(z, drop(self.mlp(self.mlp_norm(z), fold(key, 2)), 3))  # Eq. 3
 
     def attention_weights(self, z: Array) -> Array:
-        """A of Eq. 6, (b, h, n, n), of what the block is given."""
+        """A of Eq. 6, (b, h, n, n), for the input of the block."""
         return self.attention.weights(self.attention_norm(z))
 
 
 class VisionTransformer(layers.Model):
-    """ViT, and with a ResNet stem the hybrid. Images in, logits out.
+    """ViT, and the hybrid with a ResNet stem. Images in, logits out.
 
     Facts about the model: `config`, `variant`, `image_size`, `num_params`, `labels`,
-    `preprocessing`, and `numerics`, which says how it computes.
+    `preprocessing`, and `numerics` (how it computes).
     """
 
-    block: Any = EncoderBlock  # what a layer of the encoder is
+    block: Any = EncoderBlock  # class of an encoder layer
 
     def __init__(self, config: ViTConfig, numerics: Numerics, *, keys: Keys):
         d, epsilon = config.hidden_size, config.layer_norm_epsilon
@@ -135,9 +135,9 @@ class VisionTransformer(layers.Model):
 
         Args:
           images: (b, h, w, c) float in [-1, 1]; h and w are `config.image_size`.
-          key: randomness of dropout and stochastic depth; None is inference.
-          return_intermediates: True, or names to add to it: "attention" (costly) is only
-            returned when it is named.
+          key: for dropout and stochastic depth; None: inference.
+          return_intermediates: True, or names to add: "attention" (expensive) is returned only if
+            named.
 
         Returns:
           logits (b, num_classes) float32; with `return_intermediates` also a dict of
@@ -151,13 +151,13 @@ class VisionTransformer(layers.Model):
         out: Outputs = {} if return_intermediates else None
         if out is not None and not isinstance(return_intermediates, bool):
             out |= {"attention": []} if "attention" in return_intermediates else {}
-        blocks = None if return_intermediates == ("pre_logits",) else out  # a scan can stay one
+        blocks = None if return_intermediates == ("pre_logits",) else out  # a scan can stay a scan
         z = self.encode(self.patches(images), key=key, out=blocks)
         logits = self.classify(z, key=key, out=out)
         return logits if out is None else (logits, out)
 
     def patches(self, images: Array) -> Array:
-        """x_p E (Eq. 1): (b, h, w, c) in [-1, 1] to (b, N, d), through the stem of a hybrid."""
+        """x_p E (Eq. 1): (b, h, w, c) in [-1, 1] to (b, N, d); in a hybrid after the stem."""
         layers.check_images(images, self.config, exactly=True)
         return self.patch_embedding(
             self.stem(images) if self.config.stem_depths is not None else images
@@ -172,7 +172,7 @@ class VisionTransformer(layers.Model):
         return dropout(z, self.config.dropout_rate, fold(key, self.config.num_layers))
 
     def encode(self, z: Array, *, key: Randomness = None, out: Outputs = None) -> Array:
-        """LN(z_L) (b, n, d) of x_p E (b, N, d). `out`, if given, receives the intermediates."""
+        """LN(z_L) (b, n, d) from x_p E (b, N, d). `out`, if given, receives the intermediates."""
         z = self.embed(z, key=key)  # Eq. 1
         if self.config.scan and out is None:
             z = ablations.scan_blocks(self.blocks, self.config, self.numerics, z, key)

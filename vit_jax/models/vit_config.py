@@ -1,4 +1,4 @@
-"""The configuration of a Vision Transformer: a row of Table 1, and what the ablations vary."""
+"""The configuration of a Vision Transformer: a row of Table 1, and the options of the ablations."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from vit_jax.numerics import ACTIVATIONS, remat
 CLASSIFIERS = ("token", "gap", "map")
 POSITION_EMBEDDINGS = ("none", "1d", "2d", "relative")
 POSITION_EMBEDDING_PLACES = ("stem", "every", "shared")
-#: Fields that are 1 or more.
+#: Fields that must be 1 or more.
 POSITIVE = (
     "hidden_size", "num_layers", "mlp_dim", "num_heads", "channels", "num_classes",
     "representation_size",
 )  # fmt: skip
 ATTENTIONS = ("auto", "xla", "cudnn", "fused")
-#: The name of a transform and its options; of which type each is, its function says (see data).
+#: The name of a transform and its options; their types are in the transform's signature (data).
 Preprocessing = tuple[tuple[str, Any], ...]
 
 
 def stem_stride(depths: tuple[int, ...]) -> int:
-    """Pixels per feature of a hybrid's stem: 4, doubled by every stage but the first."""
+    """Pixels per feature of a hybrid's stem: 4, doubled at every stage after the first."""
     return 4 * 2 ** max(len(depths) - 1, 0)
 
 
-def check_answers(
+def check_predictions(
     multilabel: bool,
     thresholds: tuple[float, ...],
     temperature: float | None,
     num_classes: int,
 ) -> None:
-    """Raises UserError for thresholds that are no probabilities, or not of these classes; for a
-    temperature that is none, or of a model of several labels an image.
+    """Raises UserError for invalid thresholds or an invalid temperature.
+
+    Thresholds are probabilities, for multi-label models; a temperature is for single-label models.
     """
     if temperature is not None:
         is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
         if not is_number or not 0 < temperature < float("inf"):
             raise UserError(f"model.temperature={temperature!r} must be a number above 0.")
         if multilabel:
-            raise UserError("model.temperature is of a model of one label an image.")
+            raise UserError("model.temperature is for models with one label per image.")
     if multilabel not in (True, False):
         raise UserError(f"model.multilabel={multilabel!r} must be true or false.")
     if not isinstance(thresholds, tuple) or len(thresholds) not in (0, 1, num_classes):
@@ -48,27 +49,30 @@ def check_answers(
             f"model.thresholds must be one number, or one for each of the {num_classes} classes."
         )
     if thresholds and not multilabel:
-        raise UserError("model.thresholds are of a model of several labels an image.")
+        raise UserError("model.thresholds are for models with several labels per image.")
     for threshold in thresholds:
         if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-            raise UserError(f"model.thresholds: {threshold!r} is no probability.")
+            raise UserError(f"model.thresholds: {threshold!r} is not a probability.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """The shape of one Vision Transformer: a row of Table 1 plus what the ablations vary.
+    """The shape of one Vision Transformer: a row of Table 1 plus the options of the ablations.
 
-    `stem_depths`: None, or the stages of a ResNet stem (hybrids, section 3.1); the patches are then
-    cut from its feature map. Its epsilons are those of the released hybrids; weights of other
-    families may have others; so may their `layer_norm_epsilon` and their `activation`, "gelu_tanh"
-    (as here) or "gelu" (exact). `representation_size` is the hidden layer of the pre-training head
-    (None: the linear fine-tuning head). `labels` are the class names and `preprocessing` the
-    evaluation transform with its options, if known; they travel with the weights, as do
-    `multilabel`, whether an image has any number of the classes, each with a probability by the
-    sigmoid of its logit, and `thresholds`, from which probability on it has it: one, or one for
-    each class; () if none was chosen. With one label an image, probabilities are the softmax of
-    logits / `temperature`, where one was fitted; logits are as trained. `attention` is "xla",
-    "cudnn" (its kernel, on GPUs), "fused" (ours, on TPUs) or "auto", a kernel where there is one.
+    `stem_depths`: None, or the stages of a ResNet stem (hybrids, section 3.1); patches are then cut
+    from its feature map. The epsilons are those of the released models; weights of other families
+    may have others, and another `activation`: "gelu_tanh" (as here) or "gelu" (exact).
+    `representation_size` is the width of the hidden layer of the pre-training head (None: the
+    linear fine-tuning head).
+
+    Stored with the weights: `labels`, the class names; `preprocessing`, the evaluation transform
+    with its options, if known; `multilabel`, whether an image may have several classes, each with
+    a sigmoid probability; and `thresholds` on it, one or one per class, () if none was chosen. With
+    one label per image, probabilities are softmax(logits / `temperature`), if one was fitted;
+    logits are as trained.
+
+    `attention` is "xla", "cudnn" (its kernel, on GPUs), "fused" (ours, on TPUs) or "auto", a kernel
+    where one is supported.
     """
 
     variant: str
@@ -106,7 +110,7 @@ class ViTConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
-        check_answers(self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        check_predictions(self.multilabel, self.thresholds, self.temperature, self.num_classes)
         sizes = {key: getattr(self, key) for key in POSITIVE}
         sizes |= {"patch_size": min(self.patch_size)}
         for key, size in sizes.items():
@@ -124,9 +128,9 @@ class ViTConfig:
                     f"model.{key}={getattr(self, key)!r} does not exist; "
                     f"choose one of {', '.join(options)}."
                 )
-        if not 0 <= self.dropout_rate < 1:  # NaN is not, either
+        if not 0 <= self.dropout_rate < 1:  # also true for NaN
             raise UserError(f"model.dropout_rate={self.dropout_rate} must lie in [0, 1).")
-        if not 0 <= self.stochastic_depth_rate <= 1:  # of the last layer
+        if not 0 <= self.stochastic_depth_rate <= 1:  # the rate of the last layer
             raise UserError(
                 f"model.stochastic_depth_rate={self.stochastic_depth_rate} must lie in [0, 1]."
             )

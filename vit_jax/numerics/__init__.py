@@ -1,6 +1,6 @@
-"""How layers compute on a machine; what they compute is said in models.
+"""How layers compute on a machine; models define what they compute.
 
-May touch nothing but errors. A model is given one row, `Numerics`, when it is built: `of` chooses
+May import nothing but errors. A model is given one row, `Numerics`, when it is built: `of` chooses
 it from the machine and the dtype, `PLAIN` is the paper's. A new machine is a new row here.
 """
 
@@ -23,7 +23,7 @@ Kernel = Callable[..., Array]
 
 
 class Machine(NamedTuple):
-    """What programs are compiled for. capability: compute capability of an NVIDIA GPU, else 0."""
+    """The target of compilation. capability: compute capability of an NVIDIA GPU, else 0."""
 
     backend: str
     devices: int
@@ -35,16 +35,16 @@ class Numerics(NamedTuple):
 
     dense(x (..., i), kernel (i, ...), bias, *, activation=None, out_dtype=None) -> (..., ...).
     norm(x (..., d), scale (d,), bias (d,), epsilon) -> (..., d); statistics in float32.
-    attention(qkv (b, n, 3, h, e), extra_logits=None) -> (b, n or more, h e): qkv as `dense` gave
-      it, so that a row whose `dense` and `attention` both want (b, n, 3 h e) may reshape in both.
-      extra_logits: of q (b, h, n, e), to be added to q k^T. Tokens beyond the n-th are cut off by
-      the caller after the next product.
-    product(subscripts, a, b): an einsum of two activations, summed and returned in float32.
+    attention(qkv (b, n, 3, h, e), extra_logits=None) -> (b, n or more, h e): qkv as returned by
+      `dense`; a row that prefers (b, n, 3 h e) reshapes in both.
+      extra_logits: a function of q (b, h, n, e), added to q k^T. The caller drops padding tokens
+      (beyond the n-th) after the next product.
+    product(subscripts, a, b): einsum of two activations, accumulated and returned in float32.
     add(z, branch) -> branch + z: the residuals of Eq. 2 and 3.
-    activation_dtype: what is kept between the products.
+    activation_dtype: dtype of activations between products.
     convolution(x (b, h, w, c), kernel (kh, kw, c, features), stride, padding), both in `dtype`.
-    layer(block) -> block whose backward pass keeps what `model.remat` says.
-    dtype: of the operands of products. machine: that the row was chosen for; None for any.
+    layer(block) -> block, rematerialised as `model.remat` says.
+    dtype: of the operands of products. machine: the target of this row; None for any.
     """
 
     dense: Callable[..., Array]
@@ -59,7 +59,7 @@ class Numerics(NamedTuple):
     machine: Machine | None = None
 
 
-#: The paper's formulas as they stand, in float32, for any machine.
+#: The paper's formulas, in float32, for any machine.
 PLAIN = Numerics(
     dense=plain.dense,
     norm=plain.norm,
@@ -74,7 +74,7 @@ PLAIN = Numerics(
 
 
 def this_machine() -> Machine:
-    """What JAX compiles for in this process."""
+    """The target of JAX in this process."""
     return Machine(jax.default_backend(), jax.device_count(), gpu.compute_capability())
 
 
@@ -89,16 +89,16 @@ def of(
     tokens: int = 0,
     relative: bool = False,
 ) -> Numerics:
-    """The row for a machine: this one, unless another is named to be compiled for.
+    """The row for a machine; by default the one this process runs on.
 
     Args:
       dtype: of the operands of products, "float32" or "bfloat16".
       remat_policy: `model.remat`.
-      attention: `model.attention`; what it may be depends on `heads`, `head_size`, `tokens` (0: not
-        over all of them) and on whether position embeddings are `relative`.
+      attention: `model.attention`; what is supported depends on `heads`, `head_size`, `tokens` (0:
+        no attention over all tokens) and on whether position embeddings are `relative`.
 
     Raises:
-      UserError: that kind of attention cannot be had there.
+      UserError: that attention is not supported there.
     """
     machine = machine or this_machine()
     cudnn = gpu.fused_attention(
@@ -121,7 +121,7 @@ def of(
     return _row(dtype, machine, remat.name_of(remat_policy), kernel)
 
 
-@functools.cache  # the same row is the same object, so that modules of it are equal
+@functools.cache  # one object per row, so that modules built with it compare equal
 def _row(dtype: str, machine: Machine, policy: str, kernel: Kernel | None) -> Numerics:
     operands = jnp.dtype(dtype)
     on_one_cpu = machine.backend == "cpu" and machine.devices == 1
@@ -132,7 +132,7 @@ def _row(dtype: str, machine: Machine, policy: str, kernel: Kernel | None) -> Nu
             dense.affine,
             multiply=dense.float32_product if dtype == "float32" else multiply,
             activation_dtype=activations,
-            recompute=policy == "none",  # otherwise the layer is computed again
+            recompute=policy == "none",  # otherwise the whole layer is rematerialised
         ),
         norm=functools.partial(norm.norm, dtype=activations),
         attention=kernel or functools.partial(plain.attention, product=dense.product),
@@ -153,7 +153,7 @@ def _row(dtype: str, machine: Machine, policy: str, kernel: Kernel | None) -> Nu
 
 
 def describe(numerics: Numerics) -> str:
-    """For people: "bfloat16 products, float32 activations (one CPU)"."""
+    """For the plan: "bfloat16 products, float32 activations (1 CPU)"."""
     machine, kept = numerics.machine, numerics.activation_dtype
     text = f"{numerics.dtype} products"
     text += " and activations" if kept == numerics.dtype else f", {kept} activations"

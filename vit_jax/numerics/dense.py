@@ -1,4 +1,4 @@
-"""Matrix products: operands in the compute dtype, sums in float32, gradients likewise."""
+"""Matrix products: operands in the compute dtype, accumulation in float32, gradients likewise."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def affine(
 ) -> Array:
     """activation(x (..., i) times kernel (i, ...) plus bias), in `out_dtype` or `activation_dtype`.
 
-    The leading axes are folded into one, so that the gradient of the kernel is a plain matrix
-    product as well; over several axes, XLA's is twice as slow on CPU. The kernel keeps its axes:
-    folding (3, heads, e) would undo a split over the heads.
-    With `recompute`, the gradient of the activation keeps the product and nothing else.
+    The leading axes are flattened, so that the gradient of the kernel is a plain matrix product;
+    over several axes, XLA's is twice as slow on CPU. The kernel keeps its axes: flattening
+    (3, heads, e) would undo sharding over the heads.
+    With `recompute`, the backward pass of the activation stores the product only.
     """
     dtype = jnp.dtype(out_dtype or activation_dtype)
 
-    def finish(y: Array, bias: Array) -> Array:
+    def epilogue(y: Array, bias: Array) -> Array:
         y = (y.astype(jnp.float32) + bias).astype(dtype)
         return activation(y) if activation else y
 
     x = mesh.split_by_image(x)
     y = remat.product(multiply(x.reshape(-1, x.shape[-1]), kernel, dtype))
-    y = (jax.checkpoint(finish) if activation and recompute else finish)(y, bias)
+    y = (jax.checkpoint(epilogue) if activation and recompute else epilogue)(y, bias)
     return mesh.split_by_image(y.reshape(*x.shape[:-1], *kernel.shape[1:]))
 
 
@@ -66,9 +66,9 @@ def convolution(
 
 
 def aligned(x: Array, axis: int) -> Array:
-    """x with zeros up to a multiple of 8 on `axis`: rows of 16 bytes, for the kernels of GPUs.
+    """x zero-padded to a multiple of 8 on `axis`: 16-byte rows, for GPU kernels.
 
-    Only H/14's patches of 588 numbers are not; their product with zeros added is the same.
+    Only H/14 needs it (588 numbers per patch); padding does not change the product.
     """
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % 8)
@@ -78,8 +78,8 @@ def aligned(x: Array, axis: int) -> Array:
 def summed_in_float32(multiply: Callable[..., Array], a: Array, b: Array) -> Array:
     """`multiply(a, b, preferred_element_type=float32)`, operands as they are.
 
-    Of CPUs, which stand in for accelerators where there are several, XLA compiles some products of
-    16 bits into what they cannot do; there the operands are cast, which gives the same sums.
+    XLA's CPU backend lacks some bf16 matmuls (seen when CPU devices emulate a mesh); there the
+    operands are upcast, which gives the same result.
     """
     multiply = functools.partial(multiply, preferred_element_type=jnp.float32)
     if a.dtype == jnp.float32:
@@ -90,10 +90,10 @@ def summed_in_float32(multiply: Callable[..., Array], a: Array, b: Array) -> Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rounded_product(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
-    """x (r, i), of 16 bits, times kernel (i, ...) float32, rounded as x is; sums in float32.
+    """x (r, i), 16-bit, times kernel (i, ...) float32 rounded to the same dtype; sums in float32.
 
-    JAX's own gradient of a product that is returned in more bits than its operands have would be a
-    product in float32, at half the speed and less. The gradient of the kernel is float32.
+    JAX's own gradient of a product with a wider output dtype would be a float32 product, at half
+    the speed or less. The gradient of the kernel is float32.
     """
     return _rounded_product_forward(x, kernel, out_dtype)[0]
 
@@ -116,7 +116,7 @@ rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(subscripts: str, a: Array, b: Array) -> Array:
-    """`einsum(subscripts, a, b)` of activations in one dtype, summed and returned in float32.
+    """`einsum(subscripts, a, b)` of activations in one dtype, accumulated and returned in float32.
 
     Its gradients are products in that dtype too (see `rounded_product`).
     """

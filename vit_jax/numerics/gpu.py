@@ -1,4 +1,4 @@
-"""Attention by cuDNN's fused kernel, on NVIDIA GPUs that have it."""
+"""Attention by cuDNN's fused kernel, on NVIDIA GPUs that support it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 def compute_capability() -> float:
-    """That of the NVIDIA GPU which programs are compiled for, e.g. 9.0; 0 on anything else."""
+    """Of the NVIDIA GPU that is compiled for, e.g. 9.0; 0 on anything else."""
     found = str(getattr(jax.devices()[0], "compute_capability", ""))
     return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
 
@@ -21,34 +21,34 @@ def compute_capability() -> float:
 def fused_attention(
     asked: str, *, capability: float, dtype: str, head_size: int, relative: bool
 ) -> bool:
-    """Whether attention is cuDNN's kernel, which keeps no (b, h, n, n) array in memory.
+    """Whether to use cuDNN's attention kernel, which stores no (b, h, n, n) array.
 
-    It needs an NVIDIA GPU from Ampere on, 16 bits, and heads of at most 128 in multiples of 8; it
-    knows no relative positions.
+    It needs an NVIDIA GPU from Ampere on, a 16-bit dtype, and a head size of at most 128 that is a
+    multiple of 8; it does not support relative positions.
 
     Args:
       asked: `model.attention`; "auto" and "cudnn" mean this kernel.
       capability: compute capability of the GPU; 0 on anything else.
 
     Raises:
-      UserError: `asked` is "cudnn", which cannot be.
+      UserError: `asked` is "cudnn" and it is not supported.
     """
     obstacles = {
-        "the device is no NVIDIA GPU of compute capability 8.0 or more": capability < 8.0,
+        "the device is not an NVIDIA GPU of compute capability 8.0 or higher": capability < 8.0,
         f"the compute dtype is {dtype}, not bfloat16": dtype != "bfloat16",
-        f"the heads are {head_size} wide": head_size > 128 or head_size % 8 != 0,
+        f"the head size is {head_size}": head_size > 128 or head_size % 8 != 0,
         "position embeddings are relative": relative,
     }
     found = [text for text, there in obstacles.items() if there]
     if asked == "cudnn" and found:
-        raise UserError(f"model.attention='cudnn' cannot be: {found[0]}; use 'auto'.")
+        raise UserError(f"model.attention='cudnn' is not supported: {found[0]}; use 'auto'.")
     return asked in ("auto", "cudnn") and not found
 
 
 def attention(qkv: Array, extra_logits: None = None) -> Array:
     """softmax(q k^T / sqrt(e)) v by cuDNN: (b, n, 3, h, e) to (b, n or n + 1, h e).
 
-    The token more is to be cut off, after the product that follows: there it costs nothing.
+    The caller drops the padding token after the next product, where that costs nothing.
     """
     assert extra_logits is None  # `fused_attention` says when
     q, k, v = (part[:, :, 0] for part in jnp.split(qkv, 3, axis=2))
@@ -57,10 +57,10 @@ def attention(qkv: Array, extra_logits: None = None) -> Array:
 
 
 def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q k^T / sqrt(e)) v by cuDNN. Thrice (b, n, h, e) to (b, n or n + 1, h, e).
+    """softmax(q k^T / sqrt(e)) v by cuDNN. q, k, v (b, n, h, e) to (b, n or n + 1, h, e).
 
-    Its gradient takes an even number of tokens only: an odd one gets a token more, to which nobody
-    attends, and which is to be cut off.
+    Its gradient needs an even number of tokens: an odd number is padded by one masked token, which
+    the caller drops.
     """
     n = q.shape[1]
     lengths = None

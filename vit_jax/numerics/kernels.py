@@ -1,4 +1,4 @@
-"""How a kernel for TPUs is run: an image a step."""
+"""Running a Pallas kernel on TPU: one image per grid step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Shape = jax.ShapeDtypeStruct
 def by_image(
     kernel: Callable, outputs: Sequence[Shape], *arrays: Array, memory: int | None = None
 ) -> list[Array]:
-    """`kernel(*references)` for each image of arrays (b, ., .); arrays (., .) are given whole.
+    """`kernel(*references)` for each image of arrays (b, ., .); arrays (., .) are passed whole.
 
-    Compiled for a TPU, and interpreted on the CPU devices that stand in for one.
+    Compiled on a TPU; interpreted on CPU devices that emulate one.
 
     Args:
       outputs: shapes and dtypes.
-      memory: bytes of vector memory, if more than what a kernel is given by default.
+      memory: bytes of vector memory, if more than a kernel's default.
     """
     run = functools.partial(_call, kernel, outputs, memory)
     return jax.lax.platform_dependent(

@@ -1,6 +1,6 @@
-"""What a layer knows of the mesh that its arrays are on: nothing where there is none.
+"""What a layer knows of the mesh of its arrays, if there is one.
 
-The mesh is read off the types of arrays, so that models are built without one.
+The mesh is read from the types of arrays, so that models are built without one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ IMAGES, HEADS = ("data", "fsdp"), "tensor"
 
 
 def of(array: Array):
-    """The mesh of the arguments of the jitted function that `array` comes from; it may be empty."""
+    """The mesh of the jitted function's argument that `array` comes from; it may be empty."""
     return jax.typeof(array).sharding.mesh
 
 
 def on_the_mesh(
     run: Callable, *arrays: Array, inputs: Sequence[str], outputs: object, heads: int = 0
 ):
-    """`run(*arrays)` on every device with its own images and heads, where the first is on a mesh.
+    """`run(*arrays)` under `shard_map` over images and heads, if the first array is on a mesh.
 
-    XLA cannot split a kernel by itself. An axis that does not divide is not split.
+    XLA cannot partition a kernel by itself. An axis that does not divide evenly is not sharded.
 
     Args:
-      inputs, outputs: what the axes of arrays are: "b" images, "h" heads, "." neither.
+      inputs, outputs: the axes of each array: "b" images, "h" heads, "." neither.
     """
     mesh = of(arrays[0])
     if mesh.empty or mesh.size == 1:
@@ -49,10 +49,10 @@ def on_the_mesh(
 
 
 def split_by_image(x: Array) -> Array:
-    """x (b, ...) with the images of each device there, and so its gradient.
+    """x (b, ...) constrained to be sharded over the images, and so its gradient.
 
-    Weights that are split over the images' axes are then gathered for a product. Left to itself,
-    XLA's partitioner may gather the activations of all images instead (docs/performance.md).
+    Weights sharded over the same axes are then gathered for a product. Otherwise XLA's partitioner
+    may gather the activations of all images instead (docs/performance.md).
     """
     mesh = of(x)
     if mesh.empty or mesh.shape.get("fsdp", 1) == 1:  # weights are whole
@@ -65,10 +65,10 @@ def split_by_image(x: Array) -> Array:
 
 
 def whole(kernel: Array) -> Array:
-    """A kernel on every device, where weights are split over `fsdp` alone.
+    """The whole kernel on every device, where weights are sharded over `fsdp` only.
 
-    A product with it is then one product: XLA would otherwise split it into one for each part that
-    arrives, of a length that the matrix unit is not filled by.
+    A product with it then stays one product: XLA would otherwise split it into one per shard,
+    each too small to fill the matrix unit.
     """
     mesh = of(kernel)
     if mesh.empty or mesh.shape.get("fsdp", 1) == 1 or mesh.shape.get(HEADS, 1) > 1:
@@ -77,10 +77,10 @@ def whole(kernel: Array) -> Array:
 
 
 def gradient_of_kernel(product: Callable[[Array, Array], Array], x: Array, dy: Array) -> Array:
-    """`product(x, dy)`, the sum over the images of all devices, of which each keeps the part that
-    it has of the kernel (i, o): on meshes as in `whole`, of the shorter axis (runtime/sharding.py).
+    """`product(x, dy)` summed over all devices (reduce-scatter): each keeps its own shard of the
+    kernel (i, o), on meshes as in `whole`, along the shorter axis (runtime/sharding.py).
 
-    Left to XLA it would be many products again, or summed whole on every device.
+    XLA would again make many products of it, or sum the whole on every device.
     """
     mesh = of(x)
     parts = 1 if mesh.empty or mesh.shape.get(HEADS, 1) > 1 else mesh.shape.get("fsdp", 1)
@@ -101,6 +101,6 @@ def gradient_of_kernel(product: Callable[[Array, Array], Array], x: Array, dy: A
 
 
 def heads_are_split(array: Array) -> bool:
-    """Whether an array is on a mesh whose devices each have a part of the heads."""
+    """Whether an array is on a mesh that shards the heads."""
     mesh = of(array)
     return not mesh.empty and mesh.shape.get(HEADS, 1) > 1

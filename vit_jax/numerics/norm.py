@@ -1,4 +1,4 @@
-"""LayerNorm whose gradient keeps its input and two numbers per row."""
+"""LayerNorm whose backward pass stores its input and two numbers per row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = jax.Array
 
 def norm(x: Array, scale: Array, bias: Array, epsilon: float, *, dtype: DTypeLike) -> Array:
     """LN of x (..., d), in `dtype`; statistics in float32."""
-    # Rows, since sums over two axes make XLA keep the images of a batch apart in GPU memory.
+    # Flattened to rows: with sums over two axes XLA chooses a slower layout on GPU.
     y = normalised(x.reshape(-1, x.shape[-1]), scale, bias, epsilon, dtype)
     return y.reshape(x.shape)
 
@@ -22,7 +22,7 @@ def norm(x: Array, scale: Array, bias: Array, epsilon: float, *, dtype: DTypeLik
 def normalised(x: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike) -> Array:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias of each row of x (r, d), in `dtype`.
 
-    For the gradient, x and two numbers per row are kept, not the normalised rows in float32.
+    The backward pass stores x and two numbers per row, not the normalised rows in float32.
     """
     return _normalised_forward(x, scale, bias, epsilon, dtype)[0]
 

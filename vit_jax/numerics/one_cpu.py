@@ -1,4 +1,4 @@
-"""What XLA's compiler for a single CPU device wants otherwise; measured in docs/performance.md."""
+"""What is faster otherwise on a single CPU device with XLA; measured in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vit_jax.numerics import plain
 Array = jax.Array
 
 
-#: What activations are kept in, whatever the products: CPUs have bfloat16 products and nothing else
-#: in it; every other operation converts back and forth, which costs more than the memory saves.
+#: Dtype of activations between products: CPUs accelerate bf16 matmuls only; elementwise operations
+#: convert back and forth, which costs more than the memory saves.
 ACTIVATION_DTYPE = jnp.dtype(jnp.float32)
 
 
 def add(z: Array, branch: Array) -> Array:
-    """branch + z; its gradient is computed once.
+    """branch + z, with a gradient that is computed once.
 
-    The gradient of the residual stream is a sum over all later layers. XLA there computes a sum
-    anew in each program that reads it, which makes this one quadratic in the number of layers.
+    The gradient of the residual stream is a sum over all later layers. XLA's CPU backend recomputes
+    a sum in each fusion that reads it, so the cost would be quadratic in the number of layers.
     """
-    return _settled(plain.add(z, branch))
+    return _fusion_barrier(plain.add(z, branch))
 
 
 def multiply(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
@@ -34,29 +34,29 @@ def multiply(x: Array, kernel: Array, out_dtype: DTypeLike) -> Array:
 
 
 @jax.custom_vjp
-def _settled(x: Array) -> Array:
+def _fusion_barrier(x: Array) -> Array:
     return x
 
 
 @jax.jit
-def _itself(x: Array) -> Array:
+def _identity(x: Array) -> Array:
     return x
 
 
-def _settled_backward(_, dx: Array) -> tuple[Array]:
-    with set_xla_metadata(inlineable="false"):  # nothing is fused over the edge of a call
-        return (_itself(dx),)
+def _fusion_barrier_backward(_, dx: Array) -> tuple[Array]:
+    with set_xla_metadata(inlineable="false"):  # a call is a fusion barrier
+        return (_identity(dx),)
 
 
-_settled.defvjp(lambda x: (x, None), _settled_backward)
+_fusion_barrier.defvjp(lambda x: (x, None), _fusion_barrier_backward)
 
 
 @jax.custom_vjp
 def bfloat16_product(x: Array, kernel: Array) -> Array:
     """x (r, i) times kernel (i, o) in bfloat16, summed in float32, for CPUs.
 
-    XLA has a fast product only of operands that lie in rows: its own gradient of the kernel, which
-    reads x in columns, runs at half the speed. This one turns an operand around first.
+    XLA's product is fast for row-major operands only: its own gradient of the kernel, which reads x
+    by columns, runs at half the speed. This one transposes an operand first.
     """
     return _rows_product(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 0)
 
@@ -68,11 +68,11 @@ def _rows_product(a: Array, b: Array, axis: int) -> Array:
     )
 
 
-def _turned(x: Array) -> Array:
-    """x (r, c) bfloat16 as (c, r), moved in memory; in one piece XLA would undo it."""
+def _transposed(x: Array) -> Array:
+    """x (r, c) bfloat16 transposed in memory to (c, r), by halves: XLA would undo a plain one."""
     rows, columns = x.shape
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)  # bfloat16 would be moved as float32
-    if columns % 1024 == 0:  # the entries of a column would share a few lines of the cache
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)  # bfloat16 would be transposed as float32
+    if columns % 1024 == 0:  # otherwise a column maps to a few cache lines
         bits = jax.lax.optimization_barrier(jnp.pad(bits, ((0, 0), (0, 16))))
     half = rows // 2
     turned = jnp.concatenate([bits[:half, :columns].T, bits[half:, :columns].T], axis=1)
@@ -87,7 +87,7 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = kept
     dy = jax.lax.optimization_barrier(dy.astype(jnp.bfloat16))
-    return _rows_product(dy, kernel, 1), _rows_product(_turned(x), dy, 0)
+    return _rows_product(dy, kernel, 1), _rows_product(_transposed(x), dy, 0)
 
 
 bfloat16_product.defvjp(_product_forward, _product_backward)

@@ -1,4 +1,4 @@
-"""What the backward pass finds in memory and what it computes again: `model.remat`."""
+"""Rematerialisation: what the backward pass finds stored and what it recomputes (`model.remat`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError, nearest
 
-#: The name under which matrix products and convolutions can be kept.
+#: The checkpoint name of matrix products and convolutions.
 PRODUCT = "product"
 
 
 class Policy(NamedTuple):
-    """What a block keeps. saveable: for `jax.checkpoint`; None keeps everything that it needs.
+    """What a block stores. saveable: policy for `jax.checkpoint`; None stores everything.
 
-    seconds and activations are shares of "none", measured (docs/performance.md); they order what
-    `config.memory="auto"` tries, and what it compiles decides.
+    seconds and activations are relative to "none", measured (docs/performance.md). They order the
+    candidates of `config.memory="auto"`; what those need is known when they are compiled.
     """
 
     saveable: Callable[..., Any] | None
@@ -26,8 +26,8 @@ class Policy(NamedTuple):
     activations: float
 
 
-#: model.remat: "none" keeps all; "products" keeps the outputs of matrix products with parameters
-#: and computes attention, norms and activations again; "full" keeps the input of every block only.
+#: model.remat: "none" stores all; "products" stores the outputs of matrix products with parameters
+#: and recomputes attention, norms and activations; "full" stores the input of every block only.
 POLICIES = {
     "none": Policy(None, 1.0, 1.0),
     "products": Policy(
@@ -38,10 +38,10 @@ POLICIES = {
 
 
 def name_of(remat: bool | str) -> str:
-    """The policy that a setting names; False is "none" and True is "full".
+    """The name of the policy of a setting; False is "none" and True is "full".
 
     Raises:
-      UserError: there is none of that name.
+      UserError: there is no such policy.
     """
     name = ("full" if remat else "none") if isinstance(remat, bool) else remat
     if name not in POLICIES:
@@ -53,16 +53,16 @@ def name_of(remat: bool | str) -> str:
 
 
 def apply(block: Callable[..., Any], remat: bool | str) -> Callable[..., Any]:
-    """`block`, whose backward pass keeps what the policy says."""
+    """`block`, rematerialised by the policy."""
     saveable = POLICIES[name_of(remat)].saveable
     return block if saveable is None else jax.checkpoint(block, policy=saveable)
 
 
 def compiler_options(remat: bool | str) -> dict[str, str]:
-    """What XLA must be told so that a policy has an effect, for `jax.jit`.
+    """Compiler options for `jax.jit` without which a policy has no effect.
 
-    Its CPU compiler removes the barriers around what is computed again, sees that it was computed
-    before, and keeps it after all.
+    XLA's CPU compiler removes the barriers around recomputation; common-subexpression elimination
+    then stores the values after all.
     """
     if name_of(remat) == "none" or jax.default_backend() != "cpu":
         return {}
@@ -70,5 +70,5 @@ def compiler_options(remat: bool | str) -> dict[str, str]:
 
 
 def product(x: jax.Array) -> jax.Array:
-    """x, marked as a matrix product or convolution that the policy "products" keeps."""
+    """x, marked as a matrix product or convolution that the policy "products" stores."""
     return checkpoint_name(x, PRODUCT)

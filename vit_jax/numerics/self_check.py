@@ -1,4 +1,4 @@
-"""Whether attention's kernel is right and fast on the chip at hand, found out before it is used."""
+"""Checks on the chip that the attention kernel is correct and fast before it is used."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vit_jax.numerics import plain, tpu
 from vit_jax.numerics.dense import product
 
 Array = jax.Array
-#: Largest difference of values and of gradients, as a share of the largest number, that rounding to
-#: 8 bits explains: 2^-8 in each of the two, and as much again in what is summed up from them.
+#: Largest difference of values and gradients, relative to the largest number, that rounding to
+#: bfloat16's 8 bits explains: 2^-8 in each of the two, and as much again in what is summed.
 TOLERANCE = 2.0**-6
-#: What is used where the kernel is not.
+#: The fallback.
 XLA = functools.partial(plain.attention, product=product)
 
 
 class Verdict(NamedTuple):
-    """fused: the kernel is to be used. text: why, for the plan."""
+    """fused: whether to use the kernel. text: the reason, for the plan."""
 
     fused: bool
     text: str
@@ -42,7 +42,7 @@ def verify(
 ) -> Verdict:
     """Runs `kernel` and `reference`, values and gradients, on the shapes of a run's device.
 
-    The verdict is kept for the same chip, shapes and functions, as long as the process lives.
+    The verdict is cached for the chip, shapes and functions for the life of the process.
     """
     chip = jax.devices()[0].device_kind
     return _verify(chip, (images, tokens, 3, heads, size), dtype, kernel, reference, clock, repeats)
@@ -55,23 +55,23 @@ def _verify(chip, shape, dtype, kernel, reference, clock, repeats) -> Verdict:
     dy = jax.random.normal(keys[1], (*shape[:2], shape[3] * shape[4]), dtype)
     try:
         found, seconds = _run(kernel, qkv, dy, clock, repeats)
-    except Exception as error:  # a compiler or a chip of another generation may refuse anything
+    except Exception as error:  # another compiler or chip may fail in any way
         reason = (str(error).strip().split("\n") or [""])[0][:200]
         return Verdict(False, f"attention by XLA: the kernel does not run on {chip} ({reason})")
     wanted, others = _run(reference, qkv, dy, clock, repeats)
     difference = max(_difference(a, b) for a, b in zip(found, wanted, strict=True))
     text = f"on {chip} it differs by {difference:.2g} and takes {seconds / others:.2f} of the time"
-    if not difference <= TOLERANCE:  # NaN is not, either
-        return Verdict(False, f"attention by XLA: the kernel is wrong, {text}")
+    if not difference <= TOLERANCE:  # also true for NaN
+        return Verdict(False, f"attention by XLA: the kernel is wrong: {text}")
     if not seconds < others:
-        return Verdict(False, f"attention by XLA: the kernel is slower, {text}")
+        return Verdict(False, f"attention by XLA: the kernel is slower: {text}")
     return Verdict(True, f"attention by the kernel, checked against XLA's: {text}")
 
 
 def _run(
     attention: Callable, qkv: Array, dy: Array, clock: Callable, repeats: int
 ) -> tuple[tuple[Array, Array], float]:
-    """(y, dqkv), and the shortest time in which they are computed."""
+    """(y, dqkv), and the shortest time that computing them took."""
 
     @jax.jit
     def both(qkv: Array, dy: Array) -> tuple[Array, Array]:

@@ -1,10 +1,10 @@
-"""Attention of short sequences as one kernel for TPUs: nothing of (n, n) leaves the chip.
+"""Attention of short sequences as one TPU kernel: nothing of shape (n, n) leaves the chip.
 
-One grid step is one image. Its q, k and v come in as rows of tokens, (n, 3 h e), and are turned to
-(3 h e, n) on the way: a head is then a range of sublanes, which costs nothing to cut out whatever
-its size, where in the last axis a head of 64 would fill half of the 128 lanes. Scores lie as
-(keys, queries), so that the sums of the softmax run over sublanes, and all products but the scores
-have the head's e rows as what is streamed through the matrix unit. Measured: docs/performance.md.
+One grid step is one image. Its q, k and v arrive as rows of tokens, (n, 3 h e), and are transposed
+to (3 h e, n): a head is then a range of sublanes, free to slice whatever its size, whereas in the
+last axis a head of 64 would fill half of the 128 lanes. Scores are laid out as (keys, queries), so
+that the softmax sums over sublanes, and every product but the scores streams the head's e rows
+through the matrix unit. Measured: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import jax.numpy as jnp
 from vit_jax.numerics import kernels, mesh
 
 Array = jax.Array
-#: Axes that a product sums over: rows with rows, columns with rows, and columns with columns.
+#: Contracted axes of a product: rows with rows, columns with rows, columns with columns.
 COLUMN_ROW = (((1,), (0,)), ((), ()))
 COLUMN_COLUMN = (((1,), (1,)), ((), ()))
 ROW_ROW = (((0,), (0,)), ((), ()))
 LANES = 128
-#: Heads whose scores are asked for before the softmax of a head is computed, so that the matrix
-#: unit and the vector unit work at the same time.
+#: Heads in flight: scores are issued this many heads before their softmax, so that the matrix unit
+#: and the vector unit overlap.
 AHEAD = 2
-#: Bytes of vector memory that kernels are given by default, and that every chip from v5e on has.
-#: Above so many tokens, of which one program has a part for each, XLA's attention is as good.
+#: Bytes of vector memory: a kernel's default, and what every chip from v5e on has.
+#: Above this many tokens (the program is unrolled over them) XLA's attention is as good.
 DEFAULT_MEMORY, MOST_MEMORY, MOST_TOKENS = 16 << 20, 60 << 20, 640
 
 
 def memory(tokens: int, width: int, itemsize: int) -> int:
-    """Bytes of vector memory that the backward kernel takes, the larger of the two, about.
+    """Approximate bytes of vector memory of the backward kernel, the larger of the two.
 
-    The blocks of an image, which are there twice, so that one is moved while the other is worked
-    on; and scores and what is made of them, for the heads that are under way.
+    The blocks of an image, double-buffered; and the scores and intermediates of the heads in
+    flight.
     """
     blocks = 2 * (3 + 1 + 3) * tokens * width * itemsize
     scores = tokens * -(-tokens // LANES) * LANES * 4
@@ -49,33 +49,33 @@ def fits(tokens: int, width: int, itemsize: int) -> bool:
 
 
 def dot(a: Array, b: Array, axes: Any) -> Array:
-    """A product summed in float32; operands of 32 bits are multiplied as such."""
+    """A product accumulated in float32; 32-bit operands are multiplied in full precision."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
 def groups(heads: int, size: int) -> Iterator[range]:
-    """Ranges of heads whose columns begin at whole lanes: pairs of 64, one of 128, eight of 80."""
+    """Groups of heads whose columns are lane-aligned: pairs of 64, one of 128, eight of 80."""
     step = LANES // math.gcd(size, LANES)
     return (range(i, min(i + step, heads)) for i in range(0, heads, step))
 
 
-def turned(ref: Any, offset: int, group: range, size: int) -> list[Array]:
-    """The columns of a group of heads in (1, n, columns), for each head as (e, n)."""
+def transposed_heads(ref: Any, offset: int, group: range, size: int) -> list[Array]:
+    """The columns of a group of heads in (1, n, columns), transposed to (e, n) for each head."""
     first = group[0] * size
     rows = ref[0, :, offset + first : offset + first + len(group) * size].T
     return [rows[i * size : (i + 1) * size] for i in range(len(group))]
 
 
 def put(ref: Any, offset: int, group: range, parts: list[Array]) -> None:
-    """What `turned` takes, put back: one (e, n) for each head."""
+    """The inverse of `transposed_heads`: writes one (e, n) per head."""
     size = len(parts[0])
     first = offset + group[0] * size
     ref[0, :, first : first + len(group) * size] = jnp.concatenate(parts).astype(ref.dtype).T
 
 
 def pipelined(count: int, begin: Callable[[int], Any], end: Callable[[int, Any], None]) -> None:
-    """`end(i, begin(i))` in order, each `begin` written `AHEAD` heads before its `end`."""
+    """`end(i, begin(i))` in order; each `begin` is issued `AHEAD` heads before its `end`."""
     begun: dict[int, Any] = {}
     for i in range(count + AHEAD):
         if i < count:
@@ -85,7 +85,7 @@ def pipelined(count: int, begin: Callable[[int], Any], end: Callable[[int, Any],
 
 
 def attention_forward(qkv: Any, y: Any, *sums: Any, heads: int, size: int) -> None:
-    """y (1, n, h e) of qkv (1, n, 3 h e); if asked for, log sum exp of the logits, (1, h, n)."""
+    """y (1, n, h e) of qkv (1, n, 3 h e); optionally log-sum-exp of the logits, (1, h, n)."""
     width, scale = heads * size, size**-0.5
     places = [(group, i) for group in groups(heads, size) for i in range(len(group))]
     parts: dict[range, list[list[Array]]] = {}
@@ -94,7 +94,7 @@ def attention_forward(qkv: Any, y: Any, *sums: Any, heads: int, size: int) -> No
     def begin(head: int) -> Array:
         group, i = places[head]
         if i == 0:
-            parts[group] = [turned(qkv, part * width, group, size) for part in range(3)]
+            parts[group] = [transposed_heads(qkv, part * width, group, size) for part in range(3)]
         q, k, _ = parts[group]
         return dot(k[i], q[i], ROW_ROW)  # (keys, queries)
 
@@ -116,7 +116,7 @@ def attention_forward(qkv: Any, y: Any, *sums: Any, heads: int, size: int) -> No
 
 
 def attention_backward(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, size: int) -> None:
-    """dqkv (1, n, 3 h e) of qkv, of dy (1, n, h e) and of what the forward kernel summed."""
+    """dqkv (1, n, 3 h e) from qkv, dy (1, n, h e) and the log-sum-exp of the forward kernel."""
     width, scale = heads * size, size**-0.5
     places = [(group, i) for group in groups(heads, size) for i in range(len(group))]
     parts: dict[range, list[list[Array]]] = {}
@@ -125,8 +125,8 @@ def attention_backward(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, s
     def begin(head: int) -> tuple[Array, Array]:
         group, i = places[head]
         if i == 0:
-            parts[group] = [turned(qkv, part * width, group, size) for part in range(3)]
-            parts[group].append(turned(dy, 0, group, size))
+            parts[group] = [transposed_heads(qkv, part * width, group, size) for part in range(3)]
+            parts[group].append(transposed_heads(dy, 0, group, size))
         q, k, v, dy_ = (part[i] for part in parts[group])
         return dot(k, q, ROW_ROW), dot(v, dy_, ROW_ROW)  # (keys, queries)
 
@@ -150,13 +150,13 @@ def attention_backward(qkv: Any, dy: Any, sums: Any, dqkv: Any, *, heads: int, s
 
 
 def given(rows: Array) -> int | None:
-    """Vector memory for the kernels of qkv (b, n, 3 h e), where the default is too little."""
+    """Vector memory for the kernels on qkv (b, n, 3 h e); None if the default suffices."""
     needed = memory(rows.shape[1], rows.shape[2] // 3, rows.dtype.itemsize)
     return needed if needed > DEFAULT_MEMORY else None
 
 
 def run_forward(qkv: Array, *, size: int, sums: bool) -> tuple[Array, ...]:
-    """(y (b, n, h e),) of qkv (b, n, 3 h e), and with `sums` (b, h, n) float32, on one device.
+    """(y (b, n, h e),) of qkv (b, n, 3 h e); with `sums` also (b, h, n) float32; one device.
 
     qkv may also be (b, n, 3, h, e), here and below.
     """
@@ -170,7 +170,7 @@ def run_forward(qkv: Array, *, size: int, sums: bool) -> tuple[Array, ...]:
 
 
 def run_backward(qkv: Array, dy: Array, sums: Array, *, size: int) -> Array:
-    """dqkv, shaped as qkv, on one device."""
+    """dqkv, of the shape of qkv, on one device."""
     rows = qkv.reshape(*qkv.shape[:2], -1)
     kernel = functools.partial(attention_backward, heads=sums.shape[1], size=size)
     out = [jax.ShapeDtypeStruct(rows.shape, rows.dtype)]
@@ -178,13 +178,13 @@ def run_backward(qkv: Array, dy: Array, sums: Array, *, size: int) -> Array:
 
 
 def run(function: Callable, qkv: Array, *more: Array, outputs: Any = None) -> Any:
-    """`function` of qkv, and dy (b, n, h e) and sums (b, h, n), on whatever devices they are.
+    """`function` of qkv, dy (b, n, h e) and sums (b, h, n), on any mesh.
 
-    qkv (b, n, 3, h, e) goes there as (b, n, 3 h e) unless its heads are split: five axes would be
-    laid out otherwise, and copied.
+    qkv (b, n, 3, h, e) is passed as (b, n, 3 h e) unless its heads are sharded: five axes would
+    have another layout, and a copy.
 
     Args:
-      outputs: as in `mesh.on_the_mesh`; None is shaped as qkv.
+      outputs: as in `mesh.on_the_mesh`; None: the shape of qkv.
     """
     *_, heads, size = shape = qkv.shape
     axes = "b..h."
@@ -205,8 +205,8 @@ def run(function: Callable, qkv: Array, *more: Array, outputs: Any = None) -> An
 def attention(qkv: Array) -> Array:
     """softmax(q k^T / sqrt(e)) v: (b, n, 3, h, e) to (b, n, h e), in the dtype of qkv.
 
-    Products have operands in that dtype and sums in float32; the softmax is in float32. For the
-    gradient, qkv and one number per head and token are kept.
+    Products have operands in that dtype and accumulate in float32; the softmax is in float32. The
+    backward pass stores qkv and one number per head and token.
     """
     return run(functools.partial(run_forward, sums=False), qkv, outputs=("b.h",))[0]
 

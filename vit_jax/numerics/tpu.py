@@ -1,7 +1,7 @@
-"""What XLA's compiler for TPUs wants otherwise; measured in docs/performance.md.
+"""What is faster otherwise on TPU with XLA; measured in docs/performance.md.
 
-Activations stay (b, n, d): rows of all images in one axis are another layout there, as 197 tokens
-are no multiple of the 8 rows of a tile.
+Activations stay (b, n, d): flattening to rows would change the layout, as 197 tokens are not a
+multiple of the 8 rows of a tile.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ Activation = Callable[[Array], Array]
 def fused_attention(
     asked: str, *, backend: str, dtype: str, heads: int, head_size: int, tokens: int, relative: bool
 ) -> bool:
-    """Whether attention is the one kernel of `short_attention`.
+    """Whether to use the kernel of `short_attention`.
 
     Args:
       asked: `model.attention`; "auto" and "fused" mean this kernel.
-      tokens: 0 where attention is not over all of them.
+      tokens: 0 if there is no attention over all of them.
 
     Raises:
-      UserError: `asked` is "fused", which cannot be.
+      UserError: `asked` is "fused" and it is not supported.
     """
     fits = short_attention.fits(tokens, heads * head_size, jnp.dtype(dtype).itemsize)
     obstacles = {
-        "the device is no TPU": backend != "tpu",
+        "the device is not a TPU": backend != "tpu",
         "position embeddings are relative": relative,
-        "it is along rows and columns": tokens == 0,
-        f"the heads are {head_size} wide, which is no multiple of 8": head_size % 8 != 0,
-        f"{tokens} tokens are too many for the chip's vector memory": not fits,
+        "attention is axial": tokens == 0,
+        f"the head size is {head_size}, not a multiple of 8": head_size % 8 != 0,
+        f"{tokens} tokens do not fit the chip's vector memory": not fits,
     }
     found = [text for text, there in obstacles.items() if there]
     if asked == "fused" and found:
-        raise UserError(f"model.attention='fused' cannot be: {found[0]}; use 'auto'.")
+        raise UserError(f"model.attention='fused' is not supported: {found[0]}; use 'auto'.")
     return asked in ("auto", "fused") and not found
 
 
@@ -64,8 +64,8 @@ def dense(
 ) -> Array:
     """activation(x (..., i) times kernel (i, ...) plus bias), in `out_dtype` or `dtype`.
 
-    The axes (3, heads, e) of a kernel are folded into one: XLA lays a product with five axes out
-    with the batch in the lanes, and copies it. A split over the heads would be undone by that.
+    The axes (3, heads, e) of a kernel are flattened: XLA gives a product with five axes a layout
+    with the batch in the lanes, and copies it. Not if the heads are sharded, which it would undo.
     """
     out, features = jnp.dtype(out_dtype or dtype), kernel.shape[1:]
     if not mesh.heads_are_split(kernel):
@@ -99,8 +99,8 @@ def _affine_backward(out_dtype, kept, dy):
     d_kernel = mesh.gradient_of_kernel(multiply, x, dy) if dy.ndim == x.ndim else multiply(x, dy)
     if x.ndim == 3 and kernel.shape[1:] == (
         3 * len(kernel),
-    ):  # of a kernel's result: nothing fuses
-        ones = jnp.ones((*x.shape[:-1], 8), x.dtype)  # of one row, XLA would make a sum again
+    ):  # a kernel's result: nothing is fused
+        ones = jnp.ones((*x.shape[:-1], 8), x.dtype)  # with one row, XLA would make it a sum
         return dx, d_kernel, summed_in_float32(over_rows, ones, dy)[0]
     return dx, d_kernel, dy.astype(jnp.float32).sum(rows)
 
@@ -110,7 +110,7 @@ affine.defvjp(_affine_forward, _affine_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activated(activation: Activation, x: Array) -> Array:
-    """activation(x); for the gradient, x is kept and nothing else."""
+    """activation(x); the backward pass stores x only."""
     return activation(x)
 
 

@@ -1,4 +1,4 @@
-"""What training minimises: losses over logits and targets, one value for each example.
+"""What training minimises: losses over logits and targets, one value per example.
 
-May touch models.
+May import models.
 """

@@ -1,4 +1,4 @@
-"""Classification: labels, their losses, and what is right about an answer."""
+"""Classification: targets, losses and per-example metrics."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def classification(
     Args:
       apply: (params, images, key=None) -> logits (b, k).
       loss: (logits, targets) -> (b,).
-      mixup_alpha, cutmix_alpha: pairs of images are mixed, see `mixing.mix`; 0: not.
-      training_loss: measured under its own name beside the plain loss.
-      multilabel: an image has any number of labels; "label" is (b, k) of 0 and 1.
+      mixup_alpha, cutmix_alpha: see `mixing.mix`; 0: off.
+      training_loss: reported under its own name beside the plain loss.
+      multilabel: an image may have several labels; "label" is (b, k) of 0 and 1.
     """
 
     mixes = bool(mixup_alpha or cutmix_alpha)
 
     def prepared(batch: Batch, key: Randomness) -> tuple[Batch, Randomness]:
-        """Images in [-1, 1] and targets (b, k), mixed if they are to be; and the model's key."""
+        """Images in [-1, 1] and targets (b, k), mixed if configured; and the model's key."""
         is_mixed = mixes and batch["image"].dtype != jnp.uint8
         images = batch["image"] if is_mixed else models.normalise(batch["image"])
         targets = losses.one_hot(batch["label"], num_classes)
@@ -67,7 +67,7 @@ def measures(
     measured: Callable[..., dict[str, jax.Array]],
     training_loss: Callable | None = None,
 ) -> Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]:
-    """The function (params, batch) -> per-example results of `measured`, to be jitted."""
+    """The function (params, batch) -> per-example metrics of `measured`, to be jitted."""
 
     def measure(params: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         logits = apply(params, models.normalise(batch["image"]))
@@ -82,10 +82,10 @@ def measures_of(
     num_classes: int,
     training_loss: Callable | None = None,
 ) -> dict[str, jax.Array]:
-    """What is reported of logits (b, num_classes) and labels (b,).
+    """Per-example metrics of logits (b, num_classes) and labels (b,).
 
-    Returned are "correct", "top5", "prediction", "confidence" and "loss", each (b,): the plain
-    softmax cross-entropy, whatever a model was trained with, so that runs can be compared.
+    Returns "correct", "top5", "prediction", "confidence" and "loss", each (b,). The loss is the
+    plain softmax cross-entropy, whatever the training loss, so that runs can be compared;
     `training_loss` is reported under its own name beside it.
     """
     _, ranked = jax.lax.top_k(logits, min(5, num_classes))
@@ -109,10 +109,10 @@ def measures_of_several(
     num_classes: int,
     training_loss: Callable | None = None,
 ) -> dict[str, jax.Array]:
-    """The same of labels (b, k) of 0 and 1: "logits" (b, num_classes) and "loss" (b,).
+    """The same for labels (b, k) of 0 and 1: "logits" (b, num_classes) and "loss" (b,).
 
-    The loss is the plain sigmoid cross-entropy. What else is reported depends on all examples of a
-    class together (evaluation/multilabel.py).
+    The loss is the plain sigmoid cross-entropy. Other metrics need all examples of a class
+    together (evaluation/multilabel.py).
     """
     targets = losses.one_hot(labels, num_classes)
     results = {"logits": logits, "loss": losses.sigmoid_cross_entropy(logits, targets)}

@@ -1,4 +1,4 @@
-"""Whether an objective needs labels: known of its function, before any data or model exist."""
+"""Whether an objective needs labels: a mark on its function, known before data and model exist."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Make = TypeVar("Make", bound=Callable)
 
 
 def reads_no_labels(make: Make) -> Make:
-    """Marks a function that makes an objective: images without labels, or of one class, will do.
+    """Marks an objective's function: images without labels, or of one class, are accepted.
 
-    The labels in its batches may be anything.
+    The labels in its batches are arbitrary.
     """
-    setattr(make, "reads_labels", False)  # noqa: B010 (mypy knows no attributes of functions)
+    setattr(make, "reads_labels", False)  # noqa: B010 (mypy has no function attributes)
     return make
 
 
 def reads_labels(make: Callable) -> bool:
-    """Whether an objective's function is not marked so."""
+    """Whether an objective's function lacks that mark."""
     return getattr(make, "reads_labels", True)

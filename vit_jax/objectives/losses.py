@@ -1,6 +1,6 @@
 """Losses over logits (b, k) and targets (b, k); each returns one value per example, (b,).
 
-Of `class_weights` (k,), each multiplies what a label of its class costs; None: all are 1.
+`class_weights` (k,) multiply the loss of labels of each class; None: all are 1.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import optax
 
 
 def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
-    """(b,) integers to (b, k) float32; (b, k) targets, such as mixed or several labels, pass.
+    """(b,) integers to (b, k) float32; (b, k) targets (mixed, or several labels) pass unchanged.
 
-    Classes of which several labels know nothing, since the model has more, are in no example.
+    Classes that the model has beyond those of the labels are negative in every example.
     """
     if labels.ndim == 1:
         return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
@@ -50,8 +50,8 @@ def sigmoid_cross_entropy(
 ) -> jax.Array:
     """One binary cross-entropy per class, summed over the classes: pre-training's loss.
 
-    Smoothing s makes the targets 1 - s and s (0.9999 and 0.0001 for s = 1e-4). Class weights are of
-    the half that says that a class is there: -sum_k w_k t_k log p_k + (1 - t_k) log(1 - p_k).
+    Smoothing s makes the targets 1 - s and s (0.9999 and 0.0001 for s = 1e-4). Class weights apply
+    to the positive term: -sum_k w_k t_k log p_k + (1 - t_k) log(1 - p_k).
     """
     targets = (1 - label_smoothing) * targets + label_smoothing * (1 - targets)
     if class_weights is not None:

@@ -1,7 +1,7 @@
 """Masked patch prediction (Appendix B.1.2): a model is pre-trained on images without labels.
 
-Half of the patch embeddings are corrupted, and the model says what was there: by default the mean
-colour of the patch, one of 512. What the paper does not say is an argument of `masked_patches`.
+Half of the patch embeddings are corrupted, and the model predicts the original patch: by default
+its mean colour, one of 512. What the paper leaves open is an argument of `masked_patches`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Params = dict[str, Array]
 
 
 class Corruption(NamedTuple):
-    """Of N patches of each of b images; all (b, N).
+    """The corruption of N patches in each of b images; all (b, N).
 
-    corrupted: bool, what is to be predicted. masked: bool, of these, the embedding becomes the
-    learned one. source: int32, the number of the patch whose embedding stands there otherwise.
+    corrupted: bool, patches to predict. masked: bool, those that get the learned embedding.
+    source: int32, for the others the index of the patch whose embedding they get.
     """
 
     corrupted: Array
@@ -35,11 +35,11 @@ class Corruption(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is predicted of a patch.
+    """What is predicted for a patch.
 
-    outputs: how many numbers the head has for it. of: (b, h, w, 3) uint8 to (b, N, ...) targets.
-    loss: (outputs (b, N, outputs) float32, targets) -> (b, N). right: likewise, the share of the
-    predictions that are the target. picture: outputs to (b, N, rows, columns, 3) in [0, 255].
+    outputs: outputs of the head per patch. of: (b, h, w, 3) uint8 to (b, N, ...) targets.
+    loss: (outputs (b, N, outputs) float32, targets) -> (b, N). right: likewise, the fraction of
+    correct predictions. picture: outputs to (b, N, rows, columns, 3) in [0, 255].
     """
 
     outputs: int
@@ -66,26 +66,25 @@ def masked_patches(
 ) -> Objective:
     """The objective of self-supervised pre-training; labels are not read.
 
-    The corruption is that of embeddings without their positions: a masked patch still says where it
-    is, or else all masked patches of an image would have to get one prediction.
+    Embeddings are corrupted before position embeddings are added: otherwise all masked patches of
+    an image would get the same prediction.
 
     Args:
-      target: "mean_colour", one class of 2^(3 bits) a patch; "downsized", one for each part of the
-        patch made 4 x 4; "pixels", the squared error of every pixel in [-1, 1], their mean.
-      corrupted: share of the patches; 0.15, as of words in BERT, is slightly worse (B.1.2).
-      masked: share of these that becomes a learned embedding.
-      replaced: share of these that becomes the embedding of another patch. The rest stays.
-      bits: of a colour channel. Its values 0 to 255 are cut into 2^bits bins of one width, each
-        channel apart: the mean of 8-bit colours needs no statistics of the data.
-      exactly: the share is that of every image, to the nearest patch; otherwise each patch is drawn
-        by itself, as with words in BERT.
-      replaced_from: "image", another patch of the same image, so that no example depends on
-        the others of its batch; or "batch", any patch of the next image of the micro-batch.
-      hidden_layers: of the head, with GELU, each as wide as the model; 0 is a linear head, which
-        leaves the work to the model.
+      target: "mean_colour", one of 2^(3 bits) classes per patch; "downsized", one for each cell of
+        the patch resized to 4 x 4; "pixels", the mean squared error of pixels in [-1, 1].
+      corrupted: fraction of the patches; 0.15, as for words in BERT, is slightly worse (B.1.2).
+      masked: fraction of these that gets the learned embedding.
+      replaced: fraction of these that gets the embedding of another patch. The rest stays.
+      bits: per colour channel. Values 0 to 255 are divided into 2^bits equal bins, each channel
+        separately: no statistics of the data are needed.
+      exactly: the fraction holds in every image, to the nearest patch; otherwise each patch is
+        drawn independently, as words in BERT.
+      replaced_from: "image", another patch of the same image, so that examples are independent;
+        or "batch", any patch of the next image in the micro-batch.
+      hidden_layers: of the head, with GELU, each of the hidden size; 0 is a linear head.
 
     Raises:
-      UserError: the architecture has no patches, shares are impossible, or a name does not exist.
+      UserError: the architecture has no patches, a fraction is out of range, or an unknown name.
     """
     check(model, corrupted, masked, replaced, bits, replaced_from)
     wanted = target_of(target, model, bits)
@@ -127,7 +126,7 @@ def masked_patches(
         return mean_over(wanted.loss(y, wanted.of(batch["image"])), corruption.corrupted)
 
     def measure(params: Params, batch: Batch) -> dict[str, Array]:
-        # The same corruption of an image in every evaluation, however it is batched.
+        # The same corruption of an image in every evaluation, for any batch size.
         numbers = batch.get("index", jnp.arange(len(batch["image"])))
         corruption = over(random_bits.folded(jax.random.key(0), numbers))
         y = predict(params, batch["image"], corruption, None)
@@ -148,7 +147,7 @@ def masked_patches(
 def pictures(
     images: Array, corruption: Corruption, found: Array, grid: tuple[int, int], replaced_from: str
 ) -> dict[str, Array]:
-    """Images (b, h, w, c) as the model is given them, masks grey, and as it says they were."""
+    """Images (b, h, w, c) as the model sees them, masks in grey, and as it predicts them."""
     b, h, w, c = images.shape
     size = (h // grid[0], w // grid[1], c)
 
@@ -173,7 +172,7 @@ def check(
     bits: int,
     replaced_from: str,
 ) -> None:
-    """Raises UserError for what cannot be."""
+    """Raises UserError for options out of range."""
     where = "config.objective"
     if not isinstance(model, models.ViTConfig):
         raise UserError(
@@ -184,8 +183,8 @@ def check(
         raise UserError(f"{where}.corrupted={corrupted} must lie in (0, 1].")
     if min(masked, replaced) < 0 or masked + replaced > 1 + 1e-9:
         raise UserError(
-            f"{where}.masked={masked} and {where}.replaced={replaced} are shares of the corrupted "
-            "patches; they must be at least 0 and at most 1 together."
+            f"{where}.masked={masked} and {where}.replaced={replaced} are fractions of the "
+            "corrupted patches; they must not be negative, nor exceed 1 in sum."
         )
     if not 1 <= bits <= 8:
         raise UserError(f"{where}.bits={bits} must be 1 to 8; a colour channel has 8.")
@@ -226,7 +225,7 @@ def corrupt(z: Array, mask: Array, corruption: Corruption, replaced_from: str = 
 
 
 def mean_over(values: Array, where: Array) -> Array:
-    """(b, N) to (b,): the mean where it is asked for; 0 for an image where it is nowhere."""
+    """(b, N) to (b,): the mean over selected patches; 0 for an image with none."""
     where = where.astype(jnp.float32)
     return (values * where).sum(axis=1) / jnp.maximum(where.sum(axis=1), 1.0)
 
@@ -241,8 +240,8 @@ def target_of(name: str, model: models.ViTConfig, bits: int) -> Target:
     if name == "downsized":
         if height % 4 or width % 4:
             raise UserError(
-                f"config.objective.target='downsized' makes patches 4 x 4, and those of "
-                f"{model.variant} are {height} x {width}; choose mean_colour or pixels."
+                "config.objective.target='downsized' resizes patches to 4 x 4, which does not "
+                f"divide {height} x {width} of {model.variant}; choose mean_colour or pixels."
             )
         return colours(model.grid, 4, bits)
     if name == "pixels":
@@ -291,7 +290,7 @@ def colours(grid: tuple[int, int], side: int, bits: int) -> Target:
 
 
 def colour_classes(colour: Array, bits: int) -> Array:
-    """Colours (..., 3) in [0, 255] as whole numbers in [0, 2^(3 bits)); red is the highest."""
+    """Colours (..., 3) in [0, 255] as integers in [0, 2^(3 bits)); red is most significant."""
     levels = 2**bits
     bins = jnp.minimum((colour * (levels / 256)).astype(jnp.int32), levels - 1)
     return (bins[..., 0] * levels + bins[..., 1]) * levels + bins[..., 2]

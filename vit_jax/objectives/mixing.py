@@ -1,7 +1,7 @@
-"""Images mixed in pairs, of the whole batch: every example with its mirror place in it.
+"""Mixup and CutMix over the whole batch: every example with its mirror position.
 
-Who is paired follows from the place alone, how from the seed and the step: so mixing is the same on
-any number of devices, processes and parts of a batch, and after a resume.
+Pairs depend on the position alone and shares on seed and step, so mixing is the same for any number
+of devices, processes and micro-batches, and after a resume.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def mix(
     mixup_alpha: float = 0.0,
     cutmix_alpha: float = 0.0,
 ) -> Pair:
-    """`mixup` or `cutmix`, whichever alpha is above 0; with both, each in half of the steps.
+    """`mixup` or `cutmix`, whichever alpha is above 0; with both, each in half the steps.
 
     images: (b, h, w, c). targets: (b, k). Shapes stay as they are.
     """
@@ -36,7 +36,7 @@ def mix(
 
 
 def mixup(images: jax.Array, targets: jax.Array, alpha: float, key: jax.Array) -> Pair:
-    """Mixes every example with its mirror place in the batch (arXiv 1710.09412), as BiT fine-tunes.
+    """Mixes every example with its mirror position in the batch (arXiv 1710.09412), as BiT does.
 
     One share, drawn from Beta(alpha, alpha), for the whole batch; shapes stay as they are.
     """
@@ -48,16 +48,16 @@ def mixup(images: jax.Array, targets: jax.Array, alpha: float, key: jax.Array) -
 
 
 def cutmix(images: jax.Array, targets: jax.Array, alpha: float, key: jax.Array) -> Pair:
-    """Replaces a box of every image by that of its mirror place (arXiv 1905.04899, algorithm 1).
+    """Replaces a box of each image by that of its mirror position (arXiv 1905.04899, algorithm 1).
 
-    The box is of 1 - Beta(alpha, alpha) of the image, its centre anywhere, one for the whole batch;
-    what is outside the image is cut off. Targets are mixed by the share that is left.
+    One box for the whole batch: its area is 1 - Beta(alpha, alpha) of the image, its centre
+    uniform, clipped at the border. Targets are mixed by the remaining share.
     """
     area, down, across = jax.random.split(key, 3)
     side = jnp.sqrt(1 - jax.random.beta(area, alpha, alpha))
 
     def within(size: int, key: jax.Array) -> jax.Array:
-        """Which rows, or columns, (size,) the box covers."""
+        """The rows, or columns, (size,) that the box covers."""
         half = (side * size).astype(jnp.int32) // 2
         centre = jax.random.randint(key, (), 0, size)
         place = jnp.arange(size)

@@ -1,4 +1,4 @@
 """HTML pages, charts and figures that the commands draw.
 
-May touch runtime's records and configurations; it computes nothing.
+May import runtime's records and configurations; it computes nothing.
 """

@@ -1,4 +1,4 @@
-"""The paper's figures beside those of a run or an evaluation, as a part of their pages."""
+"""The paper's numbers beside those of a run or an evaluation, as a section of their pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_jax.config import flatten
 from vit_jax.pages import paper
 from vit_jax.pages.paper import IN21K, Known, Match
 
-#: Published weights by what their names have, in this order; those of other papers are no row.
+#: Published weights by parts of their names, in this order; those of other papers have no row.
 PUBLISHED = {
     r"augreg": "ImageNet-21k (AugReg)",
     r"-bit-|bit_models": "another data set (BiT)",
@@ -21,9 +21,9 @@ PUBLISHED = {
 
 
 def section(workdir: Path, evaluation: Mapping[str, object]) -> str:
-    """A table of what `evaluation` holds and the paper reports; "" where no row corresponds.
+    """A table of results in `evaluation` that the paper reports too; "" if no row corresponds.
 
-    workdir: of a run, or where an evaluation was written; its files say which model it is.
+    workdir: of a run, or of an evaluation; its files identify the model.
     """
     found = [
         (data, ours, match)
@@ -39,7 +39,7 @@ def section(workdir: Path, evaluation: Mapping[str, object]) -> str:
     notes = (
         "Variant, data set and image size are those of the paper's row. BiT-L and Noisy Student "
         "are other models, as Table 2 quotes them."
-        + (" VIVI and S4L are in Figure 2 alone, without numbers." if vtab else "")
+        + (" VIVI and S4L are in Figure 2 only, without numbers." if vtab else "")
     )
     return (
         "<section><h2>Beside the paper</h2><div class=scroll><table class=wide><thead><tr>"
@@ -70,7 +70,7 @@ def _row(data: str, ours: float, match: Match, vtab: bool) -> str:
 
 
 def facts(workdir: Path, evaluation: Mapping[str, object]) -> list[tuple[str, float, Known]]:
-    """(what tables call the data, percent, the model that was measured) of an evaluation."""
+    """(the data's name in tables, percent, the model) for results of an evaluation."""
     found = []
     for name, record in evaluation.items():
         if isinstance(record, Mapping):
@@ -82,9 +82,9 @@ def facts(workdir: Path, evaluation: Mapping[str, object]) -> list[tuple[str, fl
 
 
 def model_of(checkpoint: str, record: Mapping[str, object]) -> Known:
-    """What is known of a checkpoint: a workdir, a published name, or anything else.
+    """Facts about a checkpoint: a workdir, a published name, or anything else.
 
-    record: of its evaluation, which may have its "variant" and "image_size".
+    record: of its evaluation, which may have "variant" and "image_size".
     """
     directory = Path(checkpoint).expanduser()
     model = _json(directory / "model" / "config.json") or _json(directory / "config.json")
@@ -105,7 +105,7 @@ def model_of(checkpoint: str, record: Mapping[str, object]) -> Known:
 
 
 def is_as_published(model: Mapping[str, object], variant: str) -> bool:
-    """Whether a model's configuration, as far as it is there, is that of its variant's row."""
+    """Whether a model's configuration, as far as known, matches its variant's row."""
     row = paper.TABLE_1.get(variant.rpartition("+")[2].partition("/")[0])
     keys = ("num_layers", "hidden_size", "mlp_dim", "num_heads")
     same = all(
@@ -115,7 +115,7 @@ def is_as_published(model: Mapping[str, object], variant: str) -> bool:
 
 
 def origin(checkpoint: str, known: Known) -> Known:
-    """`known`, with what a checkpoint was pre-trained on, where its name or its run says so."""
+    """`known`, with the pre-training data of a checkpoint, if its name or its run says so."""
     config = flatten(_json(Path(checkpoint).expanduser() / "config.json"))
     if "data.dataset" not in config:
         for pattern, data in PUBLISHED.items():

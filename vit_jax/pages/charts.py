@@ -1,8 +1,7 @@
-"""Curves over steps as HTML figures: SVG paths made here, no library and no network.
+"""Curves over steps as HTML figures: SVG paths, without a library or the network.
 
-The labels are HTML and not SVG, so that they keep their size when the curves take the width of the
-screen. A few lines of JavaScript read out the values under the pointer; a figure says the same
-without them.
+The labels are HTML, not SVG, so that they keep their size when the curves stretch to the width of
+the screen. A few lines of JavaScript show the values under the pointer; the figure works without.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from typing import NamedTuple
 from vit_jax.config import human
 
 Points = list[tuple[int, float]]  # (step, value), NaN where the value was not finite
-MAX_POINTS = 600  # drawn per curve; a longer one is thinned without losing its extremes
+MAX_POINTS = 600  # maximum per curve; longer ones are thinned, keeping extremes
 
 
 class Curve(NamedTuple):
-    """One line of a chart; a smoothed curve has its raw values behind it."""
+    """One line of a chart; a smoothed curve is drawn over its raw values."""
 
     label: str
     points: Points
@@ -35,14 +34,14 @@ def chart(
     may_be_log: bool = False,
     from_zero: bool = False,
 ) -> str:
-    """A figure with one or more curves over steps, or a sentence if there is none to draw.
+    """A figure with one or more curves over steps, or a sentence if there is nothing to draw.
 
     Args:
-      title: in front of the figure.
-      curves: those without points are left out.
-      show: how a value is written; `number` if None.
-      may_be_log: the scale is logarithmic if the values span two powers of ten.
-      from_zero: the scale begins at zero, whatever the values.
+      title: above the figure.
+      curves: empty ones are left out.
+      show: formats a value; `number` if None.
+      may_be_log: use a logarithmic scale if the values span two powers of ten.
+      from_zero: the scale begins at zero.
     """
     show = show or number
     curves = [curve for curve in curves if curve.points]
@@ -58,7 +57,9 @@ def chart(
     ticks = _log_ticks(min(values), max(values)) if log else _ticks(values, from_zero)
     low, high = scale(ticks[0]), scale(ticks[-1])
     last_step = max(1, *(step for curve in curves for step, _ in curve.points))
-    steps = [tick for tick in _nice(0, last_step, 5) if tick <= last_step and tick == int(tick)]
+    steps = [
+        tick for tick in _round_ticks(0, last_step, 5) if tick <= last_step and tick == int(tick)
+    ]
 
     def x(step: float) -> float:
         return 1000 * step / last_step
@@ -94,14 +95,14 @@ def chart(
 
 
 def finite(points: Points) -> Points:
-    """The points whose value is a number."""
+    """The points with finite values."""
     return [point for point in points if math.isfinite(point[1])]
 
 
 def smooth(points: Points) -> Points:
-    """Averages over about 5% of the curve, from both sides, so that it lags behind in neither.
+    """Averages over about 5% of the curve, from both sides, so that there is no lag.
 
-    Where a value is not finite, there is none here either. [] for a short or a constant curve.
+    Non-finite values stay so. [] for a short or a constant curve.
     """
     values = {value for _, value in finite(points)}
     if len(points) < 20 or len(values) < 2:
@@ -113,7 +114,7 @@ def smooth(points: Points) -> Points:
 
 
 def _average(values: Sequence[float], keep: float) -> list[float]:
-    """Exponential moving average without the bias towards zero at its beginning."""
+    """Exponential moving average with bias correction."""
     total = weight = 0.0
     averages = []
     for value in values:
@@ -126,7 +127,7 @@ def _average(values: Sequence[float], keep: float) -> list[float]:
 def _too_little(
     curves: Sequence[Curve], values: Sequence[float], show: Callable[[float], str]
 ) -> str:
-    """What to say in place of a chart, or "" if there is enough to draw."""
+    """A sentence instead of a chart, or "" if there is enough to draw."""
     if not curves:
         return "Not logged."
     if not values:
@@ -140,7 +141,7 @@ def _too_little(
 
 
 def _describe(title: str, curves: Sequence[Curve], show: Callable[[float], str]) -> str:
-    """What a curve shows, for those who do not see it."""
+    """A description of the curves for screen readers."""
     said = []
     for curve in curves:
         points = finite(curve.raw or curve.points)
@@ -157,7 +158,7 @@ def _describe(title: str, curves: Sequence[Curve], show: Callable[[float], str])
 
 
 def _path(points: Points, x: Callable[[float], float], y: Callable[[float], float]) -> str:
-    """An SVG path through the points, with a gap where a value is not finite."""
+    """An SVG path through the points, with gaps at non-finite values."""
     parts, drawing = [], False
     for index, (step, value) in enumerate(points):
         if not math.isfinite(value):
@@ -172,7 +173,7 @@ def _path(points: Points, x: Callable[[float], float], y: Callable[[float], floa
 
 
 def thin(points: Points, limit: int = MAX_POINTS) -> Points:
-    """At most `limit` points: the lowest and the highest of each stretch, and both ends."""
+    """At most `limit` points: the lowest and the highest of each segment, and both ends."""
     if len(points) <= limit:
         return points
     size = math.ceil(2 * len(points) / (limit - 2))
@@ -190,7 +191,7 @@ def thin(points: Points, limit: int = MAX_POINTS) -> Points:
     return [points[i] for i in sorted(kept)]
 
 
-def _nice(low: float, high: float, count: int) -> list[float]:
+def _round_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers that enclose [low, high]."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -203,7 +204,7 @@ def _ticks(values: Sequence[float], from_zero: bool) -> list[float]:
     low, high = min(values), max(values)
     if low >= 0 and (from_zero or low < 0.4 * high):
         low = 0
-    return _nice(low, high, 4)
+    return _round_ticks(low, high, 4)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -234,4 +235,4 @@ def scientific(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-#: Expects the colours --ink, --soft, --line, --paper and --c0 to --c3.
+#: Needs the colours --ink, --soft, --line, --paper and --c0 to --c3.

@@ -1,4 +1,4 @@
-"""Several runs on one page: their curves over each other, and a table of what differs."""
+"""Several runs on one page: their curves in one chart, and a table of differences."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from vit_jax.pages.report import (
 )
 from vit_jax.runtime.logbook import duration_text
 
-#: As many as lines can be told apart: four colours, three ways to draw them.
+#: Number of distinguishable lines: four colours, three dash styles.
 MOST = 12
-#: What says nothing about a run.
+#: Settings that do not describe a run.
 NO_DIFFERENCE = ("name", "format")
 
 
 class One(NamedTuple):
-    """A run: what it is called on the page, its settings by dotted keys, and its record."""
+    """A run: its name on the page, its settings by dotted keys, and its log."""
 
     name: str
     config: dict[str, object]
@@ -48,15 +48,14 @@ def render(runs: Sequence[str | Path]) -> str:
       runs: working directories, finished or not, in the order of the page.
 
     Raises:
-      UserError: one is no run, is named twice or is damaged, or there are more than can be told
-        apart.
+      UserError: one is not a run, is given twice or is damaged, or there are too many.
     """
     places = [check_run(run) for run in runs]
     if len({place.resolve() for place in places}) < len(places):
-        raise UserError("A run is named twice; a comparison takes each once.")
+        raise UserError("A run is given twice; give each once.")
     if len(places) > MOST:
         raise UserError(
-            f"{len(places)} runs are too many: {MOST} lines can be told apart. Name fewer."
+            f"{len(places)} runs are too many: at most {MOST} lines are distinguishable."
         )
     found = [_read(name, place) for name, place in zip(_names(places), places, strict=True)]
     title = " · ".join(one.name for one in found)
@@ -77,7 +76,7 @@ def check_run(run: str | Path) -> Path:
     """The working directory of a run.
 
     Raises:
-      UserError: it is none; says which runs it holds, if it does.
+      UserError: it is not one; names the runs in it, if any.
     """
     place = Path(run).expanduser()
     if not place.is_dir():
@@ -85,12 +84,12 @@ def check_run(run: str | Path) -> Path:
     if (place / "config.json").exists() or (place / FILE_NAME).exists():
         return place
     inside = sorted(child.parent for child in place.glob(f"*/{FILE_NAME}"))
-    hint = f" It holds runs: name them, such as {inside[0]}." if inside else ""
-    raise UserError(f"{run} is no run: it has neither config.json nor {FILE_NAME}.{hint}")
+    hint = f" It contains runs: name them, such as {inside[0]}." if inside else ""
+    raise UserError(f"{run} is not a run: it has neither config.json nor {FILE_NAME}.{hint}")
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart."""
+    """The shortest distinct suffixes of the paths."""
     parts = [place.resolve().parts for place in places]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -105,7 +104,7 @@ def _read(name: str, place: Path) -> One:
 
 
 def _charts(runs: Sequence[One]) -> list[str]:
-    """Losses, every accuracy, learning rates and speeds, each with a line of every run."""
+    """Losses, every accuracy, learning rates and speeds, each with a line per run."""
     accuracies = dict.fromkeys(key for one in runs for key in accuracies_of(one.series))
     rows: list[tuple[str, str, Callable[[float], str] | None]] = [
         ("Training loss", "train/loss", None),
@@ -133,7 +132,7 @@ def _curve(one: One, key: str) -> charts.Curve:
 
 
 def _results(runs: Sequence[One]) -> dict[str, list[str]]:
-    """{row: a cell for each run} of how far they are, and what came out."""
+    """{row: a cell per run} for progress and results."""
     rows = {
         "state": [
             "finished" if is_finished(one.records) else "not finished" if one.records else "–"
@@ -169,7 +168,7 @@ def _best(points: charts.Points) -> str:
 
 
 def _settings(runs: Sequence[One]) -> str:
-    """The settings in which the runs differ; – where a run does not have one."""
+    """The settings in which the runs differ; – where a run lacks one."""
     keys = sorted({key for one in runs for key in one.config})
     rows: dict[str, list[str]] = {}
     for key in keys:

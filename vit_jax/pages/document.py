@@ -1,4 +1,4 @@
-"""One document for every page that a command draws: all inside one file, which asks for nothing."""
+"""The document of every page: a single self-contained file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TEMPLATES = Path(__file__).with_name("templates")
 def document(
     title: str, parts: Sequence[str], *, script: str = "", refresh: int | None = None
 ) -> str:
-    """A whole page of these pieces of HTML; its policy forbids it the network.
+    """A whole page from pieces of HTML; its content policy forbids network access.
 
     Args:
-      script: a file of `templates/` that moves it, e.g. "charts.js".
-      refresh: seconds after which a browser reads the file again; None: never.
+      script: a file in `templates/`, e.g. "charts.js".
+      refresh: seconds after which a browser reloads the page; None: never.
     """
     return Template(_read("page.html")).substitute(
         title=escape(title),
@@ -36,13 +36,13 @@ def document(
 
 
 def header(kind: str, title: str, facts: str = "") -> str:
-    """How every page begins. kind: of page. facts: HTML, a line or two below the title."""
+    """The header of every page. kind: of page. facts: HTML, a line or two below the title."""
     line = f"<p class=facts>{facts}</p>" if facts else ""
     return f"<header><p class=eyebrow>{escape(kind)}</p><h1>{escape(title)}</h1>{line}</header>"
 
 
 def footer(origin: str) -> str:
-    """How every page ends. origin: what it is made of."""
+    """The footer of every page. origin: the source of its data."""
     return f"<footer>vit_jax {escape(__version__)}, from {escape(origin)}</footer>"
 
 
@@ -60,7 +60,7 @@ def facts_table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def data_url(image: np.ndarray, size: int | None = None) -> str:
-    """An image (h, w, 3) uint8 as a data: address, at most `size` pixels wide."""
+    """An image (h, w, 3) uint8 as a data: URL, at most `size` pixels wide."""
     picture = PIL.Image.fromarray(image)
     if size and picture.width > size:
         picture = picture.resize((size, round(picture.height * size / picture.width)))

@@ -1,6 +1,6 @@
-"""`evaluation.html`: what `vit-jax evaluate` has found of a model, on one page.
+"""`evaluation.html`: the results of `vit-jax evaluate`, on one page.
 
-It is made of the files of its directory alone: evaluation.json, pictures, links to the CSV files.
+It is built from the files of its directory only: evaluation.json, pictures, links to CSV files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vit_jax.pages import beside, charts
 from vit_jax.pages.document import document, footer, header
 
 FILE = "evaluation.html"
-#: What stands above a protocol's numbers and below its pictures.
+#: Headings of protocols and captions of pictures.
 TITLES = {
     "classification": "Classification",
     "fewshot": "Few-shot linear accuracy",
@@ -28,13 +28,13 @@ TITLES = {
     "vtab": "VTAB-1k",
 }
 CAPTIONS = {
-    "confusion": "Which class is taken for which",
-    "reliability": "Confidence against accuracy: calibration",
-    "mistakes": "The surest mistakes",
+    "confusion": "Confusion matrix",
+    "reliability": "Calibration: accuracy against confidence",
+    "mistakes": "Mistakes with the highest confidence",
 }
-#: More classes than this are shown when they are asked for.
+#: More classes than this are folded.
 FOLDED = 20
-#: Numbers that are shown in percent.
+#: Numbers shown in percent.
 SHARES = ("accuracy", "calibration_error", "mAP", "precision", "recall", "f1")
 
 
@@ -86,7 +86,7 @@ def _picture(file: Path) -> str:
 
 
 def table(evaluation: Mapping[str, object]) -> str:
-    """The numbers of an evaluation, one a row, with shares in percent."""
+    """The numbers of an evaluation, one per row, fractions in percent."""
     rows, classes = [], ""
     for key, value in flatten(evaluation).items():
         if isinstance(value, list) and all(isinstance(row, Mapping) for row in value) and value:
@@ -108,7 +108,7 @@ def table(evaluation: Mapping[str, object]) -> str:
 
 
 def _shown(key: str, value: object) -> str:
-    """A number or a word as it is written."""
+    """A number or a word as text."""
     if value is None:
         return "not measured"
     if isinstance(value, int) and not isinstance(value, bool):
@@ -124,7 +124,7 @@ def _row(name: str, text: str) -> str:
 
 
 def _classes(rows: list[Mapping[str, object]]) -> str:
-    """Every class in a row, folded where there are many."""
+    """A table with a row per class, folded if there are many."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f"<th scope=col>{escape(key)}</th>" for key in columns)
     body = []
@@ -140,7 +140,7 @@ def _classes(rows: list[Mapping[str, object]]) -> str:
 
 
 def _results(rows: list[Mapping[str, object]]) -> list[tuple[str, str]]:
-    """Rows of results, by what they are of: ("tfds:pets, shots 5, ...", "93.20%")."""
+    """Rows of results: ("tfds:pets, shots 5, ...", "93.20%")."""
     found = []
     for row in rows:
         of = ", ".join(

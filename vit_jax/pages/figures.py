@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 else:
-    Figure = object  # which costs no import
+    Figure = object  # without importing it
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure that belongs to no window, and its axes (rows, columns)."""
+    """A figure without a window, and its axes (rows, columns)."""
     import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 
 
 def import_matplotlib() -> None:
-    """Imports matplotlib whatever MPLBACKEND says: a notebook's backend may not exist here."""
+    """Imports matplotlib, ignoring MPLBACKEND: a notebook's backend may not exist here."""
     if "matplotlib" in sys.modules:
         return
     given = os.environ.pop("MPLBACKEND", None)
@@ -36,12 +36,12 @@ def import_matplotlib() -> None:
 
     if given is not None:
         os.environ["MPLBACKEND"] = given
-        with contextlib.suppress(ValueError):  # what the person chose, for figures of their own
+        with contextlib.suppress(ValueError):  # the user's choice, for their own figures
             matplotlib.rcParams["backend"] = given
 
 
-def bare(axes: Axes) -> None:
-    """No ticks and no frame: the picture is all there is."""
+def hide_axes(axes: Axes) -> None:
+    """Removes ticks and frame."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

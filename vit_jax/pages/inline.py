@@ -1,4 +1,4 @@
-"""`vit_jax.report`: the page of a run, which a notebook shows where it is asked for."""
+"""`vit_jax.report`: the page of a run, shown inline in a notebook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vit_jax.pages.report import write_report
 
 
 class Page:
-    """A page in the file `path`; a notebook shows it, in a frame of its own style."""
+    """A page in the file `path`; a notebook shows it in an iframe."""
 
     def __init__(self, path: Path, height: int):
         self.path, self.height = path, height

@@ -1,9 +1,8 @@
 """What the paper reports (arXiv 2010.11929v2): Tables 2, 5, 6, 7, 8 and 9, in percent.
 
-A run corresponds to a row where its variant, the data set that it is evaluated on and its image
-size are the row's. What else the row says (pre-training data, epochs, optimizer) must not
-contradict what is known of the run; where it is not known, the figure is shown under that
-condition.
+A run corresponds to a row if its variant, evaluation data and image size are the row's. The row's
+other properties (pre-training data, epochs, optimizer) must not contradict those of the run; if
+unknown, the number is shown with that condition.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ from typing import NamedTuple
 
 
 class Cell(NamedTuple):
-    """A figure of the paper. deviation: over three runs, where it is given.
+    """A number of the paper. deviation: over three runs, if given.
 
-    data: as the rows of DATA_SETS are called. size: pixels of a side. pretrained: on which data,
-    "" where the paper does not say. epochs, optimizer, embedding: None or "" where a table does not
-    tell its rows apart by them.
+    data: a name in DATA_SETS. size: pixels per side. pretrained: on which data, "" if the paper
+    does not say. epochs, optimizer, embedding: None or "" if a table's rows do not differ in them.
     """
 
     table: str
@@ -33,7 +31,7 @@ class Cell(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known of a run; "" and None where it is not."""
+    """Facts about a run; "" and None if unknown."""
 
     variant: str
     size: int
@@ -47,7 +45,7 @@ IN, REAL, C10, C100 = "ImageNet", "ReaL", "CIFAR-10", "CIFAR-100"
 PETS, FLOWERS, VTAB, FIVE_SHOT = "Pets", "Flowers", "VTAB", "ImageNet 5-shot"
 IN21K, JFT = "ImageNet-21k", "JFT"
 
-#: {data spec: (what tables call it, the split that the paper evaluates on)}
+#: {data spec: (name in tables, the split that the paper evaluates on)}
 DATA_SETS = {
     "tfds:imagenet2012": (IN, "validation"),
     "tfds:cifar10": (C10, "test"),
@@ -55,7 +53,7 @@ DATA_SETS = {
     "tfds:oxford_iiit_pet": (PETS, "test"),
     "tfds:oxford_flowers102": (FLOWERS, "test"),
 }
-#: {data spec: what was pre-trained on}
+#: {data spec: name as pre-training data}
 PRETRAINING = {"tfds:imagenet2012": IN, "tfds:imagenet21k": IN21K, "tfds:jft": JFT}
 
 #: Layers, width, MLP and heads.
@@ -79,7 +77,7 @@ TABLE_2 = {
     VTAB: ("77.63±0.23", "76.28±0.46", "72.72±0.21", "76.29±1.70", "–"),
 }
 
-#: Validation images of ImageNet that have a reassessed label.
+#: Validation images of ImageNet with reassessed labels.
 REAL_IMAGES = 46_837
 
 TABLE_5_COLUMNS = (C10, C100, IN, REAL, FLOWERS, PETS)
@@ -199,16 +197,16 @@ def cells() -> Iterator[Cell]:
 
 
 class Match(NamedTuple):
-    """condition: what is not known of the run and the figure is of; "" where all is known."""
+    """condition: under which the number applies, if not known of the run; otherwise ""."""
 
     cell: Cell
     condition: str
 
 
 def matches(known: Known, data: str) -> list[Match]:
-    """The figures that a run corresponds to, by the rule above.
+    """The numbers that a run corresponds to, by the rule above.
 
-    data: as tables call it: "CIFAR-10", "vtab:dtd", ...
+    data: its name in tables: "CIFAR-10", "vtab:dtd", ...
     """
     found = []
     for cell in cells():
@@ -233,12 +231,12 @@ def matches(known: Known, data: str) -> list[Match]:
 
 
 def others(data: str) -> tuple[str, str]:
-    """BiT-L and Noisy Student on a data set, as Table 2 prints them; a dash where it does not."""
+    """BiT-L and Noisy Student on a data set, as in Table 2; a dash if missing there."""
     return TABLE_2[data][3:] if data in TABLE_2 else ("–", "–")
 
 
 def data_set(spec: str) -> str:
-    """What tables call the data of a spec with its split, "tfds:cifar10[test]"; "" if none does."""
+    """The name in tables of a spec with its split, "tfds:cifar10[test]"; "" if there is none."""
     base, _, split = spec.partition("[")
     split = split.removesuffix("]")
     if base.startswith("vtab:"):
@@ -249,7 +247,7 @@ def data_set(spec: str) -> str:
 
 
 def measured(evaluation: Mapping[str, object]) -> dict[str, float]:
-    """{what tables call it: percent} of an evaluation.json."""
+    """{name in tables: percent} from an evaluation.json."""
     found: dict[str, float] = {}
 
     def note(data: str, accuracy: object) -> None:

@@ -1,6 +1,6 @@
-"""`WORKDIR/report.html`: the curves and numbers of a run on one page that needs nothing else.
+"""`WORKDIR/report.html`: the curves and numbers of a run on one self-contained page.
 
-Style, curves and the few lines of JavaScript are inside; the page forbids itself the network.
+Style, curves and a few lines of JavaScript are inline; its content policy forbids network access.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
 
 Records = list[dict[str, float]]  # see runtime/logbook.py
 Stage = tuple[str, Records]  # heading, records
-#: Of accuracies, where they are not in the middle.
+#: Scale of accuracies, if they are not in the middle.
 PLACES = {"eval/accuracy": 0, "train_eval/accuracy": 2, "train_eval/top5_accuracy": 3}
-#: Seconds after which a browser reads the page of a run that is not finished again.
+#: Seconds after which a browser reloads the page of an unfinished run.
 REFRESH = 30
 
 
 def write_report(workdir: str | os.PathLike[str]) -> Path:
-    """Writes `report.html` from the record of the run in `workdir`, finished or not.
+    """Writes `report.html` from the log of the run in `workdir`, finished or not.
 
-    Read are `metrics.jsonl`, `config.json` and `evaluation.json`, and `pretrain/metrics.jsonl` of a
+    It reads `metrics.jsonl`, `config.json` and `evaluation.json`, and `pretrain/metrics.jsonl` of a
     run in two stages; each may be missing.
 
     Raises:
@@ -146,18 +146,18 @@ def _header(title: str, config: Mapping[str, object], stages: Sequence[Stage]) -
     elif is_finished(stages[-1][1]):
         state = f"Finished.{_kept(flat, last)}"
     else:
-        state = f"Not finished: the last record is of step {last['step']:,}."
+        state = f"Not finished: last record at step {last['step']:,}."
     return header("Training report", title, "<br>".join(filter(None, (line, state))))
 
 
 def _kept(flat: Mapping[str, object], last: Mapping[str, float]) -> str:
-    """Which step the model is of, if the best was kept (training/best.py)."""
+    """The step of the model, if the best was kept (training/best.py)."""
     if "best/step" not in last:
         return ""
     metric = str(flat.get("keep_best") or "").removeprefix("min:").removeprefix("max:")
     value = last.get(f"best/{metric}", math.nan)
     shown = charts.percent(value) if metric.endswith("accuracy") else charts.number(value)
-    return f" The model is that of step {last['best/step']:,}, the best {metric}: {shown}."
+    return f" The model is from step {last['best/step']:,}, with the best {metric}: {shown}."
 
 
 def _stage(name: str, records: Records) -> str:
@@ -205,7 +205,7 @@ def _stage(name: str, records: Records) -> str:
 
 
 def _summary(records: Records, series: Mapping[str, charts.Points]) -> str:
-    """The row of numbers that a reader looks for first."""
+    """The row of main numbers."""
     cells: list[tuple[str, str, str]] = []  # name, value, note
     for key, points in list(accuracies_of(series).items())[:1]:
         if finite := charts.finite(points):

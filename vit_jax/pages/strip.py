@@ -1,4 +1,4 @@
-"""Pictures of what a model is fed and of what it predicts: files of a run, parts of its report."""
+"""Pictures of a model's input and of its predictions: files of a run, parts of its report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vit_jax import files
 from vit_jax.pages.document import data_url
 
 FILE, FED = "objective.png", "fed.png"
-#: Of what is fed: images in a row, rows, and the pixels of a side.
+#: Input images: per row, number of rows, and pixels per side.
 ACROSS, DOWN, SIDE = 8, 2, 128
 
 
 def write(rows: Mapping[str, np.ndarray], workdir: Path) -> None:
-    """`WORKDIR/objective.png`: a row of pictures (b, h, w, 3) uint8 for each name."""
+    """`WORKDIR/objective.png`: a row of pictures (b, h, w, 3) uint8 per name."""
     size = max(64, next(iter(rows.values())).shape[1])
     lines = []
     for pictures in rows.values():
@@ -35,7 +35,7 @@ def write(rows: Mapping[str, np.ndarray], workdir: Path) -> None:
 
 
 def write_fed(images: np.ndarray, labels: str, workdir: Path) -> None:
-    """`WORKDIR/fed.png`: some images of a batch (b, h, w, 3) uint8 as the model is fed them.
+    """`WORKDIR/fed.png`: some images of a batch (b, h, w, 3) uint8, as input to the model.
 
     labels: of these images, in words.
     """
@@ -51,19 +51,19 @@ def write_fed(images: np.ndarray, labels: str, workdir: Path) -> None:
 
 
 def fed_section(workdir: Path) -> str:
-    """The images that a run was fed first, if they were kept."""
-    caption = "The first training images, as they are cropped and augmented: {}."
-    return _figure(workdir / FED, "labels", "What the model is fed", caption)
+    """The first input images of a run, if stored."""
+    caption = "The first training images, cropped and augmented: {}."
+    return _figure(workdir / FED, "labels", "Input of the model", caption)
 
 
 def section(workdir: Path) -> str:
     """The pictures of an objective, if there are any."""
     caption = "Rows: {}; the first images of the evaluation."
-    return _figure(workdir / FILE, "rows", "What was predicted", caption)
+    return _figure(workdir / FILE, "rows", "Predictions", caption)
 
 
 def _figure(file: Path, key: str, heading: str, caption: str) -> str:
-    """A picture with what it says of itself under `key`; "" if there is none."""
+    """A picture with the caption in its metadata under `key`; "" if there is none."""
     if not file.exists():
         return ""
     with PIL.Image.open(file) as image:

@@ -13,7 +13,7 @@ from vit_jax.pages.document import document, footer, header
 
 
 class Trial(NamedTuple):
-    """link: of its own page, "" if there is none. state: "" if it has its result."""
+    """link: of its own page, or "". state: "" if it has a result."""
 
     name: str
     link: str
@@ -21,7 +21,7 @@ class Trial(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Trials that differ in their seed alone. cells: {metric: ((mean, deviation), trials)}."""
+    """Trials that differ only in their seed. cells: {metric: ((mean, deviation), trials)}."""
 
     group: str
     cells: Mapping[str, tuple[tuple[float, float | None], int]]
@@ -63,7 +63,7 @@ def render(
 
 def _figure(figure: Path | None, title: str) -> str:
     if figure is None:
-        return "<p class=empty>The figure is drawn when all trials have their result.</p>"
+        return "<p class=empty>The figure is drawn when all trials have a result.</p>"
     address = base64.b64encode(figure.read_bytes()).decode()
     return f'<figure><img src="data:image/svg+xml;base64,{address}" alt="{escape(title)}"></figure>'
 
@@ -81,7 +81,7 @@ def _table(
         body.append(f"<tr><th scope=row>{escape(row.group)}</th>{texts}</tr>")
     note = "Mean ± standard deviation over seeds."
     if paper:
-        note += " The paper's values are of its own data and models; – where it tabulates none."
+        note += " The paper's values are for its own data and models; – where it has none."
     return (
         f"<section><h2>Results</h2><div class=scroll><table class=wide><thead><tr>{head}</tr>"
         f"</thead><tbody>{''.join(body)}</tbody></table></div><p>{escape(note)}</p></section>"

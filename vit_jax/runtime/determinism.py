@@ -1,7 +1,7 @@
-"""The same bits from the same program on GPUs: XLA is asked before JAX begins.
+"""Bitwise determinism on GPUs, by XLA flags that are set before JAX starts.
 
-CPUs and TPUs compute a program alike each time. On GPUs sums by atomic additions end in any order,
-and which of several kernels is taken is decided by a race between them.
+CPUs and TPUs are deterministic. On GPUs atomic additions complete in any order, and autotuning
+chooses kernels by timing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import jax
 
 from vit_jax.errors import UserError
 
-#: No kernel whose bits depend on the moment, cuDNN's attention included, and none chosen by timing.
+#: No nondeterministic kernels, cuDNN's attention included, and no autotuning.
 FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
 def ask() -> None:
-    """Adds FLAGS to XLA_FLAGS; what is there of them stays."""
+    """Adds FLAGS to XLA_FLAGS; those already set are kept."""
     given = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.partition("=")[0] for flag in given}
     given += [flag for flag in FLAGS if flag.partition("=")[0] not in names]
@@ -30,5 +30,5 @@ def check() -> None:
     if jax.default_backend() == "gpu" and missing:
         raise UserError(
             f"config.deterministic needs XLA_FLAGS={' '.join(missing)!r} in the environment before "
-            "JAX begins; `vit-jax train` sets it, a program of your own must."
+            "JAX starts; `vit-jax train` sets it, your own program must."
         )

@@ -1,4 +1,4 @@
-"""Processes: joining a job of several, and being asked to stop."""
+"""Multi-process jobs: joining one, and handling requests to stop."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from vit_jax.errors import ALONE, UserError
 def join(
     coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, patience: int = 300
 ) -> None:
-    """Joins the other processes of the job, if there are any. Call before anything uses a device.
+    """Joins the other processes of the job, if any. Call before a device is used.
 
-    With no arguments, JAX finds out from SLURM, GKE, Cloud TPU or Open MPI; without a launcher, and
-    with `num_processes=1` alone, it stays alone.
+    With no arguments, JAX detects SLURM, GKE, Cloud TPU or Open MPI; without a launcher, or with
+    `num_processes=1` only, this is a single-process job.
 
     Args:
-      patience: seconds to wait for the others; then the process ends with ALONE.
+      patience: seconds to wait for the others, after which the process exits with ALONE.
 
     Raises:
-      UserError: only some of the three arguments are given, or they cannot be.
+      UserError: only some of the three arguments are given, or they are invalid.
     """
     if num_processes == 1 and not coordinator and process_id in (-1, 0):
         return
@@ -44,7 +44,7 @@ def join(
         jax.distributed.initialize,
         heartbeat_timeout_seconds=30,
         shutdown_timeout_seconds=30,
-        initialization_timeout=patience + 60,  # JAX would abort without a word of ours
+        initialization_timeout=patience + 60,  # JAX would abort without our message
     )
     given = (bool(coordinator), num_processes != 0, process_id != -1)
     if all(given):
@@ -66,7 +66,7 @@ def join(
 
 
 def check_port(coordinator: str) -> None:
-    """Raises UserError if the port that process 0 is to open is taken: JAX would crash on it."""
+    """Raises UserError if the port of process 0 is in use: JAX would crash on it."""
     host, _, port = coordinator.rpartition(":")
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as opened:
@@ -74,13 +74,13 @@ def check_port(coordinator: str) -> None:
             opened.bind(("", int(port)))
     except OSError as error:
         raise UserError(
-            f"Port {port} of this machine cannot be opened for the other processes "
+            f"Port {port} on this machine cannot be opened for the other processes "
             f"({error.strerror}); give all processes a --coordinator with a free port."
         ) from error
 
 
 def check_place(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Raises UserError if there is no such process or no such address; the flag is named."""
+    """Raises UserError for an invalid process id or address; names the flag."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as 10.0.0.1:8476.")
@@ -88,12 +88,12 @@ def check_place(coordinator: str, num_processes: int, process_id: int) -> None:
         raise UserError(f"--num_processes={num_processes} is not a positive number.")
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process_id={process_id} is none of --num_processes={num_processes}: give 0 to "
-            f"{num_processes - 1}."
+            f"--process_id={process_id} is out of range; give 0 to {num_processes - 1} with "
+            f"--num_processes={num_processes}."
         )
 
 
-#: How often a process that waits says so, in seconds.
+#: Interval of a waiting process's messages, in seconds.
 SAY_EVERY = 20.0
 
 
@@ -101,7 +101,7 @@ SAY_EVERY = 20.0
 def waiting(
     patience: int, coordinator: str = "", num_processes: int = 0, process_id: int = -1
 ) -> Iterator[None]:
-    """Says what a process that joins is waiting for, and ends it when its patience is over."""
+    """Reports what a joining process waits for, and exits when its patience is over."""
     joined = threading.Event()
 
     def watch() -> None:
@@ -130,19 +130,19 @@ def waiting(
 
 
 def _roll_call(coordinator: str, num_processes: int, process_id: int) -> str:
-    """What this process can see of the others: who is connected, or that process 0 is not there."""
+    """What is known of the others: who is connected, or that process 0 does not respond."""
     if not coordinator:
         tasks = _count("SLURM_NTASKS")
         if tasks > 1:
-            return f"; SLURM_NTASKS={tasks}: did srun start every task, and do they still run?"
+            return f"; SLURM_NTASKS={tasks}: did srun start every task, and are all still running?"
         return "; is every process of the job running?"
     host, _, port = coordinator.rpartition(":")
     if process_id != 0:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:
-            return f"; process 0 does not answer at {coordinator} ({error})"
-        return f"; process 0 answers at {coordinator} and waits as well"
+            return f"; process 0 does not respond at {coordinator} ({error})"
+        return f"; process 0 responds at {coordinator} and waits as well"
     others = [
         connection.raddr.ip.removeprefix("::ffff:")
         for connection in psutil.Process().net_connections("tcp")
@@ -150,8 +150,8 @@ def _roll_call(coordinator: str, num_processes: int, process_id: int) -> str:
     ]
     seen = ", ".join(f"{ip} x{others.count(ip)}" for ip in sorted(set(others))) or "none"
     return (
-        f" at {coordinator}; {num_processes} processes are to connect, this one included, and "
-        f"these have: {seen}. Is every process running, with the same --coordinator?"
+        f" at {coordinator}; of {num_processes} processes, this one included, these have "
+        f"connected: {seen}. Is every process running, with the same --coordinator?"
     )
 
 
@@ -161,7 +161,7 @@ def _several_processes() -> bool:
         if not _in_batch_script():
             return True
         print(
-            f"SLURM_NTASKS={tasks}, but srun has not started this process: it runs alone. For a "
+            f"SLURM_NTASKS={tasks}, but srun did not start this process: it runs alone. For one "
             "process per task: srun vit-jax train ...",
             file=sys.stderr,
             flush=True,
@@ -174,16 +174,16 @@ def _several_processes() -> bool:
 
 
 def _in_batch_script() -> bool:
-    """Whether SLURM runs this process, but not as a task of a step: in a batch script itself."""
+    """Whether this process runs in a SLURM batch script, not as a task of srun."""
     step = os.environ.get("SLURM_STEP_ID", "")
     return bool(os.environ.get("SLURM_JOB_ID")) and not (step.isdigit() and int(step) < 2**32 - 16)
 
 
 def _count(variable: str) -> int:
-    """A number of the environment; one that is not set, or empty, is 1.
+    """A number from the environment; 1 if unset or empty.
 
     Raises:
-      UserError: it is no number.
+      UserError: it is not a number.
     """
     text = os.environ.get(variable, "").strip() or "1"
     if not (text.isascii() and text.isdigit()):
@@ -192,9 +192,9 @@ def _count(variable: str) -> int:
 
 
 def _on_cloud_tpu_slice() -> bool:
-    """Whether this machine is one of several of a Cloud TPU slice: its metadata server knows.
+    """Whether this machine is one of several in a Cloud TPU slice, by its metadata server.
 
-    Asked only where it may matter, with libtpu installed and the TPU not ruled out.
+    Queried only with libtpu installed and the TPU not disabled.
     """
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if (platforms and "tpu" not in platforms) or "TPU_SKIP_MDS_QUERY" in os.environ:
@@ -206,7 +206,7 @@ def _on_cloud_tpu_slice() -> bool:
 
 
 def _instance_attribute(name: str) -> str:
-    """An attribute of this Google Cloud machine; empty if it has none, or is none."""
+    """A metadata attribute of this Google Cloud machine; empty if missing, or elsewhere."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     request = urllib.request.Request(
         f"http://{server}/computeMetadata/v1/instance/attributes/{name}",
@@ -219,7 +219,7 @@ def _instance_attribute(name: str) -> str:
         return ""
 
 
-#: What an error of a collective or of the coordinator says when another process is gone.
+#: Texts in errors of collectives or the coordinator that mean another process is gone.
 LOST = re.compile(
     r"gloo|connection (reset|closed|refused)|heartbeat|nccl.*(abort|remote)|unhealthy|"
     r"peer|UNAVAILABLE|DEADLINE_EXCEEDED",
@@ -227,12 +227,12 @@ LOST = re.compile(
 )
 
 
-#: How a status of XLA begins: of some programs it comes as a ValueError instead of JAX's own.
+#: Prefixes of XLA statuses, which some programs raise as ValueError instead of JAX's own.
 STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b")
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an error of this process means that another process of the job is gone."""
+    """Whether an error means that another process of the job is gone."""
     of_xla = isinstance(error, jax.errors.JaxRuntimeError) or (
         isinstance(error, ValueError | RuntimeError)
         and not isinstance(error, UserError)
@@ -242,10 +242,10 @@ def lost_peer(error: BaseException) -> bool:
 
 
 class StopRequest:
-    """Notices SIGTERM and the first Ctrl-C; a run asks `requested` after steps and batches.
+    """Handles SIGTERM and the first Ctrl-C; a run polls `requested` after steps and batches.
 
-    With several processes JAX's own preemption service agrees on one moment for all of them. A
-    second Ctrl-C stops at once.
+    With several processes, JAX's preemption service makes all of them agree on one step. A second
+    Ctrl-C stops immediately.
     """
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         watched = [signal.SIGINT]
-        if jax.process_count() == 1:  # otherwise JAX has its own handler, which must stay
+        if jax.process_count() == 1:  # otherwise keep JAX's own handler
             watched.append(signal.SIGTERM)
         for number in watched:
             self._previous[number] = signal.signal(number, self._notice)
@@ -270,20 +270,20 @@ class StopRequest:
         self._signalled = True
 
     def requested(self) -> bool:
-        """Whether to save and stop now; the same answer on every process.
+        """Whether to save and stop now; the same on every process.
 
-        They must ask equally often: after each step, and after each batch of an evaluation.
+        All must call it equally often: after each step and each batch of an evaluation.
         """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(next(_asked))
         return self._signalled
 
 
-#: How often this process has asked: JAX agrees on one of these numbers, which must only rise.
+#: Number of calls so far: JAX agrees on one of these, and they must increase.
 _asked = itertools.count(1)
 
 
 def say(text: str) -> None:
-    """A line for the person who waits; one process speaks."""
+    """Prints a line, on process 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)

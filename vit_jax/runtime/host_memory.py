@@ -1,6 +1,6 @@
-"""The memory of a process that computes on CPUs: freed pages are kept for the next step.
+"""Memory of a process that computes on CPUs: malloc retains freed pages for the next step.
 
-How much of it there is: what the process holds now, and the most that it held.
+Also the resident memory of the process, now and at its peak.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import os
 import platform
 import time
 
-# Of glibc's malloc.h, and its defaults.
+# From glibc's malloc.h, and its defaults.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 BYTES_TO_TRIM, BYTES_TO_MAP, MAPPINGS = 128 << 10, 128 << 10, 65_536
-ALIGNMENT, SPARE = 4 << 10, 64 << 20  # more than it takes; what else may be free
-PIECES = 8  # that are occupied at most
+ALIGNMENT, SPARE = 4 << 10, 64 << 20  # tolerated free memory beyond a step's temporaries
+PIECES = 8  # maximum number of blocks held
 
-#: What JAX finds an accelerator through.
+#: Packages by which JAX finds an accelerator.
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 
 _kept = False
-_occupied: list[int] = []  # addresses
+_held_blocks: list[int] = []  # addresses
 
 
 def keep_freed_pages() -> bool:
-    """Makes malloc keep what is freed, where JAX will compute on CPUs. Returns whether it does.
+    """Makes malloc retain freed memory if JAX will compute on CPUs. Returns whether it does.
 
-    XLA asks for the memory of a step, gigabytes in one piece, at every step anew; glibc gives it
-    back to the system each time, which then clears it again, page by page. Kept, a training step
-    of B/16 causes no page faults instead of half a million (docs/performance.md). Call before JAX
-    is used; other systems than Linux with glibc are left alone.
+    XLA allocates the temporaries of a step, gigabytes in one block, at every step; glibc returns
+    them to the system, which clears every page again. With retained memory a training step of B/16
+    causes no page faults instead of half a million (docs/performance.md). Call before JAX is used;
+    no effect on other systems than Linux with glibc.
     """
     global _kept
     if platform.libc_ver()[0] != "glibc" or _end_of_heap() is None or not _on_cpu():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Pieces of this size can only be kept in the main arena, and only if they are not mapped.
+    # Blocks of this size are retained only in the main arena, and only if not mapped.
     _kept = all(
         mallopt(option, value)
         for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
@@ -46,20 +46,20 @@ def keep_freed_pages() -> bool:
 
 
 def freed_pages_are_kept() -> bool:
-    """Whether `keep_freed_pages` holds."""
+    """Whether malloc retains freed memory."""
     return _kept
 
 
-def let_go(seconds: float) -> None:
-    """Waits for XLA to free the memory of a step that took so many seconds, on a CPU: 2 ms at most.
+def wait_for_free(seconds: float) -> None:
+    """Waits, for 2 ms at most, until XLA on a CPU has freed the memory of a step.
 
-    It does so a moment after the results are there; a step that begins within it takes memory of
-    its own, gigabytes beside those that are about to be free.
+    XLA frees it shortly after the results are ready; a step that starts before that allocates
+    gigabytes in addition to those about to be freed.
     """
     time.sleep(min(0.002, seconds / 200))
 
 
-def give_back_freed_pages() -> None:
+def return_freed_pages() -> None:
     """Undoes `keep_freed_pages`."""
     global _kept
     if platform.libc_ver()[0] == "glibc":
@@ -72,32 +72,32 @@ def give_back_freed_pages() -> None:
 
 
 def trim() -> None:
-    """Gives back what is free now."""
+    """Returns free memory to the system."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def make_room(size: int) -> None:
-    """Sees to it that a piece of `size` bytes will find its pages at the end of the heap.
+    """Keeps `size` bytes free at the top of the heap.
 
-    A step of B/16 at batch 8 takes 1.8 GiB of temporaries in one piece (addresses rise to the
-    right; `#` has pages):
+    A step of B/16 at batch 8 allocates 1.8 GiB of temporaries in one block (addresses increase to
+    the right; `#` is resident):
 
         [state ####][temporaries ############]      a step runs
-        [state ####][free        ############]      it is over, and the next takes the same pages
-        [state ####][free        ############][x#]  or something small, x, has come to lie behind:
-                                                    the next step takes 1.8 GiB more, at the end
+        [state ####][free        ############]      it ends, and the next step reuses the pages
+        [state ####][free        ############][x#]  or a small block x was allocated behind it: the
+                                                    next step would grow the heap by 1.8 GiB
         [state ####][held                    ][x#][temporaries ############]
-                                                    so the pages before x are given back, and their
+                                                    so the pages before x are returned, and their
                                                     addresses held, or malloc would prefer them
 
-    If x goes, the end is too large, and given back as well. Takes 3 ms, so small pieces are left
-    alone.
+    When x is freed, the top is too large, and is trimmed. This takes 3 ms, so small blocks are
+    ignored.
     """
     if size < 2 * SPARE:
         return
     room = 0
-    for wait in (0, 0.005, 0.02):  # while it is about to be free
+    for wait in (0, 0.005, 0.02):  # it is freed shortly
         time.sleep(wait)
         room = _end_of_heap() or 0
         if size + ALIGNMENT <= room <= 1.25 * size + SPARE:
@@ -107,22 +107,22 @@ def make_room(size: int) -> None:
         libc = ctypes.CDLL(None)
         libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
         libc.free.argtypes = [ctypes.c_void_p]
-        if len(_occupied) == PIECES:
-            while _occupied:
-                libc.free(_occupied.pop())
+        if len(_held_blocks) == PIECES:
+            while _held_blocks:
+                libc.free(_held_blocks.pop())
         piece = libc.malloc(size - SPARE)
         if piece:
-            _occupied.append(piece)
+            _held_blocks.append(piece)
 
 
-def stay_below(limit: int) -> None:
-    """Gives freed pages back if the process holds more than `limit` bytes."""
+def trim_above(limit: int) -> None:
+    """Returns freed pages to the system if the process uses more than `limit` bytes."""
     if (resident_bytes() or 0) > limit:
         trim()
 
 
 def resident_bytes() -> int | None:
-    """What the process holds; None where Linux does not say."""
+    """Resident memory of the process; None if unknown."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -131,7 +131,7 @@ def resident_bytes() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """The most that the process held since `begin_peak`; None where Linux does not say."""
+    """Peak resident memory since `begin_peak`; None if unknown."""
     try:
         with open("/proc/self/status") as file:
             rows = dict(line.split(":", 1) for line in file)
@@ -141,19 +141,19 @@ def peak_bytes() -> int | None:
 
 
 def begin_peak() -> None:
-    """`peak_bytes` forgets what was, where Linux allows that."""
+    """Resets `peak_bytes`, where Linux allows it."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 class _Malloc(ctypes.Structure):
-    """Of glibc's malloc.h, from 2.33 on."""
+    """mallinfo2 of glibc's malloc.h, from 2.33 on."""
 
     _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(9)] + [("keepcost", ctypes.c_size_t)]
 
 
 def _end_of_heap() -> int | None:
-    """Free bytes at the end of the heap; None where malloc does not say."""
+    """Free bytes at the top of the heap; None if unknown."""
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
         return None

@@ -1,13 +1,12 @@
-"""The record of a run: JSON lines, TensorBoard, the terminal, and Weights & Biases if wanted.
+"""The log of a run: JSON lines, TensorBoard, the terminal, and optionally Weights & Biases.
 
-`WORKDIR/metrics.jsonl` is the truth, the others are views of it. One strict JSON object per line:
+`WORKDIR/metrics.jsonl` is the primary log, the others are views. One strict JSON object per line:
 
     {"step": 200, "train/loss": 0.4123, "train/learning_rate": 0.0003, "seconds": 31.5}
 
-`seconds` is the time spent in the run so far, interruptions not counted. A value that is not finite
-is written as `null`, since strict JSON has no NaN, and read back as NaN. The last line of a
-finished run carries `"final": true`. Each line is flushed when it is written, so that a killed
-run loses at most the line it was writing.
+`seconds` is the time spent in the run so far, without interruptions. A non-finite value is written
+as `null`, since strict JSON has no NaN, and read back as NaN. The last line of a finished run has
+`"final": true`. Each line is flushed, so that a killed run loses at most the line it was writing.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from vit_jax.errors import UserError
 from vit_jax.runtime.event_files import EventFile
 
 FILE_NAME = "metrics.jsonl"
-Line = dict[str, float | None]  # as it is written: a value that is not finite is None
+Line = dict[str, float | None]  # as written: None for non-finite values
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Reads a `metrics.jsonl`, oldest first; NaN where a value was not finite.
+    """Reads a `metrics.jsonl`, oldest first; non-finite values become NaN.
 
-    A last line that was cut off by a kill is left out.
+    A truncated last line (of a killed run) is dropped.
 
     Raises:
-      UserError: a line before the last one is no record, so the file is damaged.
+      UserError: an earlier line is invalid, so the file is damaged.
       FileNotFoundError: there is no such file.
     """
     records, damaged, num_lines = _parse(Path(path))
@@ -51,21 +50,21 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 class Logbook:
-    """Writes the record of one run; every line, event and bar goes through here.
+    """Writes the log of one run; every line, event and progress bar goes through here.
 
-    A run that resumes at `start_step` drops what an earlier attempt wrote after that step, so that
-    every step is there once. It also drops the mark `final` if there are steps to go.
+    A run that resumes at `start_step` drops what an earlier attempt logged after that step, so that
+    every step occurs once. It also drops the mark `final` if steps remain.
 
     Args:
       workdir: where `metrics.jsonl` and the TensorBoard events go; made if missing.
       total_steps: the step at which the run ends.
-      start_step: the last step that is already done: 0, or that of the restored checkpoint.
+      start_step: the last step already done: 0, or that of the restored checkpoint.
       wandb: also log to Weights & Biases (needs the extra `vit_jax[wandb]`).
-      name: of the stage; in front of the bar, and of the lines unless it is "train".
-      enabled: False in all processes but the first, where nothing is written.
+      name: of the stage, shown before the bar, and before lines unless it is "train".
+      enabled: False on all processes but the first: nothing is written.
 
     Raises:
-      UserError: `wandb` is wanted and not installed.
+      UserError: `wandb` is set but not installed.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class Logbook:
         workdir.mkdir(parents=True, exist_ok=True)
 
         self._path = workdir / FILE_NAME
-        records = _cut_back(self._path, start_step, going_on=start_step < total_steps)
+        records = _truncate(self._path, start_step, going_on=start_step < total_steps)
         self._last_step = int(records[-1]["step"] or 0) if records else 0
         self._seconds_before = max((r.get("seconds") or 0 for r in records), default=0.0)
         self._opened = time.monotonic()
@@ -113,9 +112,9 @@ class Logbook:
     def write(
         self, step: int, metrics: Mapping[str, npt.ArrayLike], *, final: bool = False
     ) -> None:
-        """Logs `metrics` (scalars; arrays of one element will do) as the state after `step` steps.
+        """Logs `metrics` (scalars or arrays of one element) as the state after `step` steps.
 
-        A step has one line: what is written of it again, such as its evaluation, is added to that.
+        A step has one line: later metrics of it, such as its evaluation, are added to that line.
         `final` marks the last line of a finished run.
         """
         if not self._enabled:
@@ -151,7 +150,7 @@ class Logbook:
             self._bar.write(text, file=sys.stdout)
 
     def advance(self, step: int) -> None:
-        """Notes that `step` steps are done, without logging anything."""
+        """Updates the progress to `step` steps, without logging."""
         if not self._enabled:
             return
         if self._first_seen is None:
@@ -160,7 +159,7 @@ class Logbook:
             self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
-        """Writes out what is pending. More calls are harmless."""
+        """Writes what is pending. Can be called again."""
         if not self._enabled:
             return
         self._enabled = False
@@ -173,7 +172,7 @@ class Logbook:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """The disk is named when it is full: no buffer does so."""
+        """Turns a full disk into an error that names it."""
         try:
             yield
         except OSError as error:
@@ -188,7 +187,7 @@ class Logbook:
         self.close()
 
     def _added_to_last(self, record: Line) -> Line:
-        """Adds to the lines of the record's step; the file is replaced at once."""
+        """Adds to the line of the record's step; the file is replaced atomically."""
         records, _, _ = _parse(self._path)
         others = [other for other in records if other["step"] != record["step"]]
         for other in records:
@@ -213,7 +212,7 @@ class Logbook:
         self.say("  ".join(part for part in parts if part))
 
     def _seconds_left(self, step: int) -> float | None:
-        """From the pace since the first step seen here, which leaves the compilation out."""
+        """Time left, from the speed since the first step seen here, without compilation."""
         first_step, first_time = self._first_seen or (step, 0.0)
         if step <= first_step:
             return None
@@ -222,7 +221,7 @@ class Logbook:
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """The few numbers that a person watches, as `loss 0.4123  lr 3.0e-4  1234 img/s  ...`."""
+    """The main numbers for the terminal, as `loss 0.4123  lr 3.0e-4  1234 img/s  ...`."""
     parts = []
     for key, value in metrics.items():
         stage, _, name = key.partition("/")
@@ -258,7 +257,7 @@ def duration_text(seconds: float) -> str:
 
 
 def scalar(value: npt.ArrayLike) -> float | int:
-    """A Python number; a float32 becomes the shortest decimal that reads back as that float32."""
+    """A Python number; a float32 becomes the shortest decimal that reads back equal."""
     array = np.asarray(value)
     if array.size != 1:
         raise ValueError(f"a metric must be one number, not an array of shape {array.shape}")
@@ -272,7 +271,7 @@ def _dump(record: Line) -> str:
 
 
 def _parse(path: Path) -> tuple[list[Line], list[int], int]:
-    """(records, numbers of the lines that are none, number of lines)."""
+    """(records, numbers of invalid lines, number of lines)."""
     lines = path.read_bytes().splitlines()
     records, damaged = [], []
     for number, line in enumerate(lines, start=1):
@@ -285,15 +284,15 @@ def _parse(path: Path) -> tuple[list[Line], list[int], int]:
     return records, damaged, len(lines)
 
 
-def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[Line]:
-    """Drops the torn line and what came after `start_step`; returns the records that are left.
+def _truncate(path: Path, start_step: int, *, going_on: bool) -> list[Line]:
+    """Drops a truncated line and what came after `start_step`; returns the remaining records.
 
-    When the run goes on, its former last line keeps its numbers and loses the mark `final`.
+    When the run continues, its former last line keeps its metrics but loses the mark `final`.
     """
     if not path.exists():
         return []
     if not path.is_file():
-        raise UserError(f"{path} is no file; move it away, or use another --workdir.")
+        raise UserError(f"{path} is not a file; move it away, or use another --workdir.")
     records, _, _ = _parse(path)
     records = [record for record in records if (record["step"] or 0) <= start_step]
     if going_on:
@@ -304,7 +303,7 @@ def _cut_back(path: Path, start_step: int, *, going_on: bool) -> list[Line]:
 
 
 def _rewrite(path: Path, records: list[Line]) -> None:
-    """Replaces the file at once: a reader, or a run after a kill, finds the old or the new."""
+    """Replaces the file atomically: a reader sees either the old or the new one."""
     new = "".join(_dump(record) for record in records)
     if path.read_text(encoding="utf-8", errors="replace") == new:
         return
@@ -323,7 +322,7 @@ def _import_wandb() -> ModuleType:
 
 
 def _start_wandb(library: ModuleType, workdir: Path, start_step: int):
-    """Starts a run, or goes on with the one that this working directory began."""
+    """Starts a run, or resumes the one of this working directory."""
     id_file = workdir / "wandb_id.txt"
     if start_step == 0 or not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:8] + "\n")

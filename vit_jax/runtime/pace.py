@@ -1,4 +1,4 @@
-"""How far the loop runs ahead of the devices, and how fast it goes."""
+"""Steps in flight, and throughput."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ State = TypeVar("State")
 
 
 def steps_ahead() -> int:
-    """Steps that the loop asks for before the oldest is done.
+    """Maximum number of steps in flight beyond the current one.
 
-    On a CPU none, since every step that it is asked for takes its memory at once.
+    None on a CPU, where every dispatched step allocates its memory at once.
     """
     return 0 if jax.default_backend() == "cpu" else 2
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a step takes on one device while it runs; 0 if the backend does not say."""
+    """Bytes of temporaries of a step on one device; 0 if unknown."""
     analysis = compiled.memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes
 
 
 class Paced:
-    """A compiled step that keeps its pace: (state, batch) -> (state, metrics), as the step itself.
+    """A compiled step with limited steps in flight: (state, batch) -> (state, metrics).
 
-    No more than `steps_ahead()` steps are in flight when the next begins. Around the step it does
-    what the loop need not know of: the watchdog hears of it, a profile is taken of the steps that
-    are asked for, and on a CPU that keeps freed pages the process stays close to the bytes that it
-    is expected to hold (see host_memory.make_room).
+    At most `steps_ahead()` steps are in flight when the next begins. It also notifies the watchdog,
+    profiles the configured steps, and on a CPU that retains freed pages keeps the process close to
+    its expected memory (see host_memory.make_room).
 
     Args:
-      start: the last step that is done.
-      expected_memory: bytes, of the whole process; None where it is not known.
+      start: the last step done.
+      expected_memory: bytes, of the whole process; None: unknown.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Paced:
         self.step, self.number, self.ahead = step, start, steps_ahead()
         self.profile, self.watchdog = profile, watchdog
         self.in_flight: collections.deque = collections.deque()
-        self.span = contextlib.ExitStack()  # of the step in a trace, until the next begins
+        self.span = contextlib.ExitStack()  # of the traced step, until the next begins
         self.limit: int | None = None
         if expected_memory and host_memory.freed_pages_are_kept():
             self.limit = int(1.1 * expected_memory)
@@ -79,17 +78,17 @@ class Paced:
         return state, metrics
 
     def wait(self, most: int = 0) -> None:
-        """Until no more than so many steps are in flight."""
+        """Waits until at most this many steps are in flight."""
         while len(self.in_flight) > most:
             begin = time.perf_counter()
             jax.block_until_ready(self.in_flight.popleft())
             if not self.ahead:
-                host_memory.let_go(time.perf_counter() - begin)
+                host_memory.wait_for_free(time.perf_counter() - begin)
                 if self.limit is not None:
-                    host_memory.stay_below(self.limit)
+                    host_memory.trim_above(self.limit)
 
     def end_span(self) -> None:
-        """The step before is over, and the profile, if that was its last step."""
+        """Ends the previous step, and the profile if that was its last step."""
         self.span.close()
         if self.profile is not None and self.profile.is_last(self.number):
             self.wait()
@@ -97,8 +96,9 @@ class Paced:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Something else that takes memory: before it the step in flight, on a CPU, is over, and
-        after it goes back what it has freed.
+        """A context for other work that needs memory.
+
+        On a CPU it begins after the step in flight, and its freed memory is returned afterwards.
         """
         if not self.ahead:
             self.wait()
@@ -106,7 +106,7 @@ class Paced:
         self.trim()
 
     def trim(self) -> None:
-        """Something that held memory has freed it."""
+        """Call after other work has freed memory, to return it to the system."""
         if self.limit is not None:
             host_memory.trim()
 
@@ -114,14 +114,14 @@ class Paced:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # otherwise what is in flight may never end
+        if kind is None:  # otherwise steps in flight may never end
             self.wait()
             self.end_span()
         self.span.close()
 
 
 class Clock:
-    """Images per second between two looks, and the share of that time without input.
+    """Images per second since the last reading, and the input-bound fraction of that time.
 
     Evaluation does not count.
     """
@@ -135,14 +135,14 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Generator[None, None, None]:
-        """The loop waits for a batch inside of this."""
+        """A context around waiting for a batch."""
         begin = time.perf_counter()
         with profiling.phase(profiling.WAIT_FOR_INPUT):
             yield
         self.waited += time.perf_counter() - begin
 
     def read(self, step: int) -> dict[str, float]:
-        """`train/images_per_second` and `train/input_wait_percent` since the last look."""
+        """`train/images_per_second` and `train/input_wait_percent` since the last reading."""
         seconds = time.perf_counter() - self.time
         images, waited = (step - self.step) * self.batch_size, self.waited
         self.restart(step)

@@ -1,7 +1,7 @@
-"""Who waits for whom: a trace of some steps of a run, and what is read out of it.
+"""A trace of some steps of a run, and a summary of who waits for whom.
 
 The trace is JAX's own, in `WORKDIR/profile`, for Perfetto (ui.perfetto.dev opens the
-`.trace.json.gz`) or TensorBoard. The loop's phases are marked in it by the names below.
+`.trace.json.gz`) or TensorBoard. The names below annotate the loop's phases in it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import jax
 from vit_jax.errors import UserError
 
 STEP, WAIT_FOR_INPUT, TO_DEVICES = "train", "wait for input", "to devices"
-#: What an event of a compiled operation says of itself, on every kind of device.
+#: The argument that events of compiled operations have, on every kind of device.
 OPERATION = "hlo_op"
-#: (begin, end) in whole nanoseconds, so that sums and differences of them are exact.
+#: (begin, end) in integer nanoseconds, so that sums and differences are exact.
 Interval = tuple[int, int]
 Intervals = list[Interval]
 
@@ -32,22 +32,22 @@ def check_steps(steps: Sequence[int], total: int) -> None:
         return
     if not 1 <= steps[0] <= steps[1] <= total:
         raise UserError(
-            f"config.profile_steps={steps} must be steps of this run, 1 to {total}, in order."
+            f"config.profile_steps={steps} must be two steps of this run, 1 to {total}, in order."
         )
 
 
 class Profile:
-    """Traces the steps first..last of a loop into `directory`; nothing without steps."""
+    """Traces the steps first..last of a loop into `directory`; without steps, does nothing."""
 
     def __init__(self, directory: Path, steps: Sequence[int]):
         self.directory, self.running = directory, False
         self.first, self.last = steps or (0, 0)
 
     def begin(self, step: int) -> jax.profiler.StepTraceAnnotation:
-        """Starts the trace at the first step; the context of a step."""
+        """The context of a step; starts the trace at the first one."""
         if step == self.first:
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # every Python call: large, and slow
+            options.python_tracer_level = 0  # traces of Python calls are large and slow
             jax.profiler.start_trace(str(self.directory), profiler_options=options)
             self.running = True
         return jax.profiler.StepTraceAnnotation(STEP, step_num=step)
@@ -57,7 +57,7 @@ class Profile:
         return self.running and step >= self.last
 
     def end(self) -> Facts:
-        """Ends the trace, when the results of its last step are there; what is in it."""
+        """Ends the trace when the last step's results are ready; returns its summary."""
         self.close()
         return facts(self.directory)
 
@@ -68,21 +68,21 @@ class Profile:
 
 
 class Facts(NamedTuple):
-    """Of the steps of a trace; times in milliseconds, shares in percent of the whole time."""
+    """Summary of the steps of a trace; times in ms, shares in percent of the whole time."""
 
     steps: int
     milliseconds: float
     computed_percent: float  # from the first to the last operation of each program
     input_wait_percent: float
     to_devices_percent: float
-    overlapped_percent: float  # of the time of moving batches: while the devices compute
+    overlapped_percent: float  # of the transfer time, while devices compute
 
     def __str__(self) -> str:
         return (
             f"{self.steps} steps of {self.milliseconds:.3g} ms: devices computed "
             f"{self.computed_percent:.0f}% of the time, the loop waited for input "
-            f"{self.input_wait_percent:.2g}% and moved batches {self.to_devices_percent:.2g}%, "
-            f"{self.overlapped_percent:.0f}% of that while devices computed"
+            f"{self.input_wait_percent:.2g}%, transfers took {self.to_devices_percent:.2g}%, "
+            f"{self.overlapped_percent:.0f}% of that overlapped with computation"
         )
 
 
@@ -123,12 +123,12 @@ def _named(spans: Iterable[dict], name: str) -> Intervals:
 
 
 def interval(event: dict) -> Interval:
-    """When an event of a trace, which counts in microseconds, began and ended."""
+    """Begin and end of a trace event, which is given in microseconds."""
     return round(1e3 * event["ts"]), round(1e3 * (event["ts"] + event["dur"]))
 
 
 def union(intervals: Iterable[Interval]) -> Intervals:
-    """The same points in intervals that are disjoint and in order."""
+    """The same set of points as sorted, disjoint intervals."""
     merged: Intervals = []
     for begin, end in sorted(intervals):
         if merged and begin <= merged[-1][1]:
@@ -143,5 +143,5 @@ def length(intervals: Intervals) -> int:
 
 
 def overlap(a: Intervals, b: Intervals) -> int:
-    """How much of `a` lies in `b`; both from `union`."""
+    """Length of the intersection of `a` and `b`, both from `union`."""
     return length(a) + length(b) - length(union([*a, *b]))

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh with axes data, fsdp and tensor, and a rule table for parameters."""
+"""Sharding: one mesh with axes data, fsdp and tensor, and a table of rules for parameters."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Tree = TypeVar("Tree")
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
-# Parameter path -> mesh axis of each array axis. The first rule that matches counts; what no rule
-# matches (norms, biases, embeddings of positions) is small and replicated.
+# Parameter path -> mesh axis of each array axis. The first match applies; parameters without a
+# match (norms, biases, position embeddings) are small and replicated.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attention/qkv/kernel", ("fsdp", None, "tensor", None)),
     (r"attention/qkv/bias", (None, "tensor", None)),
@@ -34,7 +34,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:
-    """A mesh over all devices; one axis may be -1, which takes the devices that are left.
+    """A mesh over all devices; one axis may be -1, which takes the remaining devices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -56,17 +56,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
         elif free:
             advice = f"only one of them can be -1, and {' and '.join(free)} are"
         else:
-            advice = "set config.mesh.data=-1 to use what the others leave"
+            advice = "set config.mesh.data=-1 to use the rest"
         text = ", ".join(f"{name}={size}" for name, size in axes.items())
         raise UserError(
             f"config.mesh is {text}, which does not cover {devices.size} device"
-            f"{'s' * (devices.size > 1)} ({product} of them are asked for); {advice}."
+            f"{'s' * (devices.size > 1)} ({product} are configured); {advice}."
         )
     return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How a parameter is split. An axis that does not divide its mesh axis is not split."""
+    """The sharding of a parameter. An axis that does not divide evenly is not sharded."""
     for pattern, axes in RULES:
         if re.search(rf"(^|/){pattern}$", path) and len(axes) == len(shape):
             return PartitionSpec(
@@ -79,7 +79,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def tree_shardings(tree: Tree, params: Mapping[str, jax.Array], mesh: Mesh) -> Tree:
-    """Shardings of a training state: everything that is kept per parameter lies as it does."""
+    """Shardings of a training state: per-parameter values are sharded like the parameter."""
 
     def leaf_sharding(path, leaf):
         name = getattr(path[-1], "key", None) if path else None
@@ -94,9 +94,9 @@ def tree_shardings(tree: Tree, params: Mapping[str, jax.Array], mesh: Mesh) -> T
 def params_to_devices(
     params: Mapping[str, jax.Array | np.ndarray], mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """Host arrays, the same on every process, laid out by the rule table.
+    """Host arrays, the same on every process, sharded by the table of rules.
 
-    What lies on the mesh already stays where it is.
+    Arrays already on the mesh stay as they are.
     """
 
     def put(path: str, value: jax.Array | np.ndarray) -> jax.Array:
@@ -110,18 +110,17 @@ def params_to_devices(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples are split over the data and fsdp axes."""
+    """Examples are sharded over the data and fsdp axes."""
     return NamedSharding(mesh, BATCH)
 
 
 def host_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
-    """The rows of a global batch that the devices of a process hold, (b,), sorted.
+    """The rows of a global batch on the devices of a process, (b,), sorted.
 
-    Processes that share a part of the batch, because its model is split over them, hold the same
-    rows.
+    Processes that share a model replica have the same rows.
 
     Args:
-      process: None is this one.
+      process: None: this one.
     """
     process = jax.process_index() if process is None else process
     parts = mesh.devices.reshape(batch_divisor(mesh), -1)  # data and fsdp, tensor
@@ -131,16 +130,16 @@ def host_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.nda
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch, see `host_rows`, as global arrays split over the mesh."""
+    """Global arrays, sharded over the mesh, from this process's rows of a batch (`host_rows`)."""
     sharding = batch_sharding(mesh)
-    held = host_rows(mesh, batch_divisor(mesh))  # the parts of the batch, as if of one row each
+    held = host_rows(mesh, batch_divisor(mesh))  # the shards of the batch, as if of one row each
 
     def put(value: np.ndarray) -> jax.Array:
         size = len(value) // len(held)
         shape = (size * batch_divisor(mesh), *value.shape[1:])
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # as JAX asks of an array that is split
+            assert index is not None  # as JAX requires for a sharded array
             start, stop, _ = index[0].indices(shape[0])
             first = int(np.searchsorted(held, start // size)) * size
             return np.ascontiguousarray(value[first : first + stop - start])
@@ -151,18 +150,18 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
 
 
 def fit_batch(batch_size: int, mesh: Mesh, *, num_examples: int) -> int:
-    """An evaluation batch that the mesh can split: no larger than needed, rounded up."""
+    """An evaluation batch size that the mesh divides: no larger than needed, rounded up."""
     divisor = batch_divisor(mesh)
     return -(-min(batch_size, num_examples) // divisor) * divisor
 
 
 def batch_divisor(mesh: Mesh) -> int:
-    """What a global batch must divide by."""
+    """The number that must divide the global batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def gathered(number: int) -> list[int]:
-    """What each process says, on every process."""
+    """All-gather of a text of each process."""
     if jax.process_count() == 1:
         return [number]
     return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()

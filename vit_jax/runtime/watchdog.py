@@ -1,7 +1,7 @@
-"""Notices a training run that stands still.
+"""Detects a hung training run.
 
-A process that dies or freezes is noticed by JAX's heartbeats. One that is alive and stuck (a hung
-file system, a deadlocked collective) is not, and the others wait for it for ever.
+JAX's heartbeats detect a process that dies or freezes, but not one that is alive and stuck (a hung
+file system, a deadlocked collective); the others would wait for it for ever.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vit_jax.errors import FAILED, PREEMPTED
 
 
 class Watchdog:
-    """Ends the process when `beat` was not called for `seconds`; 0 is never. A context.
+    """A context that ends the process if `beat` is not called for `seconds`; 0: never.
 
-    The stacks of all threads are printed, and the exit code is 42 if anything was achieved since
-    the start, so that launchers start the job again, otherwise 1.
+    The stacks of all threads are printed. The exit code is 42 if there was progress since the
+    start, so that launchers restart the job, otherwise 1.
     """
 
     def __init__(self, seconds: float):
@@ -40,12 +40,12 @@ class Watchdog:
             self._thread.join()
 
     def beat(self, what: str, *, progress: bool = False) -> None:
-        """Says that the process is alive and what it has just done; `progress` is a saved step."""
+        """Signals life, and what was just done; `progress` means a saved step."""
         self.what, self.last = what, time.monotonic()
         self.beats += progress
 
     def on_batch(self, count: int) -> None:
-        """`beat` for an evaluation that has seen `count` examples."""
+        """`beat` after `count` examples of an evaluation."""
         self.beat(f"{count} examples of an evaluation")
 
     def _watch(self) -> None:
@@ -54,9 +54,9 @@ class Watchdog:
             if idle < self.seconds:
                 continue
             print(
-                f"vit-jax: error: nothing has happened for {idle:.0f} s after {self.what}: a "
-                "process of the job, its storage or its network hangs. Stopping; the same command "
-                "goes on from the last checkpoint. config.watchdog_seconds sets the patience.",
+                f"vit-jax: error: no progress for {idle:.0f} s after {self.what}: a process of the "
+                "job, its storage or its network hangs. Stopping; the same command resumes from "
+                "the last checkpoint. config.watchdog_seconds sets the limit.",
                 file=sys.stderr,
                 flush=True,
             )

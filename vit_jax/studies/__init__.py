@@ -1,4 +1,4 @@
-"""Protocols of many training runs, each an ordinary working directory.
+"""Protocols of many training runs, each in an ordinary workdir.
 
-May touch training and all that it touches; nothing below imports it.
+May import training and all that it may; nothing below imports it.
 """

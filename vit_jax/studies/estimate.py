@@ -1,6 +1,6 @@
-"""What the trials of a study would cost on this machine: `vit-jax study --dry_run`.
+"""The estimated cost of the trials of a study on this machine: `vit-jax study --dry_run`.
 
-Needs no data: of the paper's data sets the sizes are known, other data is looked at if it is there.
+Needs no data: the sizes of the paper's data sets are known; other data are opened if available.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ SIZES: dict[str, tuple[int, dict[str, int]]] = {
     "tfds:oxford_iiit_pet": (37, {"train": 3_680, "test": 3_669}),
     "tfds:oxford_flowers102": (102, {"train": 1_020, "validation": 1_020, "test": 6_149}),
 }
-#: The model that is timed has so many layers, or units in a stage, and classes.
+#: Layers (or units per stage) and classes of the timed model.
 TIMED_LAYERS, TIMED_CLASSES = 2, 10
-#: Training FLOPs of an image that a CPU does within a second or so.
+#: Training FLOPs per image that a CPU computes in about a second.
 QUICK = 4e10
-#: Micro-batches that are tried, until one takes as long as this, in seconds.
+#: Micro-batches to try until one takes this long, in seconds.
 MICRO_BATCHES, LONG_ENOUGH = (1, 16, 128), 0.3
 
 
 class Known(NamedTuple):
-    """Of the data of a trial, without reading any image."""
+    """Facts about the data of a trial, without reading images."""
 
     num_classes: int
     examples: int
 
 
 class Cost(NamedTuple):
-    """Of a trial, its stages of pre-training included; None is not known, unknown says why."""
+    """Cost of a trial, pre-training stages included; None: not known, `unknown` says why."""
 
     model: ModelConfig | None
     steps: int | None = None
@@ -61,7 +61,7 @@ class Cost(NamedTuple):
 
 
 def data_of(config: ConfigDict, seen: dict[tuple, Known | str]) -> Known | str:
-    """What is known of the training data, or why it is not; `seen` is what was looked at before."""
+    """Facts about the training data, or why they are unknown; `seen` is a cache."""
     data = config.data
     key = (data.dataset, data.train_split, data.eval_split, data.exclude, data.data_dir)
     if key not in seen:
@@ -78,7 +78,7 @@ def _look(config: ConfigDict) -> Known | str:
     try:
         train, _, _ = open_sources(config)
     except UserError as error:
-        return f"{spec} is not here ({str(error).splitlines()[0]})"
+        return f"{spec} is not available ({str(error).splitlines()[0]})"
     return Known(train.num_classes, len(train))
 
 
@@ -94,7 +94,7 @@ def cost_of(name: str, trials: Mapping[str, ConfigDict], seen: dict[tuple, Known
     source = ArraySource(np.zeros((0, 1, 1, 3), np.uint8), (), names, spec=config.data.dataset)
     model = _model(config, trials, source, seen)
     if model is None:
-        return Cost(None, unknown=f"the model of {config.init_from} is known when it is read")
+        return Cost(None, unknown=f"the model of {config.init_from} is not known until it is read")
     steps = configuration.duration(
         config, "total", steps_per_epoch=found.examples / config.batch_size
     )
@@ -115,7 +115,7 @@ def _model(
     source: Source,
     seen: dict[tuple, Known | str],
 ) -> ModelConfig | None:
-    """The model of a configuration; None if it is that of a checkpoint outside of the study."""
+    """The model of a configuration; None if it comes from a checkpoint outside the study."""
     initial: tuple[ModelConfig, dict] | None = None
     if config.model.variant == OF_CHECKPOINT:
         parent = parent_of(config)
@@ -127,28 +127,28 @@ def _model(
 
 
 def flops_per_image(config: ConfigDict) -> int:
-    """FLOPs of training a configuration's model on an image, without the classes of its data."""
+    """Training FLOPs of a configuration's model per image, without the classes of its data."""
     model = configuration.section(config, "model")
     model.setdefault("num_classes", TIMED_CLASSES)
     return cost.train_flops_per_image(models.get_config(**model))
 
 
 def parameters(model: ModelConfig) -> int:
-    """Parameters of a model, by shape only; those of other classes are not traced again."""
+    """Parameters of a model, from shapes only; another number of classes is not traced again."""
     kernels, rest = _one_class(models.replace(model, num_classes=1, labels=(), preprocessing=()))
     return rest + model.num_classes * kernels
 
 
 @functools.cache
 def _one_class(model: ModelConfig) -> tuple[int, int]:
-    """Parameters of a class of the head, and of all but the head."""
+    """Parameters per class of the head, and of the rest."""
     shapes = {path: math.prod(leaf.shape) for path, leaf in models.abstract_params(model).items()}
     head = shapes["head/kernel"] + shapes["head/bias"]
     return head, sum(shapes.values()) - head
 
 
 def timed_model(model: ModelConfig) -> ModelConfig:
-    """A model cut in depth, so that it compiles and fits; a layer costs what it costs there."""
+    """A model with fewer layers, so that it compiles and fits; a layer costs the same."""
     cut = models.replace(model, num_classes=TIMED_CLASSES, labels=())
     if isinstance(cut, ResNetConfig):
         return models.replace(cut, depths=tuple(1 for _ in cut.depths))
@@ -158,7 +158,7 @@ def timed_model(model: ModelConfig) -> ModelConfig:
 
 
 def to_time(found: Sequence[ModelConfig]) -> ModelConfig | None:
-    """The largest model; on a CPU, of those that are timed within seconds when they are cut."""
+    """The largest model; on a CPU, of those that can be timed within seconds when cut."""
     ordered = sorted(found, key=cost.train_flops_per_image)
     if jax.default_backend() == "cpu":
         quick = [m for m in ordered if cost.train_flops_per_image(timed_model(m)) <= QUICK]
@@ -167,7 +167,7 @@ def to_time(found: Sequence[ModelConfig]) -> ModelConfig | None:
 
 
 class Speed(NamedTuple):
-    """flops: training FLOPs a second of one device. micro_batch: images that it was timed with."""
+    """flops: training FLOPs per second of one device. micro_batch: images it was timed with."""
 
     flops: float
     micro_batch: int
@@ -210,10 +210,10 @@ def listing(
     mine: Mapping[str, ConfigDict],
     done: Mapping[str, Outcome],
 ) -> list[str]:
-    """A line for each trial of `mine`, the totals, and what they rest on.
+    """A line for each trial of `mine`, the totals, and their basis.
 
     Raises:
-      UserError: a trial whose settings cannot be; names it.
+      UserError: a trial with invalid settings; names it.
     """
     seen: dict[tuple, Known | str] = {}
     costs = {}
@@ -245,7 +245,7 @@ def listing(
         lines.append(text + (f" without {len(of) - len(known)}" if len(known) < len(of) else ""))
     for why in dict.fromkeys(found.unknown for found in costs.values() if found.unknown):
         count = sum(found.unknown == why for found in costs.values())
-        lines.append(f"not known of {count} trials without their data: {why}")
+        lines.append(f"unknown for {count} trials without their data: {why}")
     if speed is not None and largest is not None:
         lines += _basis(largest, speed, devices)
     return lines
@@ -259,7 +259,7 @@ def _texts(flops: float | None, speed: Speed | None, devices: int) -> tuple[str,
 
 
 def _basis(largest: ModelConfig, speed: Speed, devices: int) -> list[str]:
-    """What the hours rest on."""
+    """The basis of the hours."""
     kind, side = jax.devices()[0].device_kind, "x".join(map(str, largest.image_size))
     cut = speed.model
     now, before = (
@@ -270,9 +270,9 @@ def _basis(largest: ModelConfig, speed: Speed, devices: int) -> list[str]:
     what = f", cut from {before} to {now} layers" if now != before else ""
     count = f"{devices} devices of {kind}" if devices > 1 else f"one device of {kind}"
     return [
-        f"hours are an estimate for {count}: FLOPs over {speed.flops / 1e12:.3g} TFLOP/s a device.",
-        f"Timed were forward and backward of {speed.micro_batch} images of {largest.variant} at "
+        f"hours are an estimate for {count}: FLOPs at {speed.flops / 1e12:.3g} TFLOP/s per device.",
+        f"Timed: forward and backward of {speed.micro_batch} images of {largest.variant} at "
         f"{side} pixels{what}, in {compute_dtype('auto')}: the largest that takes seconds here.",
-        "Smaller models may be slower for their FLOPs; evaluation, reading images and the update "
-        "are not counted.",
+        "Smaller models may be slower for their FLOPs; evaluation, input and the update are not "
+        "counted.",
     ]

@@ -1,6 +1,6 @@
-"""What the figures of studies share: values over seeds, axes of one style, a fitted power law.
+"""Shared by the figures of studies: values over seeds, axes of one style, a fitted power law.
 
-Outcomes may lack trials, and those that diverged have no values: both are left out.
+Missing and diverged trials are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FEW_SHOT = "fewshot/*/5_shots"
 
 
 def value(outcome: Outcome | None, metric: str) -> float | None:
-    """A metric of a trial in percent, by a pattern of its name; None where there is none."""
+    """A metric of a trial in percent, by a pattern of its name; None if missing."""
     for key, found in (outcome.metrics or {} if outcome else {}).items():
         if fnmatch.fnmatchcase(key, metric) and math.isfinite(found):
             return 100 * found
@@ -34,17 +34,17 @@ def value(outcome: Outcome | None, metric: str) -> float | None:
 
 
 def group_of(name: str) -> str:
-    """The name of a trial without its seed: "none" of none_2."""
+    """The name of a trial without its seed: "none" for none_2."""
     return re.sub(r"_\d+$", "", name)
 
 
 def over_seeds(
     outcomes: Outcomes, metric: str, prefix: str = "", *, best: bool = False
 ) -> dict[str, list[float]]:
-    """{group: values} of the trials whose names begin with `prefix`, which is cut off.
+    """{group: values} of the trials whose names begin with `prefix`, which is removed.
 
     Args:
-      best: the highest value while training instead of the last: early stopping, in hindsight.
+      best: the highest value during training instead of the last: early stopping, in hindsight.
     """
     found: dict[str, list[float]] = {}
     for name, outcome in outcomes.items():
@@ -57,7 +57,7 @@ def over_seeds(
 
 
 def curve(axes: Axes, outcome: Outcome | None, metric: str, label: str) -> None:
-    """A metric over the steps of a trial; nothing if its record is not here."""
+    """A metric over the steps of a trial; empty if its log is not available."""
     points = [
         (each["step"], 100 * found)
         for each in (outcome.records if outcome else [])
@@ -69,7 +69,7 @@ def curve(axes: Axes, outcome: Outcome | None, metric: str, label: str) -> None:
 
 
 def figure(columns: int = 1, width: float = 5.0) -> tuple[Figure, list[Axes]]:
-    """A figure of as many panels side by side."""
+    """A figure with this many panels side by side."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(width * columns, 3.4), layout="constrained")
@@ -95,7 +95,7 @@ def dots(
     *,
     line: bool = True,
 ) -> None:
-    """A dot for every seed, and their means, joined by a line; places without values are left."""
+    """A dot per seed, and their means joined by a line; missing values are skipped."""
     points = [(x, found) for x, found in zip(places, values, strict=True) if len(found)]
     for x, found in points:
         axes.plot([x] * len(found), found, "o", color=color, alpha=0.4, markersize=4)
@@ -107,7 +107,7 @@ def dots(
 
 
 def categories(axes: Axes, groups: Mapping[str, Sequence[float]], x: str, y: str) -> None:
-    """A column for every group of trials, with its seeds and their mean."""
+    """A column per group of trials, with its seeds and their mean."""
     dots(axes, range(len(groups)), list(groups.values()), line=False)
     for place, values in enumerate(groups.values()):
         if len(values):
@@ -125,7 +125,7 @@ def categories(axes: Axes, groups: Mapping[str, Sequence[float]], x: str, y: str
 
 
 class PowerLaw(NamedTuple):
-    """y = scale * x ** exponent; low and high enclose the exponent with 95% confidence."""
+    """y = scale * x ** exponent; (low, high) is the 95% confidence interval of the exponent."""
 
     scale: float
     exponent: float
@@ -136,7 +136,7 @@ class PowerLaw(NamedTuple):
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     """The least-squares line of log y over log x; None for fewer than three different x.
 
-    The interval is Student's, of errors that are independent and equal in log y.
+    The interval is Student's, for independent errors of equal variance in log y.
     """
     from scipy import stats
 
@@ -149,7 +149,7 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, value) those that no other beats in both, by rising cost."""
+    """The Pareto front of (cost, value), by increasing cost."""
     front: list[tuple[float, float]] = []
     for cost, found in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or found > front[-1][1]:
@@ -158,7 +158,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's; None where there are fewer than three pairs or all are equal."""
+    """Spearman's rank correlation; None for fewer than three pairs or if all are equal."""
     from scipy import stats
 
     x, y = [a for a, _ in pairs], [b for _, b in pairs]

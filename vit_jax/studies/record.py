@@ -1,8 +1,8 @@
-"""`study.csv`: a row of each trial, which counts as its result where its folder is absent.
+"""`study.csv`: a row per trial, used as its result if its folder is absent.
 
-A row holds the trial's name, the hash of its configuration, its seed, the settings in which trials
-differ, and its last metrics. The file is replaced whole, under a lock, from the folders and the
-rows that are there already: two machines in one workdir lose none of each other's.
+A row has the trial's name, the hash of its configuration, its seed, the settings in which trials
+differ, and its last metrics. The file is replaced atomically, under a lock, from the folders and
+the existing rows, so that two machines in one workdir keep each other's rows.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 
 FILE = "study.csv"
-#: What `init_from` begins with if it names another trial of the study.
+#: Prefix of `init_from` for another trial of the study.
 TRIAL = "trial:"
-#: Columns that are no settings and no metrics.
+#: Columns that are neither settings nor metrics.
 FIXED = ("trial", "config", "seed", "diverged", "step")
-#: Settings that may change when a run goes on, and yet decide what its row says.
+#: Settings that may change on resume but affect the row.
 MATTERS = ("evaluators.", "eval_every_")
 
 
 class Outcome(NamedTuple):
-    """Of a trial. metrics: the last ones; None if it diverged. records: of its metrics.jsonl.
+    """The result of a trial. metrics: the last ones; None if it diverged. records: its log.
 
-    `best/KEY` among the metrics is the highest value of an accuracy that was measured repeatedly.
-    A trial that is known by its row of study.csv alone has no records.
+    `best/KEY` in metrics is the highest value of an accuracy that was measured repeatedly. A trial
+    known from its row in study.csv only has no records.
     """
 
     config: ConfigDict
@@ -44,20 +44,20 @@ class Outcome(NamedTuple):
 
 
 def parent_of(config: ConfigDict) -> str:
-    """The trial whose weights a trial begins with; "" for none."""
+    """The trial whose weights a trial starts from; "" for none."""
     source = config.init_from or ""
     return source.removeprefix(TRIAL) if source.startswith(TRIAL) else ""
 
 
 def digest(name: str, trials: Mapping[str, ConfigDict], *, seed: bool = True) -> str:
-    """The hash of what decides a trial's result: 12 hexadecimal digits.
+    """The hash of what determines a trial's result: 12 hexadecimal digits.
 
-    In it are the settings that are not as by default, and the hash of the trial that this one
-    starts from. Left out is what may change when a run goes on, but for evaluators and their
-    intervals, and where a folder of images lies: of its path only the last name counts.
+    It covers settings that differ from the default, and the hash of the parent trial. Settings that
+    may change on resume are left out, except evaluators and their intervals; of the path of a
+    folder of images only the last name counts.
 
     Args:
-      seed: without, trials that differ in their seed alone have the same hash.
+      seed: False: trials that differ only in their seed have the same hash.
     """
     config, default = trials[name].to_dict(), configuration.default().to_dict()
     flat = configuration.flatten(config)
@@ -83,7 +83,7 @@ def _without_place(key: str, value: object) -> object:
 
 
 def groups(trials: Mapping[str, ConfigDict]) -> dict[str, list[str]]:
-    """{name: trials} of those that differ in their seed alone; "none" of none_0, none_1, none_2."""
+    """{name: trials} that differ only in their seed; "none" for none_0, none_1, none_2."""
     same: dict[str, list[str]] = {}
     for name in trials:
         same.setdefault(digest(name, trials, seed=False), []).append(name)
@@ -97,7 +97,7 @@ def groups(trials: Mapping[str, ConfigDict]) -> dict[str, list[str]]:
 def rows(
     trials: Mapping[str, ConfigDict], outcomes: Mapping[str, Outcome]
 ) -> list[dict[str, object]]:
-    """A row of each trial: the settings in which trials differ, and the last metrics."""
+    """A row per trial: the settings in which trials differ, and the last metrics."""
     values = [config.to_dict() for config in trials.values()]
     flat = {name: configuration.flatten(v) for name, v in zip(trials, values, strict=True)}
     differ = sorted({k for v in values for k in configuration.differences(values[0], v)} - {"seed"})
@@ -145,7 +145,7 @@ def read(workdir: Path) -> dict[str, dict[str, str]]:
 
 
 def outcome_of(config: ConfigDict, row: Mapping[str, str]) -> Outcome:
-    """What a row says of its trial."""
+    """The outcome of a trial from its row."""
     if row.get("diverged") == "True":
         return Outcome(config, None, [])
     metrics = {}
@@ -162,17 +162,17 @@ def outcome_of(config: ConfigDict, row: Mapping[str, str]) -> Outcome:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """The table, figure and page of a study for this process alone, where the disk has locks."""
+    """Locks the table, figure and page of a study, if the file system supports locks."""
     with open(workdir / ".study.lock", "a", encoding="utf-8") as file:
-        with contextlib.suppress(OSError):  # a bucket: the next write repairs what is lost
+        with contextlib.suppress(OSError):  # a bucket: the next write repairs lost rows
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def write(source: str, workdir: Path, table: list[dict[str, object]]) -> None:
-    """`study.csv` with these rows and those of other trials that are there; `study.json`.
+    """Writes `study.csv` with these rows and existing ones of other trials; and `study.json`.
 
-    To be called under the lock.
+    Call under the lock.
     """
     merged: dict[str, dict[str, object]] = {str(row["trial"]): row for row in table}
     for name, row in read(workdir).items():

@@ -1,4 +1,4 @@
-"""What a study shows: its figure, when it is whole, and a page with the table of its groups."""
+"""The output of a study: its figure, when complete, and a page with the table of its groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vit_jax.pages import study as page
 from vit_jax.studies import record
 from vit_jax.studies.record import Outcome
 
-#: The metrics of the page, where a study does not name its own.
+#: Default metrics of the page.
 METRICS = ("eval/accuracy",)
 
 
@@ -30,10 +30,10 @@ def show(
     workdir: Path,
     failed: Mapping[str, str],
 ) -> None:
-    """`study.html`, and of a study whose trials are all there `study.png` and `study.svg`.
+    """Writes `study.html`, and for a complete study `study.png` and `study.svg`.
 
     Raises:
-      UserError: whatever goes wrong in the study's draw().
+      UserError: any error in the study's draw().
     """
     if jax.process_index() or not outcomes:
         return
@@ -67,7 +67,7 @@ def _docstring(path: str) -> str:
 
 
 def metrics(outcomes: Mapping[str, Outcome], patterns: Sequence[str]) -> list[str]:
-    """The metrics of any trial that fit one of the patterns, in the patterns' order."""
+    """The metrics of any trial that match one of the patterns, in the order of patterns."""
     there = dict.fromkeys(key for outcome in outcomes.values() for key in outcome.metrics or {})
     return list(
         dict.fromkeys(
@@ -83,7 +83,7 @@ def page_rows(
     workdir: Path,
     failed: Mapping[str, str],
 ) -> list[page.Row]:
-    """A row of each group of trials that differ in their seed alone."""
+    """A row per group of trials that differ only in their seed."""
     found = []
     for group, names in record.groups(trials).items():
         values = {
@@ -109,12 +109,12 @@ def page_rows(
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the standard deviation of a sample of two or more."""
+    """The mean, and the sample standard deviation for two or more."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def state(name: str, outcomes: Mapping[str, Outcome], failed: Mapping[str, str]) -> str:
-    """What is to be said of a trial besides its result."""
+    """A remark on a trial besides its result."""
     if name in failed:
         return "failed"
     if name not in outcomes:

@@ -1,7 +1,7 @@
 """The small setting of a study: the paper's trials with other data, a small model and few steps.
 
-A study of the paper reads its argument with `setting`: without one it is of the paper's size, with
-DATASET[,EPOCHS] a small one, for a few minutes a trial on two CPU cores. Both load the same rows.
+A study of the paper reads its argument with `setting`: without one it has the paper's size, with
+DATASET[,EPOCHS] it is small, a few minutes per trial on two CPU cores. Both load the same rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vit_jax import config as configuration
 from vit_jax.config import ConfigDict
 from vit_jax.studies.record import TRIAL
 
-#: Models of at most a million parameters and 64 tokens of 32 pixels, in the place of the paper's.
+#: Models of at most a million parameters and 64 tokens of 32 pixels, instead of the paper's.
 B: dict[str, object] = dict(hidden_size=64, num_layers=4, mlp_dim=128, num_heads=4)
 L: dict[str, object] = dict(hidden_size=96, num_layers=6, mlp_dim=192, num_heads=6)
 MODELS: dict[str, dict[str, object]] = {
@@ -31,14 +31,14 @@ MODELS: dict[str, dict[str, object]] = {
 }
 #: Patches that do not divide 384 pixels: a VALID convolution reads 378 of them.
 WHOLE = {"H/14": 14}
-#: Pixels in the place of the paper's.
+#: Image sizes, instead of the paper's.
 PIXELS = {224: 32, 378: 32, 384: 32, 512: 32, 518: 32}
 SEEDS = 3
 BATCH_SIZE = 128
 
 
 class Setting(NamedTuple):
-    """What the argument of a study chooses. dataset: of the small setting, "" is the paper's."""
+    """The choice by the argument of a study. dataset: of the small setting; "": the paper's."""
 
     dataset: str
     epochs: float
@@ -47,19 +47,19 @@ class Setting(NamedTuple):
     def load(
         self, source: str, seed: int = 0, *, share: float = 1.0, **model: object
     ) -> ConfigDict:
-        """The trial of a configuration file, small if this setting is.
+        """The trial of a configuration file, in this setting.
 
         Args:
-          share: of the epochs of the small setting.
-          model: settings of the small model that are not those of MODELS.
+          share: fraction of the epochs of the small setting.
+          model: settings of the small model that differ from MODELS.
         """
         c = configuration.load(source)
         c.seed = seed
         return self.shrink(c, share, model) if self.dataset else c
 
     def shrink(self, c: ConfigDict, share: float, model: dict[str, object]) -> ConfigDict:
-        """Data, model and steps of the small setting; everything else is as it was."""
-        c.name = f"{c.name}, in small on {self.dataset}"
+        """Sets data, model and steps of the small setting; everything else is unchanged."""
+        c.name = f"{c.name}, small on {self.dataset}"
         c.data.dataset, c.data.train_split, c.data.eval_split = self.dataset, "", ""
         if c.evaluators.fewshot.data:
             c.evaluators.fewshot.data = self.dataset
@@ -85,10 +85,10 @@ class Setting(NamedTuple):
         self, parent: str, begun: ConfigDict, dataset: str, seed: int = 0, *, size: int = 384,
         **model: object,
     ) -> ConfigDict:  # fmt: skip
-        """The trial of configs/finetune.py that starts from the trial `parent`, of `begun`.
+        """The trial of configs/finetune.py that starts from the trial `parent` in `begun`.
 
         Args:
-          model: as of `load`.
+          model: as in `load`.
         """
         size -= size % WHOLE.get(begun.model.variant, 1)
         c = configuration.load(f"configs/finetune.py:{begun.model.variant},{dataset},{size}")
@@ -100,11 +100,11 @@ class Setting(NamedTuple):
         return self.shrink(c, 0.5, shape | model) if self.dataset else c
 
     def targets(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The data sets to transfer to; the small setting has one, its own."""
+        """The data sets to transfer to; the small setting has only its own."""
         return (self.dataset,) if self.dataset else tuple(names)
 
     def watch(self, c: ConfigDict, **every: object) -> ConfigDict:
-        """With ImageNet's 5-shot accuracy (section 4.1), at the end or at an interval."""
+        """Adds ImageNet's 5-shot accuracy (section 4.1), at the end or at an interval."""
         c.evaluators.fewshot.data = self.dataset or "tfds:imagenet2012"
         c.evaluators.fewshot.shots = (5,)
         for key, value in every.items():
@@ -113,10 +113,10 @@ class Setting(NamedTuple):
 
 
 def setting(argument: str, *, seeds: int = SEEDS) -> Setting:
-    """The setting that [DATASET[,EPOCHS]] names: cifar10, a data spec, or nothing for the paper's.
+    """The setting of [DATASET[,EPOCHS]]: cifar10, a data spec, or "" for the paper's.
 
     Args:
-      seeds: of each trial in the small setting; the paper's has one.
+      seeds: per trial in the small setting; the paper's has one.
     """
     if not argument:
         return Setting("", 0.0, 1)

@@ -1,12 +1,12 @@
 """A study: named trials, each an ordinary run that `vit-jax train` could have made.
 
-A study is a file like a configuration's. It defines `trials(argument="") -> {name: ConfigDict}` and
-`draw(outcomes) -> matplotlib Figure`, of `{name: Outcome}`; optional are `METRICS`, patterns of the
-metrics that its page shows, `PAPER`, {column: {group of trials: the published value}}, and
+A study is a Python file like a config. It defines `trials(argument="") -> {name: ConfigDict}` and
+`draw(outcomes) -> matplotlib Figure` for `{name: Outcome}`. Optional are `METRICS`, patterns of the
+metrics on its page, `PAPER`, {column: {group of trials: the published value}}, and
 `table(outcomes)`, lines to print instead of accuracies.
 
-The trial NAME is the run in WORKDIR/NAME; finished ones return at once, so the same command goes on
-where it stopped. A trial with `init_from = "trial:NAME"` begins with the weights of another one.
+The trial NAME is the run in WORKDIR/NAME; finished ones return at once, so the same command
+resumes. A trial with `init_from = "trial:NAME"` starts from the weights of another one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Trials = Mapping[str, ConfigDict]
 
 
 def trial(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
-    """The last metrics of a run; None if its gradients were not finite any more."""
+    """The last metrics of a run; None if it diverged."""
     try:
         return train(config, workdir)
     except Diverged:
@@ -45,15 +45,19 @@ def load(source: str, overrides: Mapping[str, str]) -> dict[str, ConfigDict]:
       overrides: dotted settings and their values as text, for every trial.
 
     Raises:
-      UserError: no such file, no trials, or names and settings that cannot be; names the trial.
+      UserError: no such file, no trials, or invalid names or settings; names the trial.
     """
     path, colon, argument = source.partition(":")
     found = files.call_in(configuration.find_file(path), "trials", *([argument] if colon else []))
     if not isinstance(found, Mapping) or not found:
-        raise UserError(f"{path}: trials() returns no trials; it returns {{name: ConfigDict}}.")
+        raise UserError(
+            f"{path}: trials() must return {{name: ConfigDict}}, with at least one trial."
+        )
     for name, config in found.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.,=+-]*", name):
-            raise UserError(f"{path}: the trial {name!r} has no name that a folder can have.")
+            raise UserError(
+                f"{path}: the trial {name!r} has a name that is not a valid folder name."
+            )
         if not isinstance(config, ConfigDict):
             kind = type(config).__name__
             raise UserError(f"{path}: the trial {name} is a {kind} instead of a ConfigDict.")
@@ -63,10 +67,10 @@ def load(source: str, overrides: Mapping[str, str]) -> dict[str, ConfigDict]:
 
 
 def parents_first(trials: Trials, path: str) -> dict[str, ConfigDict]:
-    """The trials in an order in which each comes after the one that it starts from.
+    """The trials in topological order: each after its parent.
 
     Raises:
-      UserError: a trial starts from none that there is, or from itself in the end.
+      UserError: a parent does not exist, or there is a cycle.
     """
     found: dict[str, ConfigDict] = {}
 
@@ -76,7 +80,7 @@ def parents_first(trials: Trials, path: str) -> dict[str, ConfigDict]:
         if (parent := parent_of(trials[name])) and parent not in found:
             if parent not in trials:
                 raise UserError(
-                    f"{path}: the trial {name} starts from {parent!r}, which is none of its "
+                    f"{path}: the trial {name} starts from {parent!r}, which is not one of its "
                     f"trials.{nearest(parent, trials)}"
                 )
             add(parent, (*children, name))
@@ -89,25 +93,25 @@ def parents_first(trials: Trials, path: str) -> dict[str, ConfigDict]:
 
 
 def line_of(name: str, trials: Trials) -> list[str]:
-    """A trial, the one that it starts from, and so on."""
+    """A trial and its ancestors."""
     parent = parent_of(trials[name])
     return [name, *(line_of(parent, trials) if parent else [])]
 
 
 def chosen(trials: Trials, only: str = "", part: tuple[int, int] = (1, 1)) -> dict[str, ConfigDict]:
-    """The trials that this machine is to run, with those that they start from.
+    """The trials for this machine to run, with their ancestors.
 
     Args:
-      only: a pattern of their names, as of files: "depth-*".
-      part: (I, N) is the I-th of N parts, so that N machines share a study. They take turns; trials
-        that start from each other are in one part, so that none waits for another machine.
+      only: a glob pattern of names: "depth-*".
+      part: (I, N) is the I-th of N parts, to share a study among N machines, round-robin. Trials
+        that start from each other are in one part, so that no machine waits for another.
 
     Raises:
       UserError: none is left.
     """
     named = [name for name in trials if fnmatch.fnmatchcase(name, only or "*")]
     if not named:
-        raise UserError(f"--only={only} fits no trial; there are {', '.join(trials)}.")
+        raise UserError(f"--only={only} matches no trial; there are {', '.join(trials)}.")
     needed = {one for name in named for one in line_of(name, trials)}
     first = {name: line_of(name, trials)[-1] for name in trials if name in needed}
     index, count = part
@@ -118,19 +122,19 @@ def chosen(trials: Trials, only: str = "", part: tuple[int, int] = (1, 1)) -> di
 def run(
     trials: Trials, mine: Trials, workdir: Path, source: str, say: Say = print
 ) -> dict[str, str]:
-    """Runs the trials of `mine` in `workdir`, one after the other, from wherever they are.
+    """Runs the trials of `mine` in `workdir`, one after the other, resuming them.
 
-    Each is written to study.csv when it has ended.
+    Each is added to study.csv when it ends.
 
     Args:
       trials: all of the study, parents first.
 
     Returns:
-      {name: error} of those that failed, which stop no other.
+      {name: error} for failed trials, which do not stop others.
 
     Raises:
-      UserError: a trial that cannot be; all are looked at before the first one runs.
-      Preempted: asked to stop; the same call goes on.
+      UserError: an invalid trial; all are checked before the first one runs.
+      Preempted: asked to stop; the same call resumes.
     """
     todo = to_run(trials, mine, workdir, say)
     for name, config in todo.items():
@@ -143,7 +147,7 @@ def run(
     for number, (name, config) in enumerate(todo.items(), start=1):
         say(f"trial {number} of {len(todo)}: {name}")
         try:
-            config = begun_with(config, workdir, name, failed)
+            config = with_parent(config, workdir, name, failed)
             metrics = trial(config, workdir / name)
         except Preempted:
             raise
@@ -158,7 +162,7 @@ def run(
 
 
 def to_run(trials: Trials, mine: Trials, workdir: Path, say: Say) -> dict[str, ConfigDict]:
-    """Those of `mine` that are not done by their row of study.csv; says why, by name."""
+    """The trials of `mine` that study.csv does not show as done; prints the reasons."""
     rows = record.read(workdir)
     todo: list[str] = []
     needed: set[str] = set()
@@ -167,13 +171,13 @@ def to_run(trials: Trials, mine: Trials, workdir: Path, say: Say) -> dict[str, C
         parent, folder = parent_of(mine[name]), workdir / name
         is_done = name in by_row(trials, workdir, rows)
         if is_done and (name not in needed or rows[name]["diverged"] == "True"):
-            say(f"trial {name}: its row of {record.FILE} counts ({here})")
+            say(f"trial {name}: done, by its row in {record.FILE} ({here})")
             continue
         if is_done:
-            say(f"trial {name}: runs again, since others start from its weights, which are absent")
+            say(f"trial {name}: runs again, since others need its weights, which are missing")
         elif there is not None and there != here and not folder.exists():
             say(
-                f"trial {name}: runs again, since its row of {record.FILE} is of another "
+                f"trial {name}: runs again, since its row in {record.FILE} has another "
                 f"configuration ({there} there, {here} here)"
             )
         todo.append(name)
@@ -182,15 +186,15 @@ def to_run(trials: Trials, mine: Trials, workdir: Path, say: Say) -> dict[str, C
     return {name: mine[name] for name in reversed(todo)}
 
 
-def begun_with(
+def with_parent(
     config: ConfigDict, workdir: Path, name: str, failed: Mapping[str, str]
 ) -> ConfigDict:
-    """The configuration of the trial `name` with the place of the one that it starts from.
+    """The configuration of the trial `name` with the path of its parent.
 
-    A run that has begun keeps the place that it began with, wherever the workdir is now.
+    A run in progress keeps the path that it began with, even if the workdir has moved.
 
     Raises:
-      UserError: that trial has no weights.
+      UserError: the parent has no weights.
     """
     if not (parent := parent_of(config)):
         return config
@@ -208,7 +212,7 @@ def begun_with(
 def by_row(
     trials: Trials, workdir: Path, rows: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Outcome]:
-    """What study.csv says of trials of the same configuration that diverged or have no folder."""
+    """Outcomes from study.csv for trials of the same configuration, diverged or without folder."""
     return {
         name: record.outcome_of(config, rows[name])
         for name, config in trials.items()
@@ -219,9 +223,9 @@ def by_row(
 
 
 def outcomes(trials: Trials, workdir: Path) -> dict[str, Outcome]:
-    """What came out of the trials, on whichever machine: from their folders and study.csv.
+    """The outcomes of the trials on all machines, from their folders and study.csv.
 
-    A folder of another configuration does not count.
+    A folder with another configuration does not count.
     """
     found = by_row(trials, workdir, record.read(workdir))
     for name, config in trials.items():
@@ -233,14 +237,14 @@ def outcomes(trials: Trials, workdir: Path) -> dict[str, Outcome]:
 
 
 def other_settings(config: ConfigDict, workdir: Path, name: str) -> list[str]:
-    """The settings in which the run in a trial's folder is another one."""
-    found = dict(changes(workdir / name, begun_with(config, workdir, name, {})))
-    found.pop("data.dataset", None)  # known by its content, when it is opened
+    """The settings in which the run in a trial's folder differs."""
+    found = dict(changes(workdir / name, with_parent(config, workdir, name, {})))
+    found.pop("data.dataset", None)  # compared by its content, when opened
     return list(found)
 
 
 def with_best(outcome: Outcome) -> Outcome:
-    """With the best value of every accuracy that was measured more than once: early stopping."""
+    """Adds the best value of every accuracy that was measured repeatedly (early stopping)."""
     if outcome.metrics is None:
         return outcome
     best = {}
@@ -254,7 +258,7 @@ def with_best(outcome: Outcome) -> Outcome:
 def write(
     source: str, trials: Trials, workdir: Path, new: Mapping[str, Outcome]
 ) -> dict[str, Outcome]:
-    """Writes the rows of what is known, and returns it; `new` is of trials that have just ended."""
+    """Writes and returns the known outcomes; `new` are of trials that have just ended."""
     import jax
 
     workdir.mkdir(parents=True, exist_ok=True)
@@ -269,10 +273,10 @@ def write(
 
 
 def lines(source: str, outcomes: Mapping[str, Outcome]) -> list[str]:
-    """What is printed at the end: what the study's own `table(outcomes)` says, if it has one.
+    """The lines to print at the end: the study's own `table(outcomes)`, if it has one.
 
     Raises:
-      UserError: whatever goes wrong in the file, with its line.
+      UserError: any error in the file, with its line.
     """
     path = configuration.find_file(source.partition(":")[0])
     if "table" not in files.values_in(path):
@@ -282,7 +286,7 @@ def lines(source: str, outcomes: Mapping[str, Outcome]) -> list[str]:
 
 
 def table(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """What is printed: a line for each trial."""
+    """The lines to print: one per trial."""
     width = max(map(len, outcomes), default=0)
     lines = []
     for name, (_, metrics, _) in outcomes.items():

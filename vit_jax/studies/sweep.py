@@ -1,5 +1,5 @@
-"""The fine-tuning protocol (section 4.1, Table 4): a learning rate chosen on a held-out part of the
-training set, then runs on all of it, each tested once.
+"""The fine-tuning protocol (section 4.1, Table 4): choose a learning rate on a held-out part of the
+training set, then train on all of it, and test each run once.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ def sweep(
     seeds: int = 3,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Runs the protocol in `workdir`; each trial is a run of its own there, and resumes.
+    """Runs the protocol in `workdir`; each trial is a separate run there, and resumes.
 
-    With `config.keep_best` rates are compared by their best evaluations. Final runs go to their
-    end: what they are evaluated on is the test split, which chooses nothing.
+    With `config.keep_best` rates are compared by their best evaluations. Final runs are not stopped
+    early, since the test split must not select anything.
 
     Args:
-      learning_rates, held_out: to choose from, and the percent of the training set that is held
-        out to do so; by default those of `config.sweep` (Table 4's, in configs/finetune.py).
+      learning_rates, held_out: candidates, and the percentage of the training set to hold out; by
+        default those of `config.sweep` (Table 4's, in configs/finetune.py).
       seeds: runs with the chosen rate on the whole training set.
 
     Returns:
-      What `sweep.json` holds: the accuracy of every rate on the held-out part, the chosen rate,
+      The content of `sweep.json`: the accuracy of every rate on the held-out part, the chosen rate,
       and the test accuracies with their mean and standard deviation.
 
     Raises:
-      UserError: the data set has no test split apart from training; or as `train`.
-      Preempted: asked to stop; the same call goes on.
+      UserError: the data set has no separate test split; or as `train`.
+      Preempted: asked to stop; the same call resumes.
     """
     workdir = Path(workdir).expanduser().resolve()
     train_split, test_split = splits(config)
@@ -58,14 +58,14 @@ def sweep(
         found = study.trial(trial, workdir / f"dev_{rate:g}")
         if found is None:
             rows.append({"learning_rate": float(rate), "accuracy": 0.0, "diverged": True})
-            say(f"learning rate {rate:g}: diverged, which counts as 0%")
+            say(f"learning rate {rate:g}: diverged, counted as 0%")
             continue
         accuracy = score(found)
         rows.append({"learning_rate": float(rate), "accuracy": accuracy})
-        say(f"learning rate {rate:g}: {100 * accuracy:.2f}% of {dev_eval}")
+        say(f"learning rate {rate:g}: {100 * accuracy:.2f}% on {dev_eval}")
     if all("diverged" in row for row in rows):
         raise UserError(
-            "All learning rates diverged; name lower ones with --learning_rates, or set "
+            "All learning rates diverged; give lower ones with --learning_rates, or set "
             "config.gradient_clip_norm."
         )
     best = max(rows, key=lambda row: row["accuracy"])["learning_rate"]
@@ -77,7 +77,7 @@ def sweep(
         trial.keep_best, trial.patience = "", 0
         found = train(trial, workdir / f"final_{seed}")
         accuracies.append(score(found))
-        say(f"seed {trial.seed}: {100 * accuracies[-1]:.2f}% of {test_split}")
+        say(f"seed {trial.seed}: {100 * accuracies[-1]:.2f}% on {test_split}")
     result = {
         "held_out": rows,
         "learning_rate": best,
@@ -91,11 +91,11 @@ def sweep(
 
 
 def score(metrics: Mapping[str, float]) -> float:
-    """What learning rates are compared by: top-1, or mAP where images have several labels."""
+    """The metric to compare learning rates by: top-1, or mAP for several labels per image."""
     found = "eval/mAP" if "eval/mAP" in metrics else "eval/accuracy"
     if found not in metrics:
         raise UserError(
-            "A sweep compares accuracies, and this objective measures none; use "
+            "A sweep compares accuracies, which this objective does not report; use "
             "config.objective.name=classification."
         )
     return metrics[found]
@@ -113,8 +113,8 @@ def splits(config: ConfigDict) -> tuple[str, str]:
 def carve(split: str, held_out: float) -> tuple[str, str]:
     """A split as two: "train" and 10 as ("train[:90%]", "train[90%:]").
 
-    The first part of a split, which is what data without a test split are trained on, is one too:
-    "train[:90%]" and 10 are ("train[:81%]", "train[81%:90%]").
+    The first part of a split (for data without a test split) is supported too: "train[:90%]" and 10
+    are ("train[:81%]", "train[81%:90%]").
 
     Raises:
       UserError: the split is another slice.
@@ -122,8 +122,8 @@ def carve(split: str, held_out: float) -> tuple[str, str]:
     found = re.fullmatch(r"([\w-]+)(?:\[:(\d+)%\])?", split)
     if not found:
         raise UserError(
-            f"A sweep holds out the end of a training split or of its first part, such as train or "
-            f"train[:90%], and {split!r} is neither; set config.data.train_split."
+            f"A sweep holds out the end of a training split such as train or train[:90%], which "
+            f"{split!r} is not; set config.data.train_split."
         )
     name, whole = found[1], int(found[2] or 100)
     if not 0 < round(100 - held_out) < 100:

@@ -1,4 +1,4 @@
-"""Pass or fail of trials against published accuracies, as a table and a figure."""
+"""Trials compared with published accuracies, pass or fail, as a table and a figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_jax.studies.study import Outcome
 
 
 class Target(NamedTuple):
-    """What a trial should reach, in percent. tolerance: how far below it still passes."""
+    """The accuracy to reach, in percent. tolerance: how far below still passes."""
 
     value: float
     tolerance: float
@@ -20,7 +20,7 @@ class Target(NamedTuple):
 
 
 def of_table_5(variant: str, pretrained: str, data: str, tolerance: float) -> Target | None:
-    """A figure of Table 5; None where it has none. Names are those of pages/paper.py."""
+    """An accuracy of Table 5; None if there is none. Names are those of pages/paper.py."""
     row = paper.TABLE_5[pretrained].get(variant)
     if row is None:
         return None
@@ -29,12 +29,12 @@ def of_table_5(variant: str, pretrained: str, data: str, tolerance: float) -> Ta
 
 
 def of_released(name: str, tolerance: float) -> Target:
-    """What the authors' repository reports of published weights on ImageNet."""
+    """The accuracy of published weights on ImageNet, from the authors' repository."""
     return Target(float(PUBLISHED[name].accuracy.split()[0]), tolerance, "repository")
 
 
 def verdict(outcome: Outcome, target: Target) -> tuple[float | None, str]:
-    """The accuracy in percent, and "pass", "FAIL" or "diverged"; more than published passes."""
+    """The accuracy in percent, and "pass", "FAIL" or "diverged"; higher also passes."""
     accuracy = (outcome.metrics or {}).get("eval/accuracy")
     if accuracy is None:
         return None, "diverged"
@@ -43,7 +43,7 @@ def verdict(outcome: Outcome, target: Target) -> tuple[float | None, str]:
 
 
 def table(targets: Mapping[str, Target], outcomes: Mapping[str, Outcome]) -> list[str]:
-    """A line for each trial: here, published, difference, tolerance, verdict; then the count."""
+    """A line per trial: here, published, difference, tolerance, verdict; then the count."""
     if not outcomes:
         return []
     width = max(map(len, outcomes))
@@ -64,7 +64,7 @@ def table(targets: Mapping[str, Target], outcomes: Mapping[str, Outcome]) -> lis
 
 
 def draw(targets: Mapping[str, Target], outcomes: Mapping[str, Outcome]) -> Figure:
-    """The difference to the published accuracy of each trial, in what it may differ."""
+    """The difference to the published accuracy of each trial, with its tolerance."""
     figure, ((axes,),) = new_figure(1, 1, 6, 1.2 + 0.3 * len(outcomes))
     for place, (name, outcome) in enumerate(outcomes.items()):
         target = targets[name]

@@ -1,8 +1,8 @@
 """VTAB-1k (section 4.1): fine-tuning on nineteen tasks with 1,000 images each, and their mean.
 
-Every task is an ordinary run of configs/vtab.py in a workdir of its own, so that it resumes. With
-several learning rates, one is chosen for all tasks: that of the best mean on the 200 validation
-images, after training on the 800.
+Every task is an ordinary run of configs/vtab.py in its own workdir, so that it resumes. With
+several learning rates, one is chosen for all tasks: by the mean on the 200 validation images, after
+training on the 800.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from vit_jax.training.run import train
 
 
 class Request(NamedTuple):
-    """What `vit-jax evaluate --suite=vtab` was asked for.
+    """The request of `vit-jax evaluate --suite=vtab`.
 
-    tasks: () is all that are prepared. learning_rates: () is that of configs/vtab.py. overrides:
+    tasks: (): all that are prepared. learning_rates: (): that of configs/vtab.py. overrides:
     (dotted key, text) of its settings.
     """
 
@@ -39,7 +39,7 @@ class Request(NamedTuple):
 
 
 def suite(request: Request) -> Result:
-    """Runs the tasks that are asked for and prepared; what is not prepared is said and left out.
+    """Runs the requested tasks that are prepared; others are reported and skipped.
 
     Raises:
       UserError: no task is prepared, or there is no such task.
@@ -53,9 +53,7 @@ def suite(request: Request) -> Result:
         say(f"  {'ready' if prepared else 'missing':<8} {name:<21} {text}")
     ready = [name for name in wanted if report[name][0]]
     if not ready:
-        raise UserError(
-            f"None of the {len(wanted)} tasks is prepared; `vit-jax prepare vtab` says how."
-        )
+        raise UserError(f"None of the {len(wanted)} tasks is prepared; see `vit-jax prepare vtab`.")
 
     def run(name: str, rate: float | None, *, choosing: bool) -> float:
         part = f"choose_{rate:g}" if choosing else "final"
@@ -113,7 +111,7 @@ def task_config(
 def averages(found: Mapping[str, float]) -> dict[str, float]:
     """The mean of all tasks and of each group, and whether all tasks are in it.
 
-    A group or a benchmark that is not complete has a `partial_` mean: it compares with nothing.
+    An incomplete group or benchmark has a `partial_` mean, which is not comparable.
     """
     summary: dict[str, float] = {"num_tasks": len(found), "complete": len(found) == len(TASKS)}
     sets: dict[str, Sequence[str]] = {"mean": list(TASKS)}
@@ -141,5 +139,5 @@ def table(found: Mapping[str, float], remarks: Mapping[str, str]) -> list[str]:
             value = summary[key if count == total else f"partial_{key}"]
             lines.append(f"  {key.capitalize():<12} {100 * value:6.2f}{partial}")
     if remarks:
-        lines.append("  Splits that differ from the benchmark's make numbers that differ.")
+        lines.append("  Splits differ from the benchmark's, so numbers are not comparable.")
     return lines

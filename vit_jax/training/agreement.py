@@ -1,7 +1,7 @@
-"""The processes of a job agree on what they do before the first step, or each says who differs.
+"""Checks before the first step that all processes of a job agree; otherwise names the difference.
 
-Started with other configurations they would train a mixture without a word; with workdirs that are
-not one directory they would wait for each other for ever at the first checkpoint.
+With different configurations they would silently train a mixture; with different workdirs they
+would deadlock at the first checkpoint.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from vit_jax.training.sources import Data
 #: Settings that may differ: where a host has the data, which is known by its content, and how it
 #: reads them.
 OF_A_HOST = ("dataset", "data_dir", "exclude", "num_threads", "num_workers")
-#: How long a directory on the network may take to show what another host has written, in seconds.
+#: Seconds that network storage may take to show what another host has written.
 PATIENCE = 10.0
 
 Facts = Mapping[str, object]
 
 
 def agree(workdir: Path, config: ConfigDict, **more: object) -> None:
-    """Compares configuration, versions and workdir of all processes; alone it does nothing.
+    """Compares configuration, versions and workdir of all processes; a no-op in a single process.
 
     Args:
-      more: other facts that must be equal, by what they are called.
+      more: other facts that must be equal, by name.
 
     Raises:
-      UserError: on every process: names what differs, and where. The disk is as it was.
+      UserError: on every process; names what differs, and where. The disk is unchanged.
     """
     if jax.process_count() == 1:
         return
@@ -56,13 +56,13 @@ def agree(workdir: Path, config: ConfigDict, **more: object) -> None:
 
 
 def check_equal(facts: Facts) -> None:
-    """Raises UserError, on every process, for the first fact that is not the same on all."""
+    """Raises UserError, on every process, for the first fact that differs."""
     if jax.process_count() > 1 and (problem := difference(gathered(facts))):
         raise UserError(problem)
 
 
 def versions() -> dict[str, str]:
-    """Of what computes, or decides what is computed."""
+    """Versions of the packages that affect results."""
     return {
         "vit_jax": __version__,
         "jax": jax.__version__,
@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
 
 
 def of_config(config: ConfigDict) -> dict[str, object]:
-    """{"config.KEY": value} of what all processes must have alike."""
+    """{"config.KEY": value} for the settings that must be equal on all processes."""
     flat = configuration.flatten(json.loads(configuration.to_json(config)))
     return {
         f"config.{key}": value
@@ -82,7 +82,7 @@ def of_config(config: ConfigDict) -> dict[str, object]:
 
 
 def of_data(data: Data) -> dict[str, object]:
-    """What the processes of a job must find alike in their data."""
+    """Facts about the data that must be equal on all processes."""
     return {
         "the training data": [data.train.spec, len(data.train), data.train.fingerprint],
         "the evaluation data": [
@@ -92,7 +92,7 @@ def of_data(data: Data) -> dict[str, object]:
 
 
 def difference(facts: Sequence[Facts]) -> str | None:
-    """What the processes do not have in common, by process; None if they agree."""
+    """The differing values by process; None if all agree."""
     names = dict.fromkeys(name for mine in facts for name in mine)
     for name in names:
         values: dict[str, list[str]] = {}
@@ -108,7 +108,7 @@ def difference(facts: Sequence[Facts]) -> str | None:
 
 
 def gathered(facts: Facts) -> list[Facts]:
-    """The facts of every process, on every process."""
+    """All-gather of the facts of each process."""
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     longest = max(sharding.gathered(len(text)))
     padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
@@ -135,10 +135,10 @@ def check_shared(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def sign(workdir: Path) -> Iterator[tuple[str, str]]:
-    """A file of a name that nobody can guess, in `workdir`; gone afterwards, as are new folders.
+    """A file with a random name in `workdir`; removed afterwards, as are new folders.
 
     Yields:
-      Its name, and why it could not be written ("" if it could).
+      Its name, and why it could not be written ("" on success).
     """
     name, problem = f".together-{secrets.token_hex(16)}", ""
     new = [path for path in (workdir, *workdir.parents) if not path.exists()]
@@ -158,7 +158,7 @@ def sign(workdir: Path) -> Iterator[tuple[str, str]]:
 
 
 def appears(file: Path) -> bool:
-    """Whether a file is there, or comes within PATIENCE: network storage shows it late."""
+    """Whether a file exists, or appears within PATIENCE: network storage may be late."""
     end = time.monotonic() + PATIENCE
     while not os.path.exists(file):
         if time.monotonic() > end:

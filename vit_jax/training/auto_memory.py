@@ -1,8 +1,8 @@
-"""`config.memory="auto"`: the fastest way to compute a step that fits the device.
+"""`config.memory="auto"`: the fastest step that fits the device.
 
-The global batch stays, so the result does too, up to the order of sums; with dropout, stochastic
-depth or mixup another number of parts draws other random numbers. A run that goes on computes as it
-did before, if that still fits: the choice is in `WORKDIR/memory.json`.
+The global batch is unchanged, so results are equal up to the order of sums; with
+`dropout_bits="threefry"` the number of micro-batches also changes the random numbers. A resumed run
+keeps the choice in `WORKDIR/memory.json`, if it still fits.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from vit_jax.training import memory
 from vit_jax.training.setup import Setup, compile_train_step, computed_as
 
 FILE = "memory.json"
-#: Tokens of a micro batch at which adding its gradient to the others takes as long as computing it:
-#: 12 bytes of traffic for 6 FLOPs per parameter and token, at 150 FLOPs per byte as on a GPU.
+#: Tokens in a micro-batch for which accumulating its gradient takes as long as computing it: 12
+#: bytes of traffic for 6 FLOPs per parameter and token, at 150 FLOPs per byte as on a GPU.
 TOKENS_PER_SUM = 300
-#: A step whose memory the system clears first, beside one that finds it as it was, on a CPU.
+#: Relative time of a step on a CPU whose memory the system must clear first.
 CLEARING = 1.5
-#: What is foreseen to take more of the limit than this is not tried.
+#: Candidates whose predicted use exceeds the limit by this factor are skipped.
 MARGIN = 1.1
 
 
 class Choice(NamedTuple):
-    """A way to compute the step: a policy of models/remat.py, and the parts of a batch."""
+    """How to compute the step: a policy of numerics/remat.py, and the number of micro-batches."""
 
     remat: str
     accumulation_steps: int
@@ -43,10 +43,12 @@ class Choice(NamedTuple):
         return f"remat={self.remat}, accumulation_steps={self.accumulation_steps}"
 
 
-def settle(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Compiled, int | None]:
-    """The setup that will run, its compiled step, which fits, and the bytes that it will hold.
+def choose_setup(
+    setup: Setup, workdir: Path, *, resuming: bool
+) -> tuple[Setup, Compiled, int | None]:
+    """The final setup, its compiled step, and the expected memory in bytes; prints the choice.
 
-    Says what it takes. The bytes are `preflight.expected_bytes`.
+    The bytes are `memory.expected_bytes`.
 
     Raises:
       UserError: nothing fits.
@@ -57,23 +59,26 @@ def settle(setup: Setup, workdir: Path, *, resuming: bool) -> tuple[Setup, Compi
     if config.memory == "auto":
         setup, compiled, kept = choose(setup, limit, before)
     else:
-        compiled, kept = memory.compile_that_fits(setup, limit)
+        compiled, kept = memory.compile_checked(setup, limit)
     if host_memory.freed_pages_are_kept() and not kept:
-        host_memory.give_back_freed_pages()
-        memory.show_memory("freed pages are given back, which costs time, as space is short")
-    host_memory.trim()  # what compiling took
+        host_memory.return_freed_pages()
+        memory.show_memory(
+            "freed pages are returned to the system, which is slower, as memory is short"
+        )
+    host_memory.trim()  # memory of the compilation
     host_memory.begin_peak()
     return setup, compiled, memory.expected_bytes(setup, compiled)
 
 
 def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setup, Compiled, bool]:
-    """The fastest choice that fits `limit` bytes: a setup, its compiled step, if pages are kept.
+    """The fastest choice that fits `limit` bytes: setup, compiled step, whether pages are kept.
 
-    Choices are tried from the fastest on. One that does not fit says how large activations are, and
-    what will then clearly not fit is not compiled; the most frugal one is tried in any case.
+    Candidates are compiled from the fastest on. One that does not fit shows the size of
+    activations, and candidates that clearly exceed the limit are then skipped; the one with the
+    least memory is always tried.
 
     Args:
-      before: what the run computed with so far; kept if it fits.
+      before: the choice of the run so far; kept if it fits.
 
     Raises:
       UserError: nothing fits.
@@ -85,7 +90,7 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
     order.sort(key=lambda way: way[0] != before)
     programs: dict[Choice, tuple[Setup, Compiled | None]] = {}
     least = 0
-    activations = 0.0  # bytes for the whole batch in one part without remat; not known yet
+    activations = 0.0  # bytes for the whole batch without accumulation or remat; not known yet
     for choice, kept in order:
         fixed = memory.fixed_bytes(setup, choice.accumulation_steps)
         share = activation_share(choice) * (2 if kept else 1)
@@ -104,9 +109,9 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
             why = "as before" if choice == before else "the fastest that fits"
             memory.show_memory(f"{what}, {why}")
             if before not in (None, choice):
-                memory.show_memory(f"this run began with {before}; its sums differ from now on")
+                memory.show_memory(f"this run began with {before}; rounding differs from now on")
             return candidate, compiled, kept
-        memory.show_memory(f"{what}, too much")
+        memory.show_memory(f"{what}, does not fit")
         activations = (needed - fixed) / share
     raise UserError(
         f"A step of {setup.program.model.variant} needs {memory.gib(least)} with {frugal} and "
@@ -115,19 +120,19 @@ def choose(setup: Setup, limit: int, before: Choice | None = None) -> tuple[Setu
 
 
 def choices(setup: Setup) -> Iterator[Choice]:
-    """All there are: every policy, and every number of equal parts."""
+    """All candidates: every policy with every number of equal micro-batches."""
     rows = memory.rows_per_device(setup)
     for name in remat.POLICIES:
         yield from (Choice(name, parts) for parts in range(1, rows + 1) if rows % parts == 0)
 
 
 def seconds(setup: Setup, choice: Choice, kept: bool = True) -> float:
-    """How long a step takes, as a multiple of the fastest: what is computed again, what is summed.
+    """Estimated time of a step relative to the fastest: recomputation and accumulation.
 
-    A rule of thumb that orders the choices.
+    A heuristic to order the candidates.
 
     Args:
-      kept: the pages that a CPU frees; otherwise the system clears them at every step.
+      kept: whether a CPU retains freed pages; otherwise the system clears them at every step.
     """
     parts = choice.accumulation_steps
     tokens = memory.rows_per_device(setup) / parts * math.prod(setup.program.model.grid)
@@ -136,12 +141,12 @@ def seconds(setup: Setup, choice: Choice, kept: bool = True) -> float:
 
 
 def activation_share(choice: Choice) -> float:
-    """Memory for activations, as a share of what the whole batch in one part takes."""
+    """Memory for activations, relative to the whole batch without accumulation."""
     return remat.POLICIES[choice.remat].activations / choice.accumulation_steps
 
 
 def compile_step(setup: Setup) -> Compiled | None:
-    """The compiled step; None if the compiler itself saw that it does not fit: a TPU's does."""
+    """The compiled step; None if the compiler reports that it does not fit, as on TPU."""
     try:
         return compile_train_step(setup)
     except jax.errors.JaxRuntimeError as error:
@@ -151,18 +156,18 @@ def compile_step(setup: Setup) -> Compiled | None:
 
 
 def bytes_of(setup: Setup, compiled: Compiled, kept: bool) -> int:
-    """`preflight.needed_bytes`, without which nothing can be chosen."""
+    """`memory.needed_bytes`, which must be known to choose."""
     needed = memory.needed_bytes(setup, compiled, kept=kept)
     if needed is None:
         raise UserError(
-            "config.memory=auto: this device does not say what a step needs; "
+            "config.memory=auto: this device does not report the memory of a step; "
             "set config.memory=as_configured."
         )
     return needed
 
 
 def read(workdir: Path) -> Choice | None:
-    """What a run in `workdir` computed with; None if it did not choose."""
+    """The stored choice of a run in `workdir`; None if there is none."""
     found = files.read_json(workdir / FILE)
     if found is None:
         return None
@@ -170,12 +175,12 @@ def read(workdir: Path) -> Choice | None:
         return Choice(**found)
     except TypeError as error:
         raise UserError(
-            f"{workdir / FILE} is damaged ({error}); remove it to choose anew."
+            f"{workdir / FILE} is damaged ({error}); remove it to choose again."
         ) from error
 
 
 def write(workdir: Path, setup: Setup) -> None:
-    """Notes what a run computes with, if it was chosen."""
+    """Stores the choice of a run, if there was one."""
     if setup.config.memory == "auto" and jax.process_index() == 0:
         choice = Choice(remat.name_of(setup.program.model.remat), setup.config.accumulation_steps)
         files.write_json(workdir / FILE, choice._asdict())

@@ -1,8 +1,8 @@
-"""Which evaluation of a run was the best so far, and whether a better one is still waited for.
+"""The best evaluation of a run so far, and early stopping.
 
-The paper stops early, and reports the best validation accuracy, where it trains on subsets of JFT
-(section 4.3, Figure 4). What is known of the best is a part of every checkpoint's record, so that
-it cannot disagree with the step that a run goes on from.
+The paper stops early, and reports the best validation accuracy, when training on subsets of JFT
+(section 4.3, Figure 4). The best so far is part of every checkpoint's record, so that it is
+consistent with the step that a run resumes from.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from vit_jax.models.fingerprints import BestRecord
 from vit_jax.runtime import sharding
 from vit_jax.runtime.logbook import scalar
 
-#: A metric is better when it is smaller if its name has one of these words, otherwise when larger.
+#: Smaller is better for metrics whose name contains one of these words, otherwise larger.
 SMALLER_IS_BETTER = ("loss", "error", "errors", "distance")
-#: Written before a metric, they say it whatever the name is.
+#: Prefixes of a metric that override this.
 SAID = {"min:": True, "max:": False}
-#: What a finished run's last record says of the exported model; also of those without an interval.
+#: Metrics of the exported model in a finished run's last record, next to evaluators at the end.
 OF_MODEL = "best/"
 
 
 class Rule(NamedTuple):
-    """metric: EVALUATOR/NAME. patience: evaluations without a better one; 0: never stops."""
+    """metric: EVALUATOR/NAME. patience: evaluations without improvement; 0: never stop."""
 
     metric: str
     smaller: bool
@@ -41,19 +41,19 @@ class Rule(NamedTuple):
 
 
 def rule_of(config: ConfigDict, periods: Mapping[str, int | None]) -> Rule | None:
-    """What `config.keep_best` and `config.patience` ask for; None if nothing.
+    """The rule of `config.keep_best` and `config.patience`; None if unset.
 
     Args:
       periods: {evaluator: every so many steps; None: at the end only}.
 
     Raises:
-      UserError: patience alone, an evaluator that there is not, or that runs once.
+      UserError: patience alone, an unknown evaluator, or one that runs once.
     """
     text, patience = config.keep_best, config.patience
     if not text:
         if patience:
             raise UserError(
-                f"config.patience={patience} waits for a better value of a metric; name it with "
+                f"config.patience={patience} needs a metric to improve; name it with "
                 "config.keep_best, e.g. eval/accuracy."
             )
         return None
@@ -63,7 +63,7 @@ def rule_of(config: ConfigDict, periods: Mapping[str, int | None]) -> Rule | Non
     if not name or evaluator not in periods:
         there = ", ".join(f"{key}/..." for key in periods)
         raise UserError(
-            f"config.keep_best={text!r} names no metric of an evaluator that is on; they are "
+            f"config.keep_best={text!r} names no metric of an active evaluator; there are "
             f"{there}, e.g. eval/accuracy.{nearest(evaluator, periods)}"
         )
     if periods[evaluator] is None:
@@ -73,13 +73,13 @@ def rule_of(config: ConfigDict, periods: Mapping[str, int | None]) -> Rule | Non
             f"config.keep_best={text!r} has nothing to choose from: {evaluator} runs once, at the "
             f"end; set {every}_steps or {every}_epochs."
         )
-    words = name.rpartition("/")[2].split("_")  # what is before may be the path of a data set
+    words = name.rpartition("/")[2].split("_")  # the rest may contain the path of a data set
     smaller = SAID[said] if said else any(word in SMALLER_IS_BETTER for word in words)
     return Rule(metric, smaller, patience)
 
 
 def check_metric(rule: Rule, names: Mapping[str, object] | list[str]) -> None:
-    """Raises UserError unless the metric is among `names`, those of its evaluator."""
+    """Raises UserError unless the metric is among `names`, the metrics of its evaluator."""
     if rule.metric not in names:
         raise UserError(
             f"config.keep_best: there is no metric {rule.metric!r}; there are {', '.join(names)}."
@@ -90,12 +90,12 @@ def check_metric(rule: Rule, names: Mapping[str, object] | list[str]) -> None:
 class Best:
     """The best evaluation of a run so far.
 
-    step: None so far. values: all that was measured at that step and is finite. since: evaluations
-    after it, none of which was better. evaluated: the step of the last one.
+    step: None: none so far. values: all finite metrics of that step. since: evaluations after it
+    without improvement. evaluated: the step of the last evaluation.
 
     Args:
-      rule: None: there is no best.
-      found: what the checkpoint says that the run goes on from, if it does.
+      rule: None: keep no best.
+      found: the record in the checkpoint that the run resumes from, if any.
     """
 
     def __init__(self, rule: Rule | None, found: BestRecord | None = None):
@@ -108,10 +108,10 @@ class Best:
             self.since, self.evaluated = found["since"], found["evaluated"]
 
     def note(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Whether the evaluation after a step is the best so far; the first process decides.
+        """Whether the evaluation of a step is the best so far; process 0 decides.
 
-        What is not finite is never the best; of equal ones the first is. A step that is noted again
-        changes nothing.
+        Non-finite values are never the best; of equal values the first is. Noting a step again has
+        no effect.
 
         Raises:
           UserError: the metric is not among `metrics`.
@@ -135,11 +135,11 @@ class Best:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing better is waited for any more."""
+        """Whether patience is exhausted."""
         return bool(self.rule and self.rule.patience and self.since >= self.rule.patience)
 
     def record(self) -> BestRecord | None:
-        """What a checkpoint says of it."""
+        """The record for a checkpoint."""
         if self.rule is None:
             return None
         return {
@@ -160,6 +160,6 @@ class Best:
 
 
 def of_model(record: Mapping[str, float]) -> dict[str, float]:
-    """The last record of a run with the metrics of the model that it exported."""
+    """The last record of a run, with the metrics of the exported model."""
     own = {key.removeprefix(OF_MODEL): value for key, value in record.items() if OF_MODEL in key}
     return {**record, **{key: value for key, value in own.items() if "/" in key}}

@@ -1,6 +1,6 @@
-"""Layers that learn at rates of their own, or not at all: what fine-tuning a ViT may do.
+"""Layer-wise learning-rate decay and frozen blocks, for fine-tuning a ViT.
 
-The paper fine-tunes all weights at one rate (section 4.1); both settings are off by default.
+The paper fine-tunes all weights at one learning rate (section 4.1); both are off by default.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.objectives.objective import Objective
 
-#: What comes before the first block.
+#: Parameters before the first block.
 EMBEDDING = ("patch_embedding", "class_token", "position_embedding", "stem")
 
 
 def layer_of(path: str, num_layers: int) -> int:
-    """0 for the embeddings and a hybrid's stem, 1 to L for the blocks, L + 1 for what follows."""
+    """0 for the embeddings and a hybrid's stem, 1 to L for the blocks, L + 1 for the rest."""
     first, *rest = path.split("/")
     if first == "blocks":
         return int(rest[0]) + 1
@@ -28,13 +28,13 @@ def layer_of(path: str, num_layers: int) -> int:
 
 
 def rate_of(config: ConfigDict, model: models.ModelConfig) -> Callable[[str], float] | None:
-    """What multiplies the learning rate of a parameter, by its path; None: all have the whole.
+    """The multiplier of a parameter's learning rate, by its path; None: 1 for all.
 
     It is `layer_decay` ** (L + 1 - layer) as in BEiT (arXiv 2106.08254), and 0 up to the last
     frozen block.
 
     Raises:
-      UserError: a model without blocks, or with fewer.
+      UserError: a model without blocks, or with too few.
     """
     decay, frozen = config.layer_decay, config.freeze_blocks
     if decay == 1 and not frozen:
@@ -42,14 +42,14 @@ def rate_of(config: ConfigDict, model: models.ModelConfig) -> Callable[[str], fl
     if not isinstance(model, models.ViTConfig):
         setting = f"freeze_blocks={frozen}" if frozen else f"layer_decay={decay:g}"
         raise UserError(
-            f"config.{setting} is of models with the blocks of a ViT, and {model.variant} has "
+            f"config.{setting} is for models with ViT blocks, and {model.variant} has "
             "none; leave it out."
         )
     last = model.num_layers
     if frozen > last:
         raise UserError(
-            f"config.freeze_blocks={frozen} is more than the {last} blocks of {model.variant}; "
-            f"{last} trains its head and the norm before it alone."
+            f"config.freeze_blocks={frozen} exceeds the {last} blocks of {model.variant}; "
+            f"{last} trains only the head and the norm before it."
         )
 
     def rate(path: str) -> float:
@@ -62,9 +62,9 @@ def rate_of(config: ConfigDict, model: models.ModelConfig) -> Callable[[str], fl
 def with_rates(
     optimizer: optax.GradientTransformation, rate: Callable[[str], float] | None
 ) -> optax.GradientTransformation:
-    """The optimiser with its direction times `rate(path)`, weight decay included.
+    """The optimizer with updates multiplied by `rate(path)`, weight decay included.
 
-    Its state is that of the optimiser itself.
+    Its state is that of the wrapped optimizer.
     """
     if rate is None:
         return optimizer
@@ -77,7 +77,7 @@ def with_rates(
 
 
 def frozen(objective: Objective, rate: Callable[[str], float] | None) -> Objective:
-    """The objective without the gradients of parameters whose rate is 0, which are not computed."""
+    """The objective with stopped gradients for parameters whose rate is 0."""
     if rate is None:
         return objective
 
@@ -92,9 +92,9 @@ def frozen(objective: Objective, rate: Callable[[str], float] | None) -> Objecti
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError where blocks are to stay that were never trained."""
+    """Raises UserError for frozen blocks without trained weights."""
     if config.freeze_blocks and not config.init_from:
         raise UserError(
-            f"config.freeze_blocks={config.freeze_blocks} would keep random weights as they are; "
-            "set config.init_from to trained ones, or leave it out."
+            f"config.freeze_blocks={config.freeze_blocks} would freeze random weights; set "
+            "config.init_from to trained ones, or leave it out."
         )

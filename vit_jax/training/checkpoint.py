@@ -1,8 +1,8 @@
-"""Training checkpoints: Orbax, asynchronous and atomic, with a proof that what is read was written.
+"""Training checkpoints: Orbax, asynchronous and atomic, with verification of every array.
 
-Orbax alone restores a flipped bit or another dtype without a word and reports a failed save one
-save later. This layer adds a fingerprint of every array, compares names, shapes and dtypes before
-restoring, and asks after every step whether the save in flight has failed.
+Orbax alone silently restores a flipped bit or another dtype, and reports a failed save one save
+later. This layer adds a fingerprint of every array, compares names, shapes and dtypes before
+restoring, and checks after every step whether the save in flight has failed.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ from vit_jax.training.state import TrainState
 
 __all__ = ["CheckpointError", "Checkpoints", "fingerprint"]
 
-#: What to do when the best checkpoint of a run is lost.
+#: Advice when the best checkpoint of a run is lost.
 WITHOUT_BEST = (
-    "Restore it from a copy, or go on without it: --config.keep_best= --config.patience=0 "
+    "Restore it from a copy, or continue without it: --config.keep_best= --config.patience=0 "
     "--allow_config_change."
 )
 #: Beside the directory: the last step whose checkpoint is known to be on the disk.
 SAVED = "saved.json"
 
 
-def raised_not_printed() -> None:
-    """Orbax and TensorStore print each error of a save or of a read up to a hundred times.
+def silence_raised_errors() -> None:
+    """Silences Orbax and TensorStore, which print each error up to a hundred times.
 
-    `check` and `restore` raise it.
+    `check` and `restore` raise the error.
     """
     before = sys.unraisablehook
-    if getattr(before, "__name__", "") == "without_what_is_raised":
+    if getattr(before, "__name__", "") == "ignore_raised_errors":
         return
 
-    def without_what_is_raised(found: sys.UnraisableHookArgs) -> None:
+    def ignore_raised_errors(found: sys.UnraisableHookArgs) -> None:
         if not str(found.exc_value).startswith(("Event loop is closed", "Encountered error while")):
             before(found)
 
-    sys.unraisablehook = without_what_is_raised  # TensorStore's threads call it
+    sys.unraisablehook = ignore_raised_errors  # called by TensorStore's threads
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
     )
@@ -73,15 +73,15 @@ def raised_not_printed() -> None:
 
 
 class CheckpointError(UserError):
-    """A checkpoint that was not written, or cannot be trusted; the message says which and why."""
+    """A checkpoint that was not written, or is damaged; the message says which and why."""
 
 
 class Unreadable(Exception):
-    """A checkpoint that could not be read, for a reason that does not prove it damaged."""
+    """A checkpoint that could not be read, but is not proved to be damaged."""
 
 
 class NewestAndBest(policies.PreservationPolicy):
-    """The newest checkpoints, and those that they name as the best so far."""
+    """Keeps the newest checkpoints, and those that they name as the best so far."""
 
     def __init__(self, count: int, directory: Path):
         self.count, self.directory = count, directory
@@ -97,24 +97,24 @@ class NewestAndBest(policies.PreservationPolicy):
     def best_of(self, step: int) -> int | None:
         if step not in self.best:
             meta: dict = {}
-            with contextlib.suppress(UserError):  # damaged: `restore` will say so
+            with contextlib.suppress(UserError):  # damaged: `restore` will report it
                 meta = files.read_json(self.directory / f"{step:09d}" / "meta" / "metadata") or {}
             self.best[step] = (meta.get("best") or {}).get("step")
         return self.best[step]
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one directory that one job may hold at a time.
+    """The checkpoints of one run, in a directory that one job at a time may use.
 
     Raises:
-      UserError: another job holds the directory (named), or it cannot be written.
+      UserError: another job (named) uses the directory, or it cannot be written.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
         self.directory = Path(directory).resolve()
         self._pending: int | None = None
         self._policy = NewestAndBest(keep, self.directory)
-        raised_not_printed()
+        silence_raised_errors()
         if jax.process_index() == 0:
             self._lock()
         if jax.process_count() > 1:
@@ -125,7 +125,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 step_format_fixed_length=9,
-                cleanup_tmp_directories=True,  # safe: we hold the lock
+                cleanup_tmp_directories=True,  # safe: this process has the lock
                 enable_async_checkpointing=True,
             ),
         )
@@ -147,13 +147,13 @@ class Checkpoints:
                 "wait for that job or use another --workdir."
             ) from None
         self._lock_file.seek(0)
-        self._before = self._lock_file.read()  # put back in the end: a refusal leaves no trace
+        self._before = self._lock_file.read()  # restored in the end: a refusal leaves no trace
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock_file.flush()
 
     def check(self) -> bool:
-        """Whether the save in flight has just ended. Cheap: call after every step.
+        """Whether the save in flight has just ended. Cheap; call after every step.
 
         Raises:
           CheckpointError: it has failed.
@@ -186,10 +186,10 @@ class Checkpoints:
         return max((s for s in self._manager.all_steps() if s < step), default=None)
 
     def save(self, step: int, state: TrainState, meta: Record) -> bool:
-        """Saves in the background, unless `step` is saved already; returns whether it did.
+        """Saves in the background unless `step` is saved already; returns whether it did.
 
         Raises:
-          Diverged: a value of the state is not finite: the gradient was, and its update was not.
+          Diverged: the state is not finite (its gradient was, its update was not).
         """
         if self._manager.latest_step() == step:
             return False
@@ -197,9 +197,9 @@ class Checkpoints:
         marks, bad = checked(state)
         if bad:
             raise Diverged(
-                f"The update of step {step} or of one before it was not finite ({bad[0]}). It was "
+                f"The update of step {step} or an earlier one was not finite ({bad[0]}). It was "
                 f"not saved; the last good checkpoint is {self._manager.latest_step()}. Lower "
-                "config.schedule.learning_rate, and start again, or go on from it with "
+                "config.schedule.learning_rate, and start again, or resume from it with "
                 "--allow_config_change."
             )
         record: Record = {
@@ -220,11 +220,11 @@ class Checkpoints:
         return True
 
     def latest_meta(self) -> Record | None:
-        """The newest readable record of a checkpoint, without reading its arrays."""
+        """The newest readable record of a checkpoint, without its arrays."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 meta = self._read_meta(step)
-            except Exception:  # damaged: `restore` will say so
+            except Exception:  # damaged: `restore` will report it
                 continue
             if meta.get("digest", digest_of(meta)) == digest_of(meta) and "spec" in meta:
                 return meta
@@ -236,17 +236,16 @@ class Checkpoints:
         return meta.copy()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Record] | None:
-        """The newest checkpoint that proves to be what was saved, as (state, meta).
+        """The newest checkpoint that passes verification, as (state, meta).
 
-        One that is proved to be damaged is moved to `damaged/`, never deleted, and the one before
-        it is tried. One that cannot be read may be whole: nothing is moved then. None only if there
-        is none.
+        A damaged checkpoint is moved to `damaged/`, never deleted, and the one before it is tried.
+        One that cannot be read may be intact: nothing is moved then. None only if there is none.
 
         Args:
-          abstract: the state as shapes, dtypes and shardings; any device count.
+          abstract: the state as shapes, dtypes and shardings, for any number of devices.
 
         Raises:
-          UserError: the checkpoint is of another model or optimizer. Nothing is moved then.
+          UserError: the checkpoint is for another model or optimizer. Nothing is moved.
           CheckpointError: one cannot be read (the cause is named), or all of them are damaged.
         """
         reasons = []
@@ -262,9 +261,9 @@ class Checkpoints:
             if verdict == 2:
                 raise CheckpointError(
                     f"Checkpoint {step} in {self.directory} cannot be read "
-                    f"({unread or 'on another process'}). It may be whole: nothing was moved. Run "
-                    "the same command when the storage answers again, or move "
-                    f"{self.directory / f'{step:09d}'} away to go on from the one before it."
+                    f"({unread or 'on another process'}). It may be intact: nothing was moved. Run "
+                    "the same command when the storage responds again, or move "
+                    f"{self.directory / f'{step:09d}'} away to resume from the one before it."
                 )
             if verdict == 0:
                 return result
@@ -279,10 +278,10 @@ class Checkpoints:
         return None
 
     def restore_best(self, step: int, abstract: TrainState) -> TrainState:
-        """The checkpoint of a step, the best of its run.
+        """Reads the best checkpoint of a run.
 
         Raises:
-          CheckpointError: it is not what was written, or cannot be read.
+          CheckpointError: it is damaged, or cannot be read.
         """
         reason, result = None, None
         try:
@@ -297,7 +296,7 @@ class Checkpoints:
         return result[0]
 
     def check_best(self, step: int | None) -> None:
-        """Raises CheckpointError if the best checkpoint so far is gone."""
+        """Raises CheckpointError if the best checkpoint so far is missing."""
         gone = step is not None and step not in self._manager.all_steps()
         if max(sharding.gathered(int(gone))):
             raise CheckpointError(
@@ -313,7 +312,7 @@ class Checkpoints:
         except Exception as error:
             return _damage(error), None
         if meta.get("digest", digest_of(meta)) != digest_of(meta) or "spec" not in meta:
-            return "its record is not what was written", None
+            return "its record does not match its checksum", None
         found = meta["spec"]
         rule = check_rule(meta, f"Checkpoint {step} in {self.directory}")
         self._compare(step, found, tree_spec(abstract))
@@ -336,7 +335,7 @@ class Checkpoints:
             if found.get(name) != wanted.get(name):
                 there, here = (_describe(tree.get(name)) for tree in (found, wanted))
                 raise UserError(
-                    f"Checkpoint {step} in {self.directory} is of another model or optimizer: "
+                    f"Checkpoint {step} in {self.directory} is for another model or optimizer: "
                     f"{name} is {there} there and {here} in this configuration. Use the "
                     "configuration that the run began with, or another --workdir."
                 )
@@ -352,7 +351,7 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for the save in flight and lets go of the directory."""
+        """Waits for the save in flight and releases the directory."""
         try:
             self.wait()
         finally:
@@ -363,15 +362,15 @@ class Checkpoints:
                 self._lock_file.close()
 
 
-#: What an error says whose bytes were read and are not what was written.
+#: Texts of errors about bytes that were read but are invalid.
 DAMAGE = re.compile(r"DATA_LOSS|OUT_OF_RANGE|JSONDecodeError|UnicodeDecodeError|checksum|CRC-?32")
 
 
 def _damage(error: BaseException) -> str:
-    """What an error of reading proves to be damaged.
+    """The damage that a read error proves.
 
     Raises:
-      Unreadable: it proves nothing.
+      Unreadable: the error does not prove damage.
     """
     seen: BaseException | None = error
     while seen is not None:

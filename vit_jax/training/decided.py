@@ -1,4 +1,4 @@
-"""What a configuration decides, as setup.py builds it and the parts of a run read it."""
+"""The result of a configuration, built by setup.py and read by the parts of a run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vit_jax.training.best import Rule
 from vit_jax.training.sources import Data
 from vit_jax.training.state import TrainState
 
-#: (parameters, called with the count so far after every batch) -> metrics
+#: (parameters, callback with the count so far after every batch) -> metrics
 Evaluator = Callable[[Mapping[str, jax.Array], Callable[[int], None]], dict[str, float]]
-#: {name: every so many steps; None: at the end}; "eval" is the accuracy on the run's own data.
+#: {name: interval in steps; None: at the end}; "eval" is the accuracy on the run's own data.
 Periods = dict[str, int | None]
 
 
 class Plan(NamedTuple):
-    """How long, how fast, and when evaluators run; in steps. keep: what the best is; None: off."""
+    """Length, learning rate and intervals of evaluators, in steps. keep: None: off."""
 
     total_steps: int
     warmup_steps: int
@@ -31,14 +31,14 @@ class Plan(NamedTuple):
     keep: Rule | None = None
 
     @property
-    def periods_on_the_way(self) -> Periods:
-        """When evaluators run before the end; those that run once then see what is exported."""
+    def periods_during_training(self) -> Periods:
+        """Intervals before the end; evaluators that run once evaluate what is exported."""
         once = self.keep is None
         return {name: steps for name, steps in self.periods.items() if steps or once}
 
 
 class Program(NamedTuple):
-    """What is computed, as functions that are not yet jitted, and where."""
+    """What is computed, as functions not yet jitted, and where."""
 
     model: models.ModelConfig
     numerics: Numerics
@@ -50,7 +50,7 @@ class Program(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """Everything that a configuration decides, before any array exists."""
+    """Everything that follows from a configuration, before any array exists."""
 
     config: ConfigDict
     data: Data

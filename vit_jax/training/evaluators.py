@@ -1,4 +1,4 @@
-"""What is measured while training, each at its own interval: accuracy, and protocols on other data.
+"""Evaluations during training, each at its own interval: accuracy, and protocols on other data.
 
 An evaluator takes the parameters and returns metrics; it compiles once, runs on the mesh of the
 training run, and counts every example once.
@@ -24,24 +24,24 @@ from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import of_model
 from vit_jax.training.decided import Evaluator, Periods, Program, Setup
 
-#: What every section of config.evaluators has besides the options of its evaluator.
+#: Keys of every section of config.evaluators besides the options of its evaluator.
 COMMON = {
     option.name: option
     for option in (
-        options.Option("name", str, "", "which evaluator; by default that of the section's key"),
-        options.Option("data", str, "", "its data sets; without any it is off"),
+        options.Option("name", str, "", "the evaluator; by default that of the section's key"),
+        options.Option("data", str, "", "its data sets; off without any"),
         options.Option("every_steps", int | None, None, "its interval"),
-        options.Option("every_epochs", float | None, None, "its interval; neither: at the end"),
+        options.Option("every_epochs", float | None, None, "its interval; default: at the end"),
     )
 }
 
 
-#: What the accuracy on training images is called; see `config.eval_training_images`.
+#: Name of the accuracy on training images; see `config.eval_training_images`.
 ON_TRAINING = "train_eval"
 
 
 class Protocol(NamedTuple):
-    """A section of config.evaluators: an evaluator, its data and options, and when it runs."""
+    """A section of config.evaluators: an evaluator, its data, options and interval."""
 
     evaluator: protocols.Evaluator
     data: DataSets
@@ -50,10 +50,10 @@ class Protocol(NamedTuple):
 
 
 def chosen(config: ConfigDict) -> dict[str, Protocol]:
-    """{key: Protocol} of the evaluators that have data.
+    """{key: Protocol} for the evaluators that have data.
 
     Raises:
-      UserError: an evaluator or an option that does not exist, or a value of another type.
+      UserError: an unknown evaluator or option, or a value of the wrong type.
     """
     found = {}
     for key, section in config.evaluators.items():
@@ -76,10 +76,10 @@ def chosen(config: ConfigDict) -> dict[str, Protocol]:
 
 
 def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
-    """When each evaluator of a configuration runs; its data sets are looked for.
+    """The interval of each evaluator of a configuration; checks that its data sets exist.
 
     Raises:
-      UserError: a data set that is not there, or see `chosen`.
+      UserError: a missing data set, or see `chosen`.
     """
     every = functools.partial(configuration.duration, steps_per_epoch=steps_per_epoch)
     found: Periods = {"eval": every(config, "eval_every")}
@@ -93,7 +93,7 @@ def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
 
 
 def sources(config: ConfigDict) -> list[Source]:
-    """What the evaluators of a configuration read, of those that need all of their images."""
+    """The data sets of evaluators that need all of their images."""
     return [
         source
         for evaluator, data, options, _ in chosen(config).values()
@@ -103,9 +103,9 @@ def sources(config: ConfigDict) -> list[Source]:
 
 
 def evaluators(setup: Setup, on_bad: Callable[[str], None] | None = None) -> dict[str, Evaluator]:
-    """{name: evaluator} of a training run's Setup, as in its `periods`.
+    """{name: evaluator} for a training run's Setup, as in its `periods`.
 
-    on_bad: called for images of the run's own data that cannot be read; None raises.
+    on_bad: called for unreadable images in the run's own data; None: raise.
     """
     others = chosen(setup.config)
     step = run.jit_eval_step(setup.program.objective.measure, setup.program.mesh)
@@ -121,7 +121,7 @@ def evaluators(setup: Setup, on_bad: Callable[[str], None] | None = None) -> dic
 
 
 def some_training_images(setup: Setup) -> Source:
-    """`config.eval_training_images` of the training images, the same in every run of a seed."""
+    """`config.eval_training_images` of the training images, the same for equal seeds."""
     train, count = setup.data.train, setup.config.eval_training_images
     rng = np.random.default_rng(setup.config.seed)
     chosen = np.sort(rng.permutation(len(train))[:count])
@@ -129,7 +129,7 @@ def some_training_images(setup: Setup) -> Source:
 
 
 def eval_batch_size(config: ConfigDict) -> int:
-    """As configured, or the images of a forward pass of training, which are known to fit."""
+    """As configured, or the micro-batch of training, which is known to fit."""
     return config.eval_batch_size or config.batch_size // config.accumulation_steps
 
 
@@ -140,7 +140,7 @@ def accuracy(
     source: Source,
     on_bad: Callable[[str], None] | None = None,
 ) -> Evaluator:
-    """Top-1, top-5 and plain loss on a part of the run's own data, as {name/...}.
+    """Top-1, top-5 and plain loss on a split of the run's own data, as {name/...}.
 
     step: the jitted measure of the objective.
     """
@@ -165,7 +165,7 @@ def accuracy(
 
 
 def metric_names(program: Program, batch: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
-    """What `accuracy` will report, before anything is evaluated."""
+    """Names of the metrics that `accuracy` will report."""
     measure = jax.eval_shape(program.objective.measure, program.abstract_state.params, batch)
     one = {name: np.zeros((1, *leaf.shape[1:])) for name, leaf in measure.items()}
     one["label"] = np.ones((1, *batch["label"].shape[1:]), np.int8)
@@ -174,7 +174,7 @@ def metric_names(program: Program, batch: Mapping[str, jax.ShapeDtypeStruct]) ->
 
 
 def protocol(setup: Setup, key: str, asked: Protocol) -> Evaluator:
-    """A suite of `vit-jax evaluate` as an evaluator; its metrics are KEY/..."""
+    """A suite of `vit-jax evaluate` as an evaluator, with metrics KEY/..."""
 
     def evaluate(
         params: Mapping[str, jax.Array], on_batch: Callable[[int], None]
@@ -195,7 +195,7 @@ def protocol(setup: Setup, key: str, asked: Protocol) -> Evaluator:
 
 @contextlib.contextmanager
 def naming(key: str):
-    """Errors name the section of the configuration."""
+    """Adds the section of the configuration to errors."""
     try:
         yield
     except UserError as error:

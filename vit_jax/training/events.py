@@ -1,7 +1,7 @@
 """What happens between two steps, in this order: log, save, evaluate, stop.
 
-What is logged is on the disk before the step is saved, and a step is saved before its evaluation,
-which takes long and may fail: a run that ends in between evaluates when it goes on.
+Logs are on disk before the step is saved, and a step is saved before its evaluation, which is slow
+and may fail: a run that ends in between evaluates after the resume.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vit_jax.training.state import TrainState, evaluated_params
 
 
 class Instruments(NamedTuple):
-    """What the events of a run share. results: the newest value of every metric."""
+    """State shared by the events of a run. results: the newest value of every metric."""
 
     log: Logbook
     results: dict[str, float]
@@ -35,12 +35,12 @@ class Instruments(NamedTuple):
     pace: Paced
     watchdog: Watchdog
     checkpoints: Checkpoints
-    meta: Record  # what every checkpoint says of its run
+    meta: Record  # the run's record in every checkpoint
     best: Best
 
 
 def every(steps: int | None, *, last: int, first: int | None = None) -> Callable[[int], bool]:
-    """Every so many steps, at the last one, and at the first of this process if it is given."""
+    """Due every `period` steps, at the last one, and at the first of this process if given."""
     return lambda step: step in (first, last) or bool(steps and step % steps == 0)
 
 
@@ -57,13 +57,13 @@ def logged(
     due: Callable[[int], bool],
     max_skipped_steps: int,
 ) -> Event:
-    """A line of training's metrics; the progress bar moves at each step.
+    """Logs training metrics; the progress bar moves at each step.
 
-    How many gradients in a row were not finite is counted on the devices, and looked at a few steps
-    later, of every step: on all processes at the same one, and no device waits for it.
+    Consecutive non-finite gradients are counted on the devices. The count of each step is read a
+    few steps later, at the same step on all processes, so that no device waits.
 
     Raises:
-      Diverged: when it happens, `max_skipped_steps` gradients in a row were not finite.
+      Diverged: from the event, after `max_skipped_steps` consecutive non-finite gradients.
     """
     in_a_row: collections.deque[jax.Array] = collections.deque()
 
@@ -85,12 +85,12 @@ def logged(
     return Event(always, act)
 
 
-#: Steps that may be under way before the count of the first of them is looked at.
+#: Steps in flight before the count of the first of them is read.
 LOOK_BACK = 8
 
 
 def abort_if_stuck(in_a_row: jax.Array, limit: int) -> None:
-    """Stops a run whose gradients are not finite any more; its checkpoints are all finite."""
+    """Stops a run whose gradients are no longer finite; its checkpoints are all finite."""
     if (bad := int(in_a_row)) >= limit:
         raise Diverged(
             f"The last {bad} gradients were not finite and their updates were skipped; lower "
@@ -99,7 +99,7 @@ def abort_if_stuck(in_a_row: jax.Array, limit: int) -> None:
 
 
 def save(shared: Instruments, step: int, state: TrainState) -> None:
-    """A checkpoint, in the background, with what is known of the best so far."""
+    """Saves a checkpoint in the background, with the record of the best so far."""
     meta = shared.meta
     if (best := shared.best.record()) is not None:
         meta = {**meta, "best": best}
@@ -109,16 +109,16 @@ def save(shared: Instruments, step: int, state: TrainState) -> None:
 
 
 def saved(shared: Instruments, *, every_steps: int, total_steps: int) -> Event:
-    """A checkpoint, written while training goes on; that of the last step is waited for.
+    """Saves a checkpoint while training continues; waits for that of the last step.
 
     Raises:
-      CheckpointError: when it happens, the one before was not written.
+      CheckpointError: from the event, if the previous one was not written.
     """
     due = every(every_steps, last=total_steps)
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         if shared.checkpoints.check():
-            shared.pace.trim()  # what it held is free
+            shared.pace.trim()  # it has freed its memory
         if due(step):
             save(shared, step, state)
         if step == total_steps:
@@ -143,10 +143,10 @@ def evaluate(
     request: StopRequest,
     stop: Stop,
 ) -> None:
-    """Runs evaluators on the state after a step, and adds to the line of the log.
+    """Runs evaluators on the state after a step, and adds their metrics to its log line.
 
-    A run that is asked to stop does not finish them: who asks may wait for 30 seconds only. They
-    run when it goes on.
+    A request to stop interrupts them, since it may allow 30 seconds only; they run after the
+    resume.
     """
 
     def on_batch(count: int) -> None:
@@ -166,7 +166,7 @@ def measure(
     state: TrainState,
     on_batch: Callable[[int], None],
 ) -> dict[str, float]:
-    """What evaluators find of a state."""
+    """The metrics of evaluators on a state."""
     record: dict[str, float] = {}
     with shared.pace.aside():
         for evaluator in evaluators.values():
@@ -175,10 +175,10 @@ def measure(
 
 
 def keep_if_best(shared: Instruments, names: list[str], step: int, state: TrainState) -> None:
-    """Saves a step whose evaluation, by evaluators of these names, is the best so far.
+    """Saves a step whose evaluation, by the named evaluators, is the best so far.
 
     Raises:
-      UserError: the metric that says so is not among those of its evaluator.
+      UserError: the evaluator does not report the configured metric.
     """
     rule = shared.best.rule
     if rule is not None and rule.evaluator in names:
@@ -195,7 +195,7 @@ def evaluated(
     request: StopRequest,
     stop: Stop,
 ) -> Event:
-    """The evaluators that are due; what is the best so far is saved.
+    """Runs the evaluators that are due, and saves the best so far.
 
     Raises:
       UserError: see `keep_if_best`.
@@ -217,9 +217,9 @@ def best_state(
     state: TrainState,
     abstract: TrainState,
 ) -> tuple[TrainState, dict[str, float]]:
-    """What is exported of a run that ends in `state`, and what the last line says of it.
+    """The weights to export from a run that ends in `state`, and the metrics for its last line.
 
-    That is the best that was evaluated, which evaluators that have not seen it see now.
+    With `keep_best` these are the best evaluated ones; evaluators that run once run on them.
 
     Raises:
       CheckpointError: the best checkpoint cannot be used.
@@ -228,11 +228,11 @@ def best_state(
     if best.rule is None:
         return state, {}
     if best.step is None:
-        done = due_evaluators(last, plan.periods_on_the_way, plan.total_steps)
+        done = due_evaluators(last, plan.periods_during_training, plan.total_steps)
     else:
         done = [key.partition("/")[0] for key in best.values]
         if best.step != last:
-            jax.tree.map(lambda leaf: leaf.delete(), state)  # there is room for one of them
+            jax.tree.map(lambda leaf: leaf.delete(), state)  # there is memory for one of them only
             state = shared.checkpoints.restore_best(best.step, abstract)
     left = {name: evaluator for name, evaluator in evaluators.items() if name not in done}
     record = measure(shared, left, state, shared.watchdog.on_batch)
@@ -243,7 +243,7 @@ def best_state(
 
 
 def ended_early(shared: Instruments) -> Event:
-    """A run that nothing better is expected of is saved where it ends."""
+    """Saves a run that stops early at its last step."""
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         save(shared, step, state)
@@ -253,10 +253,10 @@ def ended_early(shared: Instruments) -> Event:
 
 
 def saves_and_stops(shared: Instruments, workdir: Path, total_steps: int) -> Stop:
-    """What ends a process that was asked to stop, with its step saved.
+    """Ends a process that was asked to stop, with its step saved.
 
     Raises:
-      Preempted: when it is called.
+      Preempted: always.
     """
 
     def stop(step: int, state: TrainState) -> None:
@@ -264,14 +264,14 @@ def saves_and_stops(shared: Instruments, workdir: Path, total_steps: int) -> Sto
         shared.checkpoints.wait()
         raise Preempted(
             f"asked to stop: saved step {step} of {total_steps} in {workdir}; "
-            "run the same command to go on."
+            "run the same command to resume."
         )
 
     return stop
 
 
 def stopped(request: StopRequest, stop: Stop, over: Callable[[int], bool]) -> Event:
-    """The end of a process that was asked to stop before the run is over; on all at one step."""
+    """Stops early on request, at the same step on all processes."""
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         if request.requested():

@@ -1,4 +1,4 @@
-"""Classes of which some are rare: weights of the loss, and balanced sampling."""
+"""Class imbalance: weights of the loss, and balanced sampling."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from vit_jax.errors import UserError, nearest
 
 
 def check(config: ConfigDict, train: Source) -> None:
-    """Raises UserError for settings that contradict each other, or that the data cannot have."""
+    """Raises UserError for settings that conflict with each other or with the data."""
     balanced = config.data.sampling == "balanced"
     name, loss = config.objective.name, config.loss.name
     if train.multilabel and name == "classification" and loss == "softmax_cross_entropy":
         raise UserError(
-            f"{train.spec} has several labels an image, and config.loss.name={loss} is of one; set "
+            f"{train.spec} has several labels per image, config.loss.name={loss} is for one; set "
             "config.loss.name=sigmoid_cross_entropy."
         )
     if balanced and config.class_weights == "balanced":
         raise UserError(
-            "config.data.sampling=balanced and config.class_weights=balanced both make up for rare "
+            "config.data.sampling=balanced and config.class_weights=balanced both correct for rare "
             "classes; leave one of them out."
         )
     if balanced and train.multilabel:
         raise UserError(
-            f"config.data.sampling=balanced is of data with one label an image, and {train.spec} "
+            f"config.data.sampling=balanced is for data with one label per image, and {train.spec} "
             "has several; set config.class_weights=balanced instead."
         )
     if balanced and train.labels is None:
         raise UserError(
-            f"config.data.sampling=balanced needs all labels of {train.spec}, which are known "
-            "image by image only; give config.class_weights a file instead."
+            f"config.data.sampling=balanced needs all labels of {train.spec}, which are stored "
+            "in the records only; give config.class_weights a file instead."
         )
 
 
 def class_weights(
     config: ConfigDict, train: Source, num_classes: int
 ) -> tuple[np.ndarray | None, list[str]]:
-    """The weights (num_classes,) float32 of `config.class_weights`, and what to know of them.
+    """The weights (num_classes,) float32 of `config.class_weights`, and notes on them.
 
-    "balanced" weighs a class by n / (k n_c): of n images, n_c have its label, and k classes have
-    any. Where images have several labels it is (n - n_c) / n_c: both answers weigh the same. A
-    class with no image, or that is in every image of such data, has the weight 1.
+    "balanced" is n / (k n_c) for a class with n_c of n images, where k classes have images. With
+    several labels per image it is (n - n_c) / n_c, so that positives and negatives weigh the same.
+    A class in no image, or in every image of multi-label data, has the weight 1.
 
     Raises:
-      UserError: labels that are not known, or a file that is none of weights.
+      UserError: unknown labels, or an invalid file of weights.
     """
     setting = config.class_weights
     if setting == "none":
@@ -64,8 +64,8 @@ def class_weights(
         return weights, []
     if train.labels is None:
         raise UserError(
-            f"config.class_weights=balanced needs all labels of {train.spec}, which are known "
-            "image by image only; give it a JSON file of {class: weight} instead."
+            f"config.class_weights=balanced needs all labels of {train.spec}, which are stored "
+            "in the records only; give it a JSON file of {class: weight} instead."
         )
     there = counts(train.labels, num_classes)
     total = len(train)
@@ -85,7 +85,7 @@ def class_weights(
             f"({names[high]!r})"
         )
     if unknown := [name for name, has in zip(names, known, strict=False) if not has]:
-        which = "no training image, or all of them" if train.multilabel else "no training image"
+        which = "no training image, or every one" if train.multilabel else "no training image"
         notes.append(
             f"class_weights: {len(unknown):,} classes have {which} (e.g. {unknown[0]!r}); their "
             "weight is 1"
@@ -97,7 +97,7 @@ def read(file: str, names: tuple[str, ...]) -> np.ndarray:
     """Weights (k,) in the order of the classes, from a JSON file of {class: weight}.
 
     Raises:
-      UserError: no such file, a class that is missing or unknown, or a weight that is none.
+      UserError: no such file, a missing or unknown class, or an invalid weight.
     """
     where = f"config.class_weights={file}"
     try:
@@ -106,17 +106,19 @@ def read(file: str, names: tuple[str, ...]) -> np.ndarray:
         raise UserError(f"{where}: {error}") from error
     if found is None:
         hint = nearest(file, ("none", "balanced"))
-        raise UserError(f"{where} is no file; it is none, balanced or a JSON file.{hint}")
+        raise UserError(f"{where} does not exist; use none, balanced or a JSON file.{hint}")
     if not isinstance(found, Mapping):
-        raise UserError(f"{where} is no JSON object of {{class: weight}}.")
+        raise UserError(f"{where} is not a JSON object of {{class: weight}}.")
     given = {normal(str(name)): value for name, value in found.items()}
     if unknown := [name for name in given if name not in names]:
         raise UserError(
-            f"{where} has the class {unknown[0]!r}, which the data have not."
+            f"{where} has the class {unknown[0]!r}, which the data do not have."
             f"{nearest(unknown[0], names)}"
         )
     if missing := [name for name in names if name not in given]:
-        raise UserError(f"{where} has no weight for the class {missing[0]!r}; it needs all.")
+        raise UserError(
+            f"{where} has no weight for the class {missing[0]!r}; all classes need one."
+        )
     for name, value in given.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or value <= 0:
@@ -125,7 +127,7 @@ def read(file: str, names: tuple[str, ...]) -> np.ndarray:
 
 
 def sampling_notes(train: Source) -> list[str]:
-    """What balanced sampling does to an epoch, and to classes without an example."""
+    """Notes on balanced sampling: the effect on an epoch, and classes without examples."""
     assert train.labels is not None
     there = counts(train.labels, train.num_classes)
     known = np.flatnonzero(there)
@@ -133,8 +135,8 @@ def sampling_notes(train: Source) -> list[str]:
     few, many = order[0], order[-1]
     share = len(train) / len(known)
     notes = [
-        f"balanced sampling: an epoch is {len(train):,} draws, {share:,.4g} of each of "
-        f"{len(known):,} classes. It shows an image of {train.class_names[few]!r} "
+        f"balanced sampling: an epoch is {len(train):,} draws, {share:,.4g} for each of "
+        f"{len(known):,} classes: an image of {train.class_names[few]!r} is drawn "
         f"{share / there[few]:.3g} times, of {train.class_names[many]!r} "
         f"{share / there[many]:.3g} times"
     ]

@@ -1,4 +1,4 @@
-"""A run on TPUs looks first whether attention's kernel is right and fast there."""
+"""Before a run on TPU, checks that the attention kernel is correct and fast."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from vit_jax.runtime import sharding
 from vit_jax.training.decided import Setup
 from vit_jax.training.setup import computed_as
 
-#: In a workdir: what was found, so that a run goes on as it began.
+#: The stored verdict in a workdir, so that a resumed run computes as before.
 FILE = "attention.json"
 
 
-def settle(
+def check_kernel(
     setup: Setup, workdir: Path, *, verify: Callable[..., self_check.Verdict] = self_check.verify
 ) -> tuple[Setup, dict[str, object] | None]:
-    """The setup as it was, or with XLA's attention if the check says so; and what to keep of it.
+    """The setup, with XLA's attention if the kernel fails the check; and the verdict to store.
 
-    What was found is added to the plan's notes. All processes do what any of them must: their
-    programs have to be the same. A run that goes on with the same shapes on the same chip keeps
-    what it found, for a kernel that is as fast as XLA would otherwise be taken at one start and not
-    at the next. With model.attention=fused the kernel is used whatever the check says.
+    The verdict is added to the plan's notes. If the check fails on any process, all fall back,
+    since their programs must be equal. A resumed run with the same shapes and chip keeps the stored
+    verdict: when both are about equally fast, timing would otherwise change it between starts.
+    With model.attention=fused the kernel is used in any case.
 
     Raises:
-      UserError: what is kept in the workdir is damaged.
+      UserError: the stored verdict is damaged.
     """
     model, numerics = setup.program.model, setup.program.numerics
     if numerics.attention is not tpu.attention or not isinstance(model, models.ViTConfig):
@@ -42,7 +42,7 @@ def settle(
     about = {"chip": jax.devices()[0].device_kind, "shape": shape, "dtype": model.dtype}
     kept = files.read_json(workdir / FILE)
     if kept is not None and not {"fused", "found"} <= set(kept if isinstance(kept, dict) else ()):
-        raise UserError(f"{workdir / FILE} is damaged; remove it to check attention anew.")
+        raise UserError(f"{workdir / FILE} is damaged; remove it to check attention again.")
     if kept is not None and about == {key: kept.get(key) for key in about}:
         fused, found, since = kept["fused"], kept["found"], " (found when the run began)"
     else:
@@ -55,6 +55,6 @@ def settle(
 
 
 def write(workdir: Path, keep: dict[str, object] | None) -> None:
-    """Notes what was found, if there was anything to check."""
+    """Stores the verdict, if there was a check."""
     if keep is not None and jax.process_index() == 0:
         files.write_json(workdir / FILE, keep)

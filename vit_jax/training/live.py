@@ -1,4 +1,4 @@
-"""`WORKDIR/report.html` while a run goes on: from its first line on, never at the cost of speed."""
+"""`WORKDIR/report.html` during a run, from its first log line on, at negligible cost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vit_jax.runtime.distributed import say
 from vit_jax.training.loop import Event
 from vit_jax.training.state import TrainState
 
-#: Between two pages, at least: seconds, and times what a page takes, so that it is 1% at most.
+#: Minimum time between two pages: seconds, and a multiple of a page's own time (1% at most).
 SECONDS, TIMES = 10.0, 100.0
 
 
 def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> None:
-    """Keeps the first images of a run for its page, if there are none yet; by process 0.
+    """Stores the first images of a run for its page, if there are none yet; by process 0.
 
-    batch: of this host. Pictures that cannot be written are no reason to lose a run; images of
-      channels that are no colours are not shown.
+    batch: of this host. A failure to write does not end the run; images that are not grey or RGB
+      are not shown.
     """
     channels = batch["image"].shape[-1]
     if jax.process_index() or channels not in (1, 3) or (workdir / strip.FED).exists():
@@ -41,11 +41,11 @@ def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarra
 
 
 def page(workdir: Path, due: Callable[[int], bool]) -> Event:
-    """The page, written anew after a line of the log where some time has passed; by process 0.
+    """Rewrites the page after a log line if enough time has passed; by process 0.
 
-    A page that cannot be written is said once, and ends no run.
+    A failure is reported once and does not end the run.
     """
-    after = 0.0  # by the clock below
+    after = 0.0  # depends on the clock, below
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         nonlocal after
@@ -54,9 +54,9 @@ def page(workdir: Path, due: Callable[[int], bool]) -> Event:
             return
         try:
             report.write_report(workdir)
-        except Exception as error:  # whatever it is, it is no reason to lose a run
+        except Exception as error:  # no failure may end the run
             reason = str(error).strip().split("\n")[0]
-            say(f"report.html is not written while training goes on ({reason})")
+            say(f"report.html is not written during training ({reason})")
             after = float("inf")
             return
         now = time.monotonic()

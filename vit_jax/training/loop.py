@@ -1,4 +1,4 @@
-"""The training loop: a step, and what is due after it."""
+"""The training loop: a step, and the events that are due after it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Metrics = dict[str, jax.Array]
 
 
 class Event(NamedTuple):
-    """due: of a step, from 1, whether `act(step, state, metrics)` follows it."""
+    """due(step), counting from 1: whether `act(step, state, metrics)` runs after it."""
 
     due: Callable[[int], bool]
     act: Callable[[int, TrainState, Metrics], None]
 
 
 class Run(NamedTuple):
-    """A run that is under way; its events happen in their order: log, save, evaluate, stop.
+    """A run in progress, with its events in order: log, save, evaluate, stop.
 
-    over: of a step that is done, whether it was the last.
+    over(step): whether a completed step was the last.
     """
 
     over: Callable[[int], bool]
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 def loop(run: Run, state: TrainState) -> TrainState:
-    """Trains from where `state` is, whose arrays are given to the first step, to the end."""
+    """Trains from `state`, whose arrays are donated to the first step, to the end."""
     step = int(state.step)
     while not run.over(step):
         step += 1

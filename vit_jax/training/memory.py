@@ -1,4 +1,4 @@
-"""The memory that a run will hold: estimated before its first step, checked against the device."""
+"""Memory of a run: estimated before its first step, and checked against the device."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from vit_jax.runtime.pace import steps_ahead
 from vit_jax.training.setup import Setup, abstract_batch, compile_train_step
 
 GIB = 2**30
-#: Batches on the devices that no step has begun with: the next one, and two behind it (`loop` and
-#: `training_batches` of train.py).
+#: Prefetched batches on the devices: the next one, and two more (`training_batches` in run.py).
 BATCHES_AHEAD = 3
 MIB = 2**20
-#: What the process of a CPU takes besides, measured: until its step is compiled, and after that.
+#: Measured overhead of a CPU process: before its step is compiled, and after.
 UNCOMPILED, COMPILED = 400 * MIB, 150 * MIB
-#: Copies of the state that a CPU holds while a checkpoint is written, measured: while it computes
-#: 1.8, at the end 1.
+#: Measured copies of the state on a CPU while a checkpoint is written: 1.8 during training, 1 at
+#: the end.
 COPIES = 2
 
 
 def state_bytes(setup: Setup) -> int:
-    """Bytes that the training state takes on one device."""
+    """Bytes of the training state on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(setup.program.abstract_state)
@@ -37,10 +36,10 @@ def state_bytes(setup: Setup) -> int:
 
 
 def device_memory(config: ConfigDict) -> int:
-    """Bytes of one device that a run may use, the same on every process.
+    """Bytes that a run may use on one device, the same on every process.
 
-    The device's own limit, or its share of the free host memory that the process will not need
-    itself; `config.memory_limit_gib` if that is less.
+    The device's limit, or its share of free host memory less the overhead of the process;
+    `config.memory_limit_gib` if that is less.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
@@ -55,9 +54,9 @@ def device_memory(config: ConfigDict) -> int:
 
 
 def expected_bytes(setup: Setup, compiled: jax.stages.Compiled) -> int | None:
-    """What `measured_memory` will say of a run that begins now; None if the backend does not say.
+    """The prediction of `measured_memory` for a run that begins now; None if unknown.
 
-    On a CPU that is the whole process, on accelerators one device.
+    On a CPU it is for the whole process, on accelerators for one device.
     """
     needed = needed_bytes(setup, compiled)
     if needed is None or jax.default_backend() != "cpu":
@@ -67,7 +66,7 @@ def expected_bytes(setup: Setup, compiled: jax.stages.Compiled) -> int | None:
 
 
 def measured_memory(expected: int | None) -> dict[str, float]:
-    """The peak so far and what was expected as metrics in GiB; {} where no peak is known."""
+    """The peak so far and the predicted one, as metrics in GiB; {} if unknown."""
     peak: int | None
     if jax.default_backend() == "cpu":
         peak = host_memory.peak_bytes()
@@ -83,15 +82,14 @@ def measured_memory(expected: int | None) -> dict[str, float]:
 
 
 def needed_bytes(setup: Setup, compiled: jax.stages.Compiled, *, kept: bool = False) -> int | None:
-    """What a run holds on one device at its peak; None if the backend does not say.
+    """Peak memory of a run on one device; None if unknown.
 
-    The state, which the new one replaces in place, one batch, and what the step needs besides; and
-    the batches that wait or are not done with. A CPU is the host as well, which reads ahead and
-    copies the state to write it.
+    The state (updated in place), the temporaries of the step, and batches in use or prefetched. A
+    CPU is also the host, which prefetches more batches and copies the state for checkpoints.
 
     Args:
-      kept: as much as it can be where a CPU keeps freed pages: the temporaries of a step that do
-        not fit where those of another were are there twice, until that is seen.
+      kept: worst case when malloc retains freed memory: temporaries may exist twice because of
+        fragmentation.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -112,14 +110,14 @@ def needed_bytes(setup: Setup, compiled: jax.stages.Compiled, *, kept: bool = Fa
     return state + besides + batches * batch_bytes(setup)
 
 
-def compile_that_fits(setup: Setup, limit: int) -> tuple[jax.stages.Compiled, bool]:
-    """The compiled step of a setup as it is configured, which fits; says what it takes.
+def compile_checked(setup: Setup, limit: int) -> tuple[jax.stages.Compiled, bool]:
+    """Compiles the step of a setup as configured, checks that it fits, and prints its memory.
 
     Returns:
-      The step, and whether a CPU can keep the pages that it frees.
+      The step, and whether a CPU can retain freed pages.
 
     Raises:
-      UserError: it does not fit; says what it needs, what there is, and the setting that would fit.
+      UserError: it does not fit; names the needed and available memory, and a setting that fits.
     """
     check_state_fits(setup, limit)
     compiled = compile_train_step(setup)
@@ -133,7 +131,7 @@ def compile_that_fits(setup: Setup, limit: int) -> tuple[jax.stages.Compiled, bo
 
 
 def show_memory(text: str) -> None:
-    """A line below the plan."""
+    """Prints a line below the plan."""
     if jax.process_index() == 0:
         print(f"  memory  {text}", flush=True)
 
@@ -160,7 +158,7 @@ def check_fits(setup: Setup, needed: int, limit: int) -> None:
     if needed <= limit:
         return
     per_device = rows_per_device(setup)
-    # Activations shrink with the micro batch; the rest does not.
+    # Activations shrink with the micro-batch; the rest does not.
     activations = (needed - fixed_bytes(setup, setup.config.accumulation_steps)) * (
         setup.config.accumulation_steps
     )
@@ -185,18 +183,20 @@ def check_fits(setup: Setup, needed: int, limit: int) -> None:
 
 
 def rows_per_device(setup: Setup) -> int:
-    """Images of the global batch that one device works on."""
+    """Images of the global batch per device."""
     return setup.config.batch_size // sharding.batch_divisor(setup.program.mesh)
 
 
 def fixed_bytes(setup: Setup, accumulation_steps: int) -> int:
-    """Bytes on one device that no micro batch makes smaller: state and gradients."""
-    gradients = 1 if accumulation_steps == 1 else 2  # the sum, and what is added to it
+    """Bytes on one device that do not depend on the micro-batch: state and gradients."""
+    gradients = (
+        1 if accumulation_steps == 1 else 2
+    )  # the accumulated gradient, and that of a micro-batch
     return state_bytes(setup) + gradients * param_bytes(setup)
 
 
 def batch_bytes(setup: Setup) -> int:
-    """Bytes that a batch takes on one device."""
+    """Bytes of a batch on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in abstract_batch(setup).values()
@@ -204,7 +204,7 @@ def batch_bytes(setup: Setup) -> int:
 
 
 def param_bytes(setup: Setup) -> int:
-    """Bytes that the parameters (and so one gradient) take on one device."""
+    """Bytes of the parameters (and so of one gradient) on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
         for leaf in setup.program.abstract_state.params.values()

@@ -1,4 +1,4 @@
-"""What a configuration trains its model for: the objective, and the loss that it is given."""
+"""The objective of a configuration, and its loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 
 def needs_labels(config: ConfigDict) -> bool:
-    """Whether the objective of a configuration needs data with labels.
+    """Whether the objective of a configuration needs labels.
 
     Raises:
       UserError: there is no such objective.
@@ -42,15 +42,15 @@ def objective_of(
     numerics: Numerics,
     class_weights: np.ndarray | None = None,
 ) -> Objective:
-    """What a model is trained for.
+    """The objective of a configuration.
 
-    An objective is a function that is given what it asks for by name: `model`, `num_classes`,
-    `multilabel` and `apply` (`apply(params, x, method="encode")` is a part of the model), and of
+    An objective is a function whose arguments are filled in by name: `model`, `num_classes`,
+    `multilabel` and `apply` (`apply(params, x, method="encode")` is a part of the model), and from
     the configuration `loss`, `training_loss`, `mixup_alpha` and `cutmix_alpha`. Its other arguments
-    are its options, the keys of `config.objective`. The loss knows the class weights (k,) already.
+    are options, the keys of `config.objective`. The loss already includes the class weights (k,).
 
     Raises:
-      UserError: no such objective or option, or a setting that this one does not read.
+      UserError: an unknown objective or option, or a setting that it does not read.
     """
     loss = loss_function(config)
     if class_weights is not None:
@@ -79,15 +79,14 @@ def objective_of(
     ):
         if changed and read not in takes:
             raise UserError(
-                f"config.{setting} is a setting that the objective {name} does not read; leave it "
-                "as it is by default."
+                f"the objective {name} does not read config.{setting}; leave it at its default."
             )
     given = {key: value for key, value in offered.items() if key in takes}
     return configuration.call(OBJECTIVES, "config.objective", config.objective, **given)
 
 
 def loss_function(config: ConfigDict) -> Callable:
-    """The configured loss, checked before it is first traced."""
+    """The configured loss, checked before it is traced."""
     options = config.loss.to_dict()
     empty = jnp.zeros((1, 2))
     jax.eval_shape(
@@ -102,7 +101,7 @@ def loss_function(config: ConfigDict) -> Callable:
 
 
 def is_plain(config: ConfigDict, multilabel: bool) -> bool:
-    """Whether the configured loss is what evaluations report anyway."""
+    """Whether the configured loss equals the plain loss of evaluations."""
     plain = "sigmoid_cross_entropy" if multilabel else "softmax_cross_entropy"
     return (config.loss.name, config.class_weights) == (plain, "none") and not is_smooth(config)
 

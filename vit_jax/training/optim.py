@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules of the paper (section 4.1, Tables 3 and 4)."""
+"""Optimizers and learning-rate schedules of the paper (section 4.1, Tables 3 and 4)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def learning_rate_schedule(
         )
     if final_learning_rate and decay != "linear":
         raise UserError(
-            f"config.schedule.final_learning_rate is a setting of decay='linear'; {decay!r} does "
-            "not read it."
+            f"config.schedule.final_learning_rate is for decay='linear'; {decay!r} does not "
+            "read it."
         )
     if bool(len(boundaries_percent)) != (decay == "staircase"):
         raise UserError(
@@ -50,14 +50,14 @@ def learning_rate_schedule(
         not 0 < percent < 100 for percent in boundaries_percent
     ):
         raise UserError(
-            f"config.schedule.boundaries_percent={tuple(boundaries_percent)} must rise, each "
+            f"config.schedule.boundaries_percent={tuple(boundaries_percent)} must increase, each "
             "between 0 and 100, e.g. (40, 60, 80)."
         )
     edges = [round(total_steps * percent / 100) for percent in boundaries_percent]
     if not 0 <= warmup_steps < max(total_steps, 1):
         raise UserError(
             f"config.schedule: warm-up of {warmup_steps} steps does not fit a run of {total_steps} "
-            "steps; set config.schedule.warmup_steps lower."
+            "steps; lower config.schedule.warmup_steps."
         )
 
     def schedule(step):
@@ -78,7 +78,7 @@ def learning_rate_schedule(
 
 
 def decayed(params: dict, which: str) -> dict[str, bool]:
-    """Which parameters weight decay shrinks: "all", as the paper's Adam did, or "kernels" only."""
+    """The mask of weight decay: "all" parameters, as the paper's Adam, or "kernels" only."""
     if which not in DECAYED:
         raise UserError(f"config.optimizer.decay_on={which!r}: choose one of {', '.join(DECAYED)}.")
     return {path: which == "all" or path.rsplit("/", 1)[-1] == "kernel" for path in params}
@@ -94,8 +94,8 @@ def adam(
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay: the direction m / (sqrt(v) + eps) + wd p.
 
-    The step multiplies it by the current learning rate, so the decay follows the schedule, and it
-    falls on every parameter unless `decay_on="kernels"`.
+    The step multiplies it by the current learning rate, so the decay follows the schedule. It
+    applies to every parameter unless `decay_on="kernels"`.
     """
     return optax.chain(
         promoting(optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon)),
@@ -112,7 +112,7 @@ def sgd(
 ) -> optax.GradientTransformation:
     """SGD with momentum (not Nesterov); the momentum buffer is bfloat16, as in fine-tuning.
 
-    Weight decay, where there is one, is added to the gradient before the momentum.
+    Weight decay, if any, is added to the gradient before the momentum.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=lambda params: decayed(params, decay_on)),
@@ -121,7 +121,7 @@ def sgd(
 
 
 def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same where dtypes may meet: optax adds bfloat16 to float32 and takes powers of counts."""
+    """Allows dtype promotion: optax adds bfloat16 to float32 and takes powers of counts."""
 
     def update(updates, state, params=None):
         with jax.numpy_dtype_promotion("standard"):

@@ -1,7 +1,7 @@
-"""From a data set alone to a run: what `vit-jax train folder:/data/pets` finds out.
+"""From a data set to a run: the facts that `vit-jax train folder:/data/pets` collects.
 
-Here are the facts; what follows from them is in `configs/own.py`, as for any other experiment. So
-there is a command with `--config` that does the same.
+What follows from them is in `configs/own.py`, a config like any other, so that a command with
+`--config` does the same.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from vit_jax.runtime.distributed import say
 from vit_jax.training.workdir import changes, finished_metrics
 
 CONFIG = "configs/own.py"
-#: From the best to the least in the paper's Table 5 for what they cost: an L/16 is three times as
-#: slow as a B/16. A CPU begins with patches of 32 pixels, a quarter of the tokens.
+#: In order of preference, by Table 5 and cost: an L/16 is three times as slow as a B/16. On a CPU
+#: patches of 32 pixels come first, with a quarter of the tokens.
 PREFERRED = ("B/16", "L/16", "B/32", "L/32", "H/14", "R50+B/16")
 ON_CPU = ("B/32", "L/32", "B/16", "L/16", "R50+B/16", "H/14")
-LOOKED_AT = 32  # images, to know their size
+LOOKED_AT = 32  # images sampled for their size
 
 
 class Recipe(NamedTuple):
-    """argument: of CONFIG. overrides: {setting: text} on top of it. notes: what was decided."""
+    """argument: of CONFIG. overrides: {setting: text} on top of it. notes: the decisions."""
 
     argument: str
     overrides: dict[str, str]
@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
         return configuration.load(f"{CONFIG}:{self.argument}", self.overrides)
 
     def command(self, workdir: str) -> list[str]:
-        """The words of the command that does the same, without finding out anything."""
+        """The equivalent command with `--config`, as a list of words."""
         settings = [f"--config.{key}={value}" for key, value in self.overrides.items()]
         return [
             *("vit-jax", "train", f"--config={CONFIG}:{self.argument}"),
@@ -55,17 +55,17 @@ class Recipe(NamedTuple):
 
 
 def recipe(spec: str, given: Mapping[str, str], name: str = "paper") -> Recipe:
-    """What to do with the data `spec`; `given` settings win.
+    """Chooses the settings for the data `spec`; `given` settings take precedence.
 
     Args:
       name: of RECIPES in CONFIG.
 
     Raises:
-      UserError: the data cannot be opened, or are named twice.
+      UserError: the data cannot be opened, or are given twice.
     """
     if "data.dataset" in given:
         raise UserError(
-            f"The data are named twice, {spec} and --config.data.dataset={given['data.dataset']}; "
+            f"The data are given twice, {spec} and --config.data.dataset={given['data.dataset']}; "
             "leave one out."
         )
     overrides, notes = {"data.dataset": spec}, list[str]()
@@ -76,7 +76,7 @@ def recipe(spec: str, given: Mapping[str, str], name: str = "paper") -> Recipe:
         **weights(given, overrides, notes),
         "accelerator": jax.default_backend() != "cpu",
         "multilabel": source.multilabel,
-        "flip": spec.split("[")[0] != "digits",  # a mirrored digit is none
+        "flip": spec.split("[")[0] != "digits",  # a mirrored digit is not a digit
     }
     if name != "paper":
         facts["recipe"] = name
@@ -86,17 +86,17 @@ def recipe(spec: str, given: Mapping[str, str], name: str = "paper") -> Recipe:
     left.pop("model.variant", None)  # it is among the facts
     for name in ("total", "eval_every"):
         if f"{name}_epochs" in left and f"{name}_steps" not in left:
-            overrides[f"{name}_steps"] = "None"  # which would win
+            overrides[f"{name}_steps"] = "None"  # which would take precedence
     if "memory" not in left and left.keys() & {"accumulation_steps", "model.remat"}:
         overrides["memory"] = "as_configured"
     if "objective.name" in left and "keep_best" not in left:
-        overrides["keep_best"] = ""  # another objective measures something else
+        overrides["keep_best"] = ""  # another objective has other metrics
     argument = ",".join(f"{key}={as_text(value)}" for key, value in facts.items())
     return Recipe(argument, overrides | left, notes)
 
 
 def whole(spec: str, given: Mapping[str, str], name: str = "paper") -> ConfigDict:
-    """The configuration of `recipe` for all of the training images: a sweep holds out its own."""
+    """The configuration of `recipe` for all training images: a sweep holds out its own."""
     chosen = recipe(spec, given, name)
     for line in chosen.notes:
         if not line.startswith("validation:"):
@@ -114,14 +114,14 @@ def as_text(value: object) -> str:
 def training_part(
     spec: str, given: Mapping[str, str], overrides: dict[str, str], notes: list[str]
 ) -> Source:
-    """The training data; what it is watched on is carved out where there is no validation split."""
+    """The training data; without a validation split a part of it is held out."""
     data_dir = given.get("data.data_dir")
     own = None
     if not {"data.train_split", "data.eval_split"} & given.keys():
         own = specs.own_validation(spec, data_dir=data_dir)
     if own is not None:
         overrides["data.train_split"], overrides["data.eval_split"] = own
-        notes.append("validation: a tenth of every class is held out of the training images")
+        notes.append("validation: a tenth of each class is held out from the training images")
     train = given.get("data.train_split") or (own[0] if own else "")
     named = f"{spec}[{train}]" if train else specs.choose_splits(spec, data_dir=data_dir).train
     exclude = given.get("data.exclude") or None
@@ -129,14 +129,14 @@ def training_part(
 
 
 def shorter_side(source: Source) -> int:
-    """The median of the shorter sides of some images, in pixels."""
+    """The median of the shorter sides of sampled images, in pixels."""
     sides = []
     for number in np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)):
         try:
             record = source[int(number)]
             image = record["image"]
             size = image_size(image, record["name"])
-        except UserError:  # said where it is read to be trained on
+        except UserError:  # reported when it is read for training
             continue
         sides.append(min(size))
     return int(np.median(sides)) if sides else 224
@@ -145,7 +145,7 @@ def shorter_side(source: Source) -> int:
 def weights(
     given: Mapping[str, str], overrides: dict[str, str], notes: list[str]
 ) -> dict[str, object]:
-    """The facts of the weights to begin with: those that were given, or published ones at hand."""
+    """The facts of the initial weights: given, or published ones on this machine."""
     wanted, place = given.get("model.variant", ""), given.get("init_from")
     if place:
         config, _ = load.read(place)
@@ -155,16 +155,16 @@ def weights(
     if place is None and (name := at_hand(wanted)):
         overrides["init_from"] = name
         entry = published.PUBLISHED[name]
-        notes.append(f"weights: {name}, which are at hand")
+        notes.append(f"weights: {name}, found on this machine")
         return {"pretrained": True, "variant": entry.variant, "size": entry.image_size}
     name = next((n for n in names_of([wanted] if wanted else order())), "")
-    how = f"; `vit-jax weights get {name}` gets some" if name and place is None else ""
+    how = f"; `vit-jax weights get {name}` downloads some" if name and place is None else ""
     notes.append(
-        f"weights: {'none are asked for' if place == '' else f'no published ones are at hand{how}'}"
+        f"weights: {'none, as requested' if place == '' else f'no published ones found{how}'}"
     )
     notes.append(
-        "from scratch: a ViT learns little from few images, so expect much less than from "
-        "published weights (Figure 3 of the paper)"
+        "from scratch: a ViT learns little from few images, so expect much lower accuracy than "
+        "from published weights (Figure 3 of the paper)"
     )
     return {"pretrained": False, **({"variant": wanted} if wanted else {})}
 
@@ -181,28 +181,28 @@ def names_of(variants: Iterable[str]) -> list[str]:
 
 
 def at_hand(variant: str = "") -> str:
-    """The published weights to begin with that are on this machine; "" if there are none."""
+    """The published weights on this machine to start from; "" if there are none."""
     names = names_of([variant] if variant else order())
     return next((name for name in names if load.at_hand(name) is not None), "")
 
 
 def is_download(place: str) -> bool:
-    """Whether weights would have to come from the network first."""
+    """Whether weights would have to be downloaded."""
     if place in published.PUBLISHED and not Path(place).exists():
         return load.at_hand(place) is None
     return fetch.is_remote(place) and fetch.cached(place) is None
 
 
 def show(chosen: Recipe, workdir: str | Path, note: str) -> None:
-    """Says what was decided, where the run is, and the command that does the same."""
+    """Prints the decisions, the workdir, and the equivalent command."""
     for line in chosen.notes:
         say(f"  {line}")
     say(f"  {note} {workdir}")
-    say(f"the same as: {shlex.join(chosen.command(str(workdir)))}")
+    say(f"equivalent to: {shlex.join(chosen.command(str(workdir)))}")
 
 
 def name_of(spec: str) -> str:
-    """What a run on the data is called: of "folder:/data/pets.csv?label=x" it is pets."""
+    """The name of a run on the data: "folder:/data/pets.csv?label=x" gives pets."""
     kind, name, _ = specs.parse_spec(spec)
     name, _ = specs.parse_name(kind, name)
     if kind == "tfds":
@@ -215,19 +215,19 @@ def name_of(spec: str) -> str:
 def find_workdir(
     config: ConfigDict, spec: str, *, new: bool, base: Path = Path("runs")
 ) -> tuple[Path, str]:
-    """The newest unfinished run of the same data and settings below `base`, or a new place; a note.
+    """The newest unfinished run of the same data and settings below `base`, or a new one; a note.
 
     Args:
-      new: never an old one.
+      new: always a new one.
     """
     note = "run in"
     newest_first = sorted(base.glob("*/config.json"), key=lambda p: -p.stat().st_mtime)
     for found in newest_first if not new else ():
         unfinished = is_unfinished(found.parent, config)
         if unfinished:
-            return found.parent, "goes on in"
+            return found.parent, "resumes in"
         if unfinished is False:
-            note = f"{found.parent} has finished with these settings; another run in"
+            note = f"{found.parent} has finished with these settings; a new run in"
     name = f"{name_of(spec)}-{datetime.date.today():%Y-%m-%d}"
     place, number = base / name, 1
     while place.exists():
@@ -237,8 +237,8 @@ def find_workdir(
 
 
 def is_unfinished(workdir: Path, config: ConfigDict) -> bool | None:
-    """Whether a run of this configuration is not at its end; None if it is of another one."""
+    """Whether a run of this configuration is unfinished; None if its configuration differs."""
     try:
         return None if changes(workdir, config) else finished_metrics(workdir) is None
-    except (UserError, OSError, ValueError):  # damaged: not one to go on with
+    except (UserError, OSError, ValueError):  # damaged: not to be resumed
         return None

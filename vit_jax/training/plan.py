@@ -1,4 +1,4 @@
-"""What a run is about to do, printed before its first step."""
+"""The plan of a run, printed before its first step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def show_plan(setup: Setup) -> None:
 
 
 def plan(setup: Setup) -> list[tuple[str, str]]:
-    """The pre-flight table as (name, text) rows."""
+    """The plan as (name, text) rows."""
     config, model, mesh = setup.config, setup.program.model, setup.program.mesh
     devices = mesh.devices.flatten()
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
@@ -64,21 +64,21 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
             "compute",
             f"{human(train_flops)}FLOPs per step, {numerics.describe(setup.program.numerics)}",
         ),
-        ("state", f"{state_bytes(setup) / GIB:.3g} GiB per device (weights and optimiser)"),
+        ("state", f"{state_bytes(setup) / GIB:.3g} GiB per device (weights and optimizer)"),
     ]
     return rows + [("note", note) for note in setup.notes]
 
 
 def micro_text(setup: Setup) -> str:
-    """The forward passes of a batch, where they are known before the step is compiled."""
+    """The micro-batches of a batch, if known before the step is compiled."""
     steps = setup.config.accumulation_steps
     if setup.config.memory == "auto":
-        return ", in as many parts as fit"
+        return ", in micro-batches that fit"
     return f", {rows_per_device(setup) // steps} per forward pass ({steps} accumulated)"
 
 
 def rates_text(setup: Setup) -> str:
-    """Where the learning rate goes: to its end, or down the steps of a staircase."""
+    """The course of the learning rate: its end, or the levels of a staircase."""
     steps = [setup.plan.total_steps]
     if setup.config.schedule.decay == "staircase":
         percents = setup.config.schedule.boundaries_percent
@@ -89,10 +89,10 @@ def rates_text(setup: Setup) -> str:
 
 
 def keep_text(setup: Setup) -> str:
-    """What is exported instead of the last step, and what ends the run early."""
+    """What is exported instead of the last step, and early stopping."""
     rule = setup.plan.keep
     patience = rule.patience if rule else 0
-    ends = f"; ends after {patience} evaluations without a better one" if patience else ""
+    ends = f"; stops after {patience} evaluations without improvement" if patience else ""
     return f"the step with {rule}{ends}"
 
 

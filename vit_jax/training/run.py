@@ -1,4 +1,4 @@
-"""Training: pre-training and fine-tuning are the same run under different configurations."""
+"""Training: pre-training and fine-tuning are the same run with different configurations."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def train(
     *,
     allow_config_change: bool = False,
 ) -> dict[str, float]:
-    """Runs an experiment in `workdir` to its end, from wherever it is; returns the last metrics.
+    """Runs an experiment in `workdir` to its end, resuming if possible; returns the last metrics.
 
     Raises:
       UserError: the configuration, the data or the workdir is not usable; nothing was changed.
-      Preempted: asked to stop; the state is saved, and the same call goes on.
+      Preempted: asked to stop; the state is saved, and the same call resumes.
     """
     workdir = Path(workdir).expanduser().resolve()
     configuration.check(config)
@@ -81,24 +81,24 @@ def train(
         config.pretrain = None
         of_checkpoint = config.model.variant == OF_CHECKPOINT
         if not resuming:
-            check(config)  # a mistake in this stage is said before the first one runs
-        if not resuming or of_checkpoint:  # a stage that has begun does not read the first one
+            check(config)  # errors in this stage are reported before the first one runs
+        if not resuming or of_checkpoint:  # a stage that has begun does not need the first one
             train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     setup = set_up(config, resuming=resuming)
     agreement.check_equal(agreement.of_data(setup.data))
     if finished is not None and is_over(setup, whole, workdir, finished):
         return still_finished(setup, whole, workdir, finished)
-    setup, attention = kernel_check.settle(setup, workdir)
+    setup, attention = kernel_check.check_kernel(setup, workdir)
     show_plan(setup)
     if not resuming:
         check_images(setup)
-    setup, compiled, expected = auto_memory.settle(setup, workdir, resuming=resuming)
+    setup, compiled, expected = auto_memory.choose_setup(setup, workdir, resuming=resuming)
     checkpoints = hold(setup, workdir)
     try:
         check_data(setup, checkpoints, allow_config_change)
         state, best = restore_or_initialise(setup, checkpoints)
-        write_config(workdir, whole)  # nothing refuses any more
+        write_config(workdir, whole)  # no more checks that refuse
         auto_memory.write(workdir, setup)
         kernel_check.write(workdir, attention)
         return under_way(setup, compiled, workdir, state, best, checkpoints, expected)
@@ -115,7 +115,7 @@ def under_way(
     checkpoints: Checkpoints,
     expected_memory: int | None,
 ) -> dict[str, float]:
-    """Trains from `state`, whose arrays are used up, to the end; exports; the last metrics.
+    """Trains from `state`, whose arrays are donated, to the end, and exports; the last metrics.
 
     expected_memory: bytes, see `memory.expected_bytes`.
     """
@@ -129,7 +129,7 @@ def under_way(
         )
         request = stack.enter_context(StopRequest())
         stop = events.saves_and_stops(shared, workdir, total)
-        periods = setup.plan.periods_on_the_way
+        periods = setup.plan.periods_during_training
 
         fed = functools.partial(live.fed, workdir, setup.data.train.class_names)
 
@@ -166,8 +166,8 @@ def under_way(
         last = int(state.step)
         if last < total:
             shared.log.say(
-                f"ends at step {last} of {total}: {best.since} evaluations gave nothing better "
-                f"than {best} (config.patience)"
+                f"stops at step {last} of {total}: {best.since} evaluations without improvement "
+                f"on {best} (config.patience)"
             )
         finish(setup, state, workdir, shared, measures, measured_memory())
     if jax.process_index() == 0:
@@ -189,7 +189,7 @@ def instruments(
     expected_memory: int | None,
     stack: contextlib.ExitStack,
 ) -> events.Instruments:
-    """What a run is written, timed and watched with, until `stack` is left."""
+    """The log, pace and watchdog of a run, until `stack` is left."""
     config = setup.config
     log = Logbook(
         workdir,
@@ -212,7 +212,7 @@ def instruments(
 
 
 def recorded(workdir: Path, step: int) -> dict[str, float]:
-    """What the log of a run says of a step."""
+    """The log record of a step."""
     file = workdir / FILE_NAME
     found: dict[str, float] = {}
     for record in read_metrics(file) if step and file.exists() else ():
@@ -222,9 +222,9 @@ def recorded(workdir: Path, step: int) -> dict[str, float]:
 
 
 def not_evaluated(due: list[str], results: Mapping[str, float]) -> list[str]:
-    """Which evaluators were `due` at the step where a run goes on and are not in its log.
+    """The evaluators that were `due` at the resumed step and are missing in its log.
 
-    As the first process reads it.
+    As read by process 0.
     """
     there = [any(key.startswith(f"{name}/") for key in results) for name in due]
     left = sharding.gathered(sum(1 << i for i, found in enumerate(there) if not found))[0]
@@ -239,7 +239,7 @@ def finish(
     measures: Mapping[str, Evaluator],
     peak: Mapping[str, float],
 ) -> None:
-    """The exported model, evaluation.json and the last line of the log.
+    """Writes the exported model, evaluation.json and the last line of the log.
 
     Raises:
       Diverged: no step was ever taken.
@@ -248,7 +248,7 @@ def finish(
     last = int(state.step)
     if (skipped := int(state.skipped)) >= last:
         raise Diverged(
-            f"None of the {skipped} gradients was finite: no step was taken, and no model is "
+            f"None of the {skipped} gradients was finite: there was no update, and no model is "
             "exported. Lower config.schedule.learning_rate, and start again."
         )
     state, record = events.best_state(
@@ -263,11 +263,11 @@ def finish(
 
 
 def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Best]:
-    """The newest checkpoint of this run, or its initial state; and the best of it so far.
+    """The newest checkpoint of this run, or its initial state; and the best so far.
 
     Raises:
-      UserError: it is of another run, or beyond the end of this one.
-      CheckpointError: it cannot be used, or the best one is gone.
+      UserError: it belongs to another run, or is beyond the end of this one.
+      CheckpointError: it cannot be used, or the best one is missing.
     """
     total = setup.plan.total_steps
     restored = checkpoints.restore(setup.program.abstract_state)
@@ -293,7 +293,7 @@ def training_batches(
     on_bad: Callable[[str], None] | None = None,
     on_first: Callable[[Mapping], None] = lambda batch: None,
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Batches on the devices, two ahead of the step that uses them; `clock` sees who waits."""
+    """Batches on the devices, with two prefetched; `clock` measures the wait for input."""
     config, mesh = setup.config, setup.program.mesh
     batches = train_batches(
         setup.data.train,
@@ -323,21 +323,21 @@ def training_batches(
 
 
 def hold(setup: Setup, workdir: Path) -> Checkpoints:
-    """The checkpoints of `workdir`, which this job has for itself until they are closed."""
+    """The checkpoints of `workdir`, locked by this job until they are closed."""
     return Checkpoints(
         workdir / "checkpoints",
         keep=setup.config.keep_checkpoints,
     )
 
 
-#: How long the images of each part of the data are looked at before a run begins.
+#: Seconds for checking the images of each part of the data before a run.
 LOOK_SECONDS = 5.0
 
 
 def check_images(setup: Setup) -> None:
-    """Raises UserError if more images than are allowed are found to be unreadable before step 1.
+    """Raises UserError if more images than allowed are unreadable, before step 1.
 
-    Evaluators need all of theirs: a protocol on part of a data set is another one.
+    Evaluators need all of theirs: on a part of the data a protocol's numbers are not comparable.
     """
     allowed = setup.config.data.max_bad_images
     own: list[str] = []
@@ -358,15 +358,15 @@ def check_images(setup: Setup) -> None:
     if others:
         raise UserError(f"{others[0]} An evaluator of config.evaluators needs all of its images.")
     if not own:
-        raise UserError("Process 0 has found images that cannot be read.")
+        raise UserError("Process 0 found unreadable images.")
     raise UserError(
-        f"{own[0]} Of {looked:,} images looked at, {len(own):,} cannot be read; "
-        f"config.data.max_bad_images={len(own)} goes on without them."
+        f"{own[0]} Of {looked:,} images checked, {len(own):,} cannot be read; set "
+        f"config.data.max_bad_images={len(own)} to continue without them."
     )
 
 
 def is_over(setup: Setup, config: ConfigDict, workdir: Path, finished: dict[str, float]) -> bool:
-    """Whether a finished run has nothing left to do, though its configuration changed."""
+    """Whether a finished run has nothing to do although its configuration changed."""
     if finished["step"] >= setup.plan.total_steps:
         return True
     may_have_ended_early = bool((read_config(workdir) or {}).get("patience"))
@@ -376,14 +376,14 @@ def is_over(setup: Setup, config: ConfigDict, workdir: Path, finished: dict[str,
 def still_finished(
     setup: Setup, config: ConfigDict, workdir: Path, finished: dict[str, float]
 ) -> dict[str, float]:
-    """The last metrics of a run that has nothing left to do, though its configuration changed.
+    """The last metrics of a run that has nothing to do although its configuration changed.
 
     Raises:
-      UserError: more than the place of its data changed, or the data did.
+      UserError: more than the location of its data changed, or the data themselves.
     """
     if changed := [key for key in changes(workdir, config) if key != "data.dataset"]:
         raise UserError(
-            f"{workdir} has finished at step {finished['step']}: the change of "
+            f"{workdir} has finished at step {finished['step']}: changing "
             f"{changed[0]} would have no effect; "
             "raise config.total_steps, or use another --workdir."
         )

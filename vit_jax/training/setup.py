@@ -1,4 +1,4 @@
-"""Everything that a configuration decides, before any array exists."""
+"""Builds everything that follows from a configuration, before any array exists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vit_jax.training.objective import loss_function, needs_labels, objective_of
 from vit_jax.training.sources import Data, data_of, open_sources
 from vit_jax.training.step import make_train_step
 
-#: What `config.model.variant` says to take the architecture from `config.init_from`.
+#: Value of `config.model.variant` that takes the architecture from `config.init_from`.
 OF_CHECKPOINT = "checkpoint"
 
 
@@ -42,10 +42,10 @@ def set_up(
     """Opens the data and builds the model's functions, steps and shardings from a configuration.
 
     Args:
-      resuming: `init_from` is not read; its weights are not needed any more.
-      sources: training and evaluation data that are open already, instead of `config.data`.
-      mesh: instead of that of `config.mesh` over the devices here, e.g. of a pod elsewhere.
-      machine: to be compiled for, instead of this one.
+      resuming: `init_from` is not read; its weights are no longer needed.
+      sources: open training and evaluation data, instead of `config.data`.
+      mesh: instead of `config.mesh` over the local devices, e.g. of a remote pod.
+      machine: the target of compilation, instead of this machine.
 
     Raises:
       UserError: something does not exist or does not fit; says which setting.
@@ -71,9 +71,9 @@ def set_up(
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for what can be known to be wrong before the weights of `init_from` exist.
+    """Raises UserError for errors that can be found before the weights of `init_from` exist.
 
-    Settings, data, model, schedule and evaluators are looked at; nothing is built.
+    Checks settings, data, model, schedule and evaluators; builds nothing.
     """
     check_settings(config)
     check_names(config)
@@ -87,9 +87,9 @@ def check(config: ConfigDict) -> None:
 
 
 def check_names(config: ConfigDict) -> None:
-    """Raises UserError for what is wrong whatever the data, the weights and the devices are.
+    """Raises UserError for errors that do not depend on data, weights or devices.
 
-    Launchers call it where one types, which need be no machine that could run the experiment.
+    Launchers call it on the user's machine, which need not be able to run the experiment.
     """
     if config.model.variant != OF_CHECKPOINT:
         models.get_config(**configuration.section(config, "model"))
@@ -100,7 +100,7 @@ def check_names(config: ConfigDict) -> None:
 
 
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> jax.sharding.Mesh:
-    """The mesh of a configuration whose settings are legal and do not contradict each other."""
+    """Checks that settings are valid and consistent; returns the mesh."""
     configuration.check(config)
     check_memory(config)
     if mesh is None:
@@ -113,9 +113,9 @@ def plan_of(config: ConfigDict, num_examples: int) -> Plan:
     """The durations of a configuration in steps, and its learning rates.
 
     Raises:
-      UserError: no length, or a warm-up or trace that does not fit it; a missing data set.
+      UserError: no length, a warm-up or trace that does not fit it, or a missing data set.
     """
-    epoch = num_examples / config.batch_size  # in steps, not rounded
+    epoch = num_examples / config.batch_size  # in steps, unrounded
     in_steps = functools.partial(configuration.duration, steps_per_epoch=epoch)
     total_steps = in_steps(config, "total")
     if not total_steps:
@@ -144,7 +144,7 @@ def program_of(
     notes: list[str],
     machine: Machine | None = None,
 ) -> Program:
-    """The functions of a run; what was adapted of `initial` weights is added to `notes`."""
+    """The functions of a run; adaptations of `initial` weights are added to `notes`."""
     numerics = models.numerics_of(model, machine)
     objective = objective_of(config, model, numerics, data.class_weights)
     make_params, argument = initial_params(config, model, initial, mesh, notes)
@@ -189,7 +189,7 @@ def computed_as(
     attention: str | None = None,
     accumulation_steps: int | None = None,
 ) -> Setup:
-    """The same run, computed another way; what is None stays."""
+    """The same run with other settings of how to compute; None: unchanged."""
     config, model = setup.config.copy_and_resolve_references(), setup.program.model
     config.accumulation_steps = accumulation_steps or config.accumulation_steps
     model = models.replace(model, remat=model.remat if remat is None else remat)
@@ -205,7 +205,7 @@ def computed_as(
 
 
 def check_memory(config: ConfigDict) -> None:
-    """Raises UserError if `config.memory` contradicts another setting."""
+    """Raises UserError if `config.memory` conflicts with another setting."""
     chosen = config.accumulation_steps != 1 or config.model.remat is not None
     if config.memory == "auto" and chosen:
         raise UserError(
@@ -215,7 +215,7 @@ def check_memory(config: ConfigDict) -> None:
 
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """The global batch must divide by devices and accumulation steps."""
+    """Raises UserError unless devices times accumulation steps divide the global batch."""
     divisor = sharding.batch_divisor(mesh) * config.accumulation_steps
     if config.batch_size % divisor:
         fits = max(divisor, config.batch_size // divisor * divisor)
@@ -257,16 +257,16 @@ def model_config(
         )
     found, _ = initial
     overrides["variant"] = found.variant
-    if isinstance(found, models.ViTConfig):  # a new task: the linear head, unless it is asked for
+    if isinstance(found, models.ViTConfig):  # a new task: the linear head, unless configured
         found = models.replace(found, representation_size=None)
     return with_channels(models.override(found, **overrides), config)
 
 
 def with_channels(model: models.ModelConfig, config: ConfigDict) -> models.ModelConfig:
-    """The model, whose preprocessing knows how many channels it takes.
+    """The model, with the number of channels in its preprocessing.
 
     Raises:
-      UserError: the objective knows colours alone.
+      UserError: the objective needs RGB.
     """
     if model.channels != 3 and config.objective.name == "masked_patches":
         raise UserError(
@@ -278,7 +278,7 @@ def with_channels(model: models.ModelConfig, config: ConfigDict) -> models.Model
 
 
 def compute_dtype(name: str) -> str:
-    """ "auto" is bfloat16 where there is hardware for it, float32 on CPU."""
+    """ "auto" is bfloat16 on accelerators, float32 on CPU."""
     if name == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return name
@@ -291,7 +291,7 @@ def initial_params(
     mesh: jax.sharding.Mesh,
     notes: list[str],
 ) -> tuple[Callable[..., dict[str, jax.Array]], jax.Array | dict[str, jax.Array]]:
-    """Where the weights come from, as a function and its argument: `init_from`, or the seed."""
+    """The source of the weights, as a function and its argument: `init_from`, or the seed."""
     if initial is None:
         init, _ = models.as_functions(model)
         return init, jax.random.key(config.seed)
@@ -317,7 +317,7 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def jit_train_step(setup: Setup):
-    """The training step, jitted: the old state's memory is given to the new one."""
+    """The training step, jitted, with the state donated."""
     program = setup.program
     replicated = NamedSharding(program.mesh, PartitionSpec())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state)

@@ -1,4 +1,4 @@
-"""The data of a run: what is trained and evaluated on, and what to know of the two."""
+"""The data of a run: training and evaluation sources, and notes on them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vit_jax.training import imbalance
 
 
 class Data(NamedTuple):
-    """What is trained and evaluated on, and how images are prepared.
+    """Training and evaluation sources, and their transforms.
 
-    class_weights: (k,) float32 of the loss; None: all are 1.
+    class_weights: (k,) float32 for the loss; None: all are 1.
     """
 
     train: Source
@@ -31,23 +31,23 @@ class Data(NamedTuple):
 
 
 def open_sources(config: ConfigDict, *, labelled: bool = True) -> tuple[Source, Source, list[str]]:
-    """The training and the evaluation source of `config.data`, and what to know of the choice.
+    """The training and the evaluation source of `config.data`, and notes on the choice.
 
-    Their classes are those of the training source: matched by name, whatever their order.
+    Their classes are those of the training source, matched by name, in any order.
 
     Args:
-      labelled: False: nobody reads labels, so that none, or one class, will do.
+      labelled: False: labels are not read; none, or one class, are accepted.
 
     Raises:
-      UserError: nothing can be learnt or measured: one class, other classes, no labels.
+      UserError: training or evaluation is impossible: one class, other classes, no labels.
     """
     spec, options = config.data.dataset, {"data_dir": config.data.data_dir}
     train_split, eval_split = config.data.train_split, config.data.eval_split
     notes: list[str] = []
     if train_split and not eval_split:
         raise UserError(
-            "config.data.train_split and .eval_split belong together: with the first alone it is "
-            "not known what is left to evaluate on; set both."
+            "config.data.train_split and .eval_split belong together: train_split alone does not "
+            "say what to evaluate on; set both."
         )
     if train_split and eval_split:
         train_spec, eval_spec = f"{spec}[{train_split}]", f"{spec}[{eval_split}]"
@@ -69,17 +69,17 @@ def open_sources(config: ConfigDict, *, labelled: bool = True) -> tuple[Source, 
 
 
 def data_notes(train_source: Source, eval_source: Source) -> list[str]:
-    """What a person should know of the two parts of the data before the first step."""
+    """Notes on training and evaluation data for the plan."""
     notes = list(dict.fromkeys((*train_source.notes, *eval_source.notes)))
     if shared := shared_records(train_source, eval_source):
         notes.append(
-            f"{shared:,} of the {len(eval_source):,} evaluation records are trained on: "
+            f"{shared:,} of the {len(eval_source):,} evaluation records are also in training: "
             f"{eval_source.spec} overlaps {train_source.spec}"
         )
     if isinstance(train_source, Without):
         named = len(train_source.removed) + train_source.missing
         notes.append(
-            f"data.exclude: {len(train_source.removed):,} of {named:,} names found and left out"
+            f"data.exclude: {len(train_source.removed):,} of {named:,} names found and removed"
         )
     return notes + untrained_classes(train_source, eval_source)
 
@@ -90,7 +90,7 @@ def data_of(
     """The data of a run of `model`, from its open sources.
 
     Raises:
-      UserError: settings that these data cannot have.
+      UserError: settings that conflict with the data.
     """
     imbalance.check(config, train)
     train_transform = transforms.make_transform(

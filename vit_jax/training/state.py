@@ -1,4 +1,4 @@
-"""The state of a training run: everything that a step changes, and nothing else."""
+"""The state of a training run: exactly what a step changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vit_jax.runtime import sharding
 class TrainState(NamedTuple):
     """step: () int32. params, average: {path: array} (average is {} without Polyak averaging).
 
-    skipped: () int32, updates left out for non-finite gradients; skipped_in_a_row: the latest run.
+    skipped: () int32, updates skipped for non-finite gradients; skipped_in_a_row: consecutive ones.
     """
 
     step: jax.Array
@@ -45,14 +45,14 @@ def initialise(
     polyak: bool,
     consume: bool = False,
 ) -> tuple[Callable[[], TrainState], TrainState]:
-    """The initial state, made where it lives: no host ever holds the whole of it.
+    """The initial state, created sharded: no host ever holds all of it.
 
     Args:
-      make_params: jittable; `make_params(argument)` are the initial parameters.
-      consume: the arrays of `argument` become the state's; otherwise they stay beside it.
+      make_params: jittable; `make_params(argument)` returns the initial parameters.
+      consume: donate the arrays of `argument` to the state; otherwise they are kept.
 
     Returns:
-      A function that makes the state, and the state as shapes, dtypes and shardings.
+      A function that creates the state, and the state as shapes, dtypes and shardings.
     """
 
     def make(argument: object) -> TrainState:
@@ -68,24 +68,24 @@ def initialise(
 
     def make_on_mesh() -> TrainState:
         program = jax.jit(make, out_shardings=shardings, donate_argnums=0 if consume else ())
-        # Compiled apart, it is not kept: nobody runs it again, and it is 80 MiB on a CPU.
+        # Compiled outside jit's cache: it runs once, and is 80 MiB on a CPU.
         return program.lower(argument).compile()(argument)
 
     return make_on_mesh, abstract
 
 
 def evaluated_params(state: TrainState) -> dict[str, jax.Array]:
-    """The parameters that are evaluated and exported: the Polyak average where there is one."""
+    """The parameters to evaluate and export: the Polyak average if there is one."""
     return state.average or state.params
 
 
 def weight_of_average(step, decay: float, *, ramp: bool = False):
-    """The weight of the old average in the new one, after `step` = 0, 1, ... updates.
+    """The decay of the Polyak average after `step` = 0, 1, ... updates.
 
-    The paper gives only the 0.9999, not how the average begins. Here it is bias-corrected: after t
-    updates every one of them has its weight (1 - decay) decay^(t - i) / (1 - decay^t), the initial
-    weights none. With `ramp` the weight rises as (1 + t) / (10 + t) up to `decay`, which 0.9999
-    does not reach within 20,000 steps.
+    The paper gives 0.9999 but not how the average starts. Here it is bias-corrected: after t
+    updates the i-th has the weight (1 - decay) decay^(t - i) / (1 - decay^t), and the initial
+    weights have none. With `ramp` the decay rises as (1 + t) / (10 + t) up to `decay`, which for
+    0.9999 takes more than 20,000 steps.
     """
     if ramp:
         t = jnp.asarray(step, jnp.float32)

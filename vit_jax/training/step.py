@@ -1,4 +1,4 @@
-"""One training step, whatever the objective: a pure function, jitted once, on any mesh."""
+"""One training step for any objective: a pure function, jitted once, on any mesh."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    The mean loss is over the global batch, whatever the number of devices, processes and
-    accumulation steps. Randomness follows from the seed, the step, and an example's place in the
-    batch alone. With `threefry` it is JAX's generator, as of runs that began before `bits`.
+    The mean loss is over the global batch, for any number of devices, processes and accumulation
+    steps. Randomness depends on the seed, the step and an example's index in the batch only. With
+    `threefry` it is JAX's generator, for runs that began before `bits` existed.
     """
 
     def batch_loss(params, batch: Batch, key: Randomness) -> jax.Array:
@@ -39,7 +39,7 @@ def make_train_step(
     value_and_grad = jax.value_and_grad(batch_loss)
 
     def random_key(step: jax.Array, rows: jax.Array, part: jax.Array | None = None) -> Randomness:
-        """Of the examples with these numbers in the batch, which are one of its parts."""
+        """For the examples with these indices in the batch, a micro-batch."""
         key = jax.random.fold_in(jax.random.key(seed), step)
         if not threefry:
             return Key(key, rows)
@@ -49,9 +49,9 @@ def make_train_step(
         rows = jnp.arange(len(jax.tree.leaves(batch)[0]), dtype=jnp.uint32)
         if accumulation_steps == 1:
             return value_and_grad(params, batch, random_key(step, rows))
-        if objective.mix is not None:  # who is paired with whom does not depend on the parts
+        if objective.mix is not None:  # pairs do not depend on the micro-batches
             batch = objective.mix(batch, random_key(step, rows))
-        # Every device cuts its own rows, so no example moves between devices.
+        # Every device slices its own rows, so no example moves between devices.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), (batch, rows)
         )
@@ -81,7 +81,7 @@ def make_train_step(
             decay = weight_of_average(updates, polyak_decay, ramp=polyak_ramp)
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
-        # A step whose gradient is not finite changes nothing but the counters.
+        # A step with a non-finite gradient changes only the counters.
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         params, opt_state, average = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),

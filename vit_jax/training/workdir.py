@@ -1,4 +1,4 @@
-"""The files of a run: what is there when it begins, and what it leaves behind."""
+"""The files of a run: what it finds at the start, and what it writes at the end."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from vit_jax.training.checkpoint import SAVED, Checkpoints
 from vit_jax.training.setup import Setup
 from vit_jax.training.sources import Data
 
-#: What settings meant to runs of format 2 that began before them, where that is not the default.
+#: Values of newer settings for older runs of format 2, where not the default.
 BEFORE = {"dropout_bits": "threefry"}
 
 
 def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
-    """`config` as the run in `workdir` began, if that was before today's settings.
+    """`config` with the meaning it had when the run in `workdir` began.
 
     Raises:
       UserError: see `as_written`.
@@ -48,13 +48,12 @@ def as_begun(workdir: Path, config: ConfigDict) -> ConfigDict:
 def as_written(
     there: Mapping, config: ConfigDict, where: Path, *, finished: bool = False
 ) -> ConfigDict:
-    """`config` by what `there`, a config.json, meant when it was written.
+    """`config` with the meaning that `there`, a config.json, had when it was written.
 
-    It may have no word for what was decided anew since; runs go on with their arithmetic where that
-    still exists.
+    It may lack newer settings; runs continue with their own arithmetic where that still exists.
 
     Raises:
-      UserError: it does not exist any more, or it is of a later version.
+      UserError: that arithmetic no longer exists, or the format is newer.
     """
     found = there.get("format", 1)
     if found == configuration.FORMAT:
@@ -65,8 +64,8 @@ def as_written(
         )
     if found not in (1, configuration.FORMAT):
         raise UserError(
-            f"{where} is of format {found}, and this vit_jax knows none above "
-            f"{configuration.FORMAT}; update it."
+            f"{where} has the format {found}, newer than {configuration.FORMAT} of this vit_jax; "
+            "update vit_jax."
         )
     gone = {
         "augment.name": ("inception_crop", "its boxes were drawn from another distribution"),
@@ -76,25 +75,25 @@ def as_written(
     for key, (value, why) in gone.items():
         if flat.get(key) == value and not finished:
             raise UserError(
-                f"{where} was begun by the first version with config.{key}={value!r}, which does "
-                f"not exist in that form any more: {why}. Start again with another --workdir; a "
-                "finished model of it can be used as before."
+                f"{where} was begun by the first version with config.{key}={value!r}, which has "
+                f"changed since: {why}. Start again with another --workdir; its finished model "
+                "can still be used."
             )
     return with_values(config, BEFORE | first_values(config))
 
 
-#: More bytes than any configuration has.
+#: Maximum size of a config.json, in bytes.
 LARGEST_CONFIG = 2**20
 
 
 def config_of(file: Path, given: Container[str] = ()) -> ConfigDict:
-    """The configuration of a run from its config.json, read as data; it means what it meant then.
+    """The configuration of a run from its config.json, read as data, with its original meaning.
 
     Args:
-      given: dotted keys that will be set anew.
+      given: dotted keys that will be overridden.
 
     Raises:
-      UserError: there is no such file, it is none of a run, or not what settings can be.
+      UserError: there is no such file, it is not from a run, or has invalid settings.
     """
     if not file.exists():
         raise UserError(f"There is no config file {file}.")
@@ -102,19 +101,19 @@ def config_of(file: Path, given: Container[str] = ()) -> ConfigDict:
     values = files.read_json(file) if file.stat().st_size <= LARGEST_CONFIG else None
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise UserError(
-            f"{file} is not the config.json of a run, which holds all settings of it; weights are "
-            "given as --config.init_from."
+            f"{file} is not the config.json of a run, which has all settings; give weights as "
+            "--config.init_from."
         )
     found = values.get("format", 1)
     if not isinstance(found, int) or isinstance(found, bool):
-        raise UserError(f"{file} is of format {str(found)[:40]!r}, which is none of a run.")
+        raise UserError(f"{file} has the unknown format {str(found)[:40]!r}.")
     config = as_written(values, configuration.from_values(values, str(file), given), file)
     configuration.check(config, str(file))
     return config
 
 
 def with_values(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:
-    """A copy with other values at dotted keys; the configuration itself where there are none."""
+    """A copy with other values at dotted keys; the configuration itself without changes."""
     if not values:
         return config
     config = config.copy_and_resolve_references()
@@ -123,13 +122,13 @@ def with_values(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:
         section = config
         for part in sections:
             section = section[part] if section else section
-        if section:  # no stage of pre-training is asked for any more: a difference of its own
+        if section:  # no pre-training stage any more: one difference
             section[name] = value
     return config
 
 
 def first_values(config: ConfigDict) -> dict[str, object]:
-    """What settings meant in format 1 that did not have them, by their dotted keys."""
+    """Values of newer settings for runs of format 1, by dotted key."""
     values: dict[str, object] = {
         "polyak_ramp": config.polyak_decay is not None,
         "data.orient": False,
@@ -143,30 +142,30 @@ def first_values(config: ConfigDict) -> dict[str, object]:
 
 
 def read_config(workdir: Path) -> dict | None:
-    """What `WORKDIR/config.json` holds; None if there is none."""
+    """The content of `WORKDIR/config.json`; None if there is none."""
     file = workdir / "config.json"
     try:
         found = files.read_json(file)
     except UserError as error:
         raise UserError(f"{error} Use another --workdir.") from error
     if found is not None and not isinstance(found, dict):
-        raise UserError(f"{file} is no configuration. Use another --workdir.")
+        raise UserError(f"{file} is not a configuration. Use another --workdir.")
     return found
 
 
 def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[object, object]]:
-    """{dotted key: (there, here)} of what changes results; {} if the workdir is new."""
+    """{dotted key: (there, here)} for changes that affect results; {} if the workdir is new."""
     there = read_config(workdir)
     if there is None:
         return {}
     here = json.loads(configuration.to_json(config))
     found = configuration.flatten(there)
-    if "format" in there:  # a key that it lacks is newer than the run, and was as it is by default
+    if "format" in there:  # a missing key is newer than the run, which had its default
         default = json.loads(configuration.to_json(configuration.default()))
         stages = ["", "pretrain."] if there.get("pretrain") else [""]
         default = configuration.flatten(default) | BEFORE
         known = {p + key: v for p in stages for key, v in default.items()}
-    else:  # it has its value of then, which `as_begun` has set
+    else:  # it has its original value, set by `as_begun`
         known = configuration.flatten(here)
     there = {**known, **found}
     return configuration.differences(there, here)
@@ -177,31 +176,29 @@ TELLING = ("data.dataset", "model.variant", "name")
 
 
 def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
-    """Raises UserError if `workdir` holds another run; changes nothing."""
+    """Raises UserError if `workdir` has another run; changes nothing."""
     there = read_config(workdir)
     if there is None:
         if has_checkpoint(workdir) or (workdir / "model").exists():
-            raise UserError(
-                f"{workdir} holds checkpoints but no config.json; use another --workdir."
-            )
+            raise UserError(f"{workdir} has checkpoints but no config.json; use another --workdir.")
         return
     changed = changes(workdir, config)
-    if set(changed) == {"data.dataset"}:  # known by its content, once it is open
+    if set(changed) == {"data.dataset"}:  # compared by its content, once open
         return
     if changed and not allow_change:
         key = min(changed, key=lambda key: (key not in TELLING, key))
         old, new = changed[key]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise UserError(
-            f"{workdir} holds a run with another configuration: {key} is {old!r} there and "
+            f"{workdir} has a run with another configuration: {key} is {old!r} there and "
             f"{new!r} here{more}. Use another --workdir, or --allow_config_change."
         )
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes `WORKDIR/config.json`, when all that can be checked is checked.
+    """Writes `WORKDIR/config.json`, after all checks.
 
-    A run stays of the format that it was begun in, so that the same command goes on for good.
+    A run keeps the format that it began with, so that the same command always resumes it.
     """
     if jax.process_index() == 0:
         there = read_config(workdir)
@@ -214,7 +211,7 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def finished_metrics(workdir: Path) -> dict[str, float] | None:
-    """The final record of a run that is complete, otherwise None; metrics are of its model."""
+    """The final record of a complete run, otherwise None; its metrics are of the exported model."""
     if not saved.is_native(workdir / "model"):
         return None
     records = read_metrics(workdir / "metrics.jsonl")
@@ -222,7 +219,7 @@ def finished_metrics(workdir: Path) -> dict[str, float] | None:
 
 
 def damage_of_model(workdir: Path) -> str:
-    """What is wrong with the exported model of a finished run; "" if it is what was written."""
+    """The damage of the exported model of a finished run; "" if it is intact."""
     try:
         saved.load(workdir / "model")
     except UserError as error:
@@ -231,12 +228,12 @@ def damage_of_model(workdir: Path) -> str:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run can go on in `workdir`."""
+    """Whether a run can resume in `workdir`."""
     return bool(unfinished.steps_of(workdir))
 
 
 def run_meta(setup: Setup) -> Record:
-    """What every checkpoint says of its run: its data, which must stay the same, and its model."""
+    """The run's record in every checkpoint: its data, which must stay the same, and its model."""
     weights = setup.data.class_weights
     of_loss: Record = {}
     if weights is not None:
@@ -254,9 +251,9 @@ def run_meta(setup: Setup) -> Record:
 def check_data(
     setup: Setup, checkpoints: Checkpoints, allow_change: bool, *, finished: bool = False
 ) -> None:
-    """Raises UserError if a run would go on with other data; changes nothing.
+    """Raises UserError if a run would resume with other data; changes nothing.
 
-    The same is known by its content: where it lies may differ.
+    Data are compared by content; their location may differ.
     """
     meta, now = checkpoints.latest_meta(), run_meta(setup)
     if meta is None:
@@ -269,7 +266,7 @@ def check_data(
     ):
         if old == new:
             continue
-        what = f"{key} is {here} ({new}), it was {there} ({old})"
+        what = f"{key} is {here} ({new}), but was {there} ({old})"
         if finished:
             raise UserError(
                 f"The run has finished, and other data would have no effect: {what}. Raise "
@@ -278,22 +275,22 @@ def check_data(
         if not allow_change:
             raise UserError(
                 f"The data changed since this run began: {what}. Restore the data, use another "
-                "--workdir, or go on with --allow_config_change."
+                "--workdir, or continue with --allow_config_change."
             )
-        say(f"other data than this run began with: {what}")
+        say(f"the data differ from those that this run began with: {what}")
 
 
 def check_history(workdir: Path) -> None:
-    """Raises UserError if a run has lost its checkpoints: it never starts again by itself."""
+    """Raises UserError if a run has lost its checkpoints: it never restarts by itself."""
     if has_checkpoint(workdir):
         return
     damaged = workdir / "damaged"
     saved_step = files.read_json(workdir / SAVED)
     if saved_step is None and not (damaged.is_dir() and any(damaged.iterdir())):
         return
-    step = f"step {saved_step['step']}" if saved_step else "a step that is damaged"
+    step = f"step {saved_step['step']}" if saved_step else "a damaged step"
     raise UserError(
-        f"{workdir} has lost its checkpoints: it had saved {step} and there is none in "
+        f"{workdir} has lost its checkpoints: it saved {step}, but there is none in "
         f"{workdir / 'checkpoints'} (see also {damaged}). Restore them, or start again with "
         "another --workdir."
     )
@@ -302,9 +299,9 @@ def check_history(workdir: Path) -> None:
 def export(
     setup: Setup, state: train_state.TrainState, workdir: Path, last_step: int, best: Best
 ) -> None:
-    """Writes the weights of `state` to `WORKDIR/model`, from whatever sharding they have.
+    """Writes the weights of `state` to `WORKDIR/model`, from any sharding.
 
-    Its config.json says of which step they are, where the run ended, and why it is another one.
+    Its config.json has their step, the last step of the run, and why they differ.
     """
     every: Mapping = train_state.evaluated_params(state)
     if jax.process_count() > 1:
@@ -321,12 +318,12 @@ def export(
         if show := setup.program.objective.show:
             rows = show(
                 every, jax.numpy.asarray(first_images(setup.data, 8))
-            )  # not jitted, which would sort them
+            )  # not jitted: jit would sort them
             strip.write({name: np.asarray(row) for name, row in rows.items()}, workdir)
 
 
 def first_images(data: Data, count: int) -> np.ndarray:
-    """The first images to be evaluated on that can be read, (b, h, w, c) uint8."""
+    """The first readable evaluation images, (b, h, w, c) uint8."""
     found: list[np.ndarray] = []
     for index in range(len(data.evaluation)):
         if len(found) == count:
@@ -337,7 +334,7 @@ def first_images(data: Data, count: int) -> np.ndarray:
 
 
 def write_evaluation(workdir: Path, record: dict[str, float], step: int, setup: Setup) -> None:
-    """`evaluation.json` of the final weights on the evaluation split."""
+    """Writes `evaluation.json` of the final weights on the evaluation split."""
     summary = {
         key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")
     }

@@ -61,7 +61,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path, two):
     """S5."""
     for name in ("train", *two):
         class_folders(tmp_path / name)
-    with pytest.raises(UserError, match=f"has {two[0]} and {two[1]}, and both are the"):
+    with pytest.raises(UserError, match=f"has {two[0]} and {two[1]}, which both mean the split"):
         data.open_source(f"folder:{tmp_path}")
 
 
@@ -69,14 +69,14 @@ def test_splits_without_class_folders_are_refused(tmp_path):
     """S5: the splits are not the classes."""
     for name in ("train", "test"):
         save(tmp_path / name / "cat.0.jpg")
-    with pytest.raises(UserError, match=r"has test and train, which are splits and no classes"):
+    with pytest.raises(UserError, match=r"has test and train, which are splits, not classes"):
         data.open_source(f"folder:{tmp_path}")
 
 
 def test_splits_below_a_split_are_refused(tmp_path):
     for name in ("training", "test"):
         class_folders(tmp_path / "train" / name)
-    with pytest.raises(UserError, match="train holds test and training in the place of class"):
+    with pytest.raises(UserError, match="train has test and training instead of class"):
         data.open_source(f"folder:{tmp_path}")
 
 
@@ -91,10 +91,10 @@ def test_a_folder_one_level_too_high_is_recognised(tmp_path):
     source = data.open_source(f"folder:{tmp_path}")
     (note,) = source.notes
     assert source.class_names == ("dataset",)
-    assert "(blue, green, red); if those are the classes or the splits, name" in note
+    assert "(blue, green, red); if those are the classes or the splits, give" in note
     assert note.endswith(f"folder:{tmp_path}/dataset")
     class_folders(tmp_path / "other")
-    assert "lie in folders of their own" in data.open_source(f"folder:{tmp_path}").notes[0]
+    assert "are in subfolders" in data.open_source(f"folder:{tmp_path}").notes[0]
     save(tmp_path / "other" / "direct.png")
     assert data.open_source(f"folder:{tmp_path}").notes == ()
 
@@ -105,7 +105,7 @@ def test_a_split_of_none_of_the_classes_is_passed_over_and_said(tmp_path):
     class_folders(tmp_path / "test", ("unsorted",))
     source = data.open_source(f"folder:{tmp_path}[train]")
     assert tuple(source.class_names) == ("cat", "dog")
-    assert any("the split test: its folders (unsorted) are no classes" in n for n in source.notes)
+    assert any("the split test: its folders (unsorted) are not classes" in n for n in source.notes)
     with pytest.raises(UserError, match="test"):
         data.open_source(f"folder:{tmp_path}[test]")
 
@@ -116,7 +116,7 @@ def test_what_lies_beside_the_splits_is_said(tmp_path):
     save(tmp_path / "test" / "1.png")  # without labels
     save(tmp_path / "unlabeled" / "2.png")
     (note,) = data.open_source(f"folder:{tmp_path}").notes
-    assert note == "passed over, beside train: test, unlabeled (without class folders)"
+    assert note == "skipped beside train: test, unlabeled (without class folders)"
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -246,11 +246,9 @@ def test_what_is_passed_over_is_counted_and_said(tmp_path):
     source = data.open_source(f"folder:{tmp_path}")
     assert len(source) == 3
     (note,) = source.notes
-    assert note.startswith(
-        "passed over, as no images that can be read: 2 .heic (pip install pillow"
-    )
+    assert note.startswith("skipped, not readable as images: 2 .heic (pip install pillow")
     for part in ("1 .txt", "1 .DS_Store", "1 ._*", "1 .db", "1 .mp4", "1 broken links",
-                 "1 special files", "1 links to a folder above", "1 __MACOSX/", "1 .md",
+                 "1 special files", "1 links to a parent folder", "1 __MACOSX/", "1 .md",
                  "1 images outside of the class folders"):  # fmt: skip
         assert part in note
     for part in (f"folder:{tmp_path}[train[:2]]", f"folder:{tmp_path}[train[:1]+train[2:]]"):
@@ -262,9 +260,7 @@ def test_a_class_of_unreadable_images_names_the_package(tmp_path):
     class_folders(tmp_path, count=1)
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "1.heic").write_bytes(b"....ftypheic")
-    with pytest.raises(
-        UserError, match=r"phone holds no images \(.*1 \.heic \(pip install pillow-"
-    ):
+    with pytest.raises(UserError, match=r"phone has no images \(.*1 \.heic \(pip install pillow-"):
         data.open_source(f"folder:{tmp_path}")
     with pytest.raises(UserError, match=r"1.heic cannot be decoded .pip install pillow-heif"):
         data.decode(b"....ftypheic", "phone/1.heic")
@@ -288,7 +284,7 @@ def test_predict_finds_the_same_images(tmp_path, capsys):
     assert out == "" and "1 .heic" in err
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "e.heic").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"g holds no images \(.*pillow-heif"):
+    with pytest.raises(UserError, match=r"g has no images \(.*pillow-heif"):
         find_images([str(tmp_path / "g")])
 
 

@@ -135,7 +135,7 @@ def test_several_candidates_are_refused_and_listed(tmp_path):
     }
     source = data.open_source(f"{spec}?image=img&label=coarse[train]")
     assert source.class_names == ("animal", "plant")
-    assert source.notes == (f"{spec}?image=img&label=coarse: columns that are not used: fine",)
+    assert source.notes == (f"{spec}?image=img&label=coarse: unused columns: fine",)
     assert source.fingerprint != data.open_source(f"{spec}?image=img&label=fine").fingerprint
     with pytest.raises(UserError, match=r"has no column 'fien'.*Did you mean 'fine'"):
         data.open_source(f"{spec}?label=fien")
@@ -170,7 +170,7 @@ def test_every_kind_of_label(tmp_path, labels, feature, names):
 @pytest.mark.parametrize(
     "labels, feature, message",
     [
-        ([0.5, 1.0], Value("float32"), r"\[train\]/0: the label 0.5 is no class"),
+        ([0.5, 1.0], Value("float32"), r"\[train\]/0: the label 0.5 is not a class"),
         ([[0], [0, 1]], datasets.Sequence(Value("int64")), r"\[train\]/1 has 2 labels \(0, 1\)"),
         (["a", "b", "a,b"], Value("string"), r"\[train\], row 2: the label 'a,b' lists several"),
         (
@@ -199,7 +199,7 @@ def test_a_split_without_labels_is_not_chosen(tmp_path, withheld, feature):
         test=labelled([withheld] * 3, feature),
     )
     assert data.default_splits(spec) == (f"{spec}[train]", f"{spec}[validation]")
-    assert "[test] has no labels" in data.choose_splits(spec).notes[0]
+    assert "[test] is not used: its labels are withheld" in data.choose_splits(spec).notes[0]
     assert data.open_source(f"{spec}[test]")[0]["label"] == -1
 
 
@@ -207,7 +207,7 @@ def test_a_split_without_the_label_column_is_passed_over(tmp_path):
     table = labelled([0, 1, 0], ClassLabel(names=["p", "q"]))
     spec = saved(tmp_path, train=table, test=table.remove_columns("label"))
     source = data.open_source(spec)
-    assert source.notes == (f"{spec}[test] has no column label: passed over",)
+    assert source.notes == (f"skipped {spec}[test]: it has no column label",)
 
 
 # --- classes by name ----------------------------------------------------------------------------

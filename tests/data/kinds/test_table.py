@@ -113,7 +113,7 @@ def test_names_that_are_made_of_names(images):
 def test_an_image_with_two_classes_is_refused(images):
     """S7, as rows."""
     (images / "train.csv").write_text("path,label\n0.png,cat\n1.png,dog\n0.png,dog\n")
-    with pytest.raises(UserError, match=r"line 4: 0.png is a 'dog', and a 'cat' in .*line 2"):
+    with pytest.raises(UserError, match=r"line 4: 0.png is a 'dog', but a 'cat' in .*line 2"):
         data.open_source(f"folder:{images}")
 
 
@@ -135,7 +135,7 @@ def test_a_split_without_labels_is_not_chosen(images):
         spec = f"folder:{images}"
         choice = data.choose_splits(spec)
         assert choice[:2] == (f"{spec}[train]", f"{spec}[validation]")
-        assert "[test] has no labels (they are withheld): not used" in choice.notes[0]
+        assert "[test] is not used: its labels are withheld" in choice.notes[0]
         source = data.open_source(f"{spec}[test]")
         assert source.class_names == ("a", "b") and source[0]["label"] == -1
     (images / "all.csv").write_text("path,label,split\n" + rows.format("") + "3.png,a,test\n")
@@ -159,7 +159,7 @@ def test_columns_that_are_not_used_are_said(images):
     """S6."""
     (images / "train.csv").write_text("path,width,label,note\n0.png,9,a,x\n1.png,9,b,y\n")
     (note,) = data.open_source(f"folder:{images}").notes
-    assert note.endswith("train.csv: columns that are not used: width, note")
+    assert note.endswith("train.csv: unused columns: width, note")
 
 
 def test_a_split_column_by_another_name(images):
@@ -191,7 +191,7 @@ def test_columns_are_named(images):
     assert labels_of(f"{spec}?image=PHOTO&label=class") == {"0.png": "u", "1.png": "v"}
     with pytest.raises(UserError, match=r"needs a column 'knid'.*Did you mean 'kind'"):
         data.open_source(f"{spec}?image=photo&label=knid")
-    with pytest.raises(UserError, match=r"lable=kind is none of its options.*Did you mean 'label'"):
+    with pytest.raises(UserError, match=r"lable=kind is not an option.*Did you mean 'label'"):
         data.open_source(f"{spec}?lable=kind")
     (images / "a b.csv").write_text("path,a&b\n0.png,x\n1.png,y\n")
     assert labels_of(f"{spec}?label=a%26b") == {"0.png": "x", "1.png": "y"}
@@ -244,7 +244,7 @@ def test_an_encoding_that_is_not_that(images):
         data.open_source(f"{spec}ascii")
     (images / "train.csv").write_bytes("path,label\n0.png,é\n1.png,b\n".encode("cp1252"))
     notes = data.open_source(f"folder:{images}").notes
-    assert any("another is named by ?encoding=" in note for note in notes)
+    assert any("set another by ?encoding=" in note for note in notes)
 
 
 def test_characters_without_width_are_no_part_of_a_label(images):
@@ -268,7 +268,7 @@ def test_a_column_that_says_it_is_of_one_split(images):
 
 def test_one_image_spelled_twice_has_one_class(images):
     (images / "train.csv").write_text("path,label\n./0.png,a\n0.png,b\n1.png,b\n")
-    with pytest.raises(UserError, match=r"0\.png is a 'b', and a 'a' in .*line 2"):
+    with pytest.raises(UserError, match=r"0\.png is a 'b', but a 'a' in .*line 2"):
         data.open_source(f"folder:{images}")
 
 
@@ -309,8 +309,8 @@ def test_delimiters_and_quotes(images, text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("path,label\n0.png,a\n1.png,b,c\n", "line 3: 3 cells, and the first line names 2 columns"),
-        ('path,label\n"0.png,a\n1.png,b\n', "line 3: a quote is opened and not closed"),
+        ("path,label\n0.png,a\n1.png,b,c\n", "line 3: 3 cells, but the first line has 2 columns"),
+        ('path,label\n"0.png,a\n1.png,b\n', "line 3: a quote is not closed"),
         ("path,label,split\n0.png,a,train\n1.png,b,\n", "line 3: the split is empty"),
         ("path,path,label\n0.png,1.png,a\n", "could be the image: path, path"),
         ("0.png,a\n1.png,b\n", "needs a column path or file or filename or image; it has 0.png, a"),
@@ -387,5 +387,5 @@ def test_two_tables_of_one_split_are_refused(images):
     """S5."""
     for name in ("train.csv", "val.csv", "valid.csv"):
         spec = table(images, ("a", "b"), name)
-    with pytest.raises(UserError, match="has val and valid, and both are the validation split"):
+    with pytest.raises(UserError, match="has val and valid, which both mean the split validation"):
         data.open_source(spec)

@@ -1,4 +1,4 @@
-"""The kinds of data sets, a file for each: a name in, named splits out.
+"""The kinds of data sets, one file each: a name in, named splits out.
 
-May touch the sources and splits of data.
+May import the sources and splits of data.
 """

@@ -1,4 +1,4 @@
-"""The cells of a file of text: its encoding and its delimiter are recognised."""
+"""Cells of a text table; encoding and delimiter are detected."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vit_jax.data.labels import normal
 from vit_jax.errors import UserError
 
 DELIMITERS = ",;\t|"
-#: What is no part of a cell at its ends, beside blanks: zero-width space, word joiner, BOM.
+#: Stripped from cells besides blanks: zero-width space, word joiner, BOM.
 INVISIBLE = "\u200b\u2060\ufeff"
 
 
 class Table(NamedTuple):
-    """rows: (line in the file, cells). encoding: by which paths are looked for as well."""
+    """rows: (line in the file, cells). encoding: in which paths are tried as well."""
 
     file: str
     columns: list[str]
@@ -29,13 +29,13 @@ class Table(NamedTuple):
 
 
 def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
-    """The text of a file, its encoding, and whether that is a guess.
+    """The text of a file, its encoding, and whether the encoding is a guess.
 
     Args:
-      encoding: by Python's name, where it is known; otherwise UTF-8, UTF-16 or Windows-1252.
+      encoding: Python's name of it; "" tries UTF-8, UTF-16 and Windows-1252.
 
     Raises:
-      UserError: it cannot be read, is no text, or there is no such encoding.
+      UserError: it cannot be read, is not text, or the encoding does not exist.
     """
     try:
         content = Path(file).read_bytes()
@@ -70,19 +70,19 @@ def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
         if not re.search(r"[\0-\x08\x0e-\x1f\ufffe]", text):
             return text, encoding, encoding == "cp1252"
     raise UserError(
-        f"{shown(file)} is no text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8, or "
+        f"{shown(file)} is not text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8, or "
         "name its encoding, e.g. ?encoding=shift_jis."
     )
 
 
 def read_table(file: str, encoding: str = "") -> Table:
-    """The columns and rows of a file whose first line names its columns.
+    """The columns and rows of a file with a header line.
 
-    Encoding (unless it is named) and delimiter (comma, semicolon, tab or bar) are recognised. Empty
-    rows do not count.
+    Encoding (unless given) and delimiter (comma, semicolon, tab or bar) are detected. Empty rows
+    are skipped.
 
     Raises:
-      UserError: no table; names the file and, where it can, the line.
+      UserError: not a table; names the file and, where possible, the line.
     """
     text, encoding, guessed = read_text(file, encoding)
     name, notes = shown(file), []
@@ -106,16 +106,16 @@ def read_table(file: str, encoding: str = "") -> Table:
         columns.pop()
     for line, cells in rows:
         if any("\n" in cell or "\r" in cell for cell in cells):
-            raise UserError(f"{name}, line {line}: a quote is opened and not closed.")
+            raise UserError(f"{name}, line {line}: a quote is not closed.")
         if any(cells[len(columns) :]):
             raise UserError(
-                f"{name}, line {line}: {len(cells)} cells, and the first line names "
+                f"{name}, line {line}: {len(cells)} cells, but the first line has "
                 f"{len(columns)} columns; put quotes around a cell with {delimiter!r} in it."
             )
     if guessed:
         odd = next((cell for _, cells in rows for cell in cells if not cell.isascii()), "")
         notes.append(
-            f"{name} is not UTF-8: read as Windows-1252 ({odd!r}); another is named by ?encoding="
+            f"{name} is not UTF-8: read as Windows-1252 ({odd!r}); set another by ?encoding="
         )
     return Table(file, columns, rows[1:], encoding, notes)
 

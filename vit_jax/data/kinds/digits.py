@@ -1,4 +1,4 @@
-"""`digits`: handwritten digits that come with scikit-learn, so that a first run needs no data."""
+"""`digits`: handwritten digits from scikit-learn, so that a first run needs no download."""
 
 from __future__ import annotations
 

@@ -32,16 +32,15 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 def open_folder(
     path: str, data_dir: str | None, options: Mapping[str, str], *, flat: bool = False
 ) -> Splits:
-    """Class folders, split folders of class folders, or tables; classes are read once for all.
+    """Class folders, split folders of class folders, or tables; all splits share their classes.
 
-    Records are ordered by a hash of their path, so a slice is a random sample of every class.
+    Records are sorted by a hash of their path, so a slice is a random sample of every class.
 
     Args:
-      options: names of the columns "image", "label" and "split" of a table, where they are others;
-        "encoding" of tables that are neither UTF nor Windows-1252; "multilabel" and "separator",
-        see multilabel.py.
-      flat: images without class folders, in split folders or not, are one class: for those who read
-        no labels.
+      options: "image", "label" and "split", the columns of a table if named otherwise; "encoding"
+        of tables in neither UTF nor Windows-1252; "multilabel" and "separator", see multilabel.py.
+      flat: accept images without class folders, in split folders or not, as one class; for
+        objectives that read no labels.
     """
     if ADDRESS.match(path):
         raise UserError(f"folder: reads file systems, not {shown(path)}. Mount or copy it.")
@@ -61,7 +60,7 @@ def open_folder(
         problem = next((why for why in tables.passed if isinstance(why, UserError)), None)
         if options:
             raise problem or UserError(
-                f"{base}: options are of tables, and {root} holds none that lists images and their "
+                f"{base}: options are for tables, and {root} has none that lists images and their "
                 "labels."
             )
         try:
@@ -105,13 +104,13 @@ def _open_classes(root: str, base: str, notes: Sequence[str]) -> Splits:
         beside = [shown(name) for name in folders if name not in split_folders.values()]
         if beside:
             used = ", ".join(map(shown, split_folders.values()))
-            notes.append(f"passed over, beside {used}: {', '.join(beside)} (without class folders)")
+            notes.append(f"skipped beside {used}: {', '.join(beside)} (without class folders)")
     elif len({split_of(name) for name in folders} - {None}) > 1:
         flat = [name for name in folders if split_of(name)]
         raise UserError(
-            f"{shown(root)} has {' and '.join(flat)}, which are splits and no classes, and they "
-            "hold images instead of class folders; make it FOLDER/train/CLASS/image.jpg, or list "
-            "the images in FOLDER/train.csv."
+            f"{shown(root)} has {' and '.join(flat)}, which are splits, not classes, and hold "
+            "images instead of class folders; make it FOLDER/train/CLASS/image.jpg, or list the "
+            "images in FOLDER/train.csv."
         )
     found = {
         split: _classes_below(root, split, folder, skipped)
@@ -120,8 +119,8 @@ def _open_classes(root: str, base: str, notes: Sequence[str]) -> Splits:
     for split in [split for split in found if split != "train" and found.get("train")]:
         if found[split] and not set(found[split]) & set(found["train"]):
             notes.append(
-                f"passed over, the split {split}: its folders ({', '.join(sorted(found[split]))}) "
-                "are no classes of train"
+                f"skipped the split {split}: its folders ({', '.join(sorted(found[split]))}) "
+                "are not classes of train"
             )
             del found[split]
     class_names = sorted({name for classes in found.values() for name in classes})
@@ -177,14 +176,14 @@ def _open_flat(root: str, base: str, notes: Sequence[str]) -> Splits | None:
 
 
 def _classes_below(root: str, split: str, folder: str, skipped: Counter) -> dict[str, list[str]]:
-    """{class: paths of its images relative to `root`} of the class folders in a folder."""
+    """{class: paths of its images relative to `root`} for the class folders in a folder."""
     names = subfolders(os.path.join(root, folder), skipped if folder else None)
     if folder and len(names) == 1 and split_of(names[0]) == split:  # test_set/test_set/CLASS
         return _classes_below(root, split, os.path.join(folder, names[0]), skipped)
     if folder and names and all(map(split_of, names)):
         raise UserError(
-            f"{shown(os.path.join(root, folder))} holds {' and '.join(names)} in the place of "
-            "class folders; name one split in one place."
+            f"{shown(os.path.join(root, folder))} has {' and '.join(names)} instead of class "
+            "folders; use one level of split folders."
         )
     classes: dict[str, list[str]] = {}
     for name in names:
@@ -192,20 +191,20 @@ def _classes_below(root: str, split: str, folder: str, skipped: Counter) -> dict
         files = images_below(root, os.path.join(folder, name), passed)
         if not files:
             raise UserError(
-                f"The class folder {shown(where)} holds no images"
+                f"The class folder {shown(where)} has no images"
                 f"{''.join(f' ({line})' for line in passed_over(passed))}; add some or remove the "
                 f"folder. Images are {', '.join(sorted(image_suffixes()))}."
             )
         if classes.setdefault(shown(name), files) is not files:
             raise UserError(
-                f"{shown(where)} exists twice, in two Unicode forms of its name; make it one."
+                f"{shown(where)} exists twice, in two Unicode forms of its name; merge them."
             )
         skipped.update(passed)
     return classes
 
 
 def _too_high(base: str, found: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
-    """A line that says it if no class has images in its own folder: a level was chosen too high."""
+    """A line if no class has images in its own folder: probably the wrong level was given."""
     inner: dict[str, set[str]] = {}
     for classes in found.values():
         for name, files in classes.items():
@@ -220,8 +219,8 @@ def _too_high(base: str, found: Mapping[str, Mapping[str, Sequence[str]]]) -> li
     name = min(inner)
     few = ", ".join(sorted(inner[name])[:4]) + (", ..." if len(inner[name]) > 4 else "")
     return [
-        f"the images of the class {name!r} lie in folders of their own ({few}); if those are the "
-        f"classes or the splits, name the folder that holds them: {base}/{name}"
+        f"the images of the class {name!r} are in subfolders ({few}); if those are the classes or "
+        f"the splits, give the folder that contains them: {base}/{name}"
     ]
 
 
@@ -232,7 +231,7 @@ def file_source(
     spec: str,
     notes: Sequence[str] = (),
 ) -> FileSource:
-    """The source of (path below `root`, label or set of labels), ordered by a hash of the paths."""
+    """The source of (path below `root`, label or set of labels), sorted by a hash of the paths."""
     ordered = sorted(records, key=lambda record: hashlib.md5(encoded(record[0])).digest())
     paths = np.array([path for path, _ in ordered], np.str_)
     found = [label for _, label in ordered]

@@ -1,4 +1,4 @@
-"""`hf:ORG/NAME`: data sets of the Hugging Face hub, and whatever its library keeps on a disk."""
+"""`hf:ORG/NAME`: data sets of the Hugging Face hub, and those saved on disk by its library."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from vit_jax.errors import UserError, nearest
 if TYPE_CHECKING:
     import datasets
 
-#: A label of a table with names, or its text; None where it is withheld.
+#: A class index or its text; None: withheld.
 Label = int | str | None
-#: The same of a record with several.
+#: The same for a record with several.
 Labels = list[int] | list[str] | None
-#: Files that the library reads by themselves.
+#: Single files that the library reads.
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
-#: Types of values that can be labels, by how their names begin.
+#: Value types that can be labels, by prefix.
 LABEL_TYPES = ("int", "uint", "float", "string", "large_string", "bool")
 
 
 def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Splits:
-    """A data set of the hub (its cache serves offline), a local directory or file of one.
+    """A data set of the hub (from its cache when offline), or a local directory or file.
 
     Args:
-      options: names of the columns "image" and "label", where there are several; "config" is the
-        hub's name for one of several data sets under one name; "multilabel" and "separator", see
+      options: "image" and "label", the columns, where there are several; "config", the hub's name
+        for one of several data sets under one name; "multilabel" and "separator", see
         multilabel.py.
     """
     query = "&".join(f"{key}={value}" for key, value in options.items())
@@ -46,16 +46,16 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
     for split, table in _load(name, options.get("config")).items():
         key = SPLIT_NAMES.get(split.lower(), split)
         if key in tables:
-            raise UserError(f"{base} has two splits that are both {key}; one of them is {split}.")
+            raise UserError(f"{base} has two splits that both mean {key}; one of them is {split}.")
         tables[key] = table
     first = tables.get("train", next(iter(tables.values())))
     image, label = choose_columns(first.features, options, base)
     for split, table in list(tables.items()):
         if missing := [column for column in (image, label) if column not in table.features]:
-            notes.append(f"{base}[{split}] has no column {missing[0]}: passed over")
+            notes.append(f"skipped {base}[{split}]: it has no column {missing[0]}")
             del tables[split]
     if others := [key for key in first.features if key not in (image, label)]:
-        notes.append(f"{base}: columns that are not used: {', '.join(others)}")
+        notes.append(f"{base}: unused columns: {', '.join(others)}")
     several, separator = multilabel.asked(options, base), options.get(multilabel.SEPARATOR, "")
     values = {
         split: _read_several(table, label, separator, f"{base}[{split}]")
@@ -72,7 +72,7 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
         if value is not None
     }
     named = multilabel.how(base, f"{multilabel.SEPARATOR}=")
-    advice = f"what is between them is named by {named}" if several else ONE
+    advice = f"set the separator by {named}" if several else ONE
     common = class_names_of(where, where.__getitem__, "" if separator else advice)
     if any(value.startswith("-") for value in where) and all(map(_is_number, where)):
         value = min(where)
@@ -90,7 +90,7 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
 
 
 def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
-    """{split: table} of anything that `datasets` has saved or can load."""
+    """{split: table} of anything that `datasets` saved or can load."""
     try:
         import datasets
     except ImportError:
@@ -110,13 +110,13 @@ def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"hf:{name} cannot be loaded ({reason}).") from error
-    if isinstance(found, datasets.Dataset):  # one split, which may remember its name
+    if isinstance(found, datasets.Dataset):  # one split, which may have a name
         found = {str(found.split or "train"): found}
     return dict(found)
 
 
 def _root(name: str) -> str:
-    """What paths in a table are relative to."""
+    """The folder that paths in a table are relative to."""
     path = os.path.abspath(os.path.expanduser(name))
     return path if os.path.isdir(path) else os.path.dirname(path)
 
@@ -124,10 +124,10 @@ def _root(name: str) -> str:
 def choose_columns(
     features: Mapping[str, object], options: Mapping[str, str], base: str
 ) -> tuple[str, str]:
-    """The columns of the image and of the label: those that are named, or the only ones.
+    """The columns of image and label: the given ones, or the only candidates.
 
-    An image is an Image column, or else bytes; a label is a ClassLabel, or else a number or text
-    that is called a label.
+    An image is an Image column, otherwise bytes; a label is a ClassLabel, otherwise a number or
+    text column with a label's name.
 
     Raises:
       UserError: none, or several; lists them.
@@ -168,7 +168,7 @@ def choose_columns(
 
 
 def _kind(feature: object) -> str:
-    """ "Image", "bytes", "ClassLabel", "value" (number or text), or "" for what is neither."""
+    """ "Image", "bytes", "ClassLabel", "value" (number or text), or "" for others."""
     import datasets
 
     if isinstance(feature, dict):
@@ -185,7 +185,7 @@ def _kind(feature: object) -> str:
 
 
 def _element(feature: object) -> object:
-    """The feature of a list's elements; None if it is no list."""
+    """The feature of a list's elements; None if it is not a list."""
     return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
 
 
@@ -200,12 +200,12 @@ def _is_number(text: str) -> bool:
 def _read_labels(
     table: datasets.Dataset, column: str, spec: str
 ) -> tuple[list[Label], list[str] | None]:
-    """The labels of a table, and the names of its classes if it knows them.
+    """The labels of a table, and the names of its classes if known.
 
-    With names a label is a number, otherwise text; None where it is withheld.
+    With names a label is an index, otherwise text; None: withheld.
 
     Raises:
-      UserError: a label that is none, such as 1.5; names the record.
+      UserError: an invalid label, such as 1.5; names the record.
     """
     names, values = _column(table, column)
     found: list[Label] = []
@@ -214,19 +214,21 @@ def _read_labels(
             if len(value) > 1:
                 raise UserError(
                     f"{spec}/{row} has {len(value)} labels ({', '.join(map(str, value[:5]))}); "
-                    f"a record has one, or any number with {multilabel.how(spec.split('[')[0])}"
+                    f"a record has one, or several with {multilabel.how(spec.split('[')[0])}"
                 )
             value = value[0] if value else None
         if isinstance(value, float) and not math.isnan(value):
             if not value.is_integer():
-                raise UserError(f"{spec}/{row}: the label {value} is no class.")
+                raise UserError(f"{spec}/{row}: the label {value} is not a class.")
             value = int(value)
         if value is None or value == "" or value in (NO_LABEL, "-1") or value != value:
             found.append(None)
         elif isinstance(value, (bool, int, str)):
             found.append(value if names else normal(str(value).strip()))
         else:
-            raise UserError(f"{spec}/{row}: the label in column {column!r} is no number or text.")
+            raise UserError(
+                f"{spec}/{row}: the label in column {column!r} is not a number or text."
+            )
     return found, [normal(name) for name in names] if names else None
 
 
@@ -240,15 +242,15 @@ def _column(table: datasets.Dataset, column: str) -> tuple[list[str] | None, lis
 def _read_several(
     table: datasets.Dataset, column: str, separator: str, spec: str
 ) -> tuple[list[Labels], list[str] | None]:
-    """As `_read_labels`, of a column of lists, or of text with a separator; an empty list is none.
+    """As `_read_labels`, for a column of lists, or of text with a separator.
 
-    Lists of 0 and 1 alone, as long in every row, are rows of a matrix: floats always, whole numbers
-    where they are more than two.
+    An empty list has no class. Lists of only 0 and 1, of the same length in every row, are rows of
+    a matrix: floats always, integers if there are more than two.
     """
     names, values = _column(table, column)
     if separator and not any(isinstance(value, str) for value in values):
         raise UserError(
-            f"{spec}: {multilabel.SEPARATOR}= is of text, and the column {column!r} has none; "
+            f"{spec}: {multilabel.SEPARATOR}= is for text, and the column {column!r} has none; "
             f"leave it out, with {multilabel.MULTILABEL}=true."
         )
     if not names and (length := _width_of_matrix(values)):
@@ -265,12 +267,12 @@ def _read_several(
         kinds = {type(label) for label in value}
         if not kinds <= {int} and (names or not kinds <= {str}):
             raise UserError(
-                f"{spec}/{row}: the labels in column {column!r} are no list of numbers or text."
+                f"{spec}/{row}: the labels in column {column!r} are not a list of numbers or text."
             )
         if any(isinstance(label, int) and label < 0 for label in value):
             raise UserError(f"{spec}/{row}: a label is negative; labels count from 0.")
         if names and any(label >= len(names) for label in value):
-            raise UserError(f"{spec}/{row}: a label is beyond the {len(names)} classes.")
+            raise UserError(f"{spec}/{row}: a label exceeds the {len(names)} classes.")
         found.append(
             value if names else [t for label in value if (t := normal(str(label).strip()))]
         )
@@ -278,7 +280,7 @@ def _read_several(
 
 
 def _width_of_matrix(values: list) -> int:
-    """The length of lists that are all rows of a matrix of 0 and 1; 0 if they are not."""
+    """The length of lists that are rows of a 0/1 matrix; 0 if they are not."""
     rows = [value for value in values if isinstance(value, list)]
     if len({len(row) for row in rows}) != 1 or not all({*row} <= {0, 1} for row in rows):
         return 0
@@ -287,7 +289,7 @@ def _width_of_matrix(values: list) -> int:
 
 
 class Rows:
-    """{"image", "label"} of the rows of a table: bytes from wherever the table has them."""
+    """{"image", "label"} of the rows of a table: bytes in the table, or of the files it names."""
 
     def __init__(
         self, table: datasets.Dataset, image: str, labels: np.ndarray, root: str, spec: str
@@ -324,7 +326,7 @@ def _source(
     notes: list[str],
     several: bool,
 ) -> TableSource:
-    """The source of a table, with the classes that it names or those of all splits."""
+    """The source of a table, with its own class names or those of all splits."""
     import datasets
 
     found, names = labels
@@ -353,7 +355,7 @@ def _numbers(
     spec: str,
     several: bool,
 ) -> np.ndarray:
-    """Labels as numbers (n,), or several each as (n, k)."""
+    """Labels as indices (n,), or with several each as (n, k)."""
     if several:
         records = [
             None if mine is None else [int(v) if names else number[str(v)] for v in mine]

@@ -1,4 +1,4 @@
-"""Tables that list images and their classes, as people's programs write them: CSV and its kin."""
+"""Tables that list images and their classes: CSV and similar formats."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ COLUMNS = {
     "label": ("label", "class"),
     "split": ("split",),
 }
-#: Other names by which they go, in lower case.
+#: Other names of these columns, in lower case.
 ALIASES = {
     "image": ("file_name", "filepath", "file_path", "image_path", "image_name", "img", "image_id"),
     "label": ("class_name", "category", "target"),
     "split": (),
 }
-#: And those of a column that lists several labels.
+#: The same for a column that lists several labels.
 PLURALS = ("labels", "classes", "categories", "tags")
 
 
@@ -37,9 +37,9 @@ Numbers = int | set[int] | None
 
 
 class Listed(NamedTuple):
-    """What tables say: {split: [(path, label)]}, the classes of all, and what to know of them.
+    """The content of tables: {split: [(path, label)]}, all classes, and notes.
 
-    A label is the number of its class; of multi-label data those of its classes, None: withheld.
+    A label is a class index; for multi-label data a set of them, None: withheld.
     """
 
     records: dict[str, list[tuple[str, Numbers]]]
@@ -48,21 +48,21 @@ class Listed(NamedTuple):
 
 
 class Found(NamedTuple):
-    """files: (split, file) of the tables of a folder. passed: why each other is passed over."""
+    """files: (split, file) of the tables of a folder. passed: why each other is skipped."""
 
     files: list[tuple[str, str]]
     passed: list[UserError | str]
 
     @property
     def notes(self) -> list[str]:
-        return [f"passed over, as no table of this data set: {reason}" for reason in self.passed]
+        return [f"skipped, not a table of this data set: {reason}" for reason in self.passed]
 
 
 def column_of(table: Table, what: str, asked: str | None, base: str) -> int | None:
-    """The number of the column of "image", "label" or "split", by its name whatever its case.
+    """The index of the column of "image", "label" or "split", by case-insensitive name.
 
     Raises:
-      UserError: the one that is asked for is not there, or several could be it.
+      UserError: the given column does not exist, or several are candidates.
     """
     folded = [column.lower() for column in table.columns]
     names = (asked.lower(),) if asked else COLUMNS[what] + ALIASES[what]
@@ -89,7 +89,7 @@ def column_of(table: Table, what: str, asked: str | None, base: str) -> int | No
 
 
 def find_tables(root: str, options: Mapping[str, str], base: str) -> Found:
-    """The tables of a folder: those named after splits, or else all that list images there.
+    """The tables of a folder: those named after splits, otherwise all that list images.
 
     Raises:
       UserError: two are the same split.
@@ -131,19 +131,19 @@ def read_all(
     base: str,
     notes: Sequence[str] = (),
 ) -> Listed:
-    """What tables list: one for each split, or one with a column that names the split.
+    """Reads tables: one per split, or one with a column that names the split.
 
-    Paths are relative to the table. A split of which all labels are empty or -1 has none.
+    Paths are relative to the table. In a split whose labels are all empty or -1 they are withheld.
 
     Raises:
-      UserError: a row that cannot be used; names its line.
+      UserError: an invalid row; names its line.
     """
     notes = list(notes)
     rows: dict[str, list[tuple[str, str, str]]] = {}  # split -> (path, label, where)
     for of, file in files:
         table = read_table(file, options.get("encoding", ""))
         notes += table.notes
-        column_of(table, "image", options.get("image"), base)  # which is missed first
+        column_of(table, "image", options.get("image"), base)  # the image column is reported first
         column = column_of(table, "label", options.get("label"), base)
         assert column is not None
         for split, path, (label,), line in records_of(table, of, options, base, notes, [column]):
@@ -182,17 +182,17 @@ def read_all(
 def label_columns(
     table: Table, options: Mapping[str, str], base: str
 ) -> tuple[list[int], list[str] | None]:
-    """The columns of several labels an image, and the classes that they name.
+    """The columns of labels of a multi-label table, and the classes that they name.
 
-    One column, which lists its labels, names none. Of a 0/1 matrix there is one for each class:
-    those of ?label=A,B,C, or, without a column that is called a label, all that are left.
+    One column that lists labels names none. A 0/1 matrix has one per class: those of ?label=A,B,C,
+    or all remaining columns if none has a label column's name.
 
     Raises:
-      UserError: none, one that is missing, or two of one name.
+      UserError: no such column, a missing one, or two of one name.
     """
     asked, file = options.get("label"), shown(table.file)
     if twice := [name for name in table.columns if table.columns.count(name) > 1]:
-        raise UserError(f"{file} has two columns called {twice[0]!r}; give each a name of its own.")
+        raise UserError(f"{file} has two columns called {twice[0]!r}; rename one.")
     if asked and (asked in table.columns or "," not in asked):
         column = column_of(table, "label", asked, base)
         assert column is not None
@@ -219,7 +219,7 @@ def label_columns(
         names = wanted
     if not names:
         raise UserError(
-            f"{file} needs a column of labels, or one of 0 and 1 for each class; it has "
+            f"{file} needs a column of labels, or a column of 0 and 1 per class; it has "
             f"{', '.join(table.columns) or 'none'}."
         )
     return [table.columns.index(name) for name in names], names
@@ -233,7 +233,7 @@ def records_of(
     notes: list[str],
     labels: Sequence[int],
 ) -> Iterable[tuple[str, str, list[str], str]]:
-    """(split, path, cells of the columns `labels`, where) of the rows of a table."""
+    """(split, path, cells of the columns `labels`, where) for the rows of a table."""
     image, split = (column_of(table, what, options.get(what), base) for what in ("image", "split"))
     assert image is not None
     used = {image, split, *labels}
@@ -253,7 +253,7 @@ def records_of(
                 f"say so with {base}{'&' if '?' in base else '?'}split={name}"
             )
     if others:
-        notes.append(f"{file}: columns that are not used: {', '.join(name for _, name in others)}")
+        notes.append(f"{file}: unused columns: {', '.join(name for _, name in others)}")
     for line, cells in table.rows:
         cells = cells + [""] * (len(table.columns) - len(cells))
         where = f"{file}, line {line}"
@@ -267,15 +267,15 @@ def records_of(
 
 
 def find(root: str, path: str, encoding: str, where: str) -> str:
-    """The path of an image as the file system has it: in another Unicode form, with slashes.
+    """The path of an image on disk, trying slashes and other Unicode forms.
 
     Raises:
       UserError: there is no such file.
     """
     for spelled in (path, path.replace("\\", "/")):
         forms = [spelled, *(unicodedata.normalize(form, spelled) for form in ("NFC", "NFD"))]
-        if not encoding.lower().startswith("utf"):  # files are named as the table was written
-            with contextlib.suppress(UnicodeError):  # of a codec that cannot write all it reads
+        if not encoding.lower().startswith("utf"):  # file names in the table's encoding
+            with contextlib.suppress(UnicodeError):  # not all that it decodes can be encoded
                 forms.append(os.fsdecode(spelled.encode(encoding)))
         for form in forms:
             if os.path.isfile(os.path.join(root, form)):
@@ -284,12 +284,12 @@ def find(root: str, path: str, encoding: str, where: str) -> str:
 
 
 def _check_one_class(rows: Iterable[tuple[str, str, str]]) -> None:
-    """Raises UserError for an image that a split lists under two classes."""
+    """Raises UserError for an image that a split lists with two classes."""
     seen: dict[str, tuple[str, str]] = {}
     for path, label, where in rows:
         other, there = seen.setdefault(os.path.normpath(path), (label, where))
         if other != label:
             raise UserError(
-                f"{where}: {shown(path)} is a {label!r}, and a {other!r} in {there}; an image has "
-                "one class (with several: see multi-label data in docs/data.md)."
+                f"{where}: {shown(path)} is a {label!r}, but a {other!r} in {there}; an image "
+                "has one class (for several see multi-label data in docs/data.md)."
             )

@@ -22,8 +22,8 @@ class TfdsSplits:
     """The splits of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
 
     def __init__(self, name: str, data_dir: str | None, options: Mapping[str, str] | None = None):
-        """options: names of the columns "image" and "label", where they are not the usual ones;
-        "multilabel", of a label that is a list of classes, or has 0 or 1 for each.
+        """options: "image" and "label", the columns if not the usual ones; "multilabel" for a label
+        that is a list of classes, or has 0 or 1 for each.
         """
         import tensorflow_datasets as tfds
 
@@ -65,7 +65,7 @@ class TfdsSplits:
             classes = self.width_of_matrix(feature)
         elif listed and classes and not self.multilabel:
             raise UserError(
-                f"{spec}: {self.label_key} has any number of labels a record; they are read with "
+                f"{spec}: {self.label_key} has several labels per record; read it with "
                 f"{multilabel.how(self.base)}"
             )
         if not classes or self.image_key not in info.features:
@@ -102,17 +102,17 @@ class TfdsSplits:
         )
 
     def is_list(self, feature: object) -> bool:
-        """Whether a feature is a list, as of several labels."""
+        """Whether a feature is a list."""
         return isinstance(feature, self.tfds.features.Sequence)
 
     def width_of_matrix(self, feature: tfds.features.FeatureConnector | None) -> int:
-        """The length of a feature that has 0 or 1 for each class; 0 if it is none."""
+        """The length of a feature that has 0 or 1 for each class; 0 if it is something else."""
         if feature is None or type(feature) is not self.tfds.features.Tensor:
             return 0
         return int(feature.shape[0] or 0) if len(feature.shape) == 1 else 0
 
     def rows(self, split: str) -> Rows:
-        """The records of a split as they are stored, images still encoded."""
+        """The records of a split as stored, images still encoded."""
         spec, info = f"{self.base}[{split}]", self.builder.info
         for part in re.split(r"\+", re.sub(r"\[[^\]]*\]", "", split)):
             if part.strip() not in info.splits:
@@ -124,7 +124,7 @@ class TfdsSplits:
             self.instructions(split)
         except ValueError as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise UserError(f"{spec} is no part of the data set: {reason}.") from error
+            raise UserError(f"{spec} is not a part of the data set: {reason}.") from error
         encoded = {
             key: self.tfds.decode.SkipDecoding()
             for key, feature in info.features.items()
@@ -146,8 +146,8 @@ class TfdsSplits:
 
 
 def use_array_record(info: tfds.core.DatasetInfo) -> bool:
-    """Makes TFDS read ArrayRecord where a data set is stored in several formats, if it is one."""
-    # Builders that TFDS has code for forget the alternative formats of dataset_info.json.
+    """Makes TFDS read ArrayRecord if a data set has it among several formats."""
+    # Builders with code in TFDS ignore the alternative formats of dataset_info.json.
     formats = {info.file_format.value, *info.as_proto.alternative_file_formats}
     if "array_record" in formats and info.file_format.value != "array_record":
         info.set_file_format("array_record", override=True, override_if_initialized=True)
@@ -155,9 +155,9 @@ def use_array_record(info: tfds.core.DatasetInfo) -> bool:
 
 
 def check_shards(instructions: Iterable[FileInstruction], spec: str) -> None:
-    """Raises UserError for a local ArrayRecord file that is missing or holds other than promised.
+    """Raises UserError for a local ArrayRecord file that is missing or has a wrong record count.
 
-    TFDS believes its metadata, so a truncated file would fail in the middle of a run.
+    TFDS trusts its metadata, so a truncated file would fail in the middle of a run.
     """
     from array_record.python import array_record_module
 
@@ -176,6 +176,6 @@ def check_shards(instructions: Iterable[FileInstruction], spec: str) -> None:
             ) from error
         if held != shard.examples_in_shard:
             raise UserError(
-                f"{spec}: {file} should hold {shard.examples_in_shard} examples and holds {held}; "
+                f"{spec}: {file} should have {shard.examples_in_shard} examples and has {held}; "
                 "prepare the data set again."
             )

@@ -1,8 +1,8 @@
 """VTAB-1k: nineteen tasks with 1,000 training images each (section 4.1; Zhai et al., 2019).
 
 `vtab:TASK` has the splits train800, val200, train800val200 and test. A subset is the first records
-of a TFDS split; a label is a class of the data set or a rule below. How a task is trained is in
-configs/vtab.py; here is only what its examples are.
+of a TFDS split; a label is a class of the data set or a rule below. This module defines only the
+examples; training is in configs/vtab.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KITTI_NONE = 1000.0
 
 
 def thresholds_below(value: float, thresholds: tuple[float, ...]) -> int:
-    """How many thresholds are below `value`: the class of a distance."""
+    """The class of a distance: the number of thresholds below `value`."""
     return sum(threshold < value for threshold in thresholds)
 
 
@@ -63,9 +63,9 @@ def dsprites_orientation(row: dict) -> int:
 class Task(NamedTuple):
     """One row of the benchmark.
 
-    dataset: its TFDS name. validation: (split, share of it to skip) whose next 200 records are
-    val200. test: (split, share to skip). label: a key of the record, or a rule. manual: what the
-    user must download, "" if TFDS does it. scale: of pixel values (dSprites are 0 and 1).
+    dataset: its TFDS name. validation: (split, fraction to skip) whose next 200 records are val200.
+    test: (split, fraction to skip). label: a key of the record, or a rule. manual: what the user
+    must download, "" if TFDS does it. scale: of pixel values (dSprites are 0 and 1).
     """
 
     title: str
@@ -130,7 +130,7 @@ TASKS: dict[str, Task] = {
     "dmlab": Task("DMLab", "structured", "dmlab", 6, _OWN, _TEST, 22_735),
     "dsprites_location": _dsprites("dSpr-Loc", "structured", label=dsprites_location),
     "dsprites_orientation": _dsprites("dSpr-Ori", "structured", label=dsprites_orientation),
-    "kitti_distance": Task(  # the benchmark took 3.1.0, which TFDS does not prepare any more
+    "kitti_distance": Task(  # the benchmark used 3.1.0, which TFDS cannot prepare any more
         "KITTI-Dist", "structured", "kitti", 4, _OWN, _TEST, 711, label=kitti_distance
     ),
     "smallnorb_azimuth": _small_norb(
@@ -147,7 +147,7 @@ def find_task(name: str) -> Task:
     """The task of a name.
 
     Raises:
-      UserError: there is none; the nearest is named.
+      UserError: there is none; names the nearest.
     """
     if name not in TASKS:
         raise UserError(
@@ -172,9 +172,9 @@ class ReadExample:
 
 
 def ranges(task: Task, sizes: dict[str, int]) -> dict[str, list[tuple[str, range]]]:
-    """{split of the task: [(TFDS split, its records), ...]}, within splits of these sizes.
+    """{split of the task: [(TFDS split, its records), ...]}, given the sizes of splits.
 
-    Shares are rounded down, as in the benchmark's own code.
+    Fractions are rounded down, as in the benchmark's own code.
     """
 
     def part(split: str, share: float, count: int | None) -> tuple[str, range]:
@@ -193,7 +193,7 @@ def ranges(task: Task, sizes: dict[str, int]) -> dict[str, list[tuple[str, range
 
 
 def size_remarks(task: Task, sizes: dict[str, int]) -> list[str]:
-    """How a task's splits differ from the benchmark's, in words; [] if they do not."""
+    """How a task's splits differ from the benchmark's, as notes; [] if they do not."""
     found = {
         name: sum(len(rows) for _, rows in parts) for name, parts in ranges(task, sizes).items()
     }
@@ -206,7 +206,7 @@ def size_remarks(task: Task, sizes: dict[str, int]) -> list[str]:
 
 
 def open_vtab(name: str, data_dir: str | None, options: Mapping[str, str]) -> Splits:
-    """A task of VTAB-1k by its name, from the TFDS data set that it takes its examples of."""
+    """A task of VTAB-1k by its name, from its TFDS data set."""
     task = find_task(name)
     stored = TfdsSplits(task.dataset, data_dir)
     missing = {"train", task.validation[0], task.test[0]} - set(stored.names())

@@ -320,7 +320,7 @@ def test_references_are_of_the_same_work_only():
         ),
         (["--compile_for=v5e", "--peers=big_vision=/no/such"], 2, "needs a checkout"),
         (["--compile_for=v5e", "--tasks=latency"], 2, "--tasks=latency has no meaning"),
-        (["--compile_for=v5e", "--dump=/no/such/place"], 2, "--dump=/no/such/place: there is no"),
+        (["--compile_for=v5e", "--dump=/no/such/place"], 2, "/no/such/place: its parent directory"),
         (["--compile_for=v5e", "--mesh.fsdp=2"], 2, "--mesh.AXIS needs several chips"),
         (["--dump=x"], 2, "--dump needs --compile_for"),
         (["--mesh.fsdp=2"], 2, "--mesh.fsdp needs --compile_for"),

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tfds_directory
+import tiny_runs
 
 from vit_jax import models
 from vit_jax.cli import main
@@ -230,9 +231,10 @@ def test_pictures_of_a_classifier(imagenet_model, tmp_path):
 
 
 def test_probe(checkpoint, tmp_path, capsys):
-    arguments = [f"--checkpoint={checkpoint}", "--data=digits", f"--out={tmp_path}"]
+    data, out = tiny_runs.three_classes(tmp_path / "data"), tmp_path / "out"
+    arguments = [f"--checkpoint={checkpoint}", f"--data=folder:{data}", f"--out={out}"]
     assert main(["evaluate", *arguments, "--suite=probe"]) == 0
-    assert evaluation(tmp_path)["probe"]["results"][0]["accuracy"] > 0.6
+    assert evaluation(out)["probe"]["results"][0]["accuracy"] > 0.6
     assert "linear probe" in capsys.readouterr().out
 
 

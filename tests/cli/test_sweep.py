@@ -17,7 +17,8 @@ SETTINGS = [
     "--config.model.patch_size=4",
     "--config.pretrain=None",
     "--config.total_epochs=None",
-    "--config.total_steps=120",
+    "--config.total_steps=60",
+    "--config.model.num_layers=1",
     "--config.schedule.warmup_steps=2",
     "--config.eval_every_epochs=None",
 ]

@@ -129,7 +129,7 @@ def test_names_with_commas_quotes_and_lines(tmp_path):
     assert [list(row.values()) for row in rows_of(tmp_path / "f.csv")] == [
         ["a,b.png", "a;b,c"], ['say "x".png', ""], ["", ""],
     ]  # fmt: skip
-    with pytest.raises(UserError, match="The class 'a;b' has a ; in it"):
+    with pytest.raises(UserError, match="The class 'a;b' contains ;"):
         per_image.check(tmp_path / "g.csv", ("x", "a;b"), several=True)
     per_image.check(tmp_path / "g.csv", ("x", "a;b"))
     with pytest.raises(UserError, match="exists"):

@@ -76,7 +76,7 @@ def test_without_a_test_split_it_is_what_was_watched(tmp_path):
     root = three_classes(tmp_path / "pets", count=10)
     (root / "test").rename(root / "val")
     found = data_of(of_config(tmp_path / "a", dataset=f"folder:{root}"))
-    assert found.spec == f"folder:{root}[validation]" and "watched" in found.why
+    assert found.spec == f"folder:{root}[validation]" and "evaluation data of this run" in found.why
     shutil.rmtree(root / "val")
     found = data_of(of_config(tmp_path / "b", dataset=f"folder:{root}"))
     assert found.spec in (f"folder:{root}[train[90%:]]", f"folder:{root}[train-held-out]")

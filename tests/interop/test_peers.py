@@ -337,7 +337,7 @@ def test_what_a_format_cannot_hold_is_said(tmp_path):
         ("map", dict(classifier="map"), "npz", "cannot represent this B/16"),
         ("wide", dict(image_size=(64, 96)), "huggingface", "square images"),
         ("hidden", dict(representation_size=64), "timm", "use --to=huggingface, npz or native"),
-        ("axial", dict(), "timm", "timm has no place"),
+        ("axial", dict(), "timm", "timm cannot represent this Axial"),
     ]
     for name, settings, to, message in cases:
         variant = "Axial-B/32" if name == "axial" else "B/16"

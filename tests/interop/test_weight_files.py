@@ -138,7 +138,7 @@ def test_without_torch_a_bin_says_what_to_install(whole, monkeypatch, name):
 def test_other_formats_are_named(whole, name):
     directory, _ = whole
     (directory / name).write_bytes(b"")
-    with pytest.raises(UserError, match=f"has its weights in {name}, which is not read"):
+    with pytest.raises(UserError, match=f"has its weights in {name}, which is not supported"):
         load.read(directory)
 
 

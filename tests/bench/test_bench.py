@@ -46,7 +46,7 @@ def own_peer(tmp_path, monkeypatch):
 def known_machine(monkeypatch):
     """Saves a process for each task; `test_rows_of_the_contract` measures the machine."""
     found = {"device": "known", "matmul": 1e12, "copy": 1e9, "products": {}}
-    monkeypatch.setattr(measure, "ask_machine", lambda options, dtype: found)
+    monkeypatch.setattr(measure, "measure_machine", lambda options, dtype: found)
 
 
 def test_rows_of_the_contract(tmp_path, own_peer, capsys):

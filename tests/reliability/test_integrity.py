@@ -36,9 +36,7 @@ def test_33_a_flipped_bit_of_a_model_is_named(weights, form, tmp_path):
     for _ in range(20):
         shutil.copytree(weights / form, tmp_path / form, dirs_exist_ok=True)
         flip(tmp_path / form / "model.safetensors", rng)
-        with pytest.raises(
-            UserError, match=r"model\.safetensors is damaged: \S+ does not match"
-        ):
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged: \S+ does not match"):
             vit_jax.load_model(tmp_path / form)
     vit_jax.load_model(tmp_path / form, verify=False)  # as it is
 

@@ -23,6 +23,7 @@ trial that starts from another one is in the same part of --trial; --only includ
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -62,7 +63,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         mine = study.chosen(trials, flags.only, share)
         if flags.dry_run:
             done = study.outcomes(trials, workdir) if workdir else {}
-            say("measuring the speed of this machine, up to a minute")
+            # Standard output has the table alone.
+            say("measuring this machine's speed, up to a minute", file=sys.stderr)
             for line in estimate.listing(trials, mine, done):
                 say(line)
             return

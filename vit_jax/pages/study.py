@@ -46,7 +46,7 @@ def render(
       paper: {column: {group: a published value}}, beside ours.
     """
     title, _, rest = about.partition("\n\n")
-    title = " ".join(title.split()).removesuffix(".")
+    title = " ".join(title.split())
     trials = [trial for row in rows for trial in row.trials]
     left = [trial for trial in trials if trial.state]
     facts = f"{len(trials) - len(left)} of {len(trials)} trials"

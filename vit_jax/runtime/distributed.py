@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from types import FrameType
+from typing import TextIO
 
 import jax
 import psutil
@@ -283,7 +284,7 @@ class StopRequest:
 _asked = itertools.count(1)
 
 
-def say(text: str) -> None:
-    """Prints a line, on process 0 only."""
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints a line, on process 0 only; to standard output unless `file` is another."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        print(text, file=file, flush=True)

@@ -233,7 +233,7 @@ def test_the_row_says_what_it_is():
     assert "kernel" not in numerics.describe(models.numerics_of(relative, ONE))
     plain_one = models.numerics_of(models.replace(config, attention="xla"), ONE)
     assert isinstance(plain_one.attention, functools.partial)
-    with pytest.raises(UserError, match="no TPU"):
+    with pytest.raises(UserError, match="the device is not a TPU"):
         models.numerics_of(models.replace(config, attention="fused"), Machine("cpu", 1))
     axial = models.get_config("Axial-B/16", dtype="bfloat16")
     assert "kernel" not in numerics.describe(models.numerics_of(axial, ONE))

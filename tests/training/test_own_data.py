@@ -66,7 +66,7 @@ def test_one_line_and_the_long_command_give_the_same_bytes(tmp_path, capsys):
     out = capsys.readouterr().out
     run = tmp_path / "runs" / f"pets-{TODAY}"
     words = long_command(out)
-    assert f"--workdir=runs/pets-{TODAY}" in words and "the same as" in out
+    assert f"--workdir=runs/pets-{TODAY}" in words
     again = [word.replace("--workdir=runs", "--workdir=again") for word in words]
     assert main(again) == 0
     first, second = (

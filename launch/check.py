@@ -34,6 +34,8 @@ LAUNCHERS = {
     "slurm.sbatch": ("here", ""),
 }
 TRAINS = ("run", "babysit", "gpu", "tpu", "")
+#: Launchers that give each job of an array, or each pod, a part of a study's trials.
+STUDIES = ("slurm.sbatch", "kubernetes.sh")
 #: Options that an action needs and others do not, and what their values are called.
 NEEDS = {
     "gke.sh run": "image claim",
@@ -256,7 +258,10 @@ def parse_train(words: list[str], command: str = "train") -> tuple[str, str, lis
     for word in rest:
         match = re.fullmatch(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", word, re.DOTALL)
         if not match:
-            again = " Leave out the word train." if word == "train" else ""
+            again = {
+                "train": " Leave out the word train.",
+                "study": f" A study is started by {' and '.join(STUDIES)}, with the word first.",
+            }.get(word if command == "train" else "", "")
             fail(f"unexpected {word!r} among the flags of vit-jax {command}.{again}", 2)
         flag, value = match[1], match[2]
         if flag.startswith("config."):
@@ -464,7 +469,7 @@ def main(arguments: list[str]) -> None:
         train = parse(options, train)
     more = check_options(launcher, action, options)
     if action in TRAINS:
-        studies = launcher == "slurm.sbatch" and train[:1] == ["study"]
+        studies = launcher in STUDIES and train[:1] == ["study"]
         command, flags = ("study", train[1:]) if studies else ("train", train)
         config, workdir, overrides = parse_train(flags, command)
         if "shared" in NEEDS.get(f"{launcher} {action}", "") and not options["shared"]:

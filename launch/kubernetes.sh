@@ -5,14 +5,20 @@
 #   launch/kubernetes.sh run --name=vit --image=REGISTRY/vit-jax:TAG --claim=shared --nodes=1 -- \
 #       --config=configs/pretrain.py:B/16,imagenet21k --workdir=/shared/b16
 #
+# A study, each node with a part of its trials, all in one workdir:
+#
+#   launch/kubernetes.sh run --name=shape --image=REGISTRY/vit-jax:TAG --claim=shared --nodes=4 -- \
+#       study --config=configs/studies/shape.py:tfds:cifar10 --workdir=/shared/shape
+#
 # Also: status, logs, stop (saves and deletes the Job).
 #
 #   --gpus=8     GPUs per node; one pod takes a node, one process takes its GPUs
 #   --cpus=, --memory=   what a pod asks for; default: 4 cores and 16Gi for a GPU
 #   --dry-run    print the YAML, run nothing
 #
-# Needs Kubernetes 1.29 or later. Exit codes: 1 and 2 end the Job; any other, and pods that the
-# cluster takes away, are started again, six times at most without a further step saved.
+# Needs Kubernetes 1.29 or later. Exit codes: 1 and 2 end the Job, of a study only that pod; any
+# other, and pods that the cluster takes away, are started again, six times at most without a further
+# step saved.
 
 source "$(dirname "$0")/launcher.sh"
 action=${1---help}
@@ -24,12 +30,16 @@ need kubectl "install it and set it up for your cluster"
 
 job() {
   # shellcheck disable=SC2016 # Kubernetes fills in the index
-  ((nodes == 1)) || train+=("--coordinator=$name-0.$name:8476" "--num_processes=$nodes"
-    '--process_id=$(JOB_COMPLETION_INDEX)')
+  local words=(train "${train[@]}") fail=FailJob limit=backoffLimit index='$(JOB_COMPLETION_INDEX)'
+  if [[ ${train[0]} == study ]]; then # the pods know nothing of each other
+    words=("${train[@]}" "--trial=$index/$nodes") fail=FailIndex limit=backoffLimitPerIndex
+  elif ((nodes > 1)); then
+    words+=("--coordinator=$name-0.$name:8476" "--num_processes=$nodes" "--process_id=$index")
+  fi
   render "$root/launch/kubernetes/gpu-job.yaml" "name=$name" "image=$image" "claim=$claim" \
     "nodes=$nodes" "gpus=$gpus" "cpus=${cpus:-$((4 * gpus))}" "memory=${memory:-$((16 * gpus))Gi}" \
     "env=$(json_env "$root/launch/env/gpu.env")" \
-    "train=$(json_list train "${train[@]}")"
+    "words=$(json_list "${words[@]}")" "fail=$fail" "limit=$limit"
 }
 
 case $action in

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vit_jax.cli import study
+
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 TRAIN = ["--", "--config=configs/pretrain.py:B/16,imagenet21k", '--workdir=/shared/a "b"']
 WORDS = ["train", *TRAIN[1:]]
 
 
-def manifests(script, *options):
+def manifests(script, *options, train=TRAIN):
     """The YAML documents of a dry run."""
     words = ["run", "--dry-run", "--name=vit", "--image=registry/vit-jax:1", "--claim=shared"]
     done = subprocess.run(
-        ["bash", LAUNCH / script, *words, *options, *TRAIN],
+        ["bash", LAUNCH / script, *words, *options, *train],
         capture_output=True,
         text=True,
         check=True,
@@ -111,6 +113,29 @@ def test_a_gpu_job_ends_at_an_error_and_not_at_a_preemption():
     assert job["spec"]["podFailurePolicy"]["rules"][0]["action"] == "Ignore"  # node drained
 
 
+STUDY = ["study", "--config=configs/studies/shape.py:digits", "--workdir=/shared/shape"]
+
+
+def test_each_pod_of_a_study_has_a_part_of_its_own():
+    _, job = manifests("kubernetes.sh", "--nodes=4", train=["--", *STUDY])
+    spec = job["spec"]
+    assert spec["parallelism"] == spec["completions"] == 4
+    assert container(spec)["args"] == [*STUDY, "--trial=$(JOB_COMPLETION_INDEX)/4"]
+    # What one pod cannot run does not end the others.
+    assert spec["backoffLimitPerIndex"] >= 50 and "backoffLimit" not in spec
+    assert [end_of(spec, code) for code in (1, 2, 42)] == ["FailIndex", "FailIndex", "Ignore"]
+    _, one = manifests("kubernetes.sh", train=["--", *STUDY])
+    assert container(one["spec"])["args"][-1] == "--trial=$(JOB_COMPLETION_INDEX)/1"
+    parts = [study.part(f"{index}/4") for index in range(4)]  # pods count from 0
+    assert sorted(parts) == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_other_launchers_say_who_starts_a_study():
+    words = ["run", "--dry-run", "--name=vit", "--image=r/v:1", "--claim=shared", "--", *STUDY]
+    done = subprocess.run(["bash", LAUNCH / "gke.sh", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and "slurm.sbatch and kubernetes.sh" in done.stderr
+
+
 def test_a_template_and_its_values_must_agree(tmp_path):
     template = tmp_path / "t.yaml"
     template.write_text("# a comment with ${nothing}\nname: ${name}\n")
@@ -136,7 +161,12 @@ def test_kubernetes_takes_the_manifests():
     assert set(least) == {"1.29"}
     for script in ("gke.sh", "kubernetes.sh"):
         assert "Needs Kubernetes 1.29" in (LAUNCH / script).read_text()
-    for document in [*jobs, *manifests("kubernetes.sh"), *manifests("kubernetes.sh", "--nodes=2")]:
+    gpus = [
+        *manifests("kubernetes.sh"),
+        *manifests("kubernetes.sh", "--nodes=2"),
+        *manifests("kubernetes.sh", "--nodes=2", train=["--", *STUDY]),
+    ]
+    for document in [*jobs, *gpus]:
         for version in (*least, "1.34"):
             validate(document, version, strict=True)
 

@@ -42,11 +42,11 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def part(text: str) -> tuple[int, int]:
-    """ "2/4" as (2, 4)."""
-    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    """ "2/4" as (2, 4), and "0/4" as (4, 4): Kubernetes counts its pods from 0."""
+    match = re.fullmatch(r"(0|[1-9]\d*)/([1-9]\d*)", text)
     if not match or int(match[1]) > int(match[2]):
         raise UsageError(f"--trial={text} must be I/N with I from 1 to N, e.g. --trial=1/4.")
-    return int(match[1]), int(match[2])
+    return int(match[1]) or int(match[2]), int(match[2])
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax.data.kinds.vtab import TASKS
 from vit_jax.models.variants import VARIANTS
-from vit_jax.pages import beside, paper
+from vit_jax.pages import paper, paper_section
 from vit_jax.pages.paper import IN, IN21K, JFT, Known
 
 
@@ -128,7 +128,7 @@ STAGE = {
 
 def test_what_is_known_of_a_run(tmp_path):
     def known(name, **config):
-        return beside.model_of(str(run_in(tmp_path / name, **config)), {})
+        return paper_section.model_of(str(run_in(tmp_path / name, **config)), {})
 
     assert known("a", init_from="B/16-imagenet21k").pretrained == IN21K
     assert known("b", init_from="gs://vit_models/imagenet21k/ViT-B_16.npz").pretrained == IN21K
@@ -144,21 +144,23 @@ def test_what_is_known_of_a_run(tmp_path):
     assert known("i", model={"num_layers": 6}).variant == ""
     assert known("j", model={"classifier": "gap"}).variant == ""
     assert known("k", init_from=str(tmp_path / "g")).pretrained == "several data sets"
-    of_npz = beside.model_of("/w/ViT-B_16.npz", {"variant": "B/16", "image_size": [384, 384]})
+    of_npz = paper_section.model_of(
+        "/w/ViT-B_16.npz", {"variant": "B/16", "image_size": [384, 384]}
+    )
     assert of_npz == Known("B/16", 384)
 
 
 def test_the_section_has_the_figure_beside_ours(tmp_path):
     workdir = run_in(tmp_path / "w", init_from="B/16-imagenet21k")
-    html = beside.section(workdir, RECORD)
+    html = paper_section.section(workdir, RECORD)
     for text in ("98.75%", "98.95%", "-0.20", "Table 5, B/16", "99.37±0.06"):
         assert f"<td>{text}</td>" in html
     assert "VIVI" not in html
     vtab = {"vtab": {"tasks": {"dtd": 0.7}, "variant": "L/16", "image_size": [384, 384],
                      "checkpoint": "L/16-imagenet21k"}}  # fmt: skip
-    html = beside.section(workdir, vtab)
+    html = paper_section.section(workdir, vtab)
     assert "<th scope=col>VIVI" in html and html.count("<td>–</td>") == 4
-    assert beside.section(run_in(tmp_path / "x"), RECORD) == ""
+    assert paper_section.section(run_in(tmp_path / "x"), RECORD) == ""
 
 
 def test_figures_are_of_the_paper_alone():

@@ -9,7 +9,7 @@ from tiny_runs import three_classes, train
 
 from vit_jax import data
 from vit_jax.cli import main
-from vit_jax.data import look
+from vit_jax.data import image_check
 from vit_jax.errors import UserError
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import run
@@ -112,10 +112,10 @@ def test_a_look_is_bounded_in_time(folder):
     source = data.open_source(f"folder:{folder}[train]")
     plain = data.make_transform(name="resize", size=(8, 8), train=False)
     spoil(folder / "train/c0/train0.png")
-    problems, looked = look.unreadable(source, plain, seconds=60)
+    problems, looked = image_check.unreadable(source, plain, seconds=60)
     assert looked == 24 and len(problems) == 1 and "c0/train0.png" in problems[0]
-    assert look.unreadable(source, plain, seconds=0) == ([], 0)
-    assert look.unreadable(data.open_source("digits"), plain, seconds=60) == ([], 0)
+    assert image_check.unreadable(source, plain, seconds=0) == ([], 0)
+    assert image_check.unreadable(data.open_source("digits"), plain, seconds=60) == ([], 0)
 
 
 def test_d2_the_last_step_is_saved_before_it_is_evaluated(tmp_path, folder, capsys, monkeypatch):

@@ -51,7 +51,7 @@ from vit_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from vit_jax.evaluation.forward import Forward
-    from vit_jax.evaluation.remembered import Remembered
+    from vit_jax.evaluation.run_data import Remembered
 
 #: Flags for vtab only.
 VTAB = ("tasks", "size", "learning_rates", "set")
@@ -153,7 +153,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
         options.allow_images(flags)
         from vit_jax.data.specs import split_specs
-        from vit_jax.evaluation import per_image, protocols, remembered, result
+        from vit_jax.evaluation import per_image, protocols, result, run_data
         from vit_jax.evaluation.data_sets import DataSets
         from vit_jax.interop import load
         from vit_jax.runtime.distributed import say
@@ -172,7 +172,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         rows = predictions_file(flags)
         data = DataSets(split_specs(flags.data or ""), flags.data_dir, options.progress)
         if remembers:
-            own = remembered.data_of(checkpoint, flags.data_dir)
+            own = run_data.data_of(checkpoint, flags.data_dir)
             data = DataSets((own.spec,), own.data_dir, options.progress, watched=own.watched)
             out = out if flags.out else beside(own)
             say(f"data: {own.spec}, {own.why}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax import data, files, models, numerics
 from vit_jax.errors import UserError, nearest
-from vit_jax.interop import convert, load, onnx_files, openvino_files, peers, sealed
+from vit_jax.interop import checksums, convert, load, onnx_files, openvino_files, peers
 from vit_jax.interop.peers import Answer, Outputs
 from vit_jax.models import adapt, saved
 
@@ -244,10 +244,10 @@ def save_stablehlo(
 
 def write_facts(directory: Path, config: models.ModelConfig) -> None:
     """`facts.json`, with a checksum of each file in the directory, and of itself."""
-    sums = {name: sealed.checksum(path) for name, path in files_of(directory).items()}
+    sums = {name: checksums.checksum(path) for name, path in files_of(directory).items()}
     file = directory / "facts.json"
-    files.write_json(file, facts(config) | {"files": sums, sealed.NAME: sealed.OPEN})
-    sealed.seal(file)
+    files.write_json(file, facts(config) | {"files": sums, checksums.NAME: checksums.OPEN})
+    checksums.seal(file)
 
 
 def files_of(directory: Path) -> dict[str, Path]:
@@ -265,11 +265,11 @@ def check_directory(directory: Path) -> bool:
     """
     file = directory / "facts.json"
     known = files.read_json(file)
-    if known is None or not sealed.check(file):
+    if known is None or not checksums.check(file):
         return False
     there = files_of(directory)
     for name, wanted in known["files"].items() if files.VERIFY.get() else ():
-        if name not in there or sealed.checksum(there[name]) != wanted:
+        if name not in there or checksums.checksum(there[name]) != wanted:
             raise UserError(f"{directory / name} is damaged.{saved.COPY}")
     return True
 
@@ -282,7 +282,7 @@ def has_checksum(path: Path) -> bool:
     """
     if path.is_dir():
         return check_directory(path)
-    return sealed.check(path, [part for part in parts(path)[1:] if part.exists()])
+    return checksums.check(path, [part for part in parts(path)[1:] if part.exists()])
 
 
 def answers(apply: Callable, params: models.Params, images: jax.Array) -> tuple[jax.Array, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.interop import onnx_models, sealed
+from vit_jax.interop import checksums, onnx_models
 from vit_jax.interop.onnx_graph import OLDEST_OPSET, Graph, Tensor, import_onnx
 from vit_jax.interop.peers import Answer, Outputs
 
@@ -69,7 +69,7 @@ def save(
         wanted[pre_logits] = ("pre_logits", (batch, width))
     images = (types.UINT8 if uint8 else types.FLOAT, shape)
     model = g.model(images, wanted, f"vit_jax {config.variant}")
-    for key, value in {**facts, sealed.NAME: sealed.OPEN}.items():
+    for key, value in {**facts, checksums.NAME: checksums.OPEN}.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
     write(onnx, model, file)
@@ -80,7 +80,7 @@ def save(
         given = calibration if not uint8 else to_pixels(calibration)
         quantize.onnx_int8(file, given)
     onnx.checker.check_model(str(file), full_check=True)  # with shape inference
-    check_or_seal(file, sealed.seal)
+    check_or_seal(file, checksums.seal)
     size = sum(part.stat().st_size for part in parts(file) if part.exists())
     return f"{len(g.nodes)} operations of opset {opset}, {size / 1e6:.1f} MB"
 
@@ -115,7 +115,7 @@ def parts(file: Path) -> list[Path]:
 
 
 def check_or_seal(file: Path, what: Callable[[Path, list[Path]], object]) -> None:
-    """Applies `sealed.check` or `sealed.seal` to the file and its separate weights."""
+    """Applies `checksums.check` or `checksums.seal` to the file and its separate weights."""
     what(file, [part for part in parts(file)[1:] if part.exists()])
 
 
@@ -145,7 +145,7 @@ def start(file: str | Path):
         raise UserError(
             "An .onnx file is run by ONNX Runtime: pip install 'vit_jax[onnx]'."
         ) from None
-    check_or_seal(Path(file), sealed.check)
+    check_or_seal(Path(file), checksums.check)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

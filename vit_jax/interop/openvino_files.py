@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.interop import sealed
+from vit_jax.interop import checksums
 from vit_jax.interop.onnx_files import to_pixels
 from vit_jax.interop.peers import Answer, Outputs
 
@@ -38,10 +38,10 @@ def save(file: Path, onnx_file: Path, facts: Mapping[str, object]) -> None:
     if file.suffix != ".xml":
         raise UserError(f"{file.name} must end in .xml for --format=openvino.")
     model = openvino.Core().read_model(str(onnx_file))
-    known = {**facts, sealed.NAME: sealed.OPEN}
+    known = {**facts, checksums.NAME: checksums.OPEN}
     model.set_rt_info(json.dumps(known), FACTS)
     openvino.save_model(model, str(file), compress_to_fp16=False)
-    sealed.seal(file, parts(file)[1:])
+    checksums.seal(file, parts(file)[1:])
 
 
 def parts(file: Path) -> list[Path]:
@@ -61,7 +61,7 @@ def open_file(file: str | Path, dtype: str = "float32") -> tuple[Answer, str]:
     """
     openvino = import_openvino()
     if Path(file).suffix == ".xml":
-        sealed.check(Path(file), parts(Path(file))[1:])
+        checksums.check(Path(file), parts(Path(file))[1:])
     hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY"}
     try:
         model = openvino.Core().compile_model(str(file), "CPU", hints)

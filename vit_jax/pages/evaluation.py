@@ -13,7 +13,7 @@ from pathlib import Path
 from vit_jax import files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
-from vit_jax.pages import beside, charts
+from vit_jax.pages import charts, paper_section
 from vit_jax.pages.document import document, footer, header
 
 FILE = "evaluation.html"
@@ -63,7 +63,7 @@ def render(directory: Path) -> str:
         own = {key: value for key, value in record.items() if key != "checkpoint"}
         heading = escape(TITLES.get(name, name))
         parts.append(f"<section><h2>{heading}</h2>{table(own)}</section>")
-    parts.append(beside.section(directory, records))
+    parts.append(paper_section.section(directory, records))
     parts += [_picture(file) for file in sorted(directory.glob("evaluation_*.png"))]
     links = "".join(
         f'<li><a href="{escape(file.name)}">{escape(file.name)}</a></li>'

@@ -16,7 +16,7 @@ from pathlib import Path
 from vit_jax import files
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
-from vit_jax.pages import beside, charts, strip
+from vit_jax.pages import charts, image_strips, paper_section
 from vit_jax.pages.document import document, footer, header
 from vit_jax.pages.evaluation import table
 from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
@@ -59,10 +59,10 @@ def render(workdir: Path) -> str:
         ]
     parts = [_header(title, config, stages)]
     parts += [_stage(name, records) for name, records in stages]
-    parts += [strip.fed_section(workdir), strip.section(workdir)]
+    parts += [image_strips.fed_section(workdir), image_strips.section(workdir)]
     if evaluation:
         parts.append(f"<section><h2>Evaluation</h2>{table(evaluation)}</section>")
-        parts.append(beside.section(workdir, evaluation))
+        parts.append(paper_section.section(workdir, evaluation))
     if config:
         text = json.dumps(config, indent=2)
         parts.append(_details("Configuration", f"<pre>{escape(text)}</pre>"))

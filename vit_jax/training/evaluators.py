@@ -22,7 +22,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation import classification, options, protocols, run
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import of_model
-from vit_jax.training.decided import Evaluator, Periods, Program, Setup
+from vit_jax.training.prepared import Evaluator, Periods, Program, Setup
 
 #: Keys of every section of config.evaluators besides the options of its evaluator.
 COMMON = {

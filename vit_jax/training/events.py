@@ -21,8 +21,8 @@ from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.training.best import OF_MODEL, Best
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.decided import Evaluator, Plan
 from vit_jax.training.loop import Event
+from vit_jax.training.prepared import Evaluator, Plan
 from vit_jax.training.state import TrainState, evaluated_params
 
 

@@ -11,7 +11,7 @@ from vit_jax import files, models
 from vit_jax.errors import UserError
 from vit_jax.numerics import self_check, tpu
 from vit_jax.runtime import sharding
-from vit_jax.training.decided import Setup
+from vit_jax.training.prepared import Setup
 from vit_jax.training.setup import computed_as
 
 #: The stored verdict in a workdir, so that a resumed run computes as before.

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vit_jax.pages import report, strip
+from vit_jax.pages import image_strips, report
 from vit_jax.runtime.distributed import say
 from vit_jax.training.loop import Event
 from vit_jax.training.state import TrainState
@@ -25,9 +25,9 @@ def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarra
       are not shown.
     """
     channels = batch["image"].shape[-1]
-    if jax.process_index() or channels not in (1, 3) or (workdir / strip.FED).exists():
+    if jax.process_index() or channels not in (1, 3) or (workdir / image_strips.FED).exists():
         return
-    labels = batch["label"][: strip.ACROSS * strip.DOWN]
+    labels = batch["label"][: image_strips.ACROSS * image_strips.DOWN]
     sets = [np.flatnonzero(row == 1) for row in labels] if labels.ndim == 2 else labels[:, None]
     known = range(len(class_names))
     words = [
@@ -35,9 +35,9 @@ def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarra
     ]
     try:
         colours = np.repeat(batch["image"], 3 // channels, axis=-1)
-        strip.write_fed(colours, ", ".join(words), workdir)
+        image_strips.write_fed(colours, ", ".join(words), workdir)
     except Exception as error:
-        say(f"{strip.FED} is not written ({str(error).strip().splitlines()[0]})")
+        say(f"{image_strips.FED} is not written ({str(error).strip().splitlines()[0]})")
 
 
 def page(workdir: Path, due: Callable[[int], bool]) -> Event:

@@ -14,7 +14,7 @@ import jax
 
 from vit_jax import config as configuration
 from vit_jax.config import ConfigDict
-from vit_jax.data import look
+from vit_jax.data import image_check
 from vit_jax.data.batches import BadImages, train_batches
 from vit_jax.errors import Diverged, UserError
 from vit_jax.pages import report
@@ -23,13 +23,13 @@ from vit_jax.runtime.distributed import StopRequest, say
 from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.training import agreement, auto_memory, events, kernel_check, live, memory
+from vit_jax.training import auto_memory, events, kernel_check, live, memory, process_checks
 from vit_jax.training.best import Best, of_model
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.decided import Evaluator
 from vit_jax.training.evaluators import evaluators, sources
 from vit_jax.training.loop import Run, loop
 from vit_jax.training.plan import show_plan
+from vit_jax.training.prepared import Evaluator
 from vit_jax.training.setup import OF_CHECKPOINT, Setup, check, set_up
 from vit_jax.training.state import TrainState
 from vit_jax.training.workdir import (
@@ -63,7 +63,7 @@ def train(
     """
     workdir = Path(workdir).expanduser().resolve()
     configuration.check(config)
-    agreement.agree(workdir, config, allow_config_change=allow_config_change)
+    process_checks.agree(workdir, config, allow_config_change=allow_config_change)
     config = as_begun(workdir, config)
     check_workdir(workdir, config, allow_config_change)
     whole = config
@@ -86,7 +86,7 @@ def train(
             train(whole.pretrain, workdir / "pretrain", allow_config_change=allow_config_change)
         config.init_from = str(workdir / "pretrain")
     setup = set_up(config, resuming=resuming)
-    agreement.check_equal(agreement.of_data(setup.data))
+    process_checks.check_equal(process_checks.of_data(setup.data))
     if finished is not None and is_over(setup, whole, workdir, finished):
         return still_finished(setup, whole, workdir, finished)
     setup, attention = kernel_check.check_kernel(setup, workdir)
@@ -348,7 +348,7 @@ def check_images(setup: Setup) -> None:
         parts = [(source, own) for source in (setup.data.train, setup.data.evaluation)]
         parts += [(source, others) for source in sources(setup.config)]
         for source, problems in parts:
-            found, count = look.unreadable(
+            found, count = image_check.unreadable(
                 source, setup.data.eval_transform, seconds=seconds, num_threads=threads
             )
             problems += found

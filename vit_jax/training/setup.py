@@ -21,9 +21,9 @@ from vit_jax.numerics import Machine, remat
 from vit_jax.objectives.objective import Objective
 from vit_jax.runtime import determinism, profiling, sharding
 from vit_jax.training import best, by_layer, optim, state as train_state
-from vit_jax.training.decided import Plan, Program, Setup
 from vit_jax.training.evaluators import chosen, metric_names, periods
 from vit_jax.training.objective import loss_function, needs_labels, objective_of
+from vit_jax.training.prepared import Plan, Program, Setup
 from vit_jax.training.sources import Data, data_of, open_sources
 from vit_jax.training.step import make_train_step
 

@@ -20,7 +20,7 @@ from vit_jax.interop import unfinished
 from vit_jax.models import saved
 from vit_jax.models.fingerprints import Record
 from vit_jax.models.variants import RESNET_ROWS
-from vit_jax.pages import strip
+from vit_jax.pages import image_strips
 from vit_jax.runtime.distributed import say
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import state as train_state
@@ -319,7 +319,7 @@ def export(
             rows = show(
                 every, jax.numpy.asarray(first_images(setup.data, 8))
             )  # not jitted: jit would sort them
-            strip.write({name: np.asarray(row) for name, row in rows.items()}, workdir)
+            image_strips.write({name: np.asarray(row) for name, row in rows.items()}, workdir)
 
 
 def first_images(data: Data, count: int) -> np.ndarray:

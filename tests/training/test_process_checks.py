@@ -10,7 +10,7 @@ from tiny_runs import SETTINGS, finish, start
 from vit_jax import config as configuration
 from vit_jax.errors import UserError
 from vit_jax.runtime import sharding
-from vit_jax.training import agreement
+from vit_jax.training import process_checks
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def others(monkeypatch):
     said = {"facts": [], "numbers": []}
     monkeypatch.setattr(jax, "process_count", lambda: 1 + len(said["facts"]))
     monkeypatch.setattr(
-        agreement,
+        process_checks,
         "gathered",
         lambda mine: [json.loads(json.dumps(facts)) for facts in (mine, *said["facts"])],
     )
@@ -31,39 +31,39 @@ def facts(**changes):
     config = configuration.default()
     for key, value in changes.items():
         configuration.override(config, key.replace("__", "."), value)
-    versions = {f"the version of {name}": of for name, of in agreement.versions().items()}
-    return {**versions, **agreement.of_config(config)}
+    versions = {f"the version of {name}": of for name, of in process_checks.versions().items()}
+    return {**versions, **process_checks.of_config(config)}
 
 
 def test_37_the_key_and_the_processes_are_named(others, tmp_path):
     others["facts"] = [facts(seed="1"), facts()]
     with pytest.raises(UserError, match=r"config\.seed is 0 on process 0, 2; 1 on process 1\. "):
-        agreement.agree(tmp_path, configuration.default())
+        process_checks.agree(tmp_path, configuration.default())
     others["facts"] = [facts() | {"the version of jax": "0.9"}]
     with pytest.raises(UserError, match=r"the version of jax is '0\.1.*'0\.9' on process 1"):
-        agreement.agree(tmp_path, configuration.default())
+        process_checks.agree(tmp_path, configuration.default())
     others["facts"] = [facts()]
     with pytest.raises(UserError, match="allow is True on process 0; 'absent' on process 1"):
-        agreement.agree(tmp_path, configuration.default(), allow=True)
+        process_checks.agree(tmp_path, configuration.default(), allow=True)
     assert os.listdir(tmp_path) == []
 
 
 def test_37_what_a_host_may_have_otherwise(others, tmp_path):
     others["facts"] = [facts(data__num_threads="9", data__data_dir="/mnt/here")]
-    assert agreement.difference([facts(), *others["facts"]]) is None
+    assert process_checks.difference([facts(), *others["facts"]]) is None
     other = facts(data__train_split="train[:9]")
-    assert "config.data.train_split" in agreement.difference([facts(), other])
+    assert "config.data.train_split" in process_checks.difference([facts(), other])
 
 
 def test_17_a_sign_leaves_the_disk_as_it_was(tmp_path):
     new = tmp_path / "a" / "b"
-    with agreement.sign(new) as (name, problem):
-        assert problem == "" and (new / name).exists() and agreement.appears(new / name)
+    with process_checks.sign(new) as (name, problem):
+        assert problem == "" and (new / name).exists() and process_checks.appears(new / name)
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").touch()
-    with agreement.sign(tmp_path / "file" / "run") as (name, problem):
+    with process_checks.sign(tmp_path / "file" / "run") as (name, problem):
         assert name == "" and "Not a directory" in problem
-    with agreement.sign(tmp_path):
+    with process_checks.sign(tmp_path):
         pass
     assert os.listdir(tmp_path) == ["file"]
 
@@ -71,12 +71,12 @@ def test_17_a_sign_leaves_the_disk_as_it_was(tmp_path):
 def test_17_who_does_not_see_it_is_named(others, tmp_path, monkeypatch):
     others["facts"], others["numbers"] = [{}, {}], [1, 0]
     with pytest.raises(UserError, match="The --workdir of process 2 is not that of process 0"):
-        agreement.check_shared(tmp_path / "run")
+        process_checks.check_shared(tmp_path / "run")
     others["numbers"] = [1, 1]
-    agreement.check_shared(tmp_path / "run")
+    process_checks.check_shared(tmp_path / "run")
     assert os.listdir(tmp_path) == []
-    monkeypatch.setattr(agreement, "PATIENCE", 0.2)
-    assert not agreement.appears(tmp_path / "nowhere")
+    monkeypatch.setattr(process_checks, "PATIENCE", 0.2)
+    assert not process_checks.appears(tmp_path / "nowhere")
 
 
 def test_17_37_two_processes(tmp_path):

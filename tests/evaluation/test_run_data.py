@@ -9,7 +9,7 @@ from tiny_runs import contents, three_classes, train
 from vit_jax import config as configuration
 from vit_jax.cli import main
 from vit_jax.errors import UsageError, UserError
-from vit_jax.evaluation.remembered import data_of
+from vit_jax.evaluation.run_data import data_of
 
 
 @pytest.fixture(scope="module")

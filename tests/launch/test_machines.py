@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-TRAIN = ("--", "--config=configs/quickstart.py", "--workdir=/shared/a b")
+TRAIN = ("--", "--config=/shared/mine.py", "--workdir=/shared/a b")
 
 # On each host: ends with what the next line of CLOUD/ends says (0 when there is none), "wait" until
 # asked to stop. Like the real one it ends with 42 after SIGTERM, and so do all others of its job.
@@ -36,7 +36,7 @@ class Cloud:
             (folder / name).mkdir()
         gcloud = folder / "bin" / "gcloud"
         fake = Path(__file__).with_name("fake_gcloud.py")
-        gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
+        gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} -S {fake} "$@"\n')
         gcloud.chmod(0o755)
         (folder / "vit-jax").write_text(VIT_JAX)
         (folder / "vit-jax").chmod(0o755)
@@ -139,7 +139,7 @@ def test_step_by_step_until_the_run_is_done(cloud):
     assert directory == str(host / "vit_jax")
     assert [train, *words[:-1]] == [
         "train",
-        "--config=configs/quickstart.py",
+        "--config=/shared/mine.py",
         "--workdir=/shared/a b",
     ]
     assert words[-1].startswith("--xla_tpu_")

@@ -15,7 +15,7 @@ from vit_jax.cli import study
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-TRAIN = ["--", "--config=configs/pretrain.py:B/16,imagenet21k", '--workdir=/shared/a "b"']
+TRAIN = ["--", "--config=/shared/pretrain.py:B/16,imagenet21k", '--workdir=/shared/a "b"']
 WORDS = ["train", *TRAIN[1:]]
 
 
@@ -113,7 +113,7 @@ def test_a_gpu_job_ends_at_an_error_and_not_at_a_preemption():
     assert job["spec"]["podFailurePolicy"]["rules"][0]["action"] == "Ignore"  # node drained
 
 
-STUDY = ["study", "--config=configs/studies/shape.py:digits", "--workdir=/shared/shape"]
+STUDY = ["study", "--config=/shared/shape.py:digits", "--workdir=/shared/shape"]
 
 
 def test_each_pod_of_a_study_has_a_part_of_its_own():

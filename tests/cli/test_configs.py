@@ -111,7 +111,7 @@ def test_what_is_cached_from_another_source_is_not_fetched_again(tmp_path, monke
 
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr(fetch, "download", None)
-    entry = published.Published("B/16", 224, 1, ("gs://a/x.npz", "https://b/y.npz"), "")
+    entry = published.Published("B/16", 224, 1, ("gs://a/x.npz", "https://b/y.npz"), "", 1)
     monkeypatch.setitem(published.PUBLISHED, "two-places", entry)
     place = fetch.place("https://b/y.npz")[1]
     place.write_bytes(b"")

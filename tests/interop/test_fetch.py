@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import http.server
+import math
 import os
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_t12_what_does_not_end_is_refused(server, monkeypatch):
 @pytest.mark.parametrize("code, reason", [(403, "access is denied"), (404, "does not exist")])
 def test_refusals_are_explained(server, code, reason, monkeypatch):
     source = f"{server}/{code}"
-    entry = published.Published("B/16", 224, 21_843, (source, "hf:org/name"), "")
+    entry = published.Published("B/16", 224, 21_843, (source, "hf:org/name"), "", 1)
     monkeypatch.setitem(published.PUBLISHED, "some-weights", entry)
     with pytest.raises(UserError, match=rf"{reason} \(HTTP {code}\).*some-weights.*hf:org/name"):
         fetch.fetch(source)
@@ -171,6 +172,18 @@ def test_published_names(monkeypatch, tmp_path):
 def test_the_table_of_the_guide_is_ours():
     guide = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
     assert "\n".join(published.table()) in guide
+
+
+@pytest.mark.parametrize("name", ["B/16-imagenet21k", "R50+B/16-imagenet", "R101x3-bit-m"])
+def test_sizes_of_published_weights(name):
+    """The pre-trained ViTs have a representation layer before their head (section 3.1)."""
+    entry = published.PUBLISHED[name]
+    config = models.get_config(entry.variant, num_classes=entry.num_classes)
+    if name.startswith("B/16"):
+        config = models.replace(config, representation_size=config.hidden_size)
+    config = models.replace(config, image_size=(entry.image_size,) * 2)
+    shapes = [leaf.shape for leaf in models.abstract_params(config).values()]
+    assert round(4 * sum(map(math.prod, shapes)) / 1e6) == entry.megabytes
 
 
 def test_gs_addresses_become_https(monkeypatch, tmp_path):

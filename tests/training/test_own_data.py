@@ -45,7 +45,7 @@ def at_hand(tmp_path, monkeypatch):
         path: np.full(leaf.shape, 0.01, np.float32)
         for path, leaf in models.abstract_params(config).items()
     }
-    entry = published.Published("debug", 32, 7, ("gs://bucket/debug.npz",), "")
+    entry = published.Published("debug", 32, 7, ("gs://bucket/debug.npz",), "", 1)
     monkeypatch.setitem(published.PUBLISHED, "debug-imagenet21k", entry)
     monkeypatch.setattr(own_data, "ON_CPU", ("B/32", "debug"))
     place = fetch.place("gs://bucket/debug.npz")[1]

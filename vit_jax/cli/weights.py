@@ -45,7 +45,7 @@ def table() -> list[str]:
                 name,
                 str(entry.image_size),
                 f"{entry.num_classes:,}",
-                f"{published.megabytes(entry):,}",
+                f"{entry.megabytes:,}",
                 published.licence(entry) or "–",
                 f"{accuracy:.2f}%" if accuracy else "–",
                 "yes" if load.at_hand(name) else "no",
@@ -72,7 +72,7 @@ def get(name: str) -> str:
         return f"{name} exists: {place}"
     entry = published.PUBLISHED[name]
     print(
-        f"{name}: about {published.megabytes(entry):,} MB from {' or '.join(entry.sources)}",
+        f"{name}: about {entry.megabytes:,} MB from {' or '.join(entry.sources)}",
         flush=True,
     )
     return f"{name}: {load.fetched(name)}"

@@ -37,11 +37,11 @@ class PositionEmbedding2D(nnx.Module):
     def __init__(self, config: ViTConfig, *, keys: Keys):
         init = initializers.normal(stddev=0.02)
         d, (rows, columns) = config.hidden_size, config.grid
-        self.y = nnx.Param(init(keys(), (rows, d // 2), jnp.float32))
-        self.x = nnx.Param(init(keys(), (columns, d - d // 2), jnp.float32))
+        self.y = nnx.Param(keys(init, (rows, d // 2)))
+        self.x = nnx.Param(keys(init, (columns, d - d // 2)))
         self.token = config.classifier == "token"
         if self.token:
-            self.class_token = nnx.Param(init(keys(), (1, d), jnp.float32))
+            self.class_token = nnx.Param(keys(init, (1, d)))
 
     def table(self) -> Array:
         """The embedding of every token, (1, n, d); the class token's comes first."""
@@ -85,7 +85,7 @@ def relative_embedding(config: ViTConfig, *, keys: Keys) -> nnx.Param | None:
     if config.position_embedding != "relative":
         return None
     shape = (2 * config.num_tokens - 1, config.hidden_size // config.num_heads)
-    return nnx.Param(initializers.normal(stddev=0.02)(keys(), shape, jnp.float32))
+    return nnx.Param(keys(initializers.normal(stddev=0.02), shape))
 
 
 def relative_logits(
@@ -127,7 +127,7 @@ class AttentionPooling(nnx.Module):
         d, heads = config.hidden_size, config.num_heads
         dense = functools.partial(Dense, numerics=numerics, keys=keys)
         init = initializers.xavier_uniform()
-        self.probe = nnx.Param(init(keys(), (1, d), jnp.float32)[None])
+        self.probe = nnx.Param(keys(init, (1, d))[None])
         self.query = dense(d, (heads, d // heads))
         self.key_value = dense(d, (2, heads, d // heads), batch_axes=1)
         self.out = dense(d, d)

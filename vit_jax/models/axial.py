@@ -109,9 +109,7 @@ class RelativeAttention(nnx.Module):
     def __init__(self, features: int, heads: int, length: int, *, numerics: Numerics, keys: Keys):
         e = features // heads
         self.qkv = Dense(features, (3, heads, e), batch_axes=1, numerics=numerics, keys=keys)
-        self.relative = nnx.Param(
-            initializers.normal(stddev=e**-0.5)(keys(), (3, 2 * length - 1, e), jnp.float32)
-        )
+        self.relative = nnx.Param(keys(initializers.normal(stddev=e**-0.5), (3, 2 * length - 1, e)))
         self.product = numerics.product
 
     def __call__(self, x: Array) -> Array:

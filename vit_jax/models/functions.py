@@ -55,7 +55,9 @@ def numerics_of(config: ModelConfig, machine: Machine | None = None) -> Numerics
     )
 
 
-def construct(config: ModelConfig, key: jax.Array, numerics: Numerics | None = None) -> nnx.Module:
+def construct(
+    config: ModelConfig, key: jax.Array | None, numerics: Numerics | None = None
+) -> nnx.Module:
     """The randomly initialised module, built eagerly. numerics: None: `numerics_of(config)`."""
     numerics = numerics or numerics_of(config)
     return CLASSES[type(config)](config, numerics, keys=Keys(key))
@@ -63,7 +65,7 @@ def construct(config: ModelConfig, key: jax.Array, numerics: Numerics | None = N
 
 def abstract(config: ModelConfig, numerics: Numerics | None = None) -> nnx.Module:
     """The module with shapes instead of arrays: no memory, no arithmetic."""
-    return nnx.eval_shape(lambda: construct(config, jax.random.key(0), numerics))
+    return nnx.eval_shape(lambda: construct(config, None, numerics))
 
 
 def get_params(module: nnx.Module) -> dict[str, jax.Array]:

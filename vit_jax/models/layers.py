@@ -25,17 +25,20 @@ initializers = jax.nn.initializers
 
 
 class Keys:
-    """A fresh key at every call, for initialisers.
+    """Initial values, each with a fresh key. key: None: zeros, where only shapes are wanted.
 
     `nnx.Rngs` counts in a variable, which under tracing dominates the time to build a model.
     """
 
-    def __init__(self, key: Array):
+    def __init__(self, key: Array | None):
         self.key, self.count = key, 0
 
-    def __call__(self) -> Array:
+    def __call__(self, init: Callable[..., Array], shape: Sequence[int]) -> Array:
+        """float32 values of the shape by an initialiser of `jax.nn.initializers`."""
+        if self.key is None:
+            return jnp.zeros(shape, jnp.float32)
         self.count += 1
-        return jax.random.fold_in(self.key, self.count)
+        return init(jax.random.fold_in(self.key, self.count), shape, jnp.float32)
 
 
 def zeros(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:
@@ -79,8 +82,8 @@ class Dense(nnx.Module):
             out_axis=tuple(range(1 + batch_axes, 1 + len(features))),
             batch_axis=tuple(range(1, 1 + batch_axes)),
         )
-        self.kernel = nnx.Param(init(keys(), (in_features, *features), jnp.float32))
-        self.bias = nnx.Param(bias_init(keys(), features, jnp.float32))
+        self.kernel = nnx.Param(keys(init, (in_features, *features)))
+        self.bias = nnx.Param(keys(bias_init, features))
         self.dense = numerics.dense
 
     def __call__(
@@ -194,7 +197,7 @@ class PositionEmbedding(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, keys: Keys):
         shape = (1, config.num_tokens, config.hidden_size)
-        self.embedding = nnx.Param(initializers.normal(stddev=0.02)(keys(), shape, jnp.float32))
+        self.embedding = nnx.Param(keys(initializers.normal(stddev=0.02), shape))
 
     def __call__(self, z: Array) -> Array:
         return add_float32(z, self.embedding[...])

@@ -41,7 +41,7 @@ class StdConv(nnx.Module):
         keys: Keys,
     ):
         init = initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-        self.kernel = nnx.Param(init(keys(), (size, size, in_features, features)))
+        self.kernel = nnx.Param(keys(init, (size, size, in_features, features)))
         self.stride, self.padding = stride, padding
         self.style, self.epsilon, self.numerics = style, epsilon, numerics
 

@@ -29,7 +29,7 @@ class PatchEmbedding(nnx.Module):
     def __init__(self, config: ViTConfig, numerics: Numerics, channels: int, *, keys: Keys):
         init = layers.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
         shape = (*config.patch_size, channels, config.hidden_size)
-        self.kernel = nnx.Param(init(keys(), shape, jnp.float32))
+        self.kernel = nnx.Param(keys(init, shape))
         self.bias = nnx.Param(jnp.zeros((config.hidden_size,), jnp.float32))
         self.dense = numerics.dense
 

@@ -1,8 +1,9 @@
-"""Exceptions that a command turns into one line and an exit code, and "did you mean"."""
+"""Exceptions that a command turns into one line and an exit code, "did you mean", and "install"."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 #: Exit codes. Launchers restart a run after PREEMPTED and ALONE, and after 134 and 137, which are
@@ -43,6 +44,32 @@ class UsageError(OneLine):
 
 class Preempted(OneLine):
     """The run was asked to stop and has saved its state; the command exits with code 42."""
+
+
+#: Optional packages, and the extra of setup.py that installs them.
+EXTRA_OF = {
+    "datasets": "hf", "huggingface_hub": "hf", "onnx": "onnx", "onnxruntime": "onnx",
+    "openvino": "openvino", "pyarrow": "hf", "qwix": "int8", "tensorflow": "prepare",
+    "timm": "peers", "torch": "peers", "transformers": "peers", "wandb": "wandb",
+}  # fmt: skip
+
+
+def need(what: str, *packages: str, otherwise: str = "") -> None:
+    """Checks that optional packages are installed, without importing them: before slow work.
+
+    Args:
+      what: needs them, such as "--format=onnx".
+      otherwise: what to do instead, such as ", or use .csv".
+
+    Raises:
+      UserError: names those that are missing, and the command that installs them.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        extras = ",".join(dict.fromkeys(EXTRA_OF[name] for name in missing))
+        raise UserError(
+            f"{what} needs {' and '.join(missing)}: pip install 'vit_jax[{extras}]'{otherwise}."
+        )
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -45,6 +45,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from vit_jax.evaluation import features
     from vit_jax.interop import export, load
 
+    features.check(flags.out)
     source = data.open_source(flags.data, data_dir=flags.data_dir)
     for note in source.notes:
         print(note)

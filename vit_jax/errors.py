@@ -15,11 +15,19 @@ OK, FAILED, USAGE, PREEMPTED, ALONE = 0, 1, 2, 42, 75
 CONTROL = {i: repr(chr(i))[1:-1] for i in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
+def printable(text: object) -> str:
+    """Text of others (names of classes, files, settings) for a terminal or a figure, on one line.
+
+    Line breaks and control characters, which could rewrite what a terminal shows, are escaped.
+    """
+    return str(text).translate(CONTROL)
+
+
 class OneLine(Exception):
     """A message on one line, whatever it quotes."""
 
     def __str__(self) -> str:
-        return super().__str__().translate(CONTROL)
+        return printable(super().__str__())
 
 
 class UserError(OneLine, ValueError):
@@ -34,7 +42,7 @@ def one_line(error: BaseException) -> str:
     """The text of an error that ends a command."""
     if isinstance(error, UserError):
         return f"vit-jax: error: {error}"
-    text = str(error).strip().split("\n")[0].translate(CONTROL)
+    text = printable(str(error).strip().split("\n")[0])
     return f"vit-jax: error: {type(error).__name__}: {text} (--debug shows where it was raised)"
 
 

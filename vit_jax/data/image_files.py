@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import stat
 from collections import Counter
 
 from vit_jax.data.labels import normal
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
 #: Formats that Pillow opens only with other programs (Ghostscript, Windows), or without a picture.
 NO_IMAGES = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
@@ -19,8 +18,6 @@ PACKAGES = {
     **dict.fromkeys((".avif", ".avifs"), "pillow-avif-plugin"),
     ".jxl": "pillow-jxl-plugin",
 }
-#: Line breaks and control characters.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: Files that operating systems create.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 #: Magic bytes of images, for files without a suffix.
@@ -99,7 +96,7 @@ def shown(path: str) -> str:
     """A path as text to print and compare: NFC, on one line, invalid bytes as \\xff."""
     if not path.isascii():
         path = normal(encoded(path).decode("utf-8", "backslashreplace"))
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
+    return printable(path)
 
 
 def encoded(path: str) -> bytes:

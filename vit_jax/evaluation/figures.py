@@ -9,7 +9,7 @@ import numpy as np
 from vit_jax import data
 from vit_jax.data.source import Source
 from vit_jax.evaluation import calibration
-from vit_jax.pages.figures import Figure, hide_axes, new_figure
+from vit_jax.pages.figures import Figure, as_text, hide_axes, new_figure
 
 NAMED_CLASSES = 30  # more names are not readable
 SHEET = (4, 6)
@@ -23,8 +23,9 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     cell = axes[0, 0]
     image = cell.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     if len(names) <= NAMED_CLASSES:
-        cell.set_xticks(range(len(names)), names, rotation=90)
-        cell.set_yticks(range(len(names)), names)
+        shown = [as_text(name) for name in names]
+        cell.set_xticks(range(len(names)), shown, rotation=90)
+        cell.set_yticks(range(len(names)), shown)
         for row, column in np.argwhere(matrix):
             colour = "white" if share[row, column] > 0.5 else "#1a202c"
             cell.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7,
@@ -80,11 +81,8 @@ def mistakes(results: dict[str, np.ndarray], source: Source, names: Sequence[str
         cell.imshow(data.decode(record["image"], record["name"]))
         said, true = names[results["prediction"][index]], names[results["label"][index]]
         cell.set_title(
-            f"{_short(said)} {100 * results['confidence'][index]:.0f}%\nis {_short(true)}",
+            f"{as_text(said, 20)} {100 * results['confidence'][index]:.0f}%\n"
+            f"is {as_text(true, 20)}",
             fontsize=8,
         )
     return figure
-
-
-def _short(name: str, length: int = 20) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax import config as configuration
 from vit_jax.bench import peers
-from vit_jax.errors import EXTRA_OF, Preempted, UsageError, UserError, one_line
+from vit_jax.errors import EXTRA_OF, Preempted, UsageError, UserError, nearest, one_line
 from vit_jax.evaluation import features
 from vit_jax.interop import export
 from vit_jax.training.setup import check_settings
@@ -30,6 +30,24 @@ def test_control_characters_are_shown_and_nothing_else_changes(quoted, shown):
 
 def test_of_other_errors_the_first_line_counts():
     assert one_line(OSError("a\x1b\nb")).startswith(r"vit-jax: error: OSError: a\x1b (--debug")
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "meant"),
+    [
+        ("position.py", ["studies/resolution.py", "studies/position_embedding.py"], 1),
+        ("resize", ["regime", "resize_crop"], 1),
+        ("rate", ["grate_x", "schedule.learning_rate"], 1),
+        ("cifar", ["cipher", "cifar10"], 1),
+        ("tran", ["train", "transform_of_images"], 0),
+        ("sed", ["used_sedan", "seed"], 1),
+        ("B/17", ["B/16", "L/17x"], 0),
+        ("ab", ["ab_and_more_of_it"], None),
+    ],
+)
+def test_the_nearest_is_one_that_begins_so_or_differs_little(typed, options, meant):
+    wanted = "" if meant is None else f" Did you mean {options[meant]!r}?"
+    assert nearest(typed, options) == wanted
 
 
 def exported(form, name, **options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable
 
 #: Exit codes. Launchers restart a run after PREEMPTED and ALONE, and after 134 and 137, which are
@@ -81,7 +82,11 @@ def need(what: str, *packages: str, otherwise: str = "") -> None:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Returns `" Did you mean 'x'?"` for the option closest to `name`, or `""` if none is close."""
+    """Returns `" Did you mean 'x'?"` for the option closest to `name`, or `""` if none is close.
+
+    Unless one differs by a letter or so, those are closest that begin with `name`, or have a part
+    that does: position.py is studies/position_embedding.py, not resolution.py.
+    """
     options = [str(option) for option in options]
     for option in options:  # lr for learning_rate, schedule.lr for schedule.learning_rate
         *section, last = option.split(".")
@@ -89,5 +94,11 @@ def nearest(name: str, options: Iterable[str]) -> str:
         if "_" in last and initials == name:
             return f" Did you mean {option!r}?"
     folded = {option.casefold(): option for option in options}
-    close = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.5)
+    typed = str(name).casefold()
+    close = difflib.get_close_matches(typed, folded, n=1, cutoff=0.85)
+    stem = typed.rpartition("/")[2].removesuffix(".py")
+    if not close and len(stem) > 2:
+        begins = re.compile(rf"(?<![^\W_]){re.escape(stem)}")
+        close = difflib.get_close_matches(typed, filter(begins.search, folded), n=1, cutoff=0)
+    close = close or difflib.get_close_matches(typed, folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""

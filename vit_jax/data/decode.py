@@ -96,7 +96,8 @@ def _with_channels(pixels: Image, name: str, channels: int) -> Image:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise UserError(
-            f"The image {name} is {pixels.dtype} {pixels.shape}, not uint8 (h, w, {channels})."
+            f"The image {name} is {pixels.dtype} {pixels.shape}, not uint8 (h, w, {channels}); "
+            "scale its values to 0 to 255, and store it as uint8."
         )
     found = pixels.shape[-1]
     if found == channels:

@@ -50,6 +50,11 @@ def test_four_and_six_channels_are_as_they_are_stored():
     for stored in (six, npy(six)):
         np.testing.assert_array_equal(decode(stored, "x", channels=6), six)
     assert image_size(npy(six), "x") == (9, 7)
+    seen = data.picture(npy(six), "x")
+    assert data.stored(npy(six), "x").shape == (9, 7, 6) and seen.shape == (9, 7, 3)
+    assert abs(seen[..., 2] - six[..., 4:].mean(-1)).max() <= 0.5
+    np.testing.assert_array_equal(data.picture(four, "x"), four[..., :3])
+    np.testing.assert_array_equal(data.picture(png(COLOUR), "x"), COLOUR)
     np.testing.assert_array_equal(decode(npy(COLOUR), "x"), COLOUR)
 
 

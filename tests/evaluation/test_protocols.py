@@ -154,11 +154,11 @@ def test_pictures_of_wrong_labels_name_what_is_missed_and_what_is_wrong():
     results = {"index": np.array([2, 1, 0]), "loss": np.array([1.0, 9.0, 3.0])}
     images = np.stack([np.full((4, 4, 6), value, np.uint8) for value in (0, 100, 200)])
     source = data.ArraySource(images, labels, ("a", "b"))
-    figure = figures.wrong_labels(results, labels, said, source, ("a", "b"), 6)
+    figure = figures.wrong_labels(results, labels, said, source, ("a", "b"))
     assert [cell.get_title() for cell in figure.axes] == ["missed: b", "missed: a\nwrong: b"]
     shown = [cell.get_images()[0].get_array() for cell in figure.axes]
     assert shown[0].shape == (4, 4, 3) and (shown[0] == 0).all() and (shown[1] == 200).all()
-    assert figures.wrong_labels(results, labels, labels, source, ("a", "b"), 6) is None
+    assert figures.wrong_labels(results, labels, labels, source, ("a", "b")) is None
 
 
 def test_objectnet_counts_any_of_an_objects_classes():

@@ -113,6 +113,28 @@ def _with_channels(pixels: Image, name: str, channels: int) -> Image:
     )
 
 
+def stored(data: bytes | Image, name: str) -> Image:
+    """As `decode`, but arrays keep their channels, uint8 (h, w, c)."""
+    array = data
+    if isinstance(data, bytes) and data[: len(NPY)] == NPY:
+        array = _array(data, name)
+    if isinstance(array, np.ndarray) and array.ndim == 3 and array.shape[-1] not in (1, 3):
+        return _with_channels(array, name, array.shape[-1])
+    return decode(data, name)
+
+
+def picture(data: bytes | Image, name: str) -> Image:
+    """Any image as (h, w, 3) to look at: of more than four channels the means of three groups."""
+    pixels = stored(data, name)
+    count = pixels.shape[-1]
+    if count == 2:
+        return np.repeat(pixels[..., :1], 3, axis=-1)
+    if count <= 4:
+        return pixels[..., :3]
+    groups = np.array_split(pixels, 3, axis=-1)
+    return np.stack([np.rint(group.mean(axis=-1)) for group in groups], axis=-1).astype(np.uint8)
+
+
 def _array(data: bytes, name: str) -> Image:
     """Reads a file of numpy.save, without unpickling."""
     try:

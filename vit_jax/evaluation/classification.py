@@ -202,7 +202,7 @@ def classification(
         csv="classification_per_class",
         model={"temperature": fitted} if fitted else {},
         images=functools.partial(of_images, source, answers.results, names),
-        **shown(answers.results, source, names, forward.channels),
+        **shown(answers.results, source, names),
     )
 
 
@@ -214,15 +214,13 @@ def of_images(
     return per_image.of_answers(source, results, labels, said, names)
 
 
-def shown(
-    results: dict[str, np.ndarray], source: Source, names: Sequence[str], channels: int
-) -> dict[str, dict]:
+def shown(results: dict[str, np.ndarray], source: Source, names: Sequence[str]) -> dict[str, dict]:
     """Pictures of predictions, and the confusion matrix unless there are too many classes."""
     pictures: dict[str, Callable] = {
         "reliability": functools.partial(
             figures.reliability, results["confidence"], results["correct"]
         ),
-        "mistakes": functools.partial(figures.mistakes, results, source, names, channels),
+        "mistakes": functools.partial(figures.mistakes, results, source, names),
     }
     if len(names) > MATRIX:
         return {"pictures": {"confusion": lambda: None, **pictures}}

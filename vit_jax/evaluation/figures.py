@@ -66,7 +66,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
 
 
 def mistakes(
-    results: Mapping[str, np.ndarray], source: Source, names: Sequence[str], channels: int = 3
+    results: Mapping[str, np.ndarray], source: Source, names: Sequence[str]
 ) -> Figure | None:
     """The mistakes with the highest confidence, as a contact sheet; None if there are none."""
     wrong = np.flatnonzero(~results["correct"].astype(bool))
@@ -76,7 +76,7 @@ def mistakes(
         f"is {as_text(names[results['label'][i]], 20)}"
         for i in worst
     ]
-    return sheet(source, results["index"][worst], titles, channels)
+    return sheet(source, results["index"][worst].tolist(), titles)
 
 
 def wrong_labels(
@@ -85,7 +85,6 @@ def wrong_labels(
     said: np.ndarray,
     source: Source,
     names: Sequence[str],
-    channels: int = 3,
 ) -> Figure | None:
     """As `mistakes` for several labels: the largest losses, with the classes missed and wrong.
 
@@ -97,15 +96,14 @@ def wrong_labels(
     titles = []
     for i in worst:
         parts = (("missed", labels[i] & ~said[i]), ("wrong", said[i] & ~labels[i]))
-        lines = [(what, ", ".join(names[k] for k in np.flatnonzero(row))) for what, row in parts]
-        titles.append("\n".join(f"{what}: {as_text(text, 20)}" for what, text in lines if text))
-    return sheet(source, results["index"][worst], titles, channels)
+        found = [(what, np.flatnonzero(row).tolist()) for what, row in parts]
+        lines = [(what, ", ".join(names[k] for k in classes)) for what, classes in found if classes]
+        titles.append("\n".join(f"{what}: {as_text(text, 20)}" for what, text in lines))
+    return sheet(source, results["index"][worst].tolist(), titles)
 
 
-def sheet(
-    source: Source, numbers: Sequence[int], titles: Sequence[str], channels: int
-) -> Figure | None:
-    """Images of a source with a title each; None without any. Of many channels three are shown."""
+def sheet(source: Source, numbers: Sequence[int], titles: Sequence[str]) -> Figure | None:
+    """Images of a source with a title each; None without any."""
     if not len(numbers):
         return None
     columns = min(COLUMNS, len(numbers))
@@ -115,7 +113,6 @@ def sheet(
         hide_axes(cell)
     for cell, number, title in zip(axes.flat, numbers, titles, strict=False):
         record = source[int(number)]
-        image = data.decode(record["image"], record["name"], channels=channels)
-        cell.imshow(image[..., :3] if channels > 2 else image[..., 0], cmap="gray")
+        cell.imshow(data.picture(record["image"], record["name"]))
         cell.set_title(title, fontsize=8)
     return figure

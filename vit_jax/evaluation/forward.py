@@ -57,13 +57,6 @@ class Forward(NamedTuple):
     def __call__(self, images: jax.Array) -> Outputs:
         return self.function(images)
 
-    @property
-    def channels(self) -> int:
-        """Of the images that it takes."""
-        found = dict(self.preprocessing).get("channels", 3)
-        assert isinstance(found, int)
-        return found
-
 
 def of_model(
     config: models.ModelConfig,

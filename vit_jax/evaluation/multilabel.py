@@ -270,7 +270,7 @@ def evaluate(
         images=functools.partial(of_images, source, results, labels, said, names, data.top_k),
         pictures={
             "wrong_labels": functools.partial(
-                figures.wrong_labels, results, labels, said, source, names, forward.channels
+                figures.wrong_labels, results, labels, said, source, names
             )
         },
     )

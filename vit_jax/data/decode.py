@@ -124,7 +124,7 @@ def stored(data: bytes | Image, name: str) -> Image:
 
 
 def picture(data: bytes | Image, name: str) -> Image:
-    """Any image as (h, w, 3) to look at: of more than four channels the means of three groups."""
+    """An image as (h, w, 3) to look at: of more than four channels the means of three groups."""
     pixels = stored(data, name)
     count = pixels.shape[-1]
     if count == 2:

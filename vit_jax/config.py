@@ -365,7 +365,8 @@ def shipped() -> str:
 
 
 def find_file(path: str) -> str:
-    """The path of a config file; `configs/X.py`, `X.py` and `X` are also found in the package.
+    """The path of a config file; `configs/X.py`, `X.py` and `X` are also found in the package,
+    studies as well.
 
     Raises:
       UserError: there is no such file.
@@ -375,14 +376,15 @@ def find_file(path: str) -> str:
     packaged = shipped()
     name = os.path.basename(path) if path.endswith(".py") else f"{os.path.basename(path)}.py"
     folder = os.path.dirname(path)
-    below = "studies/" if folder in ("studies", "configs/studies") else ""
-    found = os.path.join(packaged, below, name)
-    if (below or folder in ("", "configs")) and os.path.exists(found):
-        return found
-    names = sorted(name for name in os.listdir(os.path.join(packaged, below)) if ".py" in name)
-    names = [f"configs/{below}{name}" for name in names]
+    sections = ("studies",) if folder in ("studies", "configs/studies") else ("", "studies")
+    for below in sections if folder in ("", "configs", "studies", "configs/studies") else ():
+        if os.path.exists(found := os.path.join(packaged, below, name)):
+            return found
+    there = [(b, file) for b in sections for file in sorted(os.listdir(f"{packaged}/{b}"))]
+    names = [os.path.join("configs", b, file) for b, file in there if file.endswith(".py")]
     raise UserError(
-        f"There is no config file {path!r}.{nearest(path, names)} There are {', '.join(names)}."
+        f"There is no config file {path!r}.{nearest(path, names)} `vit-jax configs` lists those of "
+        "the package."
     )
 
 

@@ -1,8 +1,10 @@
-"""Exceptions that a command turns into one line and an exit code, and "did you mean"."""
+"""Exceptions that a command turns into one line and an exit code, "did you mean", and "install"."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import re
 from collections.abc import Iterable
 
 #: Exit codes. Launchers restart a run after PREEMPTED and ALONE, and after 134 and 137, which are
@@ -14,11 +16,19 @@ OK, FAILED, USAGE, PREEMPTED, ALONE = 0, 1, 2, 42, 75
 CONTROL = {i: repr(chr(i))[1:-1] for i in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
+def printable(text: object) -> str:
+    """Text of others (names of classes, files, settings) for a terminal or a figure, on one line.
+
+    Line breaks and control characters, which could rewrite what a terminal shows, are escaped.
+    """
+    return str(text).translate(CONTROL)
+
+
 class OneLine(Exception):
     """A message on one line, whatever it quotes."""
 
     def __str__(self) -> str:
-        return super().__str__().translate(CONTROL)
+        return printable(super().__str__())
 
 
 class UserError(OneLine, ValueError):
@@ -33,7 +43,7 @@ def one_line(error: BaseException) -> str:
     """The text of an error that ends a command."""
     if isinstance(error, UserError):
         return f"vit-jax: error: {error}"
-    text = str(error).strip().split("\n")[0].translate(CONTROL)
+    text = printable(str(error).strip().split("\n")[0])
     return f"vit-jax: error: {type(error).__name__}: {text} (--debug shows where it was raised)"
 
 
@@ -45,8 +55,38 @@ class Preempted(OneLine):
     """The run was asked to stop and has saved its state; the command exits with code 42."""
 
 
+#: Optional packages, and the extra of setup.py that installs them.
+EXTRA_OF = {
+    "datasets": "hf", "huggingface_hub": "hf", "onnx": "onnx", "onnxruntime": "onnx",
+    "openvino": "openvino", "pyarrow": "hf", "qwix": "int8", "tensorflow": "prepare",
+    "timm": "peers", "torch": "peers", "transformers": "peers", "wandb": "wandb",
+}  # fmt: skip
+
+
+def need(what: str, *packages: str, otherwise: str = "") -> None:
+    """Checks that optional packages are installed, without importing them: before slow work.
+
+    Args:
+      what: needs them, such as "--format=onnx".
+      otherwise: what to do instead, such as ", or use .csv".
+
+    Raises:
+      UserError: names those that are missing, and the command that installs them.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        extras = ",".join(dict.fromkeys(EXTRA_OF[name] for name in missing))
+        raise UserError(
+            f"{what} needs {' and '.join(missing)}: pip install 'vit_jax[{extras}]'{otherwise}."
+        )
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Returns `" Did you mean 'x'?"` for the option closest to `name`, or `""` if none is close."""
+    """Returns `" Did you mean 'x'?"` for the option closest to `name`, or `""` if none is close.
+
+    Unless one differs by a letter or so, those are closest that begin with `name`, or have a part
+    that does: position.py is studies/position_embedding.py, not resolution.py.
+    """
     options = [str(option) for option in options]
     for option in options:  # lr for learning_rate, schedule.lr for schedule.learning_rate
         *section, last = option.split(".")
@@ -54,5 +94,11 @@ def nearest(name: str, options: Iterable[str]) -> str:
         if "_" in last and initials == name:
             return f" Did you mean {option!r}?"
     folded = {option.casefold(): option for option in options}
-    close = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.5)
+    typed = str(name).casefold()
+    close = difflib.get_close_matches(typed, folded, n=1, cutoff=0.85)
+    stem = typed.rpartition("/")[2].removesuffix(".py")
+    if not close and len(stem) > 2:
+        begins = re.compile(rf"(?<![^\W_]){re.escape(stem)}")
+        close = difflib.get_close_matches(typed, filter(begins.search, folded), n=1, cutoff=0)
+    close = close or difflib.get_close_matches(typed, folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""

@@ -1,6 +1,7 @@
 """`vit-jax sweep`: the rate is chosen on held-out training images, and tested on the test split."""
 
 import json
+import shutil
 
 import pytest
 import tiny_runs
@@ -94,6 +95,13 @@ def test_data_alone_are_swept_as_they_are_trained(tmp_path, capsys):
     for config in (dev, final):
         assert config["augment"]["policy"] == "trivial" and config["cutmix_alpha"] == 1.0
     assert len(json.loads((tmp_path / "runs" / "sweep.json").read_text())["accuracies"]) == 1
+    # a final run that was begun with keep_best goes on without it
+    place = tmp_path / "runs" / "final_0"
+    shutil.rmtree(place / "model")
+    text = (place / "config.json").read_text()
+    (place / "config.json").write_text(text.replace('"keep_best": ""', '"keep_best": "eval/loss"'))
+    assert main(words) == 0, capsys.readouterr().err
+    assert (place / "config.json").read_text() == text
     assert main([*words, "--config=configs/own.py"]) == 2
     assert "beside --config" in capsys.readouterr().err
     assert main(["sweep", "--config=configs/own.py", "--workdir=x", "--recipe=strong"]) == 2

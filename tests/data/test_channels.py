@@ -50,6 +50,11 @@ def test_four_and_six_channels_are_as_they_are_stored():
     for stored in (six, npy(six)):
         np.testing.assert_array_equal(decode(stored, "x", channels=6), six)
     assert image_size(npy(six), "x") == (9, 7)
+    seen = data.picture(npy(six), "x")
+    assert data.stored(npy(six), "x").shape == (9, 7, 6) and seen.shape == (9, 7, 3)
+    assert abs(seen[..., 2] - six[..., 4:].mean(-1)).max() <= 0.5
+    np.testing.assert_array_equal(data.picture(four, "x"), four[..., :3])
+    np.testing.assert_array_equal(data.picture(png(COLOUR), "x"), COLOUR)
     np.testing.assert_array_equal(decode(npy(COLOUR), "x"), COLOUR)
 
 
@@ -61,7 +66,7 @@ def test_four_and_six_channels_are_as_they_are_stored():
         (npy(np.zeros((9, 7, 4), np.uint8)), 3, r"x has 4 channels .* takes 3"),
         (npy(np.zeros((6, 9, 7), np.uint8)), 6, r"has 7 channels .* It may be channels first"),
         (np.zeros((3, 9, 7), np.uint8), 3, r"shape \(3, 9, 7\), .* channels come last"),
-        (npy(np.zeros((9, 7, 6))), 6, r"x is float64 \(9, 7, 6\), not uint8 \(h, w, 6\)"),
+        (npy(np.zeros((9, 7, 6))), 6, r"x is float64 \(9, 7, 6\), not uint8 \(h, w, 6\); scale"),
         (npy(np.array([{}])), 6, r"damaged \.npy file, or contains objects"),
         (npy(COLOUR)[:40], 3, r"damaged \.npy file"),
         (b"", 4, r"empty \(0 bytes\)|cannot be decoded"),
@@ -112,6 +117,21 @@ def test_an_inflated_model_answers_a_grey_image_as_before(channels):
     ]
     np.testing.assert_allclose(*answers, atol=1e-5)
     assert dict(target.preprocessing)["channels"] == channels
+
+
+def test_class_folders_of_arrays(tmp_path):
+    """.npy files are the images of a folder that has no other; beside images they are not."""
+    six = RNG.integers(0, 256, (2, 9, 7, 6), np.uint8)
+    for name, pixels in zip("ab", six, strict=True):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        np.save(tmp_path / name / "deep" / "1.npy", pixels)
+    source = data.open_source(f"folder:{tmp_path}[train]")
+    assert sorted(source.names()) == ["a/deep/1.npy", "b/deep/1.npy"]
+    record = source[source.names().index("b/deep/1.npy")]
+    np.testing.assert_array_equal(decode(record["image"], "x", channels=6), six[1])
+    (tmp_path / "a" / "1.png").write_bytes(png(COLOUR))
+    source = data.open_source(f"folder:{tmp_path}[train]")
+    assert sorted(source.names()) == ["a/1.png", "b/deep/1.npy"] and ".npy" in str(source.notes)
 
 
 def test_six_channels_from_a_table_to_predictions_and_an_export(tmp_path):

@@ -46,6 +46,17 @@ def test_it_says_what_the_command_says(place, capsys):
         assert rows[0]["probability"] == pytest.approx(said[0]["probability"], rel=1e-5)
 
 
+def test_a_name_cannot_rewrite_the_terminal(place, tmp_path, capsys):
+    directory, _ = place
+    model = vit_jax.load_model(directory / "model")
+    model.config = models.replace(model.config, labels=("a\nb", "\x1b[31mred", "cat"))
+    vit_jax.save_model(model, tmp_path / "model")
+    capsys.readouterr()
+    assert main(["predict", f"--checkpoint={tmp_path / 'model'}", f"{directory}/0.png"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 4 and r"%  a\nb" in out and r"%  \x1b[31mred" in out
+
+
 def test_of_several_labels_each_is_by_itself(place):
     directory, pixels = place
     model = vit_jax.load_model(directory / "model")

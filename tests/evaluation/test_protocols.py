@@ -148,6 +148,19 @@ def test_pictures_of_mistakes_are_of_the_examples_that_were_read():
     assert (figure.axes[0].get_images()[0].get_array() == 100).all()
 
 
+def test_pictures_of_wrong_labels_name_what_is_missed_and_what_is_wrong():
+    """Of six channels; the largest loss first, and no image without an error."""
+    labels, said = np.array([[1, 0], [1, 1], [0, 1]]), np.array([[0, 1], [1, 1], [0, 0]])
+    results = {"index": np.array([2, 1, 0]), "loss": np.array([1.0, 9.0, 3.0])}
+    images = np.stack([np.full((4, 4, 6), value, np.uint8) for value in (0, 100, 200)])
+    source = data.ArraySource(images, labels, ("a", "b"))
+    figure = figures.wrong_labels(results, labels, said, source, ("a", "b"))
+    assert [cell.get_title() for cell in figure.axes] == ["missed: b", "missed: a\nwrong: b"]
+    shown = [cell.get_images()[0].get_array() for cell in figure.axes]
+    assert shown[0].shape == (4, 4, 3) and (shown[0] == 0).all() and (shown[1] == 200).all()
+    assert figures.wrong_labels(results, labels, labels, source, ("a", "b")) is None
+
+
 def test_objectnet_counts_any_of_an_objects_classes():
     classes = [[3, 7], [5]]
     ranked = np.array([[7, 1, 2, 0, 4], [5, 3, 1, 2, 0], [3, 4, 5, 0, 1], [9, 8, 7, 6, 2]])

@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from vit_jax.evaluation import figures
+from vit_jax.pages.figures import as_text
 
 DRAW = """
 from vit_jax.pages.figures import new_figure
@@ -29,3 +33,13 @@ def test_w2_the_backend_of_a_notebook_does_not_matter(backend, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "figure.png").stat().st_size > 1000
     assert ended.stdout.strip() == str(backend).strip()
+
+
+def test_names_of_classes_are_text():
+    """No formula, which may not even parse, and one line."""
+    names = [r"$\frac$", "a\nb", "costs $5"]
+    figure = figures.confusion(np.eye(3, dtype=int), names)
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == [r"\$\frac\$", r"a\nb", r"costs \$5"]
+    assert as_text("abcdef", 4) == "abc…"

@@ -290,6 +290,21 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert re.fullmatch(r"step   1000/1000  loss 0\.4123 .* img/s  done in 0s", out[2])
 
 
+def test_the_last_step_says_each_number_once(tmp_path, capsys):
+    with Logbook(tmp_path, total_steps=10) as book:
+        book.advance(8)
+        book.write(9, TRAIN)
+        book.write(10, TRAIN)
+        book.write(10, {"eval/accuracy": 0.5})
+        book.write(10, {"eval/loss": 2.0, "train/peak": 1.0}, final=True)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].endswith("eta 0s") and out[1].endswith("img/s")
+    assert out[2:] == [
+        "step   10/10  eval accuracy 50.0%",
+        "step   10/10  eval loss 2.0000  done in 0s",
+    ]
+
+
 def test_the_time_left_follows_the_pace(tmp_path, capsys, monkeypatch):
     now = 0.0
     monkeypatch.setattr("vit_jax.runtime.logbook.time.monotonic", lambda: now)

@@ -149,6 +149,11 @@ def test_a_given_checkpoint_is_fine_tuned_at_its_size(tmp_path):
     config = chosen.config()
     assert (config.model.variant, config.model.image_size) == ("checkpoint", 24)
     assert config.augment.resize == 28 and config.optimizer.name == "sgd"
+    assert chosen.notes[-1].endswith("debug at 24 pixels; it sets the variant and the image size")
+    sized = {"init_from": str(tmp_path / "mine"), "model.image_size": "32"}
+    chosen = own_data.recipe("digits", sized)
+    assert chosen.config().model.image_size == 32
+    assert chosen.notes[-1].endswith("debug at 24 pixels; it sets the variant")
 
 
 def test_settings_of_the_line_win():

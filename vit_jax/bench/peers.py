@@ -26,9 +26,9 @@ from vit_jax.bench.jobs import (
     encoded_files,
     random_images,
 )
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 from vit_jax.interop import export
-from vit_jax.interop.peers import declare_torchvision
+from vit_jax.interop.peers import declare_torchvision, of_any_number
 
 
 def torch_job(spec: Spec, model: Any, logits_of: Callable[[Any], Any], *, compiled: bool) -> Job:
@@ -159,7 +159,7 @@ def exported(spec: Spec, form: str) -> Job:
     """The model as `vit-jax export` writes it, on float images of the host."""
     options = {"dtype": spec.dtype} if form in ROUNDS_PRODUCTS else {}
     answer, _ = export.FORMATS[form][1](Path(spec.weights), **options)
-    run_all = export.of_any_number(answer)
+    run_all = of_any_number(answer)
     images = random_images(spec).astype(np.float32) / 127.5 - 1.0
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -182,25 +182,25 @@ FORMATS = {
     "timm": "timm", "timm-compile": "timm", "transformers": "huggingface",
     "stablehlo": "stablehlo", "onnx": "onnx", "openvino": "openvino", "savedmodel": "savedmodel",
 }  # fmt: skip
-MODULES = {
-    "timm": "timm", "timm-compile": "timm", "transformers": "transformers", "tf.data": "tensorflow",
+PACKAGES = {
+    "timm": ("timm", "torch"), "timm-compile": ("timm", "torch"),
+    "transformers": ("transformers", "torch"), "tf.data": ("tensorflow",), **export.PACKAGES,
 }  # fmt: skip
 
 
 def installed() -> list[str]:
-    """The peers that can run here; without torch there is none of the models."""
-    found = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
-    if not importlib.util.find_spec("torch"):
-        found = [name for name in found if name not in MODELS]
-    return [name for name in found if name != "timm-compile"]
+    """The peers of training and input that can run here."""
+    names = ("timm", "transformers", "tf.data")
+    return [name for name in names if all(map(importlib.util.find_spec, PACKAGES[name]))]
 
 
 def find(name: str) -> Callable[[Spec], Job]:
     """The builder of a peer: a name of the table, or MODULE:FUNCTION.
 
     Raises:
-      UserError: there is no such peer.
+      UserError: there is no such peer, or its packages are not installed.
     """
+    need(f"--peers={name}", *PACKAGES.get(name, ()))
     if name == "tf.data":
         return tf_data
     if name in MODELS or name in SERVING:

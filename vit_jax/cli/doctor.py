@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, printable
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -50,7 +50,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         for finding in findings:
             mark = {True: "ok", False: "WRONG", None: ""}[finding.ok]
             wrong += finding.ok is False
-            print(f"  {mark:<6} {finding.name:<22} {finding.text}", flush=True)
+            print(f"  {mark:<6} {finding.name:<22} {printable(finding.text)}", flush=True)
 
     report(machine.installation())
     report(machine.holders())

@@ -47,7 +47,7 @@ from absl import flags as absl_flags
 
 from vit_jax.cli import options
 from vit_jax.config import EVALUATORS, pick
-from vit_jax.errors import UsageError, UserError
+from vit_jax.errors import UsageError, UserError, printable
 
 if TYPE_CHECKING:
     from vit_jax.evaluation.forward import Forward
@@ -189,7 +189,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             if jax.process_index() == 0:
                 record = {"checkpoint": checkpoint, **facts_of(forward), **found.record}
                 file = result.write(out, name, record, found)
-                print("\n".join(found.table))
+                print("\n".join(map(printable, found.table)))
                 print(f"  in {file} and {file.with_suffix('.html').name}")
                 if rows and found.images and name == "classification":
                     per_image.write(rows, found.images())

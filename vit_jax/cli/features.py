@@ -20,7 +20,7 @@ import sys
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError, UserError
+from vit_jax.errors import UsageError, UserError, printable
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -45,9 +45,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from vit_jax.evaluation import features
     from vit_jax.interop import export, load
 
+    features.check(flags.out)
     source = data.open_source(flags.data, data_dir=flags.data_dir)
     for note in source.notes:
-        print(note)
+        print(printable(note))
     bad: list[str] = []
     if export.is_exported(checkpoint):
         if flags.pool != "none":

@@ -26,7 +26,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError, UserError
+from vit_jax.errors import UsageError, UserError, printable
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -96,7 +96,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             print(result["image"])
             for row in result["predictions"]:
                 mark = "* " if row.get("chosen") else "  " if forward.multilabel else ""
-                print(f"  {100 * row['probability']:6.2f}%  {mark}{row['class']}")
+                print(f"  {100 * row['probability']:6.2f}%  {mark}{printable(row['class'])}")
     if out:
         top_k = min(flags.top_k, forward.num_classes)
         per_image.write(out, table(kept, top_k, forward.multilabel))

@@ -3,7 +3,7 @@
 May import files and errors.
 """
 
-from vit_jax.data.decode import decode
+from vit_jax.data.decode import decode, picture, stored
 from vit_jax.data.source import ArraySource, Record, Source, Subset
 from vit_jax.data.specs import choose_splits, default_splits, evaluation_spec, open_source
 from vit_jax.data.transforms import (
@@ -30,6 +30,8 @@ __all__ = [
     "evaluation_transform",
     "make_transform",
     "open_source",
+    "picture",
+    "stored",
     "train_batches",
 ]
 

@@ -96,7 +96,8 @@ def _with_channels(pixels: Image, name: str, channels: int) -> Image:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise UserError(
-            f"The image {name} is {pixels.dtype} {pixels.shape}, not uint8 (h, w, {channels})."
+            f"The image {name} is {pixels.dtype} {pixels.shape}, not uint8 (h, w, {channels}); "
+            "scale its values to 0 to 255, and store it as uint8."
         )
     found = pixels.shape[-1]
     if found == channels:
@@ -110,6 +111,28 @@ def _with_channels(pixels: Image, name: str, channels: int) -> Image:
         f"The image {name} has {found} channels (shape {pixels.shape}) and the model takes "
         f"{channels}.{first or f' Set config.model.channels={found}, or leave the image out.'}"
     )
+
+
+def stored(data: bytes | Image, name: str) -> Image:
+    """As `decode`, but arrays keep their channels, uint8 (h, w, c)."""
+    array = data
+    if isinstance(data, bytes) and data[: len(NPY)] == NPY:
+        array = _array(data, name)
+    if isinstance(array, np.ndarray) and array.ndim == 3 and array.shape[-1] not in (1, 3):
+        return _with_channels(array, name, array.shape[-1])
+    return decode(data, name)
+
+
+def picture(data: bytes | Image, name: str) -> Image:
+    """An image as (h, w, 3) to look at: of more than four channels the means of three groups."""
+    pixels = stored(data, name)
+    count = pixels.shape[-1]
+    if count == 2:
+        return np.repeat(pixels[..., :1], 3, axis=-1)
+    if count <= 4:
+        return pixels[..., :3]
+    groups = np.array_split(pixels, 3, axis=-1)
+    return np.stack([np.rint(group.mean(axis=-1)) for group in groups], axis=-1).astype(np.uint8)
 
 
 def _array(data: bytes, name: str) -> Image:

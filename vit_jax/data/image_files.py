@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import stat
 from collections import Counter
 
 from vit_jax.data.labels import normal
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
 #: Formats that Pillow opens only with other programs (Ghostscript, Windows), or without a picture.
 NO_IMAGES = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"}
@@ -19,10 +18,9 @@ PACKAGES = {
     **dict.fromkeys((".avif", ".avifs"), "pillow-avif-plugin"),
     ".jxl": "pillow-jxl-plugin",
 }
-#: Line breaks and control characters.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: Files that operating systems create.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+ARRAY = ".npy"  # pixels, uint8 (h, w, c)
 #: Magic bytes of images, for files without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 
@@ -99,7 +97,7 @@ def shown(path: str) -> str:
     """A path as text to print and compare: NFC, on one line, invalid bytes as \\xff."""
     if not path.isascii():
         path = normal(encoded(path).decode("utf-8", "backslashreplace"))
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
+    return printable(path)
 
 
 def encoded(path: str) -> bytes:
@@ -125,17 +123,25 @@ def subfolders(path: str, skipped: Counter | None = None) -> list[str]:
     return sorted(found)
 
 
-def images_below(
-    root: str, folder: str, skipped: Counter | None = None, above: tuple = ()
-) -> list[str]:
+def images_below(root: str, folder: str, skipped: Counter | None = None) -> list[str]:
     """Paths relative to `root` of the images in and below `folder`; other entries are counted.
+
+    Without any image these are the `.npy` files: beside images they are something else.
 
     Args:
       skipped: receives the kinds of other files, and their numbers.
-      above: the parent folders; a link to one of them is not followed.
     """
     skipped = Counter() if skipped is None else skipped
-    found = []
+    found = _files_below(root, folder, skipped)
+    images = [path for path in found if not path.lower().endswith(ARRAY)]
+    if images and len(images) < len(found):
+        skipped[ARRAY] += len(found) - len(images)
+    return images or found
+
+
+def _files_below(root: str, folder: str, skipped: Counter, above: tuple = ()) -> list[str]:
+    """The images and `.npy` files. above: the parent folders, to which no link is followed."""
+    found: list[str] = []
     where = os.path.join(root, folder)
     status = os.stat(where)
     here = (status.st_dev, status.st_ino)
@@ -148,7 +154,7 @@ def images_below(
             if is_hidden(entry.name):
                 skipped[_kind(entry)] += 1
             elif entry.is_dir():
-                found += images_below(root, path, skipped, (*above, here))
+                found += _files_below(root, path, skipped, (*above, here))
             elif entry.is_file() and _is_image(os.path.join(root, path)):
                 found.append(path)
             else:
@@ -159,7 +165,7 @@ def images_below(
 def _is_image(path: str) -> bool:
     """By its suffix, or by magic bytes if it has none (`photo`, `photo.jpg~`, `photo.1`)."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix in image_suffixes():
+    if suffix in image_suffixes() or suffix == ARRAY:
         return True
     if suffix[1:].isalnum() and not suffix[1:].isdecimal():
         return False

@@ -80,7 +80,7 @@ class Page:
 
     def image(self, source: Source, row: int):
         record = source[row]
-        return data.decode(record["image"], record["name"])
+        return data.picture(record["image"], record["name"])
 
 
 def by_score(pair: Pair) -> tuple[float, int, int]:

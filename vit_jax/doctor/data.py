@@ -27,7 +27,7 @@ def dataset(spec: str, data_dir: str | None) -> Iterator[Finding]:
             for index in (0, len(source) - 1):
                 record = source[index]
                 shapes.append(
-                    "x".join(map(str, data.decode(record["image"], record["name"]).shape))
+                    "x".join(map(str, data.stored(record["image"], record["name"]).shape))
                 )
             yield Finding(
                 "data",

@@ -85,7 +85,7 @@ def look(source: Source, seconds: float, images: int = IMAGES) -> Seen:
 
 def decoded(record: Record) -> np.ndarray:
     """The image of a record, (h, w, 3) uint8."""
-    return data.decode(record["image"], record["name"])
+    return data.picture(record["image"], record["name"])
 
 
 def count(labels: np.ndarray, num_classes: int) -> np.ndarray:

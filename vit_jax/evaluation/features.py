@@ -14,7 +14,7 @@ from vit_jax import data, files, models
 from vit_jax.data.labels import NO_LABEL
 from vit_jax.data.multilabel import withheld
 from vit_jax.data.source import Source
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, nearest, need
 from vit_jax.evaluation import run
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import Forward
@@ -202,6 +202,23 @@ def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Calla
     return function
 
 
+def check(file: str | Path) -> tuple[Path, Path]:
+    """The file to write, and that of the labels of an .npy.
+
+    Raises:
+      UserError: another suffix, the file exists, or a package is missing.
+    """
+    file = Path(file)
+    if file.suffix not in (".npy", ".parquet"):
+        raise UserError(f"{file} must end in .npy or .parquet.")
+    beside = file.with_name(file.stem + ".labels.npy")
+    for new in (file, beside) if file.suffix == ".npy" else (file,):
+        files.check_new(new)
+    if file.suffix == ".parquet":
+        need("Parquet", "pyarrow", otherwise=", or use .npy")
+    return file, beside
+
+
 def write(
     file: str | Path,
     features: Iterator[tuple[np.ndarray, np.ndarray]],
@@ -215,15 +232,10 @@ def write(
       The shape of what was written, (n, ...).
 
     Raises:
-      UserError: another suffix, or the file exists.
+      UserError: see `check`.
     """
-    file = Path(file)
+    file, beside = check(file)
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
-    if file.suffix not in writers:
-        raise UserError(f"{file} must end in .npy or .parquet.")
-    beside = file.with_name(file.stem + ".labels.npy")
-    for new in (file, beside) if file.suffix == ".npy" else (file,):
-        files.check_new(new)
     file.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(file) as partial:
         labels, shape = writers[file.suffix](partial, features, names, on_batch)
@@ -250,11 +262,9 @@ def _write_npy(partial: Path, features, names: list[str], on_batch):
 
 def _write_parquet(partial: Path, features, names: list[str], on_batch):
     """Returns nothing for the labels, which are a column, and the shape of the features."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UserError("Parquet needs pyarrow: pip install 'vit_jax[hf]', or use .npy.") from None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     writer, seen, shape = None, 0, ()
     for found, labels in features:
         flat = found.reshape(len(found), -1)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vit_jax import data
 from vit_jax.data.source import Source
 from vit_jax.evaluation import calibration
-from vit_jax.pages.figures import Figure, hide_axes, new_figure
+from vit_jax.pages.figures import Figure, as_text, hide_axes, new_figure
 
 NAMED_CLASSES = 30  # more names are not readable
-SHEET = (4, 6)
+SHOWN, COLUMNS = 24, 6  # images of a contact sheet
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
@@ -23,8 +23,9 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     cell = axes[0, 0]
     image = cell.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     if len(names) <= NAMED_CLASSES:
-        cell.set_xticks(range(len(names)), names, rotation=90)
-        cell.set_yticks(range(len(names)), names)
+        shown = [as_text(name) for name in names]
+        cell.set_xticks(range(len(names)), shown, rotation=90)
+        cell.set_yticks(range(len(names)), shown)
         for row, column in np.argwhere(matrix):
             colour = "white" if share[row, column] > 0.5 else "#1a202c"
             cell.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7,
@@ -64,27 +65,54 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
     return figure
 
 
-def mistakes(results: dict[str, np.ndarray], source: Source, names: Sequence[str]) -> Figure | None:
+def mistakes(
+    results: Mapping[str, np.ndarray], source: Source, names: Sequence[str]
+) -> Figure | None:
     """The mistakes with the highest confidence, as a contact sheet; None if there are none."""
     wrong = np.flatnonzero(~results["correct"].astype(bool))
-    if not len(wrong):
+    worst = wrong[np.argsort(-results["confidence"][wrong], kind="stable")][:SHOWN]
+    titles = [
+        f"{as_text(names[results['prediction'][i]], 20)} {100 * results['confidence'][i]:.0f}%\n"
+        f"is {as_text(names[results['label'][i]], 20)}"
+        for i in worst
+    ]
+    return sheet(source, results["index"][worst].tolist(), titles)
+
+
+def wrong_labels(
+    results: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    said: np.ndarray,
+    source: Source,
+    names: Sequence[str],
+) -> Figure | None:
+    """As `mistakes` for several labels: the largest losses, with the classes missed and wrong.
+
+    labels, said: labels and predictions, (n, k) of 0 and 1; the images are those that differ.
+    """
+    labels, said = labels.astype(bool), said.astype(bool)
+    wrong = np.flatnonzero((labels != said).any(axis=1))
+    worst = wrong[np.argsort(-results["loss"][wrong], kind="stable")][:SHOWN]
+    titles = []
+    for i in worst:
+        parts = (("missed", labels[i] & ~said[i]), ("wrong", said[i] & ~labels[i]))
+        found = [(what, np.flatnonzero(row).tolist()) for what, row in parts]
+        lines = [(what, ", ".join(names[k] for k in classes)) for what, classes in found if classes]
+        titles.append("\n".join(f"{what}: {as_text(text, 20)}" for what, text in lines))
+    return sheet(source, results["index"][worst].tolist(), titles)
+
+
+def sheet(source: Source, numbers: Sequence[int], titles: Sequence[str]) -> Figure | None:
+    """Images of a source with a title each; None without any."""
+    if not len(numbers):
         return None
-    worst = wrong[np.argsort(-results["confidence"][wrong], kind="stable")][: SHEET[0] * SHEET[1]]
-    columns = min(SHEET[1], len(worst))
-    rows = -(-len(worst) // columns)
+    columns = min(COLUMNS, len(numbers))
+    rows = -(-len(numbers) // columns)
     figure, axes = new_figure(rows, columns, 1.75 * columns, 2.15 * rows)
     for cell in axes.flat:
         hide_axes(cell)
-    for cell, index in zip(axes.flat, worst, strict=False):
-        record = source[int(results["index"][index])]
-        cell.imshow(data.decode(record["image"], record["name"]))
-        said, true = names[results["prediction"][index]], names[results["label"][index]]
-        cell.set_title(
-            f"{_short(said)} {100 * results['confidence'][index]:.0f}%\nis {_short(true)}",
-            fontsize=8,
-        )
+    for cell, number, title in zip(axes.flat, numbers, titles, strict=False):
+        record = source[int(number)]
+        cell.imshow(data.picture(record["image"], record["name"]))
+        cell.set_title(title, fontsize=8)
     return figure
-
-
-def _short(name: str, length: int = 20) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -15,7 +15,7 @@ from vit_jax.data.multilabel import from_numbers
 from vit_jax.data.relabel import Relabelled
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluation import per_image
+from vit_jax.evaluation import figures, per_image
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.forward import Forward, Measure, left_out, measured
 from vit_jax.evaluation.matching import match_labels
@@ -268,6 +268,11 @@ def evaluate(
         csv="classification_per_class",
         model={"thresholds": used.thresholds} if used.on else {},
         images=functools.partial(of_images, source, results, labels, said, names, data.top_k),
+        pictures={
+            "wrong_labels": functools.partial(
+                figures.wrong_labels, results, labels, said, source, names
+            )
+        },
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax import files
 from vit_jax.data.source import Source
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 
 #: {column: a value per image}. A cell is text, a number, true or false, a list of names, or None
 #: for unknown values, as of an unreadable image.
@@ -52,11 +52,10 @@ def import_pyarrow():
     Raises:
       UserError: they are not installed.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("Parquet needs pyarrow: pip install 'vit_jax[hf]', or use .csv.") from None
+    need("Parquet", "pyarrow", otherwise=", or use .csv")
+    import pyarrow
+    import pyarrow.parquet
+
     return pyarrow, pyarrow.parquet
 
 

@@ -48,7 +48,13 @@ def write(directory: Path, name: str, record: Mapping[str, object], result: Resu
         else:
             figure.savefig(target, dpi=130)
     if result.rows:
-        with open(directory / f"evaluation_{result.csv or name}.csv", "w", newline="") as out:
+        with open(
+            directory / f"evaluation_{result.csv or name}.csv",
+            "w",
+            newline="",
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as out:
             writer = csv.DictWriter(out, fieldnames=list(result.rows[0]))
             writer.writeheader()
             writer.writerows(result.rows)

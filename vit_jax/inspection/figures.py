@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.inspection import embeddings
-from vit_jax.pages.figures import Figure, hide_axes, new_figure
+from vit_jax.pages.figures import Figure, as_text, hide_axes, new_figure
 
 Data = dict[str, np.ndarray]
 
@@ -101,7 +101,7 @@ def rollout(
         axes[row, 2 * pair].imshow(image)
         axes[row, 2 * pair + 1].imshow(overlay(image, maps[i], blur))
         if i < len(titles):
-            axes[row, 2 * pair].set_title(titles[i][:18], fontsize=7)
+            axes[row, 2 * pair].set_title(as_text(titles[i], 18), fontsize=7)
     figure.suptitle(f"{config.variant}: attention rollout")
     return figure, {"rollout": maps}
 
@@ -129,7 +129,7 @@ def occlusion(image: np.ndarray, drops: np.ndarray, label: str) -> tuple[Figure,
     largest = max(float(np.abs(drops).max()), 1e-6)
     shown = axes[0, 1].imshow(drops, cmap="RdBu_r", vmin=-largest, vmax=largest)
     figure.colorbar(shown, ax=axes[0, 1], shrink=0.8, label="drop in probability")
-    axes[0, 0].set_title(label, fontsize=9)
+    axes[0, 0].set_title(as_text(label, 40), fontsize=9)
     return figure, {"drop": drops}
 
 

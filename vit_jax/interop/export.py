@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from vit_jax import data, files, models, numerics
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, nearest, need
 from vit_jax.interop import checksums, convert, load, onnx_files, openvino_files, peers
-from vit_jax.interop.peers import Answer, Outputs
+from vit_jax.interop.peers import Answer, Outputs, of_any_number
 from vit_jax.models import adapt, saved
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -75,8 +75,8 @@ def export(
         raise UserError(
             f"There is no format {form!r}; there are {', '.join(FORMATS)}.{nearest(form, FORMATS)}"
         )
-    asked = check_options(form, Options(**options))
     target = Path(target)
+    asked = check_options(form, Options(**options), target)
     for part in parts(target):
         convert.check_free(part)
     config, params = load.read(source)
@@ -114,8 +114,8 @@ def parts(path: Path) -> list[Path]:
     return beside.get(path.suffix, lambda path: [path])(path)
 
 
-def check_options(form: str, asked: Options) -> Options:
-    """Raises UserError for options that `form` does not have."""
+def check_options(form: str, asked: Options, target: Path) -> Options:
+    """Raises UserError for missing packages, and for options that `form` does not have."""
     for name, value, default in zip(Options._fields, asked, Options(), strict=True):
         has = [other for other, (_, _, names) in FORMATS.items() if name in names]
         if value != default and form not in has:
@@ -124,25 +124,15 @@ def check_options(form: str, asked: Options) -> Options:
         raise UserError("--calibration is for --int8.")
     if asked.int8 and asked.dtype != "float32":
         raise UserError(f"--int8 and --dtype={asked.dtype} exclude each other.")
+    suffix = {of: end for end, of in BY_SUFFIX.items()}.get(form, target.suffix)
+    if target.suffix != suffix:
+        raise UserError(f"{target} must end in {suffix} for --format={form}.")
+    need(f"--format={form}", *PACKAGES[form])
+    if asked.int8:
+        need("--int8", "qwix" if form == "stablehlo" else "onnxruntime")
+    if "onnx" in PACKAGES[form]:
+        onnx_files.check(asked.opset or onnx_files.OLDEST_OPSET, asked.dtype)
     return asked
-
-
-def of_any_number(answer: Answer) -> Callable[[Array], Outputs]:
-    """The function for any number of images, also if a fixed batch was exported."""
-    run, size = answer
-    if not isinstance(size, int):
-        return run
-
-    def run_all(images: Array) -> Outputs:
-        if len(images) == size:
-            return run(images)
-        padded = np.concatenate([images, np.repeat(images[:1], -len(images) % size, axis=0)])
-        found = [run(padded[start : start + size]) for start in range(0, len(padded), size)]
-        logits = np.concatenate([part.logits for part in found])[: len(images)]
-        features = [part.pre_logits for part in found if part.pre_logits is not None]
-        return Outputs(logits, np.concatenate(features)[: len(images)] if features else None)
-
-    return run_all
 
 
 class Exported(NamedTuple):
@@ -327,7 +317,6 @@ def save_openvino(
     file: Path, config: models.ModelConfig, params: models.Params, asked: Options
 ) -> str:
     """OpenVINO's IR of the ONNX file."""
-    openvino_files.import_openvino()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".onnx-") as scratch:
         made = Path(scratch) / "model.onnx"
         note = save_onnx(made, config, params, asked)
@@ -342,13 +331,9 @@ def save_savedmodel(
     directory: Path, config: models.ModelConfig, params: models.Params, asked: Options
 ) -> None:
     """A TensorFlow SavedModel with the signature "serving_default"."""
-    try:
-        import tensorflow as tf
-        from jax.experimental import jax2tf
-    except ImportError:
-        raise UserError(
-            "SavedModel needs TensorFlow and a JAX that has jax2tf: pip install 'vit_jax[prepare]'."
-        ) from None
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+
     _, apply = models.as_functions(config, numerics.PLAIN)  # it may run on any machine
     sides = (asked.batch_size or "b", *config.image_size, config.channels)
     function = jax2tf.convert(
@@ -374,6 +359,7 @@ def save_savedmodel(
 
 def open_savedmodel(directory: str | Path) -> tuple[Answer, str]:
     """Runs a SavedModel by TensorFlow."""
+    need("A SavedModel", "tensorflow")
     check_directory(Path(directory))
     import tensorflow as tf
 
@@ -395,4 +381,9 @@ FORMATS: dict[str, tuple[Callable[..., str | None], Callable[..., Opened], set[s
     "openvino": (save_openvino, openvino_files.open_file, set(Options._fields)),
     "savedmodel": (save_savedmodel, open_savedmodel, {"batch_size", "features"}),
 }
+#: The packages that write and run a format.
+PACKAGES = {
+    "stablehlo": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"),
+    "savedmodel": ("tensorflow",),
+}  # fmt: skip
 BY_SUFFIX = {".onnx": "onnx", ".xml": "openvino"}

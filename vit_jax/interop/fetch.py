@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 from vit_jax.interop import published, weight_files
 
 CHUNK = 1 << 20
@@ -211,11 +211,10 @@ def _check(partial: Path, promised: dict[str, str], source: str) -> None:
 
 def _from_hub(source: str) -> Path:
     """A snapshot of a Hugging Face repository; the hub's cache serves it offline."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise UserError("hf: needs the extra packages: pip install 'vit_jax[hf]'.") from None
+    need("hf:", "huggingface_hub")
+    import huggingface_hub
+    from huggingface_hub import errors
+
     name, _, revision = source.removeprefix("hf:").partition("@")
 
     def snapshot(*patterns: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vit_jax import __version__
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 
 #: The hub creates this file.
 EMPTY = {".gitattributes"}
@@ -40,11 +40,10 @@ def find_place(target: str, private: bool) -> Place:
     name = target.removeprefix("hf:")
     if not re.fullmatch(r"[^/@\s]+/[^/@\s]+", name):
         raise UserError(f"{target} cannot be pushed to: it must be hf:ORG/NAME.")
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors, utils
-    except ImportError:
-        raise UserError("hf: needs the extra packages: pip install 'vit_jax[hf]'.") from None
+    need("hf:", "huggingface_hub")
+    import huggingface_hub
+    from huggingface_hub import errors, utils
+
     try:
         utils.validate_repo_id(name)
     except errors.HFValidationError as error:

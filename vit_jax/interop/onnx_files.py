@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax import models
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 from vit_jax.interop import checksums, onnx_models
 from vit_jax.interop.onnx_graph import OLDEST_OPSET, Graph, Tensor, import_onnx
 from vit_jax.interop.peers import Answer, Outputs
@@ -48,17 +48,8 @@ def save(
     Raises:
       UserError: ONNX is not installed, an unsupported opset, or weights beyond float16.
     """
+    check(opset, dtype)
     onnx = import_onnx()
-    if file.suffix != ".onnx":
-        raise UserError(f"{file.name} must end in .onnx for --format=onnx.")
-    newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise UserError(
-            f"--opset={opset} must be from {OLDEST_OPSET}, which brought LayerNormalization, to "
-            f"{newest}, the newest that onnx {onnx.__version__} writes."
-        )
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype={dtype} does not exist in ONNX; there are {', '.join(DTYPES)}.")
     g = Graph(params, dtype=dtype, opset=opset)
     logits, pre_logits = onnx_models.write(g, config, pixels(g, uint8))
     types, batch = onnx.TensorProto, batch_size or "batch"
@@ -83,6 +74,19 @@ def save(
     check_or_seal(file, checksums.seal)
     size = sum(part.stat().st_size for part in parts(file) if part.exists())
     return f"{len(g.nodes)} operations of opset {opset}, {size / 1e6:.1f} MB"
+
+
+def check(opset: int, dtype: str) -> None:
+    """Raises UserError if ONNX is not installed, or does not have an opset or a dtype."""
+    onnx = import_onnx()
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UserError(
+            f"--opset={opset} must be from {OLDEST_OPSET}, which brought LayerNormalization, to "
+            f"{newest}, the newest that onnx {onnx.__version__} writes."
+        )
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype={dtype} does not exist in ONNX; there are {', '.join(DTYPES)}.")
 
 
 def pixels(g: Graph, uint8: bool) -> Tensor:
@@ -139,12 +143,9 @@ def open_file(file: str | Path) -> tuple[Answer, str]:
 
 def start(file: str | Path):
     """An ONNX Runtime session of a file, tried once, and the runtime's version."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(
-            "An .onnx file is run by ONNX Runtime: pip install 'vit_jax[onnx]'."
-        ) from None
+    need("An .onnx file", "onnxruntime")
+    import onnxruntime
+
     check_or_seal(Path(file), checksums.check)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

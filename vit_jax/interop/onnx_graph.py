@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 from vit_jax.models import Params
 
 Array = np.ndarray
@@ -25,10 +25,9 @@ AXES_OPSET = 18
 
 def import_onnx():
     """The package, or a UserError that says how to install it."""
-    try:
-        import onnx
-    except ImportError:
-        raise UserError("ONNX needs the extra packages: pip install 'vit_jax[onnx]'.") from None
+    need("ONNX", "onnx")
+    import onnx
+
     return onnx
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 from vit_jax.interop import checksums
 from vit_jax.interop.onnx_files import to_pixels
 from vit_jax.interop.peers import Answer, Outputs
@@ -21,10 +21,9 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 def import_openvino():
     """The package, or a UserError that says how to install it."""
-    try:
-        import openvino
-    except ImportError:
-        raise UserError("OpenVINO is not installed: pip install 'vit_jax[openvino]'.") from None
+    need("OpenVINO's format", "openvino")
+    import openvino
+
     return openvino
 
 
@@ -32,11 +31,9 @@ def save(file: Path, onnx_file: Path, facts: Mapping[str, object]) -> None:
     """Converts an ONNX file to NAME.xml and NAME.bin, with the facts.
 
     Raises:
-      UserError: OpenVINO is not installed, or `file` does not end in .xml.
+      UserError: OpenVINO is not installed.
     """
     openvino = import_openvino()
-    if file.suffix != ".xml":
-        raise UserError(f"{file.name} must end in .xml for --format=openvino.")
     model = openvino.Core().read_model(str(onnx_file))
     known = {**facts, checksums.NAME: checksums.OPEN}
     model.set_rt_info(json.dumps(known), FACTS)

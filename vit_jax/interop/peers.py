@@ -36,6 +36,24 @@ class Answer(NamedTuple):
     size: object = None
 
 
+def of_any_number(answer: Answer) -> Callable[[Array], Outputs]:
+    """The function for any number of images, also if a fixed batch was exported."""
+    run, size = answer
+    if not isinstance(size, int):
+        return run
+
+    def run_all(images: Array) -> Outputs:
+        if len(images) == size:
+            return run(images)
+        padded = np.concatenate([images, np.repeat(images[:1], -len(images) % size, axis=0)])
+        found = [run(padded[start : start + size]) for start in range(0, len(padded), size)]
+        logits = np.concatenate([part.logits for part in found])[: len(images)]
+        features = [part.pre_logits for part in found if part.pre_logits is not None]
+        return Outputs(logits, np.concatenate(features)[: len(images)] if features else None)
+
+    return run_all
+
+
 def check_takes(answer: Answer, sides: tuple[int, int, int], path: str | Path) -> None:
     """Raises UserError if a file does not accept the size (h, w, c) in its metadata."""
     batch = answer.size if isinstance(answer.size, int) else 1

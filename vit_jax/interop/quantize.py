@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models, numerics
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 
 SCALE = "/scale_int8"  # beside a kernel stored in 8 bits
 
@@ -34,10 +34,9 @@ def int8(
     Raises:
       UserError: qwix is not installed, or the model has no encoder blocks.
     """
-    try:
-        import qwix
-    except ImportError:
-        raise UserError("--int8 needs the package qwix: pip install 'vit_jax[int8]'.") from None
+    need("--int8", "qwix")
+    import qwix
+
     if not any(is_quantised(path) for path in params):
         raise UserError(f"--int8 is for Vision Transformers; {config.variant} has no encoder.")
     stored: dict[str, np.ndarray] = {}
@@ -80,11 +79,9 @@ def onnx_int8(file: Path, images: np.ndarray) -> None:
     Raises:
       UserError: ONNX Runtime is not installed, or the model has no encoder blocks.
     """
-    try:
-        from onnxruntime import quantization
-    except ImportError:
-        raise UserError("--int8 needs ONNX Runtime: pip install 'vit_jax[onnx]'.") from None
+    need("--int8", "onnxruntime")
     import onnx
+    from onnxruntime import quantization
 
     graph = onnx.load(str(file), load_external_data=False).graph
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1  # 0 if dynamic

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, nearest, printable
 
 #: A JSON object of the other library.
 Values = Mapping[str, Any]
@@ -59,7 +59,8 @@ def check(values: Values, table: Table, where: str, *, strict: bool = True) -> N
             f"{nearest(unknown[0], table)}"
         )
     if unknown:
-        print(f"{where}: ignored, not settings of this model: {', '.join(unknown)}")
+        names = printable(", ".join(unknown))
+        print(f"{where}: ignored, not settings of this model: {names}")
 
 
 def refuse(where: str, key: str, value: Any, why: str = "our models do not support it") -> NoReturn:

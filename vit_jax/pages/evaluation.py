@@ -31,6 +31,7 @@ CAPTIONS = {
     "confusion": "Confusion matrix",
     "reliability": "Calibration: accuracy against confidence",
     "mistakes": "Mistakes with the highest confidence",
+    "wrong_labels": "Wrong labels, by the loss of an image",
 }
 #: More classes than this are folded.
 FOLDED = 20

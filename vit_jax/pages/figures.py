@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_jax.errors import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -38,6 +40,13 @@ def import_matplotlib() -> None:
         os.environ["MPLBACKEND"] = given
         with contextlib.suppress(ValueError):  # the user's choice, for their own figures
             matplotlib.rcParams["backend"] = given
+
+
+def as_text(name: str, length: int = 0) -> str:
+    """A name of others in a figure: on one line, at most `length` characters, and no formula."""
+    name = printable(name)
+    name = f"{name[: length - 1]}…" if 0 < length < len(name) else name
+    return name.replace("$", r"\$")
 
 
 def hide_axes(axes: Axes) -> None:

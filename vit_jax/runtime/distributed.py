@@ -22,7 +22,7 @@ import jax
 import psutil
 from jax.experimental import multihost_utils
 
-from vit_jax.errors import ALONE, UserError
+from vit_jax.errors import ALONE, UserError, printable
 
 
 def join(
@@ -287,4 +287,4 @@ _asked = itertools.count(1)
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints a line, on process 0 only; to standard output unless `file` is another."""
     if jax.process_index() == 0:
-        print(text, file=file, flush=True)
+        print(printable(text), file=file, flush=True)

@@ -93,6 +93,7 @@ class Logbook:
         self._seconds_before = max((r.get("seconds") or 0 for r in records), default=0.0)
         self._opened = time.monotonic()
         self._first_seen: tuple[int, float] | None = None
+        self._printed: dict[int, set[str]] = {}  # the metrics on the lines of the last step
         with self._writing():
             self._file = self._path.open("a", encoding="utf-8")
             self._tensorboard = EventFile(workdir, start_step)
@@ -136,8 +137,10 @@ class Logbook:
             self._tensorboard.write(step, values)
         if self._wandb:
             self._wandb.log(values, step=step)
-        if final:
+        if final:  # what no line has shown
+            shown = self._printed.get(step, set())
             values = {k: v for k, v in record.items() if "/" in k and v is not None}
+            values = {k: v for k, v in values.items() if k not in shown}
         self._show(step, values, final=final, seconds=round(seconds, 3))
 
     def say(self, text: str) -> None:
@@ -203,12 +206,14 @@ class Logbook:
             self._bar.set_postfix_str(summary(values))
             if not final and not any(key.startswith("eval/") for key in values):
                 return
+        self._printed = {step: self._printed.get(step, set()) | values.keys()}
         width = len(str(self._total_steps))
         parts = [f"{self._prefix}step {step:{width + 2}d}/{self._total_steps}", summary(values)]
         if final:
             parts.append(f"done in {duration_text(seconds)}")
-        elif self._bar is None and (left := self._seconds_left(step)) is not None:
-            parts.append(f"eta {duration_text(left)}")
+        elif step < self._total_steps and self._bar is None:
+            left = self._seconds_left(step)
+            parts += [] if left is None else [f"eta {duration_text(left)}"]
         self.say("  ".join(part for part in parts if part))
 
     def _seconds_left(self, step: int) -> float | None:

@@ -282,7 +282,8 @@ def lines(source: str, outcomes: Mapping[str, Outcome]) -> list[str]:
     if "table" not in files.values_in(path):
         return table(outcomes)
     found = files.call_in(path, "table", outcomes)
-    return [str(line) for line in found] if isinstance(found, list) else [str(found)]
+    given = found if isinstance(found, list) else [found]
+    return [line.expandtabs() for text in given for line in str(text).splitlines()]
 
 
 def table(outcomes: Mapping[str, Outcome]) -> list[str]:

@@ -17,6 +17,10 @@ from vit_jax.data.specs import parse_spec
 from vit_jax.errors import UserError
 from vit_jax.studies import study
 from vit_jax.training.run import train
+from vit_jax.training.workdir import as_begun, changes
+
+#: Settings that choose a step by its evaluation; they change no step.
+CHOOSE = {"keep_best", "patience"}
 
 
 def sweep(
@@ -75,7 +79,11 @@ def sweep(
         trial.schedule.learning_rate = best
         trial.seed = config.seed + seed
         trial.keep_best, trial.patience = "", 0
-        found = train(trial, workdir / f"final_{seed}")
+        place = workdir / f"final_{seed}"
+        # One that began with these two, as earlier versions did, goes on without them.
+        changed = changes(place, as_begun(place, trial))
+        known = bool(changed) and changed.keys() <= CHOOSE
+        found = train(trial, place, allow_config_change=known)
         accuracies.append(score(found))
         say(f"seed {trial.seed}: {100 * accuracies[-1]:.2f}% on {test_split}")
     result = {

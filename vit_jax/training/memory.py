@@ -131,9 +131,9 @@ def compile_checked(setup: Setup, limit: int) -> tuple[jax.stages.Compiled, bool
 
 
 def show_memory(text: str) -> None:
-    """Prints a line below the plan."""
+    """Prints a line below the plan, in its columns."""
     if jax.process_index() == 0:
-        print(f"  memory  {text}", flush=True)
+        print(f"  {'memory':<15}  {text}", flush=True)
 
 
 def gib(number: float) -> str:

@@ -150,8 +150,14 @@ def weights(
     if place:
         config, _ = load.read(place)
         size = min(config.image_size)
-        variant = wanted or "checkpoint"
-        return {"pretrained": True, "variant": variant, "size": size}
+        taken = [
+            what
+            for key, what in (("model.variant", "variant"), ("model.image_size", "image size"))
+            if not given.get(key)
+        ]
+        sets = f"; it sets the {' and the '.join(taken)}" if taken else ""
+        notes.append(f"weights: {place}, {config.variant} at {size} pixels{sets}")
+        return {"pretrained": True, "variant": wanted or "checkpoint", "size": size}
     if place is None and (name := at_hand(wanted)):
         overrides["init_from"] = name
         entry = published.PUBLISHED[name]

@@ -8,6 +8,7 @@ import jax
 
 from vit_jax import numerics
 from vit_jax.config import human
+from vit_jax.errors import printable
 from vit_jax.models import cost, variants
 from vit_jax.training.memory import GIB, rows_per_device, state_bytes
 from vit_jax.training.setup import Setup
@@ -18,7 +19,8 @@ def show_plan(setup: Setup) -> None:
     if jax.process_index() == 0:
         rows = plan(setup)
         width = max(len(name) for name, _ in rows)
-        print("\n".join(f"  {name:<{width}}  {text}" for name, text in rows), flush=True)
+        lines = (f"  {name:<{width}}  {printable(text)}" for name, text in rows)
+        print("\n".join(lines), flush=True)
 
 
 def plan(setup: Setup) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from vit_jax import config as configuration, models
 from vit_jax.config import ConfigDict
 from vit_jax.data.remarks import small_images
 from vit_jax.data.source import Source
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, need
 from vit_jax.interop import load
 from vit_jax.models import adapt
 from vit_jax.numerics import Machine, remat
@@ -102,6 +102,8 @@ def check_names(config: ConfigDict) -> None:
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> jax.sharding.Mesh:
     """Checks that settings are valid and consistent; returns the mesh."""
     configuration.check(config)
+    if config.wandb:
+        need("config.wandb", "wandb")
     check_memory(config)
     if mesh is None:
         mesh = sharding.make_mesh(**configuration.section(config, "mesh"))

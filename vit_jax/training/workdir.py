@@ -191,7 +191,8 @@ def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise UserError(
             f"{workdir} has a run with another configuration: {key} is {old!r} there and "
-            f"{new!r} here{more}. Use another --workdir, or --allow_config_change."
+            f"{new!r} here{more}. Use another --workdir, or with `vit-jax train` "
+            "--allow_config_change."
         )
 
 

@@ -17,7 +17,7 @@ from vit_jax.data.kinds.table import ALIASES, COLUMNS
 from vit_jax.data.labels import NO_LABEL, ONE, class_names_of, normal
 from vit_jax.data.source import TableSource
 from vit_jax.data.splits import SPLIT_NAMES, Splits
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, nearest, need
 
 if TYPE_CHECKING:
     import datasets
@@ -91,10 +91,9 @@ def open_hf(name: str, data_dir: str | None, options: Mapping[str, str]) -> Spli
 
 def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     """{split: table} of anything that `datasets` saved or can load."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("hf: data needs the extra packages: pip install 'vit_jax[hf]'.") from None
+    need("hf: data", "datasets")
+    import datasets
+
     path = os.path.expanduser(name)
     saved = ("dataset_dict.json", "state.json")
     try:

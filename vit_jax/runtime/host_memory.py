@@ -115,10 +115,12 @@ def make_room(size: int) -> None:
             _held_blocks.append(piece)
 
 
-def trim_above(limit: int) -> None:
-    """Returns freed pages to the system if the process uses more than `limit` bytes."""
-    if (resident_bytes() or 0) > limit:
+def trim_above(limit: int) -> bool:
+    """Returns freed pages to the system if the process uses more than `limit` bytes; whether so."""
+    above = (resident_bytes() or 0) > limit
+    if above:
         trim()
+    return above
 
 
 def resident_bytes() -> int | None:

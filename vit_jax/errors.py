@@ -36,7 +36,11 @@ class UserError(OneLine, ValueError):
 
 
 class Diverged(UserError):
-    """A run whose gradients are no longer finite."""
+    """A run whose gradients or updates are no longer finite, or whose loss spikes."""
+
+
+class WorkerLost(UserError):
+    """A data worker died or hangs; a thread may wait for it for ever, also when Python ends."""
 
 
 def one_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from vit_jax.errors import UserError, nearest
 from vit_jax.kinds import (
     ABOVE_0,
+    ABOVE_1,
     BELOW_1,
     BELOW_100,
     BETWEEN_0_AND_1,
@@ -268,9 +269,10 @@ SETTINGS: dict[str, Setting] = {
     "polyak_ramp": Setting(
         False, FLAG, "The decay rises as (1 + t) / (10 + t) instead of being bias-corrected."
     ),
-    "max_skipped_steps": Setting(
-        20, POSITIVE, "Ends a run after this many consecutive non-finite gradients.", free=True
-    ),
+    "max_skipped_steps": Setting(20, POSITIVE, "So many skipped in a row end a run.", free=True),
+    "roll_back.factor": Setting(None, ABOVE_1, "Rolls back if the loss is this times the usual."),
+    "roll_back.window": Setting(100, POSITIVE, "The usual loss is the median of so many steps."),
+    "roll_back.limit": Setting(3, POSITIVE, "At most so many roll-backs in a run.", free=True),
     # The machine.
     "watchdog_seconds": Setting(
         1800.0, NONNEGATIVE, "Ends a run without progress for this long; 0: never.", free=True
@@ -295,9 +297,7 @@ SETTINGS: dict[str, Setting] = {
         "Data parallelism: devices with copies of the weights; -1: the rest.",
         free=True,
     ),
-    "mesh.fsdp": Setting(
-        1, DEVICES, "Devices that shard the weights and split the batch.", free=True
-    ),
+    "mesh.fsdp": Setting(1, DEVICES, "Devices that shard weights and split the batch.", free=True),
     "mesh.tensor": Setting(
         1, DEVICES, "Tensor parallelism: devices that split every layer's width.", free=True
     ),

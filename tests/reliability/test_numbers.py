@@ -3,10 +3,12 @@
 import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_runs import train
 
 from vit_jax.errors import Diverged
+from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import events
 from vit_jax.training.checkpoint import Checkpoints
 
@@ -50,15 +52,16 @@ def test_29_what_is_not_finite_is_never_saved(tmp_path, value):
     assert [path.name for path in (tmp_path / "c").glob("0*")] == ["000000001"]
 
 
-def test_29_an_update_that_is_not_finite_ends_the_run(tmp_path, capsys):
+def test_29_updates_that_are_not_finite_are_skipped_and_end_the_run(tmp_path, capsys):
     """T6: the gradient is finite and the rate times it is not; no model of it is exported."""
     settings = ("--config.optimizer.weight_decay=9", "--config.optimizer.decay_on=all",
-                "--config.schedule.learning_rate=3e38",
+                "--config.schedule.learning_rate=3e38", "--config.schedule.decay=constant",
                 "--config.schedule.warmup_steps=0")  # fmt: skip
     assert train(tmp_path / "run", *settings) == 1
-    assert "was not finite" in capsys.readouterr().err
+    assert "None of the 6 updates was finite" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
-    assert not list((tmp_path / "run" / "checkpoints").glob("0*"))
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert last["train/skipped_updates"] == 6 and np.isfinite(last["train/gradient_norm"])
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e39", "-1e39"])

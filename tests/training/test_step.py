@@ -50,7 +50,7 @@ def run(
     step = make_train_step(
         classification(apply, 5, **kwargs.pop("mixing", {})),
         optimizer,
-        schedule=lambda step: jnp.float32(RATE),
+        kwargs.pop("schedule", lambda step: jnp.float32(RATE)),
         seed=0,
         **kwargs,
     )
@@ -162,6 +162,21 @@ def test_non_finite_gradients_are_skipped_bit_exactly_and_counted(params, batch)
     recovered, _ = run(params, batch, num_steps=4, poison={1, 2})
     assert (recovered.skipped, recovered.skipped_in_a_row) == (2, 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(recovered.params))
+
+
+def test_an_update_that_is_not_finite_is_skipped_like_a_gradient(params, batch):
+    """The gradient is finite, the learning rate times it is not."""
+    options = {
+        "schedule": lambda step: jnp.where(step == 0, jnp.float32(RATE), jnp.float32(3e38)),
+        "optimizer": optim.adam(weight_decay=9.0),
+        "polyak_decay": 0.5,
+    }
+    before, _ = run(params, batch, num_steps=1, **options)
+    after, metrics = run(params, batch, num_steps=3, **options)
+    assert np.isfinite(metrics["train/gradient_norm"]) and np.isfinite(metrics["train/loss"])
+    for old, new in zip(jax.tree.leaves(before[1:4]), jax.tree.leaves(after[1:4]), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (3, 2, 2)
 
 
 def test_polyak_average_by_hand(params, batch):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from vit_jax.config import ConfigDict, default, flatten, load, override
-from vit_jax.errors import Preempted, UsageError, nearest, one_line
+from vit_jax.errors import Preempted, UsageError, WorkerLost, nearest, one_line
 from vit_jax.runtime import host_memory
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
         yield
     except Exception as error:
         if not distributed.lost_peer(error):
-            if jax.process_count() > 1 and not isinstance(error, Preempted):
+            together = jax.process_count() > 1 and not isinstance(error, Preempted)
+            if together or isinstance(error, WorkerLost):
                 exit_with_error(error)
             raise
         # A clean shutdown would wait for the process that is gone.
@@ -209,7 +210,7 @@ def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
             jax.distributed.shutdown()
 
 
-#: Seconds that a process with an error waits for the others to end as well.
+#: Seconds that a process with an error waits for the others, or its threads, to end as well.
 LEAVING = 5.0
 
 
@@ -217,7 +218,7 @@ def exit_with_error(error: Exception) -> None:
     """Prints the error that ends this process, and makes sure that it ends.
 
     A clean shutdown needs all processes: JAX would wait for 30 s and then abort, with another exit
-    code and without the message.
+    code and without the message. It needs all threads as well.
     """
     print(one_line(error), file=sys.stderr, flush=True)
     error.said = True  # type: ignore[attr-defined]

@@ -247,6 +247,7 @@ class Batches(Iterator[Batch]):
         self, stream: grain.IterDataset, report: Callable[[Batch], None] = lambda batch: None
     ):
         """report: called with each batch before it is returned."""
+        self._workers = workers.Watched()
         self._iterator = iter(stream)
         self._report = report
         self._queue: queue.Queue = queue.Queue(maxsize=1)
@@ -276,14 +277,7 @@ class Batches(Iterator[Batch]):
         return self
 
     def __next__(self) -> Batch:
-        try:
-            item = self._queue.get(timeout=TIMEOUT)
-        except queue.Empty:
-            workers.end()  # closing would wait for a stopped worker
-            raise UserError(
-                f"No batch for {TIMEOUT:.0f} s: a data worker hangs or the storage does not "
-                "respond. Run the same command again; config.data.num_workers=0 avoids workers."
-            ) from None
+        item = self._workers.next_item(self._queue, TIMEOUT)
         if isinstance(item, BaseException):
             self._closed.set()
             raise _original(item)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
 import time
+from typing import TypeVar
+
+from vit_jax.errors import WorkerLost
 
 
 def mark_flags_as_parsed() -> None:
@@ -47,6 +52,55 @@ def end_with_parent(parent: int = 0) -> None:
             os._exit(1)
 
         threading.Thread(target=watch, args=(os.getppid(),), daemon=True, name="parent").start()
+
+
+T = TypeVar("T")
+#: Seconds between looks at the workers while there is no batch; less than one needs to start.
+LOOK_EVERY = 0.2
+#: Seconds for Grain to report a dead worker, with the error that it died of.
+GRACE = 3.0
+
+
+class Watched:
+    """The data workers of one pipeline: the children that are started while it is read.
+
+    Grain reports a dead worker within a second, unless it died in the middle of a message: then the
+    reader waits for the rest for ever.
+    """
+
+    def __init__(self) -> None:
+        self.before = set(multiprocessing.active_children())
+        self.seen = set[multiprocessing.process.BaseProcess]()
+
+    def next_item(self, items: queue.Queue[T], seconds: float) -> T:
+        """The next of `items`.
+
+        Raises:
+          WorkerLost: a worker has died, or there is none for so many seconds; all are ended then.
+        """
+        deadline, failed = time.monotonic() + seconds, None
+        while (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                item = items.get(timeout=min(LOOK_EVERY, left))
+                if not self.seen:
+                    self.look()
+                return item
+            if failed is None and (failed := self.look()) is not None:
+                deadline = min(deadline, time.monotonic() + GRACE)
+        end()  # closing would wait for a stopped one
+        if failed is not None:
+            raise WorkerLost(
+                f"A data worker died (exit code {failed}); run the same command again."
+            )
+        raise WorkerLost(
+            f"No batch for {seconds:.0f} s: a data worker hangs or the storage does not "
+            "respond. Run the same command again; config.data.num_workers=0 avoids workers."
+        )
+
+    def look(self) -> int | None:
+        """The exit code of a worker that has failed, negative for a signal; None: none has."""
+        self.seen |= set(multiprocessing.active_children()) - self.before
+        return next((child.exitcode for child in self.seen if child.exitcode), None)
 
 
 def end() -> None:

@@ -87,6 +87,21 @@ class BestRecord(TypedDict):
     evaluated: int
 
 
+#: The steps whose updates were taken back, and why. loss: None: not finite.
+RolledBack = TypedDict("RolledBack", {"from": int, "to": int, "loss": float | None, "usual": float})
+
+
+class SpikeRecord(TypedDict):
+    """A checkpoint's record of the losses before it, see training/spikes.py.
+
+    anchors: checkpoints to which a roll-back may lead. losses: None: not finite.
+    """
+
+    losses: list[float | None]
+    anchors: list[int]
+    ranges: list[RolledBack]
+
+
 class Record(TypedDict, total=False):
     """A checkpoint's record of its arrays, by the names of `tree_spec`, and of its run."""
 
@@ -103,6 +118,7 @@ class Record(TypedDict, total=False):
     total_steps: int
     model: dict[str, object]
     best: BestRecord
+    roll_back: SpikeRecord
 
 
 def _named_leaves(tree: object) -> list[tuple[str, jax.Array]]:

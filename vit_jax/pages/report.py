@@ -98,7 +98,7 @@ def series_of(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points
         for key, value in record.items():
             if key in ("step", "final", "seconds") or not isinstance(value, int | float):
                 continue
-            if key.startswith("best/"):  # of the exported model, in the last record
+            if key.startswith(("best/", "roll_back/")):  # sentences, not curves
                 continue
             series.setdefault(key, []).append((int(record["step"]), float(value)))
     return series
@@ -199,7 +199,7 @@ def _stage(name: str, records: Records) -> str:
         heading_of_more = f"{len(rest)} more: {', '.join(map(words, rest))}"
         more = _details(heading_of_more, f"<div class=charts>{''.join(others)}</div>")
     return (
-        f"<section>{heading}{_summary(records, series)}"
+        f"<section>{heading}{_summary(records, series)}{_rolled_back(records)}"
         f"<div class=charts>{''.join(main)}</div>{more}</section>"
     )
 
@@ -232,6 +232,20 @@ def _summary(records: Records, series: Mapping[str, charts.Points]) -> str:
         for name, value, note in cells
     )
     return f"<dl class=summary>{items}</dl>"
+
+
+def _rolled_back(records: Records) -> str:
+    """A sentence for each roll-back after a loss spike (training/spikes.py)."""
+    lines = []
+    for record in records:
+        if "roll_back/from" in record:
+            first, last = record["roll_back/from"], record["roll_back/to"]
+            loss, usual = (charts.number(record[f"roll_back/{key}"]) for key in ("loss", "usual"))
+            lines.append(
+                f"<p>Rolled back after a loss spike ({loss}, usually {usual}): the updates of "
+                f"steps {first:,} to {last:,} were taken back.</p>"
+            )
+    return "".join(lines)
 
 
 def _details(summary: str, content: str) -> str:

@@ -46,6 +46,11 @@ WITHOUT_BEST = (
     "Restore it from a copy, or continue without it: --config.keep_best= --config.patience=0 "
     "--allow_config_change."
 )
+WITHOUT_ROLL_BACK = (
+    "Restore it from a copy, or continue without: --config.roll_back.factor=None "
+    "--allow_config_change."
+)
+BEST = "the best of this run"
 #: Beside the directory: the last step whose checkpoint is known to be on the disk.
 SAVED = "saved.json"
 
@@ -81,26 +86,30 @@ class Unreadable(Exception):
 
 
 class NewestAndBest(policies.PreservationPolicy):
-    """Keeps the newest checkpoints, and those that they name as the best so far."""
+    """Keeps the newest checkpoints, and those that they name: the best, and for roll-backs."""
 
     def __init__(self, count: int, directory: Path):
         self.count, self.directory = count, directory
-        self.best: dict[int, int | None] = {}
+        self.named: dict[int, set[int | None]] = {}
 
     def should_preserve(
         self, checkpoints: Sequence, *, context: policies.PreservationContext
     ) -> list[bool]:
         newest = {info.step for info in checkpoints[-self.count :]}
-        kept = newest | {self.best_of(step) for step in newest}
+        kept = newest.union(*map(self.named_by, newest))
         return [info.step in kept for info in checkpoints]
 
-    def best_of(self, step: int) -> int | None:
-        if step not in self.best:
+    def named_by(self, step: int) -> set[int | None]:
+        if step not in self.named:
             meta: dict = {}
             with contextlib.suppress(UserError):  # damaged: `restore` will report it
                 meta = files.read_json(self.directory / f"{step:09d}" / "meta" / "metadata") or {}
-            self.best[step] = (meta.get("best") or {}).get("step")
-        return self.best[step]
+            self.note(step, meta)
+        return self.named[step]
+
+    def note(self, step: int, meta: Mapping) -> None:
+        best, back = meta.get("best") or {}, meta.get("roll_back") or {}
+        self.named[step] = {best.get("step"), *back.get("anchors", ())}
 
 
 class Checkpoints:
@@ -210,7 +219,7 @@ class Checkpoints:
             "fingerprints": marks,
         }
         record["digest"] = digest_of(record)
-        self._policy.best[step] = best["step"] if (best := record.get("best")) else None
+        self._policy.note(step, record)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record)
         )
@@ -277,8 +286,8 @@ class Checkpoints:
             )
         return None
 
-    def restore_best(self, step: int, abstract: TrainState) -> TrainState:
-        """Reads the best checkpoint of a run.
+    def restore_named(self, step: int, abstract: TrainState, role: str) -> TrainState:
+        """Reads the checkpoint with a role in the run: BEST, or for a roll-back.
 
         Raises:
           CheckpointError: it is damaged, or cannot be read.
@@ -290,8 +299,9 @@ class Checkpoints:
             reason = f"cannot be read ({error})"
         if max(sharding.gathered(int(reason is not None))) or result is None:
             raise CheckpointError(
-                f"Checkpoint {step} in {self.directory}, the best of this run, cannot be used "
-                f"({reason or 'on another process'}). {WITHOUT_BEST}"
+                f"Checkpoint {step} in {self.directory}, {role}, cannot be used "
+                f"({reason or 'on another process'}). "
+                f"{WITHOUT_BEST if role == BEST else WITHOUT_ROLL_BACK}"
             )
         return result[0]
 

@@ -1,4 +1,4 @@
-"""What happens between two steps, in this order: log, save, evaluate, stop.
+"""What happens between two steps, in this order: log, roll back, save, evaluate, stop.
 
 Logs are on disk before the step is saved, and a step is saved before its evaluation, which is slow
 and may fail: a run that ends in between evaluates after the resume.
@@ -7,11 +7,13 @@ and may fail: a run that ends in between evaluates after the resume.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from vit_jax.errors import Diverged, Preempted
 from vit_jax.models.fingerprints import Record
@@ -20,9 +22,10 @@ from vit_jax.runtime.logbook import Logbook
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.training.best import OF_MODEL, Best
-from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.checkpoint import BEST, Checkpoints
 from vit_jax.training.loop import Event
 from vit_jax.training.prepared import Evaluator, Plan
+from vit_jax.training.spikes import LOOK_BACK, Spike, Spikes
 from vit_jax.training.state import TrainState, evaluated_params
 
 
@@ -37,6 +40,7 @@ class Instruments(NamedTuple):
     checkpoints: Checkpoints
     meta: Record  # the run's record in every checkpoint
     best: Best
+    spikes: Spikes
 
 
 def every(steps: int | None, *, last: int, first: int | None = None) -> Callable[[int], bool]:
@@ -59,11 +63,11 @@ def logged(
 ) -> Event:
     """Logs training metrics; the progress bar moves at each step.
 
-    Consecutive non-finite gradients are counted on the devices. The count of each step is read a
-    few steps later, at the same step on all processes, so that no device waits.
+    Consecutive skipped updates are counted on the devices. The count of each step is read a few
+    steps later, at the same step on all processes, so that no device waits.
 
     Raises:
-      Diverged: from the event, after `max_skipped_steps` consecutive non-finite gradients.
+      Diverged: from the event, after `max_skipped_steps` consecutive skipped updates.
     """
     in_a_row: collections.deque[jax.Array] = collections.deque()
 
@@ -85,24 +89,78 @@ def logged(
     return Event(always, act)
 
 
-#: Steps in flight before the count of the first of them is read.
-LOOK_BACK = 8
-
-
 def abort_if_stuck(in_a_row: jax.Array, limit: int) -> None:
-    """Stops a run whose gradients are no longer finite; its checkpoints are all finite."""
+    """Stops a run whose updates are no longer finite; its checkpoints are all finite."""
     if (bad := int(in_a_row)) >= limit:
         raise Diverged(
-            f"The last {bad} gradients were not finite and their updates were skipped; lower "
+            f"The last {bad} gradients or updates were not finite and were skipped; lower "
             "config.schedule.learning_rate, or set config.gradient_clip_norm, and start again."
         )
 
 
+def rolled_back(shared: Instruments, abstract: TrainState) -> Event:
+    """After a loss spike, goes on with the weights of the last checkpoint before it.
+
+    Raises:
+      Diverged: from the event, at a spike after the last roll-back that is allowed.
+      CheckpointError: that checkpoint cannot be used.
+    """
+    spikes = shared.spikes
+
+    def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> TrainState | None:
+        if (spike := spikes.note(metrics["train/loss"])) is None:
+            return None
+        target, seen = spikes.target(step), f"loss spike before step {step} ({described(spike)})"
+        if target is None:
+            spikes.losses.clear()  # what is usual from here on
+            shared.log.say(f"{seen}; there was no checkpoint before it, and the run goes on")
+            return None
+        assert spikes.rule is not None
+        if len(spikes.ranges) >= spikes.rule.limit:
+            raise Diverged(
+                f"A {seen}, and the run was rolled back {len(spikes.ranges)} times already "
+                "(config.roll_back.limit). Lower config.schedule.learning_rate, or set "
+                "config.gradient_clip_norm, and start again."
+            )
+        shared.log.say(
+            f"{seen}; rolled back to the weights of step {target}, without the batches of steps "
+            f"{target + 1} to {step}"
+        )
+        shared.pace.wait()
+        shared.checkpoints.wait()
+        jax.tree.map(lambda leaf: leaf.delete(), state)  # there is memory for one of them only
+        before = shared.checkpoints.restore_named(target, abstract, "to which the run rolls back")
+        state = without_updates(before, step)
+        spikes.take_back(step, target, spike)
+        values = {"from": target + 1, "to": step, "loss": spike.loss, "usual": spike.usual}
+        shared.log.write(step, {f"roll_back/{key}": value for key, value in values.items()})
+        save(shared, step, state)
+        return state
+
+    return Event(always, act)
+
+
+def without_updates(state: TrainState, step: int) -> TrainState:
+    """The state after `step`, as if the updates since `state` had been skipped."""
+    taken = step - int(state.step)
+    counts = {"step": step, "skipped": int(state.skipped) + taken, "skipped_in_a_row": 0}
+    where = state.step.sharding
+    return state._replace(**{k: jax.device_put(np.int32(n), where) for k, n in counts.items()})
+
+
+def described(spike: Spike) -> str:
+    """What was seen, in words."""
+    loss = f"{spike.loss:.4g}" if math.isfinite(spike.loss) else "not finite"
+    return f"{loss}, usually {spike.usual:.4g}"
+
+
 def save(shared: Instruments, step: int, state: TrainState) -> None:
-    """Saves a checkpoint in the background, with the record of the best so far."""
+    """Saves a checkpoint in the background, with the record of the best so far and of spikes."""
     meta = shared.meta
     if (best := shared.best.record()) is not None:
         meta = {**meta, "best": best}
+    if (losses := shared.spikes.record()) is not None:
+        meta = {**meta, "roll_back": losses}
     with shared.pace.aside():
         shared.checkpoints.save(step, state, meta)
     shared.watchdog.beat(f"a checkpoint of step {step}", progress=True)
@@ -119,6 +177,8 @@ def saved(shared: Instruments, *, every_steps: int, total_steps: int) -> Event:
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         if shared.checkpoints.check():
             shared.pace.trim()  # it has freed its memory
+        if step % every_steps == 0:
+            shared.spikes.anchor(step)
         if due(step):
             save(shared, step, state)
         if step == total_steps:
@@ -233,7 +293,7 @@ def best_state(
         done = [key.partition("/")[0] for key in best.values]
         if best.step != last:
             jax.tree.map(lambda leaf: leaf.delete(), state)  # there is memory for one of them only
-            state = shared.checkpoints.restore_best(best.step, abstract)
+            state = shared.checkpoints.restore_named(best.step, abstract, BEST)
     left = {name: evaluator for name, evaluator in evaluators.items() if name not in done}
     record = measure(shared, left, state, shared.watchdog.on_batch)
     if best.step is None:

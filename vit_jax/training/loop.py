@@ -14,14 +14,17 @@ Metrics = dict[str, jax.Array]
 
 
 class Event(NamedTuple):
-    """due(step), counting from 1: whether `act(step, state, metrics)` runs after it."""
+    """due(step), counting from 1: whether `act(step, state, metrics)` runs after it.
+
+    act: it may return another state to go on with.
+    """
 
     due: Callable[[int], bool]
-    act: Callable[[int, TrainState, Metrics], None]
+    act: Callable[[int, TrainState, Metrics], TrainState | None]
 
 
 class Run(NamedTuple):
-    """A run in progress, with its events in order: log, save, evaluate, stop.
+    """A run in progress, with its events in order: log, roll back, save, evaluate, stop.
 
     over(step): whether a completed step was the last.
     """
@@ -31,10 +34,11 @@ class Run(NamedTuple):
     batches: Iterator[Batch]
     events: Sequence[Event]
 
-    def after(self, step: int, state: TrainState, metrics: Metrics) -> None:
+    def after(self, step: int, state: TrainState, metrics: Metrics) -> TrainState:
         for event in self.events:
             if event.due(step):
-                event.act(step, state, metrics)
+                state = event.act(step, state, metrics) or state
+        return state
 
 
 def loop(run: Run, state: TrainState) -> TrainState:
@@ -43,5 +47,5 @@ def loop(run: Run, state: TrainState) -> TrainState:
     while not run.over(step):
         step += 1
         state, metrics = run.step(state, next(run.batches))
-        run.after(step, state, metrics)
+        state = run.after(step, state, metrics)
     return state

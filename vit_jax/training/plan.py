@@ -12,6 +12,7 @@ from vit_jax.errors import printable
 from vit_jax.models import cost, variants
 from vit_jax.training.memory import GIB, rows_per_device, state_bytes
 from vit_jax.training.setup import Setup
+from vit_jax.training.spikes import rule_of
 
 
 def show_plan(setup: Setup) -> None:
@@ -62,6 +63,7 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
         ),
         ("optimiser", optimiser_text(setup)),
         *([("keeps", keep_text(setup))] if setup.plan.keep else []),
+        *([("rolls back", str(rule))] if (rule := rule_of(setup.config)) else []),
         (
             "compute",
             f"{human(train_flops)}FLOPs per step, {numerics.describe(setup.program.numerics)}",

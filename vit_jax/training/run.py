@@ -20,7 +20,7 @@ from vit_jax.errors import Diverged, UserError
 from vit_jax.pages import report
 from vit_jax.runtime import profiling, sharding
 from vit_jax.runtime.distributed import StopRequest, say
-from vit_jax.runtime.logbook import FILE_NAME, Logbook, read_metrics
+from vit_jax.runtime.logbook import Logbook
 from vit_jax.runtime.pace import Clock, Paced
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.training import auto_memory, events, kernel_check, live, memory, process_checks
@@ -31,6 +31,7 @@ from vit_jax.training.loop import Run, loop
 from vit_jax.training.plan import show_plan
 from vit_jax.training.prepared import Evaluator
 from vit_jax.training.setup import OF_CHECKPOINT, Setup, check, set_up
+from vit_jax.training.spikes import Spikes, rule_of
 from vit_jax.training.state import TrainState
 from vit_jax.training.workdir import (
     as_begun,
@@ -43,6 +44,7 @@ from vit_jax.training.workdir import (
     finished_metrics,
     has_checkpoint,
     read_config,
+    recorded,
     run_meta,
     write_config,
     write_evaluation,
@@ -97,11 +99,11 @@ def train(
     checkpoints = hold(setup, workdir)
     try:
         check_data(setup, checkpoints, allow_config_change)
-        state, best = restore_or_initialise(setup, checkpoints)
+        state, best, spikes = restore_or_initialise(setup, checkpoints)
         write_config(workdir, whole)  # no more checks that refuse
         auto_memory.write(workdir, setup)
         kernel_check.write(workdir, attention)
-        return under_way(setup, compiled, workdir, state, best, checkpoints, expected)
+        return under_way(setup, compiled, workdir, state, best, spikes, checkpoints, expected)
     finally:
         checkpoints.close()
 
@@ -112,6 +114,7 @@ def under_way(
     workdir: Path,
     state: TrainState,
     best: Best,
+    spikes: Spikes,
     checkpoints: Checkpoints,
     expected_memory: int | None,
 ) -> dict[str, float]:
@@ -125,7 +128,7 @@ def under_way(
     measured_memory = functools.partial(memory.measured_memory, expected_memory)
     with contextlib.ExitStack() as stack:
         shared = instruments(
-            setup, compiled, workdir, start, best, checkpoints, expected_memory, stack
+            setup, compiled, workdir, start, best, spikes, checkpoints, expected_memory, stack
         )
         request = stack.enter_context(StopRequest())
         stop = events.saves_and_stops(shared, workdir, total)
@@ -150,6 +153,7 @@ def under_way(
                     due=lines,
                     max_skipped_steps=config.max_skipped_steps,
                 ),
+                events.rolled_back(shared, setup.program.abstract_state),
                 events.saved(shared, every_steps=config.checkpoint_every_steps, total_steps=total),
                 events.evaluated(shared, measures, periods, total, request, stop),
                 live.page(workdir, lines),
@@ -185,6 +189,7 @@ def instruments(
     workdir: Path,
     start: int,
     best: Best,
+    spikes: Spikes,
     checkpoints: Checkpoints,
     expected_memory: int | None,
     stack: contextlib.ExitStack,
@@ -208,17 +213,7 @@ def instruments(
         stack.enter_context(each)
     clock = Clock(config.batch_size, start)
     meta = run_meta(setup)
-    return events.Instruments(log, results, clock, pace, watchdog, checkpoints, meta, best)
-
-
-def recorded(workdir: Path, step: int) -> dict[str, float]:
-    """The log record of a step."""
-    file = workdir / FILE_NAME
-    found: dict[str, float] = {}
-    for record in read_metrics(file) if step and file.exists() else ():
-        if record["step"] == step:
-            found |= {key: value for key, value in record.items() if "/" in key}
-    return found
+    return events.Instruments(log, results, clock, pace, watchdog, checkpoints, meta, best, spikes)
 
 
 def not_evaluated(due: list[str], results: Mapping[str, float]) -> list[str]:
@@ -248,7 +243,7 @@ def finish(
     last = int(state.step)
     if (skipped := int(state.skipped)) >= last:
         raise Diverged(
-            f"None of the {skipped} gradients was finite: there was no update, and no model is "
+            f"None of the {skipped} updates was finite: none was made, and no model is "
             "exported. Lower config.schedule.learning_rate, and start again."
         )
     state, record = events.best_state(
@@ -262,17 +257,19 @@ def finish(
     shared.log.write(last, {**record, **peak}, final=True)
 
 
-def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Best]:
-    """The newest checkpoint of this run, or its initial state; and the best so far.
+def restore_or_initialise(
+    setup: Setup, checkpoints: Checkpoints
+) -> tuple[TrainState, Best, Spikes]:
+    """The newest checkpoint of this run, or its initial state; the best, and the losses, so far.
 
     Raises:
       UserError: it belongs to another run, or is beyond the end of this one.
       CheckpointError: it cannot be used, or the best one is missing.
     """
-    total = setup.plan.total_steps
+    total, rule = setup.plan.total_steps, rule_of(setup.config)
     restored = checkpoints.restore(setup.program.abstract_state)
     if restored is None:
-        return setup.program.initialise(), Best(setup.plan.keep)
+        return setup.program.initialise(), Best(setup.plan.keep), Spikes(rule)
     state, meta = restored
     if int(meta["step"]) > total:
         raise UserError(
@@ -283,7 +280,7 @@ def restore_or_initialise(setup: Setup, checkpoints: Checkpoints) -> tuple[Train
     best = Best(setup.plan.keep, meta.get("best"))
     checkpoints.check_best(best.step)
     say(f"resumed from step {int(meta['step'])}")
-    return state, best
+    return state, best, Spikes(rule, meta.get("roll_back"))
 
 
 def training_batches(

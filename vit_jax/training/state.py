@@ -16,7 +16,8 @@ from vit_jax.runtime import sharding
 class TrainState(NamedTuple):
     """step: () int32. params, average: {path: array} (average is {} without Polyak averaging).
 
-    skipped: () int32, updates skipped for non-finite gradients; skipped_in_a_row: consecutive ones.
+    skipped: () int32, updates that were not made: not finite, or rolled back; skipped_in_a_row: the
+    latest consecutive non-finite ones.
     """
 
     step: jax.Array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -69,20 +69,28 @@ def make_train_step(
         value, grads = gradients(state.params, batch, state.step)
 
         norm = optax.tree.norm(grads)
-        if gradient_clip_norm is not None:
-            scale = jnp.minimum(1.0, gradient_clip_norm / jnp.maximum(norm, 1e-16))
-            grads = jax.tree.map(lambda g: g * scale, grads)
-        direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate = schedule(state.step)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+
+        def update(grads, opt_state, params):
+            if gradient_clip_norm is not None:
+                scale = jnp.minimum(1.0, gradient_clip_norm / jnp.maximum(norm, 1e-16))
+                grads = jax.tree.map(lambda g: g * scale, grads)
+            direction, opt_state = optimizer.update(grads, opt_state, params)
+            return jax.tree.map(lambda p, d: p - rate * d, params, direction), opt_state
+
+        before = (grads, state.opt_state, state.params)
+        params, opt_state = update(*before)
+        # Computed twice, so that the new parameters are tested without a copy beside the old ones.
+        # Moments and average are finite if gradient and parameters are.
+        tested, _ = update(*jax.lax.optimization_barrier(before))
+        finite = jnp.isfinite(norm) & jnp.isfinite(value) & all_finite(tested)
         average = state.average
         if polyak_decay is not None:
             updates = state.step - state.skipped
             decay = weight_of_average(updates, polyak_decay, ramp=polyak_ramp)
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
-        # A step with a non-finite gradient changes only the counters.
-        finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        # A step with a non-finite loss, gradient or update changes only the counters.
         params, opt_state, average = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state, average),
@@ -103,3 +111,8 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def all_finite(arrays: Mapping[str, jax.Array]) -> jax.Array:
+    """Whether no element is an infinity or NaN, ()."""
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays.values()]).all()

@@ -22,7 +22,7 @@ from vit_jax.models.fingerprints import Record
 from vit_jax.models.variants import RESNET_ROWS
 from vit_jax.pages import image_strips
 from vit_jax.runtime.distributed import say
-from vit_jax.runtime.logbook import read_metrics
+from vit_jax.runtime.logbook import FILE_NAME, read_metrics
 from vit_jax.training import state as train_state
 from vit_jax.training.best import Best, of_model
 from vit_jax.training.checkpoint import SAVED, Checkpoints
@@ -279,6 +279,16 @@ def check_data(
                 "--workdir, or continue with --allow_config_change."
             )
         say(f"the data differ from those that this run began with: {what}")
+
+
+def recorded(workdir: Path, step: int) -> dict[str, float]:
+    """The log record of a step."""
+    file = workdir / FILE_NAME
+    found: dict[str, float] = {}
+    for record in read_metrics(file) if step and file.exists() else ():
+        if record["step"] == step:
+            found |= {key: value for key, value in record.items() if "/" in key}
+    return found
 
 
 def check_history(workdir: Path) -> None:

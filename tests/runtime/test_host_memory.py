@@ -49,6 +49,23 @@ def test_a_step_finds_its_pages():
     assert page_faults("keep") < 0.1 * page_faults()
 
 
+FIRST_THREAD = """
+import sys, threading
+from vit_jax import cli
+cli.prepare_process(["train"])  # it starts a thread
+"""
+
+
+def test_commands_keep_pages_before_their_first_thread():
+    """A thread that came first has memory of its own, which XLA's threads then share."""
+    script = FIRST_THREAD + SCRIPT.replace(
+        "run(x).block_until_ready()",
+        "thread = threading.Thread(target=lambda: run(x).block_until_ready())\n"
+        "    thread.start()\n    thread.join()",
+    )
+    assert number_of(script) < 0.1 * page_faults()
+
+
 def test_pages_can_be_given_back_after_all():
     assert page_faults("keep", "give_back") > 0.5 * page_faults()
 

@@ -31,6 +31,7 @@ from vit_jax.errors import (
     nearest,
     one_line,
 )
+from vit_jax.runtime import host_memory
 
 COMMANDS = {
     "train": "pretrain or fine-tune; run it again to resume",
@@ -143,6 +144,7 @@ def prepare_process(argv: list[str]) -> None:
     for name in [name for name, value in os.environ.items() if not value]:
         if name.startswith(SCHEDULERS):
             del os.environ[name]
+    host_memory.keep_freed_pages()  # before the first thread, which would get memory of its own
     code = PREEMPTED if argv[:1] and argv[0] in RESUMES else 128 + signal.SIGTERM
     reads, writes = os.pipe()
     os.set_blocking(writes, False)

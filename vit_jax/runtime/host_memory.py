@@ -30,8 +30,9 @@ def keep_freed_pages() -> bool:
 
     XLA allocates the temporaries of a step, gigabytes in one block, at every step; glibc returns
     them to the system, which clears every page again. With retained memory a training step of B/16
-    causes no page faults instead of half a million (docs/performance.md). Call before JAX is used;
-    no effect on other systems than Linux with glibc.
+    causes no page faults instead of half a million (docs/performance.md). Call before JAX is used,
+    and before the first thread: what threads of XLA then allocate may be in that thread's arena,
+    which cannot hold large blocks. No effect on other systems than Linux with glibc.
     """
     global _kept
     if platform.libc_ver()[0] != "glibc" or _end_of_heap() is None or not _on_cpu():
@@ -115,12 +116,10 @@ def make_room(size: int) -> None:
             _held_blocks.append(piece)
 
 
-def trim_above(limit: int) -> bool:
-    """Returns freed pages to the system if the process uses more than `limit` bytes; whether so."""
-    above = (resident_bytes() or 0) > limit
-    if above:
+def trim_above(limit: int) -> None:
+    """Returns freed pages to the system if the process uses more than `limit` bytes."""
+    if (resident_bytes() or 0) > limit:
         trim()
-    return above
 
 
 def resident_bytes() -> int | None:

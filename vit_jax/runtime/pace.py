@@ -57,7 +57,6 @@ class Paced:
         self.in_flight: collections.deque = collections.deque()
         self.span = contextlib.ExitStack()  # of the traced step, until the next begins
         self.limit: int | None = None
-        self.trimmed = -1  # the last step after which memory was returned
         if expected_memory and host_memory.freed_pages_are_kept():
             self.limit = int(1.1 * expected_memory)
             self.temporaries = jax.local_device_count() * temporary_bytes(step)
@@ -85,19 +84,8 @@ class Paced:
             jax.block_until_ready(self.in_flight.popleft())
             if not self.ahead:
                 host_memory.wait_for_free(time.perf_counter() - begin)
-                self.stay_within()
-
-    def stay_within(self) -> None:
-        """Returns memory above the limit to the system.
-
-        A limit that is exceeded after two steps in a row is below what a step needs: the next would
-        only fault its pages in again, a third of the time of small models. It is raised.
-        """
-        if self.limit is None or not host_memory.trim_above(self.limit):
-            return
-        if self.trimmed == self.number - 1:
-            self.limit = int(1.1 * self.limit)
-        self.trimmed = self.number
+                if self.limit is not None:
+                    host_memory.trim_above(self.limit)
 
     def end_span(self) -> None:
         """Ends the previous step, and the profile if that was its last step."""

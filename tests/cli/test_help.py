@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_paragraphs_are_filled_and_examples_are_left():
 
 def completed(*words):
     """What bash offers for the last of some words."""
-    line = f"""{completion.script()}
+    line = f"""{completion.script("bash")}
         compopt() {{ :; }}
         COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}
         _vit_jax; echo "${{COMPREPLY[@]}}" """
@@ -70,6 +71,33 @@ def test_the_shell_completes_commands_flags_and_settings():
     rate = "--config.schedule.learning_rate="
     assert completed("vit-jax", "sweep", rate[:-5]).split() == [rate]
     assert completed("vit-jax", "predict", rate[:-5]).split() == []
+
+
+#: A zsh with a terminal; what it shows after each line is typed.
+ZSH = """
+zmodload zsh/zpty
+zpty z zsh -f -i
+zpty -w z "TERM=dumb; source ./c"
+sleep 2
+for typed in $'vit-jax tra\\t--work\\t' $'\\x15vit-jax convert c.o\\t'; do
+  zpty -n -w z $typed
+  sleep 2
+  while zpty -rt z chunk; do print -rn -- $chunk; done
+done
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+def test_zsh_completes_as_well_and_files_too(tmp_path):
+    (tmp_path / "c").write_text(completion.script("zsh"))
+    (tmp_path / "c.other").touch()
+    done = subprocess.run(
+        ["zsh", "-c", ZSH], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    shown = done.stdout.replace("\b", "").replace("\r", "")
+    assert "vit-jax train" in shown and "--workdir=" in shown and "--workdir= " not in shown
+    assert "convert c.other" in shown
 
 
 def test_a_shell_without_a_name_is_wrong_usage(capsys):

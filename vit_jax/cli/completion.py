@@ -17,24 +17,44 @@ from absl import flags as absl_flags
 from vit_jax import cli, settings
 from vit_jax.errors import UsageError
 
-SHELLS = ("bash", "zsh")
-ZSH = "autoload -Uz compinit bashcompinit && compinit -u && bashcompinit\n"
+#: What differs: where the words of the line are, and how candidates are handed over. Settings and
+#: flags that take a value get no space after them.
+SHELLS = {
+    "bash": (
+        "",
+        'local line=("${COMP_WORDS[@]}") number=$COMP_CWORD word=${COMP_WORDS[COMP_CWORD]}',
+        """\
+  COMPREPLY=($(compgen -W "$list" -- "$word"))
+  if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=.] ]]; then compopt -o nospace; fi""",
+        "complete -o default -F _vit_jax vit-jax",
+    ),
+    "zsh": (
+        "autoload -Uz compinit && compinit -u\n",
+        """local -a line=("${words[@]:1}") all open closed
+  local number=$((CURRENT - 1)) word=${words[CURRENT]}""",
+        """\
+  all=(${=list}) open=(${(M)all[@]:#*[=.]}) closed=(${all[@]:#*[=.]})
+  compadd -S '' -- "${open[@]}"; compadd -- "${closed[@]}"
+  if [[ -z $list || $word == *=* ]]; then compset -P '*='; _files; fi""",
+        "compdef _vit_jax vit-jax",
+    ),
+}
 SCRIPT = """\
-_vit_jax() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} words=""
-  if ((COMP_CWORD == 1)); then
-    words="{commands} --help --version"
+{start}_vit_jax() {{
+  {line}
+  local list=""
+  if ((number == 1)); then
+    list="{commands} --help --version"
   elif [[ $word == --config.* ]]; then
-    case ${{COMP_WORDS[1]}} in {configured}) words="{settings}" ;; esac
+    case ${{line[1]}} in {configured}) list="{settings}" ;; esac
   elif [[ $word == -* ]]; then
-    case ${{COMP_WORDS[1]}} in
+    case ${{line[1]}} in
 {flags}
     esac
   fi
-  COMPREPLY=($(compgen -W "$words" -- "$word"))
-  if [[ ${{#COMPREPLY[@]}} == 1 && ${{COMPREPLY[0]}} == *[=.] ]]; then compopt -o nospace; fi
+{end}
 }}
-complete -o default -F _vit_jax vit-jax
+{attach}
 """
 
 
@@ -45,11 +65,11 @@ def define(flags: absl_flags.FlagValues) -> None:
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         raise UsageError(f"name the shell: vit-jax completion {' or '.join(SHELLS)}.")
-    print((ZSH if arguments[0] == "zsh" else "") + script(), end="")
+    print(script(arguments[0]), end="")
 
 
-def script() -> str:
-    """The completion function for bash, and for zsh through bashcompinit."""
+def script(shell: str) -> str:
+    """The completion function of a shell."""
     rows, configured = [], []
     for name in cli.COMMANDS:
         flags = flags_of(name)
@@ -57,8 +77,13 @@ def script() -> str:
         if "set" in flags:
             configured.append(name)
             words.append("--config.")
-        rows.append(f'      {name}) words="{" ".join([*words, "--help"])}" ;;')
+        rows.append(f'      {name}) list="{" ".join([*words, "--help"])}" ;;')
+    start, line, end, attach = SHELLS[shell]
     return SCRIPT.format(
+        start=start,
+        line=line,
+        end=end,
+        attach=attach,
         commands=" ".join(cli.COMMANDS),
         configured="|".join(configured),
         settings=" ".join(f"--config.{key}=" for key in settings.SETTINGS),

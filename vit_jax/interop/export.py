@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import hashlib
 import shutil
 import tempfile
@@ -128,6 +129,8 @@ def check_options(form: str, asked: Options, target: Path) -> Options:
     if target.suffix != suffix:
         raise UserError(f"{target} must end in {suffix} for --format={form}.")
     need(f"--format={form}", *PACKAGES[form])
+    if form == "savedmodel" and not importlib.util.find_spec("jax.experimental.jax2tf"):
+        raise UserError("--format=savedmodel needs a JAX that has jax2tf; give --format=stablehlo.")
     if asked.int8:
         need("--int8", "qwix" if form == "stablehlo" else "onnxruntime")
     if "onnx" in PACKAGES[form]:

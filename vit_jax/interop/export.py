@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import hashlib
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable

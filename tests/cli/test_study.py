@@ -86,7 +86,7 @@ def test_machines_share_a_study_and_a_failure_stops_no_other_trial(tmp_path, cap
 
 
 @pytest.mark.parametrize(("words", "code", "message"), [
-    (["--trial=3/2"], 2, "--trial=3/2 must be I/N"), (["--trial=0/2"], 2, "--trial=0/2 must"),
+    (["--trial=3/2"], 2, "--trial=3/2 must be I/N"), (["--trial=0/0"], 2, "--trial=0/0 must"),
     (["--trial=x"], 2, "--trial=x must"),
     (["--only=depth-*"], 1, "--only=depth-. matches no trial; there are rate_0.01, rate_0.1."),
 ])  # fmt: skip

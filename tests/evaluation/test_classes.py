@@ -69,7 +69,7 @@ def by_colour():
         preprocessing=(("name", "resize"),),
     )  # fmt: skip
     init, _ = models.as_functions(config)
-    params = {key: np.asarray(value) for key, value in init(jax.random.key(0)).items()}
+    params = {key: np.asarray(value) for key, value in jax.jit(init)(jax.random.key(0)).items()}
     images = np.stack([np.full((16, 16, 3), COLOURS[name], np.uint8) for name in NAMES])
     source = data.ArraySource(images, [0, 1, 2])
     ((found, _),) = features.batches_of_features(config, params, source, batch_size=3)

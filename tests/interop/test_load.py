@@ -154,7 +154,7 @@ TRAVELLING = [
 def test_preprocessing_travels_with_the_model(tmp_path, form, preprocessing):
     """S13: whole; but what is edited there afterwards counts."""
     config = models.get_config("debug", patch_size=16, num_classes=3, preprocessing=preprocessing)
-    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
     form.save(tmp_path, config, params)
     assert load.read(tmp_path)[0].preprocessing == preprocessing
     file = tmp_path / ("config.json" if form is timm else "preprocessor_config.json")
@@ -172,7 +172,7 @@ def test_preprocessing_travels_with_the_model(tmp_path, form, preprocessing):
 def zero_head(tmp_path):
     """A fresh model, whose classifier is all zeros."""
     config = models.get_config("debug", num_classes=3)
-    params = jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
     assert not params["head/kernel"].any()
     native.save(tmp_path / "fresh", config, params)
     return tmp_path / "fresh", config, params

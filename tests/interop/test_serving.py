@@ -22,7 +22,7 @@ def source(tmp_path_factory):
     """A model with a classifier, called pets."""
     config = models.get_config("debug", num_classes=4, image_size=(16, 24), labels=LABELS)
     init, _ = models.as_functions(config)
-    params = {path: np.asarray(value) for path, value in init(jax.random.key(0)).items()}
+    params = {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(0)).items()}
     head = np.random.default_rng(0).normal(size=params["head/kernel"].shape)
     params["head/kernel"] = head.astype(np.float32)
     directory = tmp_path_factory.mktemp("runs") / "pets"

@@ -18,7 +18,7 @@ FORMS = pytest.mark.parametrize("form", [huggingface, timm])
 @functools.cache
 def small():
     config = models.get_config("debug", patch_size=16, image_size=32, num_classes=3)
-    return config, jax.device_get(models.as_functions(config)[0](jax.random.key(0)))
+    return config, jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
 
 
 @pytest.fixture

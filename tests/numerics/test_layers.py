@@ -147,11 +147,14 @@ def test_fused_attention_equals_the_equation(size, classifier):
         "debug", image_size=size, patch_size=4, num_classes=5, classifier=classifier
     )
     init, apply = models.as_functions(config)
-    params = init(jax.random.key(0))
+    params = jax.jit(init)(jax.random.key(0))
     params["head/kernel"] = jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
     images = jax.random.uniform(jax.random.key(2), (3, size, size, 3), minval=-1)
-    loss = lambda params: jnp.square(apply(params, images)).mean()  # noqa: E731
-    wanted, wanted_gradients = jax.value_and_grad(loss)(params)
+
+    def value_and_gradients(apply):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.square(apply(p, images)).mean()))(params)
+
+    wanted, wanted_gradients = value_and_gradients(apply)
     attention, calls = jax.nn.dot_product_attention, []
 
     def in_its_place(*qkv, implementation, **more):
@@ -161,7 +164,7 @@ def test_fused_attention_equals_the_equation(size, classifier):
     row = models.numerics_of(config)._replace(attention=gpu.attention)
     with mock.patch.object(jax.nn, "dot_product_attention", in_its_place):
         _, apply = models.as_functions(config, row)
-        found, gradients = jax.value_and_grad(loss)(params)
+        found, gradients = value_and_gradients(apply)
     assert {name for name, _, _ in calls} == {"cudnn"}
     assert all(n % 2 == 0 for _, n, _ in calls)  # its gradient refuses others
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
@@ -199,14 +202,14 @@ cases = ("debug", {}), ("Ti/16", {"num_layers": 2}), ("debug", {"scan": True, "r
 for variant, more in cases:
     config = models.get_config(variant, image_size=32, num_classes=5, **more)
     init, _ = models.as_functions(config)
-    params = init(jax.random.key(0))
+    params = jax.jit(init)(jax.random.key(0))
     params["head/kernel"] = jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
     images = jax.random.uniform(jax.random.key(2), (4, 32, 32, 3), minval=-1)
     results = []
     for dtype in ("float32", "bfloat16"):
         _, apply = models.as_functions(models.replace(config, dtype=dtype))
         loss = lambda p: jnp.square(apply(p, images)).mean()
-        logits = apply(params, images)
+        logits = jax.jit(apply)(params, images)
         results.append((logits, jax.jit(jax.grad(loss))(params)))
     (a, ga), (b, gb) = results
     norm = lambda tree: sum(float(jnp.square(x).sum()) for x in tree.values()) ** 0.5
@@ -236,12 +239,12 @@ def test_every_row_computes_what_the_paper_says(variant):
     """The rows of machines against the plain one, in float32, with gradients."""
     config = models.get_config(variant, num_classes=5)
     init, plain = models.as_functions(config, numerics.PLAIN)
-    params = init(jax.random.key(0))
+    params = jax.jit(init)(jax.random.key(0))
     params["head/kernel"] = jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
     images = jax.random.uniform(jax.random.key(2), (2, *config.image_size, 3), minval=-1)
 
     def value_and_gradients(apply):
-        return jax.value_and_grad(lambda p: jnp.square(apply(p, images)).mean())(params)
+        return jax.jit(jax.value_and_grad(lambda p: jnp.square(apply(p, images)).mean()))(params)
 
     wanted, wanted_gradients = value_and_gradients(plain)
     for machine in (Machine("cpu", 1), Machine("cpu", 8), Machine("tpu", 4), Machine("gpu", 1)):

@@ -98,7 +98,7 @@ def loss_and_gradients(config, row, images, params, where=None):
 def model(variant, **more):
     config = models.get_config(variant, num_classes=5, **more)
     init, _ = models.as_functions(config, numerics.PLAIN)
-    params = init(jax.random.key(0))
+    params = jax.jit(init)(jax.random.key(0))
     params["head/kernel"] = jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
     for path in params:  # zeros would hide a bias that is lost
         if path.endswith("bias"):

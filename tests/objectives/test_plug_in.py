@@ -32,7 +32,7 @@ def test_a_run_that_never_took_a_step_leaves_no_model(tmp_path, capsys):
     """The norm of every gradient is infinite, and they are too few to give up before the end."""
     infinite = "--config.objective.scale=1e30"
     assert train(tmp_path / "run", TOY, PLAIN, infinite, "--config.total_steps=3") == 1
-    assert "None of the 3 gradients was finite: there was no update" in capsys.readouterr().err
+    assert "None of the 3 updates was finite: none was made" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
     assert not any(r.get("final") for r in read_metrics(tmp_path / "run" / "metrics.jsonl"))
 

@@ -362,8 +362,8 @@ def save_savedmodel(
 
 def open_savedmodel(directory: str | Path) -> tuple[Answer, str]:
     """Runs a SavedModel by TensorFlow."""
-    need("A SavedModel", "tensorflow")
     check_directory(Path(directory))
+    need("A SavedModel", "tensorflow")
     import tensorflow as tf
 
     serve = tf.saved_model.load(str(directory)).signatures["serving_default"]

@@ -43,29 +43,31 @@ def test_12_13_a_worker_that_stops_or_dies(number, monkeypatch):
     assert not [worker for worker in workers if worker.is_alive()]
 
 
-class DiesWhileItSends:
-    """A transform whose worker dies at the fifth image, with half of a length in every pipe."""
+def dies_while_it_sends(transform):
+    """A transform whose worker dies at the fifth image, with half of a length in its pipe."""
 
-    def __init__(self, transform):
-        self.transform, self.count = transform, 0
-        self.size, self.channels = transform.size, transform.channels
+    class Dies:  # of a function, so that it is pickled whole: workers cannot import the tests
+        def __init__(self):
+            self.count, self.size, self.channels = 0, transform.size, transform.channels
 
-    def read(self, *args, **options):
-        self.count += 1
-        if self.count == 5:
-            time.sleep(0.3)  # the first batch has been sent
-            for found in gc.get_objects():
-                if isinstance(found, multiprocessing.queues.Queue):
-                    os.write(found._writer.fileno(), b"\0\0")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.transform.read(*args, **options)
+        def read(self, *args, **options):
+            self.count += 1
+            if self.count == 5:
+                time.sleep(0.3)  # the first batch has been sent
+                for found in gc.get_objects():
+                    if isinstance(found, multiprocessing.queues.Queue) and found._thread:
+                        os.write(found._writer.fileno(), b"\0\0")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return transform.read(*args, **options)
+
+    return Dies()
 
 
 def test_12_a_worker_that_dies_in_the_middle_of_a_message(monkeypatch):
     monkeypatch.setattr(batches, "CLOSING", 0.1)  # the thread that reads it never ends
     transform = data.make_transform(name="resize_flip", size=(8, 8), train=True)
     reader = data.train_batches(
-        data.open_source("digits[train]"), DiesWhileItSends(transform),
+        data.open_source("digits[train]"), dies_while_it_sends(transform),
         batch_size=4, seed=0, num_threads=1, num_workers=1,
     )  # fmt: skip
     try:

@@ -157,8 +157,13 @@ def test_bad_settings_leave_nothing_behind(images, tmp_path, capsys, override, p
     fails(capsys, arguments, 1, part)
     left = [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert left == []
-    # the corrected command works on the same workdir: nothing of the failed one stands in its way
-    assert main([*arguments[:-1], "--config.total_steps=3", "--debug"]) == 0
+
+
+def test_the_corrected_command_works_on_the_same_workdir(images, tmp_path, capsys):
+    config = f"--config=configs/finetune.py:debug,folder:{images},32"
+    arguments = ["train", config, f"--workdir={tmp_path / 'run'}", *TRAIN]
+    fails(capsys, [*arguments, "--config.mesh.fsdp=3"], 1, "does not cover")
+    assert main([*arguments, "--config.total_steps=3", "--debug"]) == 0
 
 
 def test_a_damaged_image_is_named(run, tmp_path, capsys):

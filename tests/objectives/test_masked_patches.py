@@ -243,9 +243,13 @@ def test_hybrids_have_patches_too():
         num_classes=2, image_size=64,
     )  # fmt: skip
     found, params, _ = objective(config)
-    value, gradients = jax.value_and_grad(
-        lambda p: found.loss(p, {"image": photos(2, 64)}, key_of(rows=range(2))).mean()
-    )(params)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        return found.loss(params, {"image": photos(2, 64)}, key_of(rows=range(2))).mean()
+
+    value, gradients = loss(params)
     assert value > 5 and float(jnp.abs(gradients["objective/mask"]).max()) > 0
 
 

@@ -67,7 +67,7 @@ def test_more_than_are_allowed_end_the_run(tmp_path, folder, capsys, monkeypatch
     assert "max_bad_images=3 to continue" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_the_next_record_takes_the_place_of_a_bad_one(folder, workers):
     source = data.open_source(f"folder:{folder}[train]")
     plain = data.make_transform(name="resize_flip", size=(8, 8), train=True)

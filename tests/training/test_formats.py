@@ -127,6 +127,7 @@ def test_settings_that_a_run_did_not_know_yet_are_as_by_default(tmp_path, capsys
     assert json.loads(file.read_text())["objective"]["name"] == "classification"
 
 
+@pytest.mark.long
 def test_a_run_that_began_with_other_bits_of_dropout_goes_on_with_them(tmp_path, capsys):
     """Format 2, before `dropout_bits`: the bits were Threefry's."""
     settings = [*SETTINGS, "--config.model.dropout_rate=0.3", "--config.optimizer.momentum=0.5"]

@@ -20,7 +20,7 @@ MESHES = [
     if processes * devices % (fsdp * tensor) == 0
 ]
 #: Those that run each time: all kinds of sharing between two and four processes.
-OFTEN = [(2, 1, 2, 1), (2, 2, 1, 4), (4, 1, 2, 2)]
+OFTEN = [(2, 2, 1, 4), (4, 1, 2, 2)]
 
 
 def fake_mesh(processes, devices, fsdp, tensor, order=None):
@@ -91,12 +91,12 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     "mesh",
     [
-        pytest.param(mesh, marks=() if mesh in OFTEN else pytest.mark.slow, id=named(mesh))
+        pytest.param(mesh, marks=() if mesh in OFTEN else pytest.mark.long, id=named(mesh))
         for mesh in MESHES
     ],
 )
 def test_the_losses_are_those_of_one_device(mesh, alone, tmp_path):
-    """In real processes. All of them: pytest -m 'slow or not slow' tests/training/test_meshes.py"""
+    """In real processes. All others: pytest -m long tests/training/test_meshes.py"""
     processes, devices, fsdp, tensor = mesh
     found = losses(
         tmp_path / "run", processes, devices,

@@ -93,21 +93,19 @@ def test_eight_devices_accumulate_too(params, batch):
 
 
 STOCHASTIC = models.override(CONFIG, dropout_rate=0.3, stochastic_depth_rate=0.3)
-PARTS = {"accumulation_steps": 4}
 MESHED = {"devices": 8, "accumulation_steps": 2, "mesh": {"fsdp": 2, "tensor": 2}}
 
 
-@pytest.mark.parametrize("model, others", [
-    (STOCHASTIC, [PARTS, MESHED]),
-    (models.override(CONFIG, dropout_rate=0.3, scan=True, remat=True), [PARTS]),
+@pytest.mark.parametrize("model, options", [
+    (STOCHASTIC, MESHED),
+    (models.override(CONFIG, dropout_rate=0.3, scan=True, remat=True), {"accumulation_steps": 4}),
 ], ids=["plain", "scan"])  # fmt: skip
-def test_dropout_does_not_depend_on_devices_or_on_accumulation(params, batch, model, others):
+def test_dropout_does_not_depend_on_devices_or_on_accumulation(params, batch, model, options):
     """E7: the masks are of an example's place in the global batch."""
     one, metrics = run(params, batch, model=model)
-    for options in others:
-        other, found = run(params, batch, model=model, **options)
-        assert_close(one.params, other.params)
-        np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
+    other, found = run(params, batch, model=model, **options)
+    assert_close(one.params, other.params)
+    np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
     without, _ = run(params, batch)
     assert max(abs(one.params[p] - without.params[p]).max() for p in params) > 1e-3
 
@@ -115,14 +113,14 @@ def test_dropout_does_not_depend_on_devices_or_on_accumulation(params, batch, mo
 def test_pairs_that_are_mixed_do_not_depend_on_devices_or_on_accumulation(params, batch):
     mixing = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}
     one, metrics = run(params, batch, model=STOCHASTIC, mixing=mixing)
-    for options in (PARTS, MESHED):
-        other, found = run(params, batch, model=STOCHASTIC, mixing=mixing, **options)
-        assert_close(one.params, other.params)
-        np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
+    other, found = run(params, batch, model=STOCHASTIC, mixing=mixing, **MESHED)
+    assert_close(one.params, other.params)
+    np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
     without, _ = run(params, batch, model=STOCHASTIC)
     assert max(abs(one.params[p] - without.params[p]).max() for p in params) > 1e-3
 
 
+@pytest.mark.long
 def test_bits_of_before_are_those_of_threefry(params, batch):
     """They depend on accumulation; runs that began with them go on with them."""
     one, _ = run(params, batch, model=STOCHASTIC, threefry=True)

@@ -59,7 +59,7 @@ def weights(workdir):
 
 def wait_for_step(process, workdir, step):
     """Returns as soon as the run has logged `step`."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     metrics = workdir / "metrics.jsonl"
     while time.monotonic() < deadline:
         records = read_metrics(metrics) if metrics.exists() else []

@@ -95,6 +95,25 @@ def test_fingerprint_sees_exchanged_values_and_not_the_sharding():
     assert not np.array_equal(checkpoint.fingerprint(jnp.asarray(x[::-1])), whole)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_])
+@pytest.mark.parametrize("rule", fingerprints.RULES)
+def test_small_arrays_of_this_cpu_have_the_same_fingerprint_without_a_program(dtype, rule):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(0, 9, shape).astype(jnp.dtype(dtype)) for shape in [(), (7,), (2, 3, 5)]]
+    tree = {str(i): jnp.asarray(x) for i, x in enumerate(arrays)}
+    if dtype == jnp.bfloat16:
+        tree["2"] = tree["2"].at[1, 1, 1].set(jnp.inf)
+    programs = fingerprints._look_on_device._cache_size()
+    found = fingerprints.checked(tree, rule)
+    assert fingerprints._look_on_device._cache_size() == programs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprints, "SMALL", -1)
+        assert fingerprints.checked(tree, rule) == found
+    assert fingerprints._look_on_device._cache_size() > programs
+    assert found[1] == (["['2']"] if dtype == jnp.bfloat16 else [])
+    assert len(set(found[0].values())) == 3
+
+
 def missed(rule, before, after):
     """How many changes of rows (tries, words) uint32 a rule does not see."""
     rule = jax.jit(jax.vmap(rule))

@@ -6,12 +6,17 @@ they see one CPU device, as a user's would.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # LLVM compiles without optimisation: the tests' programs are small, and compiling them is most of
 # the work. XLA's own passes stay as they are. `XLA_FLAGS= pytest` optimises as for users.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+_flags = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # another may not know these
+    # One module of LLVM, without MLIR: half the time to compile.
+    _flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", _flags)
 # The workers of pytest-xdist share the cores; BLAS reads this when NumPy is imported.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _threads = str(max(1, (os.cpu_count() or 1) // _workers))

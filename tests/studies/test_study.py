@@ -303,6 +303,26 @@ def test_machines_that_write_at_once_lose_no_row(tmp_path):
     assert len(record.read(tmp_path)) == 40
 
 
+def test_columns_are_the_same_wherever_the_data_lie():
+    config = configuration.default()
+    metric, best = (
+        "fewshot/folder:{}pets[train]/5_shots",
+        "best/fewshot/folder:{}pets[train]/5_shots",
+    )
+    found = {
+        place: record.Outcome(
+            config, {"step": 3, metric.format(place): 0.5, best.format(place): 0.7}, []
+        )
+        for place in ("/data/", "/mnt/a b/", "")
+    }
+    rows = record.rows(dict.fromkeys(found, config), found)
+    assert all(row[metric.format("")] == 0.5 and row[best.format("")] == 0.7 for row in rows)
+    assert not [key for key in rows[0] if "/data" in key]
+    two = {metric.format("/a/"): 0.1, metric.format("/b/"): 0.2}  # of one name: both are kept
+    [row] = record.rows({"x": config}, {"x": record.Outcome(config, two, [])})
+    assert {key: row[key] for key in two} == two
+
+
 def test_the_best_of_several_evaluations_is_kept():
     records = [{"step": s, "eval/accuracy": a} for s, a in ((1, 0.2), (2, 0.9), (3, 0.4))]
     found = study.with_best(record.Outcome(None, dict(records[-1]), records))

@@ -82,6 +82,13 @@ def _without_place(key: str, value: object) -> object:
     return ",".join(f"{kind}{PurePath(path).name}" if kind else spec for spec, kind, path in parts)
 
 
+def _anywhere(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of data at folder:/data/pets as those of folder:pets, the same on any machine."""
+    named = [re.sub(r"folder:[^,]*/(?=[^/]+/[^/]+$)", "folder:", key) for key in metrics]
+    keys = named if len(set(named)) == len(metrics) else metrics
+    return dict(zip(keys, metrics.values(), strict=True))
+
+
 def groups(trials: Mapping[str, ConfigDict]) -> dict[str, list[str]]:
     """{name: trials} that differ only in their seed; "none" for none_0, none_1, none_2."""
     same: dict[str, list[str]] = {}
@@ -101,7 +108,8 @@ def rows(
     values = [config.to_dict() for config in trials.values()]
     flat = {name: configuration.flatten(v) for name, v in zip(trials, values, strict=True)}
     differ = sorted({k for v in values for k in configuration.differences(values[0], v)} - {"seed"})
-    metrics = sorted({key for o in outcomes.values() for key in o.metrics or {} if "/" in key})
+    measured = {name: _anywhere(outcome.metrics or {}) for name, outcome in outcomes.items()}
+    metrics = sorted({key for found in measured.values() for key in found if "/" in key})
     return [
         {
             "trial": name,
@@ -111,7 +119,7 @@ def rows(
             "step": (outcome.metrics or {}).get("step"),
         }
         | {key: flat[name].get(key) for key in differ}
-        | {key: (outcome.metrics or {}).get(key) for key in metrics}
+        | {key: measured[name].get(key) for key in metrics}
         for name, outcome in outcomes.items()
     ]
 

@@ -92,7 +92,8 @@ def test_the_step_compiled_for_a_gpu():
     assert sorted(found["attention"]) == [2, 2, 5, 5]  # cuDNN's, forward and backward, both layers
     assert found["strange"] == []  # images of a batch lie apart: every product would turn them
     assert len(found["wide"]) <= 4  # at the ends of the stream only, not in every layer
-    assert found["bytes"] < 97, found  # passes over the tokens per layer, the optimizer's included
+    # Passes over the tokens per layer, with the optimizer's update, which is computed twice.
+    assert found["bytes"] < 101, found
 
 
 def test_without_the_compiler_it_says_what_to_install():

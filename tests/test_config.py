@@ -40,6 +40,7 @@ def test_arguments_by_position_and_by_name(file):
         ("model.image_size", "(32, 48)", (32, 48)),
         ("model.remat", "true", True),
         ("model.remat", "products", "products"),
+        ("model.remat", "{[]: 1}", "{[]: 1}"),  # no literal, so text
         ("wandb", "true", True),
         ("total_epochs", "None", None),
         ("augment.pad", "4", 4),

@@ -147,6 +147,8 @@ def key_of(name: str) -> str:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
+    if not flags.suite:
+        raise UsageError("--suite= is empty; name a protocol, such as classification.")
     remembers = not flags.data and flags.suite == ["classification"]
     with options.processes(flags):
         import jax
@@ -234,7 +236,7 @@ def predictions_file(flags: absl_flags.FlagValues) -> Path | None:
         return None
     if "classification" not in flags.suite:
         raise UsageError("--predictions needs --suite=classification.")
-    file = Path(flags.predictions).expanduser()
+    file = Path(flags.predictions)
     per_image.check(file)
     return file
 

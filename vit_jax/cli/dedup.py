@@ -18,6 +18,7 @@ of a model instead, by cosine; the right --threshold depends on the model and is
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -128,15 +129,23 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
 
 
 def model_features(flags: absl_flags.FlagValues):
-    """A function from a source to batches of the checkpoint's features."""
+    """The checkpoint's features, as `search.find` takes them."""
     options.prepare_jax()
+    from vit_jax import data
     from vit_jax.evaluation import features
     from vit_jax.interop import load
 
     config, params = load.read(flags.checkpoint)
+    plain = data.evaluation_transform(config.image_size, config.preprocessing)
+    mirror = copy.copy(plain)
+    mirror.function = lambda *image, **how: plain.function(*image, **how)[:, ::-1]
 
-    def embed(source):
-        batches = features.batches_of_features(config, params, source, batch_size=flags.batch_size)
+    def embed(source, mirrored):
+        batches = features.batches_of_features(
+            *(config, params, source),
+            batch_size=flags.batch_size,
+            transform=mirror if mirrored else plain,
+        )
         return (found for found, _ in batches)
 
     return embed

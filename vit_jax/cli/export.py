@@ -71,10 +71,17 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.name and not flags.layout:
         raise UsageError("--name is for a model repository; give --layout too.")
     options.prepare_jax()
+    from vit_jax import data
+    from vit_jax.evaluation import classification
+    from vit_jax.evaluation.data_sets import DataSets
     from vit_jax.interop import export, serving
 
     asked = {name: getattr(flags, name) for name in export.Options._fields}
-    asked |= {"tolerance": flags.tolerance, "photos": flags.data or ""}
+    asked |= {"tolerance": flags.tolerance}
+    if flags.data:
+        asked["photos"] = data.evaluation_spec(flags.data)
+        data_sets = DataSets((asked["photos"],))
+        source = data_sets.open()  # before slow work
     file = flags.out
     if flags.layout:
         file, proof = serving.export_to(
@@ -84,16 +91,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         proof = export.export(checkpoint, file, flags.format, **asked)
     print(options.proof_text(file, proof))
     if flags.data:
-        from vit_jax import data
-        from vit_jax.evaluation import classification
-        from vit_jax.evaluation.data_sets import DataSets
-
-        source = data.open_source(flags.data)
         scores = [
-            classification.score(
-                options.forward(model, flags.batch_size or 64), source, DataSets((flags.data,))
-            )
+            classification.score(options.forward(model, flags.batch_size or 64), source, data_sets)
             for model in (checkpoint, str(file))
         ]
         (name, before), (_, after) = scores
-        print(f"{name} on {flags.data}: {before:.2%} before, {after:.2%} after")
+        print(f"{name} on {data_sets.one_spec()}: {before:.2%} before, {after:.2%} after")

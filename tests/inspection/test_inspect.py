@@ -140,6 +140,10 @@ def test_bad_input(tmp_path, capsys):
     assert "There is no image '/no/where'" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
     assert main(["inspect", checkpoint]) == 2
+    (tmp_path / "index.html").write_text("mine")
+    assert main(["inspect", checkpoint, f"--out={tmp_path}"]) == 1
+    assert "index.html exists and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
     with pytest.raises(UserError, match="no attention over all tokens"):
         list(walk.attention_layers(models.get_config("R50x1"), {}, np.zeros((1, 224, 224, 3))))
 

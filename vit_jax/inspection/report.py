@@ -40,15 +40,16 @@ def inspect(
       occlusion: also occlude parts of every image, about 50 forward passes each.
 
     Raises:
-      UserError: an unreadable checkpoint or image, or `out` is a file.
+      UserError: an unreadable checkpoint or image, or `out` is a file or has a page.
     """
     out = Path(out)
     if out.is_file():
         raise UserError(f"{out} is a file; give a directory with --out.")
+    files.check_new(out / "index.html")
     config, params = load.read(checkpoint)
     config = models.replace(config, dtype="float32")
-    files = find_images(images)[:max_images] if images else []
-    pixels = read_images(config, files)
+    found = find_images(images)[:max_images] if images else []
+    pixels = read_images(config, found)
     out.mkdir(parents=True, exist_ok=True)
     pictures: list[tuple[str, str, Path]] = []
     notes: list[str] = []
@@ -80,10 +81,10 @@ def inspect(
             lambda other=other: figures.positions(*other),  # type: ignore[misc]
         )
     viewer = None
-    if files:
-        viewer = draw_images(config, params, files, pixels, draw, notes)
+    if found:
+        viewer = draw_images(config, params, found, pixels, draw, notes)
         if occlusion:
-            draw_occlusion(config, params, files, pixels, draw)
+            draw_occlusion(config, params, found, pixels, draw)
     else:
         notes.append(
             "Attention distance, rollout and heads need images: give files or folders (--images)."
@@ -96,7 +97,7 @@ def inspect(
         ("model", f"{config.variant}, {sum(np.size(p) for p in params.values()):,} parameters"),
         ("image size", " x ".join(map(str, config.image_size))),
         ("classes", f"{config.num_classes}"),
-        ("images", f"{len(files)}"),
+        ("images", f"{len(found)}"),
         *evaluation_facts(Path(checkpoint)),
     ]
     for note in notes:

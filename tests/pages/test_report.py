@@ -211,5 +211,8 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(UserError, match="no working directory"):
         write_report(tmp_path / "missing")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        write_report(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json is not a JSON object"):
         write_report(tmp_path)

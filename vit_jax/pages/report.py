@@ -75,11 +75,11 @@ def render(workdir: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore or delete it.") from None
-    return content if isinstance(content, dict) else {"": content}
+    """The content of a file of a run; {} if there is no such file."""
+    content = files.read_json(path)
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path} is not a JSON object; restore or delete it.")
+    return content or {}
 
 
 def records_of(directory: Path) -> Records:

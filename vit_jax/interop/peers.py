@@ -15,7 +15,6 @@ from vit_jax.errors import UserError
 
 Array = np.ndarray
 PROBES = 8  # photographs
-RANDOM_CLASSES = 16
 
 
 class Outputs(NamedTuple):

@@ -58,6 +58,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     out = Path(flags.out)
     if out.is_file():
         raise UserError(f"{out} is a file; give a directory with --out.")
+    if flags["batch_size"].present and not flags.checkpoint:
+        raise UsageError("--batch_size is for --checkpoint.")
     if flags.merge:
         for name in ("train", "test", "shard", "checkpoint", "data_dir"):
             if flags[name].value is not None:

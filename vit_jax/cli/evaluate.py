@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from vit_jax import files
 from vit_jax.cli import options
 from vit_jax.config import EVALUATORS, pick
 from vit_jax.errors import UsageError, UserError, printable
@@ -168,6 +169,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         if not flags.data and not remembers and flags.suite != ["vtab"]:
             raise UsageError(f"--data=SPEC is required for --suite={','.join(flags.suite)}.")
         out = out_directory(flags, checkpoint)
+        if out.is_file():
+            raise UserError(f"{out} is a file; give a directory with --out.")
+        files.read_json(out / "evaluation.json")  # results are added to it: not if it is damaged
         chosen = chosen_options(flags, evaluators)
         saves = flags.save_threshold or flags.save_temperature
         check_saves(flags, checkpoint, chosen)

@@ -107,6 +107,8 @@ def test_wrong_requests(capsys):
     assert main(["bench", "--peers=tim"]) == 1
     assert "no peer 'tim'" in capsys.readouterr().err
     assert main(["bench", "--dtypes=int8"]) == 2
+    assert main(["bench", "--tasks=train", "--data=digits"]) == 2
+    assert "--data is for --tasks=input" in capsys.readouterr().err
     assert main(["bench", "--tasks="]) == 2
     assert "--tasks= is empty" in capsys.readouterr().err
     assert main(["bench", "--plot=bars.foo"]) == 2  # known before it takes minutes

@@ -94,6 +94,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.compile_for is not None:
         compile_for(flags, model)
         return
+    if flags.data and "input" not in flags.tasks:
+        raise UsageError("--data is for --tasks=input.")
     for name in OF_COMPILER:
         if flags[name].present:
             raise UsageError(f"--{name} needs --compile_for=CHIP.")

@@ -102,7 +102,10 @@ def read_shards(out: Path) -> tuple[Settings, list[Pair]]:
     (count,) = counts
     missing = [f"{i}/{count}" for i in range(1, count + 1) if (i, count) not in files]
     if missing:
-        raise UserError(f"{out} lacks the shards {', '.join(missing)}; run them with --shard.")
+        more = ", ..." if len(missing) > 5 else ""
+        raise UserError(
+            f"{out} lacks the shards {', '.join(missing[:5])}{more}; run them with --shard."
+        )
     first, *others = (file for _, file in sorted(files.items()))
     settings, pairs = read_shard(first)
     for file in others:

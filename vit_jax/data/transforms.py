@@ -327,8 +327,9 @@ def make_transform(
 
 def is_pair(value: object) -> bool:
     """Whether it is (height, width) in whole pixels."""
-    two = isinstance(value, list | tuple) and len(value) == 2
-    return two and all(isinstance(side, int) for side in value)
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(isinstance(side, int) for side in value)
 
 
 #: Default evaluation transform of a model, as after fine-tuning.

@@ -315,7 +315,7 @@ def make_transform(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    if name == "pillow" and larger is not None and not is_pair(larger):
+    if name == "pillow" and isinstance(larger, int | float):
         raise UserError(f"config.{where}.resize={larger} must be (height, width) for pillow.")
     check_policy(policy, where, channels if train else 0)
     if name == "pillow" and channels != 3:
@@ -323,13 +323,6 @@ def make_transform(
     return Transform(
         name, table[name], (size[0], size[1]), options, train, orient, max_pixels, policy, channels
     )
-
-
-def is_pair(value: object) -> bool:
-    """Whether it is (height, width) in whole pixels."""
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        return False
-    return all(isinstance(side, int) for side in value)
 
 
 #: Default evaluation transform of a model, as after fine-tuning.

@@ -30,9 +30,17 @@ def check_regular(file: Path) -> None:
 
 
 def check_new(file: Path) -> None:
-    """Raises UserError for an existing file, or a link of its name."""
+    """Raises UserError for an existing file, or a link of its name; and as `check_above`."""
     if file.exists() or file.is_symlink():
         raise UserError(f"{file} exists and would be overwritten; choose another place.")
+    check_above(file)
+
+
+def check_above(path: Path) -> None:
+    """Raises UserError if the directories above a path cannot be made, since one is a file."""
+    above = next((place for place in path.absolute().parents if place.exists()), path)
+    if not above.is_dir():
+        raise UserError(f"{path} cannot be written: {above} is not a directory.")
 
 
 @contextlib.contextmanager

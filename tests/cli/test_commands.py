@@ -126,6 +126,8 @@ def fails(capsys, arguments, code, *parts):
         (["evaluate", "--data=digits"], 2, "--checkpoint=PATH is required"),
         (["evaluate", "--data=digits", "--checkpoint=x", "--suite="], 2, "--suite= is empty"),
         (["evaluate", "--data=digits", "--checkpoint=x", "--out=README.md"], 1, "is a file; give"),
+        (["evaluate", "--checkpoint=x", "--out=README.md/x"], 1, "README.md is not a directory"),
+        (["dedup", "--merge", "--out=README.md/x"], 1, "README.md is not a directory"),
         (["doctor", "--config.seed=1"], 2, "--config=FILE; give both"),
         (["doctor", "--data_dir=/tfds"], 2, "--data_dir is for --data=SPEC"),
         (["prepare", "vtab", "--shards=4"], 2, "--shards has no meaning for vtab"),

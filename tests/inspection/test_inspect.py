@@ -139,6 +139,8 @@ def test_bad_input(tmp_path, capsys):
     assert main(["inspect", checkpoint, f"--out={tmp_path / 'o'}", "--images=/no/where"]) == 1
     assert "There is no image '/no/where'" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+    assert main(["inspect", checkpoint, f"--out={tmp_path / 'o'}", "--compare=/no/where"]) == 1
+    assert not (tmp_path / "o").exists()
     assert main(["inspect", checkpoint]) == 2
     (tmp_path / "index.html").write_text("mine")
     assert main(["inspect", checkpoint, f"--out={tmp_path}"]) == 1

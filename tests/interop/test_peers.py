@@ -367,6 +367,9 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     (tmp_path / "dangling.npz").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is not a directory"):
+        convert.check_free(tmp_path / "file" / "x")
     for name in ("link", "dangling.npz"):
         with pytest.raises(UserError, match="would be overwritten"):
             convert.check_free(tmp_path / name)

@@ -46,6 +46,8 @@ def inspect(
     if out.is_file():
         raise UserError(f"{out} is a file; give a directory with --out.")
     files.check_new(out / "index.html")
+    for source in compare:
+        load.check_named(source)
     config, params = load.read(checkpoint)
     config = models.replace(config, dtype="float32")
     found = find_images(images)[:max_images] if images else []

@@ -210,6 +210,7 @@ def check_free(target: Path) -> None:
     is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     if os.path.lexists(target) and not is_empty:
         raise UserError(f"{target} exists and would be overwritten; choose another place.")
+    files.check_above(target)
     if is_empty:
         target.rmdir()
 

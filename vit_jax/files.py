@@ -102,7 +102,8 @@ def call_in(path: str, function: str, *arguments: object) -> object:
     with _naming_lines(path):
         called = runpy.run_path(path).get(function)
         if called is None:
-            raise UserError(f"{path} does not define {function}(); see configs/quickstart.py.")
+            example = "quickstart" if function == "get_config" else "studies/shape"
+            raise UserError(f"{path} does not define {function}(); see configs/{example}.py.")
         return called(*arguments)
 
 
@@ -155,7 +156,8 @@ def _naming_lines(path: str) -> Iterator[None]:
             f"{path} ends the program (exit {error.code}) instead of a config."
         ) from error
     except SyntaxError as error:
-        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}.") from error
+        where = f", line {error.lineno}" if error.lineno else ""  # without, if it is not text
+        raise UserError(f"{error.filename or path}{where}: {error.msg}.") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == path]

@@ -10,8 +10,9 @@ example:
 
 Input: "images", float32 (batch, height, width, 3), pixels / 127.5 - 1, or with --uint8 (ONNX) the
 pixels. Outputs: "logits", and with --features "pre_logits". The batch is dynamic unless
---batch_size is given. With --data, the accuracy before and after is measured too. With --layout,
---out is the model repository of a server, and the model becomes a folder in it (docs/weights.md).
+--batch_size is given. With --data, the accuracy before and after is measured too, on its
+evaluation split unless it names one. With --layout, --out is the model repository of a server, and
+the model becomes a folder in it (docs/weights.md).
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def open_exported(path: str | Path) -> Exported:
     try:
         found = Exported(
             of_any_number(answer),
-            image_size=models.pair(tuple(known["image_size"])),
+            image_size=models.pair(known["image_size"]),
             channels=int(known["channels"]),
             preprocessing=tuple(
                 (key, tuple(value) if isinstance(value, list) else value)

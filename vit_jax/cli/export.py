@@ -81,8 +81,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     asked |= {"tolerance": flags.tolerance}
     if flags.data:
         asked["photos"] = data.evaluation_spec(flags.data)
-        data_sets = DataSets((asked["photos"],))
-        source = data_sets.open()  # before slow work
+        source = data.open_source(asked["photos"], labelled=True)  # before slow work
     file = flags.out
     if flags.layout:
         file, proof = serving.export_to(
@@ -92,9 +91,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         proof = export.export(checkpoint, file, flags.format, **asked)
     print(options.proof_text(file, proof))
     if flags.data:
+        spec, batch_size = asked["photos"], flags.batch_size or 64
         scores = [
-            classification.score(options.forward(model, flags.batch_size or 64), source, data_sets)
+            classification.score(options.forward(model, batch_size), source, DataSets((spec,)))
             for model in (checkpoint, str(file))
         ]
         (name, before), (_, after) = scores
-        print(f"{name} on {data_sets.one_spec()}: {before:.2%} before, {after:.2%} after")
+        print(f"{name} on {spec}: {before:.2%} before, {after:.2%} after")

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = options.of_setting(error.flagname) if "set" in flags else ""
         return usage(f"{first_line(error)}.{hint}", f"vit-jax {name} --help")
     except absl_flags.Error as error:
-        return usage(first_line(error), f"vit-jax {name} --help")
+        return usage(f"{first_line(error).rstrip('.')}.", f"vit-jax {name} --help")
     except UsageError as error:
         return usage(str(error), f"vit-jax {name} --help")
     except UserError as error:

@@ -40,6 +40,7 @@ def test_arguments_by_position_and_by_name(file):
         ("model.image_size", "(32, 48)", (32, 48)),
         ("model.remat", "true", True),
         ("model.remat", "products", "products"),
+        ("model.remat", "{[]: 1}", "{[]: 1}"),  # no literal, so text
         ("wandb", "true", True),
         ("total_epochs", "None", None),
         ("augment.pad", "4", 4),
@@ -132,7 +133,8 @@ def test_differences_ignore_what_changes_no_result():
         ("import nowhere_at_all\n", "line 1: ModuleNotFoundError: No module named 'nowhere_at"),
         ("def get_config(:\n", "line 1: invalid syntax"),
         ("def get_config(a, b):\n    pass\n", "TypeError: get_config.. missing 2 required"),
-        ("x = 1\n", "does not define get_config"),
+        ("x = 1\n", "does not define get_config.*configs/quickstart"),
+        ("\0", "own.py: source code string cannot contain null bytes"),
     ],
 )
 def test_w11_a_mistake_in_a_config_file_is_one_line_with_its_place(tmp_path, text, message):

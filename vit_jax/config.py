@@ -352,7 +352,7 @@ def literal(text: str) -> object:
         return text == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -391,6 +391,6 @@ def find_file(path: str) -> str:
 def human(number: float) -> str:
     """1234567 as "1.23M": three significant digits with a suffix."""
     for exponent, suffix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(number) >= 10**exponent:
+        if abs(number) >= 0.9995 * 10**exponent:  # as rounded
             return f"{number / 10**exponent:.3g}{suffix}"
     return f"{number:.3g}" if not math.isclose(number, round(number)) else f"{round(number)}"

@@ -30,9 +30,17 @@ def check_regular(file: Path) -> None:
 
 
 def check_new(file: Path) -> None:
-    """Raises UserError for an existing file, or a link of its name."""
+    """Raises UserError for an existing file, or a link of its name; and as `check_above`."""
     if file.exists() or file.is_symlink():
         raise UserError(f"{file} exists and would be overwritten; choose another place.")
+    check_above(file)
+
+
+def check_above(path: Path) -> None:
+    """Raises UserError if the directories above a path cannot be made, since one is a file."""
+    above = next((place for place in path.absolute().parents if place.exists()), path)
+    if not above.is_dir():
+        raise UserError(f"{path} cannot be written: {above} is not a directory.")
 
 
 @contextlib.contextmanager
@@ -94,7 +102,8 @@ def call_in(path: str, function: str, *arguments: object) -> object:
     with _naming_lines(path):
         called = runpy.run_path(path).get(function)
         if called is None:
-            raise UserError(f"{path} does not define {function}(); see configs/quickstart.py.")
+            example = "quickstart" if function == "get_config" else "studies/shape"
+            raise UserError(f"{path} does not define {function}(); see configs/{example}.py.")
         return called(*arguments)
 
 
@@ -147,7 +156,8 @@ def _naming_lines(path: str) -> Iterator[None]:
             f"{path} ends the program (exit {error.code}) instead of a config."
         ) from error
     except SyntaxError as error:
-        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}.") from error
+        where = f", line {error.lineno}" if error.lineno else ""  # without, if it is not text
+        raise UserError(f"{error.filename or path}{where}: {error.msg}.") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == path]

@@ -1,6 +1,7 @@
 """`vit-jax bench`: its rows, its proof of equal logits, and peers that cannot run."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -89,12 +90,30 @@ def test_every_other_task(tmp_path, known_machine):
     assert rows[3]["images_per_second"] is None and rows[3]["milliseconds"] > 0
 
 
+def test_a_contender_that_was_killed_is_an_error():
+    spec = jobs.Spec("train", "debug", 32, 4, "float32")
+    contender = object.__new__(measure.Contender)
+    contender.name, contender.spec = "timm", spec
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    contender.process = subprocess.Popen(["true"], text=True, **pipes)
+    contender.process.wait()
+    with pytest.raises(UserError, match="timm, train: its process ended"):
+        contender.ask(warm=True)
+
+
 def test_wrong_requests(capsys):
     assert main(["bench", "--tasks=trian"]) == 1
     assert "Did you mean 'train'" in capsys.readouterr().err
     assert main(["bench", "--peers=tim"]) == 1
     assert "no peer 'tim'" in capsys.readouterr().err
     assert main(["bench", "--dtypes=int8"]) == 2
+    assert main(["bench", "--tasks=train", "--data=digits"]) == 2
+    assert "--data is for --tasks=input" in capsys.readouterr().err
+    assert main(["bench", "--tasks="]) == 2
+    assert "--tasks= is empty" in capsys.readouterr().err
+    assert main(["bench", "--plot=bars.foo"]) == 2  # known before it takes minutes
+    assert main(["bench", "--json=tests"]) == 2
+    assert "tests is a directory" in capsys.readouterr().err
     assert main(["bench", "--variant=B16", "--peers=", "--tasks=inference"]) == 1
     assert "Did you mean 'B/16'" in capsys.readouterr().err
 

@@ -1,7 +1,9 @@
 """The commands as a user runs them: train, evaluate, predict, on real image files."""
 
 import csv
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -91,14 +93,14 @@ def test_predict(run, images, capsys):
     assert sum(p["probability"] for p in results[0]["predictions"]) == pytest.approx(1)
 
 
-def test_predict_reads_a_list(run, images, capsys, monkeypatch):
-    import io
-
-    names = [str(images / "test" / name / "1.png") for name in COLOURS]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names)))
+def test_predict_reads_a_list(run, images, capsys, monkeypatch, tmp_path):
+    names = [images / "test" / name / "1.png" for name in COLOURS]
+    names[0] = shutil.copy(names[0], tmp_path / "\udcff\x0c.png")  # not UTF-8, and a form feed
+    lines = io.BytesIO(b"\n".join(map(os.fsencode, names)) + b"\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines, encoding="utf-8"))
     assert main(["predict", f"--checkpoint={run}", "--json", "-"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert [json.loads(line)["image"] for line in out] == names
+    out = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    assert out == [f"{tmp_path}/\\xff\\x0c.png", *map(str, names[1:])]
 
 
 def fails(capsys, arguments, code, *parts):
@@ -122,6 +124,15 @@ def fails(capsys, arguments, code, *parts):
         (["train", "--workdri=/tmp/x"], 2, "workdri"),
         (["train", "--config=configs/quickstart.py", "--workdir=/tmp/x", "more"], 2, "'more'"),
         (["evaluate", "--data=digits"], 2, "--checkpoint=PATH is required"),
+        (["evaluate", "--data=digits", "--checkpoint=x", "--suite="], 2, "--suite= is empty"),
+        (["evaluate", "--data=digits", "--checkpoint=x", "--out=README.md"], 1, "is a file; give"),
+        (["evaluate", "--checkpoint=x", "--out=README.md/x"], 1, "README.md is not a directory"),
+        (["dedup", "--merge", "--out=README.md/x"], 1, "README.md is not a directory"),
+        (["doctor", "--config.seed=1"], 2, "--config=FILE; give both"),
+        (["doctor", "--data_dir=/tfds"], 2, "--data_dir is for --data=SPEC"),
+        (["prepare", "vtab", "--shards=4"], 2, "--shards has no meaning for vtab"),
+        (["dedup", "--out=x", "--batch_size=8"], 2, "--batch_size is for --checkpoint"),
+        (["dedup", "--merge", "--out=x", "--threshold=nan"], 2, "--threshold=nan is not a number"),
         (["predict", "--checkpoint=/nowhere"], 2, "give images"),
         (["train", "--config=configs/quikstart.py", "--workdir=x"], 1, "quickstart.py"),
         (["train", "--config=configs/finetune.py:B/16,cifar11", "--workdir=x"], 1, "'cifar10'"),
@@ -133,6 +144,20 @@ def test_wrong_usage_and_names(capsys, arguments, code, part):
         assert "usage: vit-jax COMMAND" in capsys.readouterr().out
     else:
         fails(capsys, arguments, code, part)
+
+
+def test_a_flag_may_begin_with_the_home_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "page.html").touch()
+    fails(capsys, ["report", "x", "--out=~/page.html"], 1, f"{tmp_path}/page.html exists")
+
+
+def test_a_pipe_to_another_process_that_breaks_is_an_error(monkeypatch, capsys):
+    def broken(flags, arguments):
+        raise BrokenPipeError("Broken pipe")
+
+    monkeypatch.setattr("vit_jax.cli.report.main", broken)
+    fails(capsys, ["report", "x"], 1, "BrokenPipeError")
 
 
 @pytest.mark.parametrize(

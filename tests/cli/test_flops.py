@@ -36,3 +36,6 @@ def test_bad_input(capsys):
     assert main(["flops", "B/16", "--image_size=225"]) == 1
     assert "not divisible by the patch size 16" in capsys.readouterr().err
     assert main(["flops", "--image_size=x"]) == 2
+    assert main(["flops", "--table6", "--json"]) == 2
+    assert main(["flops", "--table6", "--image_size=384"]) == 2
+    assert "--image_size is for variants" in capsys.readouterr().err

@@ -517,6 +517,10 @@ def test_extreme_shapes_fall_back_to_the_whole_image(height, width):
             dict(name="resize_center_crop", train=False, resize=23),
             "config.eval_preprocess.resize=23 is smaller than the image size 24x24",
         ),
+        (
+            dict(name="pillow", train=False, resize=30),
+            "config.eval_preprocess.resize=30 must be (height, width) for pillow.",
+        ),
     ],
 )
 def test_unknown_names_and_options(arguments, message):

@@ -267,6 +267,25 @@ def test_another_threshold_needs_no_new_search(found, tmp_path, capsys):
     assert "below 0.6" in capsys.readouterr().err
 
 
+def test_images_of_five_channels_in_a_folder_that_is_not_utf8(tmp_path):
+    """The hash is of all channels, the alignment of the picture."""
+    root = tmp_path / "\udcff"
+    image, other = (np.concatenate([photo(s), photo(s + 10)[..., :2]], axis=-1) for s in (1, 2))
+    changed = image.copy()
+    changed[..., 4] = 0
+    files = {"test/a/0": image, "train/a/0": image, "train/a/1": other, "train/a/2": changed}
+    for name, pixels in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(root / f"{name}.npy", pixels)
+    data_flags = [f"--{split}=folder:{root}[{split}]" for split in ("train", "test")]
+    assert main(["dedup", *data_flags, f"--out={tmp_path / 'out'}"]) == 0
+    with open(tmp_path / "out" / "matches.csv", encoding="utf-8") as file:
+        rows = {row["train"]: row for row in csv.DictReader(file) if row["removed"] == "yes"}
+    assert rows["train/a/0.npy"]["stage"] == "exact" and len(rows) == 2
+    assert rows["train/a/2.npy"]["stage"] == "aligned"
+    assert rows["train/a/2.npy"]["test_set"] == f"folder:{tmp_path}/\\udcff[test]"
+
+
 def test_features_of_a_model(folders, tmp_path):
     config = models.get_config("debug", num_classes=3)
     params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))

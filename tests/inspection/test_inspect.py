@@ -12,7 +12,7 @@ import pytest
 from vit_jax import inspection, models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.inspection import walk
+from vit_jax.inspection import report, walk
 from vit_jax.models import saved
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -62,9 +62,7 @@ def test_the_walk_is_the_model(inside, photos):
     """Layer by layer gives the attention that the model returns at once."""
     config, params = saved.load(inside.parent / "m")
     files = sorted(photos.iterdir())
-    from vit_jax.inspection.report import read_images
-
-    images = np.asarray(models.normalise(read_images(config, files)))
+    images = np.asarray(models.normalise(report.read_images(config, files)))
     _, apply = models.as_functions(config)
     _, out = jax.jit(lambda p, x: apply(p, x, return_intermediates=("attention",)))(params, images)
     wanted = np.asarray(out["attention"])
@@ -120,8 +118,16 @@ def test_what_a_model_lacks_is_said(tmp_path, photos, capsys, variant, settings,
     assert said[:30] in (out / "index.html").read_text()
 
 
+def test_images_of_five_channels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 5)).astype(np.uint8)
+    np.save(tmp_path / "0.npy", pixels)
+    found = report.read_images(models.get_config("debug", channels=5), [tmp_path / "0.npy"])
+    np.testing.assert_array_equal(found[0], pixels)
+    assert report.pictures_of(found)[0].shape == (32, 32, 3)
+
+
 def test_without_images(tmp_path, capsys):
-    save_model(tmp_path / "m")
+    save_model(tmp_path / "m", channels=5)
     assert main(["inspect", f"--checkpoint={tmp_path / 'm'}", f"--out={tmp_path / 'out'}"]) == 0
     assert "need images" in capsys.readouterr().out
     assert not (tmp_path / "out" / "rollout.png").exists()
@@ -133,7 +139,13 @@ def test_bad_input(tmp_path, capsys):
     assert main(["inspect", checkpoint, f"--out={tmp_path / 'o'}", "--images=/no/where"]) == 1
     assert "There is no image '/no/where'" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+    assert main(["inspect", checkpoint, f"--out={tmp_path / 'o'}", "--compare=/no/where"]) == 1
+    assert not (tmp_path / "o").exists()
     assert main(["inspect", checkpoint]) == 2
+    (tmp_path / "index.html").write_text("mine")
+    assert main(["inspect", checkpoint, f"--out={tmp_path}"]) == 1
+    assert "index.html exists and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
     with pytest.raises(UserError, match="no attention over all tokens"):
         list(walk.attention_layers(models.get_config("R50x1"), {}, np.zeros((1, 224, 224, 3))))
 

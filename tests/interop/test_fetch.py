@@ -26,7 +26,8 @@ CONTENT = bytes(range(256)) * 5000
 class Server(http.server.BaseHTTPRequestHandler):
     """/busy answers 503 twice; /page is a web page; /slow sends a byte at a time, for ever.
 
-    /file is sent whole or from a range; /cut breaks off after half, twice; /403, /404, /bad.
+    /file is sent whole or from a range; /cut breaks off after half, twice; /chunks has no length
+    and breaks off once; /403, /404, /bad.
     """
 
     requests: list = []  # noqa: RUF012 (shared by the handlers on purpose)
@@ -52,6 +53,14 @@ class Server(http.server.BaseHTTPRequestHandler):
                 while True:
                     self.wfile.write(b"x")
                     time.sleep(0.01)
+        if self.path == "/chunks":
+            self.protocol_version = "HTTP/1.1"
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"3\r\nabc\r\n" + b"0\r\n\r\n" * (len(Server.requests) > 1))
+            self.close_connection = True
+            return
         digest = hashlib.md5(b"other" if self.path == "/bad" else CONTENT).digest()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
@@ -89,6 +98,28 @@ def test_a_broken_download_goes_on_where_it_stopped(server):
     assert fetch.fetch(f"{server}/cut").read_bytes() == CONTENT
     starts = [start for _, start in Server.requests]
     assert len(starts) == 3 and starts[0] == 0 < starts[1] < starts[2]
+
+
+def test_a_download_in_chunks_is_tried_again(server):
+    assert fetch.fetch(f"{server}/chunks").read_bytes() == b"abc"
+    assert len(Server.requests) == 2
+
+
+def test_processes_of_a_job_download_a_file_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
+    calls = []
+
+    def download(url, target, source):
+        calls.append(url)
+        time.sleep(0.1)
+        target.write_bytes(b"")
+
+    monkeypatch.setattr(fetch, "download", download)
+    threads = [threading.Thread(target=fetch.fetch, args=("http://host/x",)) for _ in range(3)]
+    for step in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            step(thread)
+    assert len(calls) == 1 and [path.name[-2:] for path in tmp_path.iterdir()] == ["-x"]
 
 
 def test_a_wrong_checksum_is_not_kept(server, tmp_path):
@@ -156,6 +187,13 @@ def test_no_network_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot be written .*; set VIT_JAX_CACHE to another"):
+        fetch.fetch("http://host/x")
+
+
 def test_published_names(monkeypatch, tmp_path):
     for name, entry in published.PUBLISHED.items():
         assert name.startswith(entry.variant) and entry.sources
@@ -192,6 +230,8 @@ def test_gs_addresses_become_https(monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "download", lambda url, target, source: seen.append(url))
     fetch.fetch("gs://vit_models/imagenet21k/R50+ViT-B_16.npz")
     assert seen == ["https://storage.googleapis.com/vit_models/imagenet21k/R50%2BViT-B_16.npz"]
+    fetch.fetch("https://host/my weights/\u00e4%20b.npz")
+    assert seen[1] == "https://host/my%20weights/%C3%A4%20b.npz"
 
 
 def test_the_hubs_cache_serves_offline(tmp_path):

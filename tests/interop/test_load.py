@@ -47,6 +47,15 @@ def test_save_and_load_keeps_everything(model, saved, where):
         assert (saved / name).read_bytes() == (saved.parent / "copy" / name).read_bytes()
 
 
+def test_changed_settings_keep_the_record_of_the_run(saved, model):
+    """By it a run that ended early counts as finished."""
+    run = {"step": 4, "last_step": 9}
+    native.save(saved, model.config, models.get_params(model), run)
+    file = load.replace_settings(str(saved), {"temperature": 2.0})
+    assert json.loads(file.read_text())["run"] == run
+    assert vit_jax.load_model(saved).config == models.override(model.config, temperature=2.0)
+
+
 def test_another_resolution_and_other_classes(saved, capsys):
     other = vit_jax.load_model(saved, image_size=(48, 32), num_classes=7)
     assert other.image_size == (48, 32) and other.labels == ()

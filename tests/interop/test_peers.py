@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax import models
+from vit_jax import data, models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
 from vit_jax.evaluation import forward as forwards, predict
@@ -364,6 +364,37 @@ def test_nothing_is_overwritten(tmp_path):
         with pytest.raises(UserError, match="would be overwritten"):
             call()
     assert (tmp_path / "there" / "precious").read_text() == "x"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "dangling.npz").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is not a directory"):
+        convert.check_free(tmp_path / "file" / "x")
+    for name in ("link", "dangling.npz"):
+        with pytest.raises(UserError, match="would be overwritten"):
+            convert.check_free(tmp_path / name)
+
+
+def test_data_that_do_not_exist_are_refused_before_a_model_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(load, "read", lambda *_: pytest.fail("a model was read"))
+    no, out = "folder:/no/where", tmp_path / "out"
+    with pytest.raises(UserError, match="no folder /no/where"):
+        convert.convert("m", out, "native", photos=no)
+    with pytest.raises(UserError, match="no folder /no/where"):
+        export.export("m", out, "stablehlo", photos=no)
+    given = ["--checkpoint=m", "--format=stablehlo", f"--out={out}"]
+    assert main(["export", *given, f"--data={no}"]) == 1
+    assert "no folder /no/where" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_photographs_of_a_data_set_keep_their_channels(channels):
+    config = models.get_config("debug", channels=channels, preprocessing=(
+        ("name", "resize"), ("channels", channels)))  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, channels)).astype(np.uint8)
+    images = peers.photographs(config, data.ArraySource(pixels, [0, 1]))
+    np.testing.assert_allclose(images, pixels / 127.5 - 1, atol=1e-6)
+    assert peers.photographs(config).shape == (8, 32, 32, channels)
 
 
 def test_commands(tmp_path, capsys):

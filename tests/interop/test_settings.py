@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_sample_images
 
+from vit_jax import models
 from vit_jax.data import photos
 from vit_jax.errors import UserError
 from vit_jax.interop import huggingface, load, peers, pixels, timm as timm_format
@@ -223,6 +224,13 @@ def check_table(table):
 # --- timm ---------------------------------------------------------------------------------------
 
 B16 = "vit_base_patch16_224"
+
+
+@pytest.mark.parametrize("more", [(), (("resize", (40, 40)),), (("interpolation", "bilinear"),)])
+def test_the_default_of_pillow_is_bilinear_in_their_files_too(more):
+    preprocessing, config = (("name", "pillow"), *more), models.get_config("debug")
+    assert pixels.to_processor(preprocessing, config)[0]["resample"] == 2
+    assert pixels.to_pretrained_cfg(preprocessing, config)[0]["interpolation"] == "bilinear"
 
 
 def timm_directory(timm, torch, where, name=B16, arguments=(), facts=(), top=()):

@@ -145,7 +145,15 @@ def test_log_ticks_are_few():
 
 @pytest.mark.parametrize(
     "value, text",
-    [(0.41234, "0.4123"), (0.0003, "3e-4"), (0, "0"), (12_345, "12.3k"), (math.nan, "not finite")],
+    [
+        (0.41234, "0.4123"),
+        (0.0003, "3e-4"),
+        (0, "0"),
+        (12_345, "12.3k"),
+        (math.nan, "not finite"),
+        (9_999.7, "10k"),
+        (999_700, "1M"),
+    ],
 )
 def test_numbers(value, text):
     assert charts.number(value) == text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax.evaluation import figures
+from vit_jax.pages.document import data_url
 from vit_jax.pages.figures import as_text
 
 DRAW = """
@@ -33,6 +34,11 @@ def test_w2_the_backend_of_a_notebook_does_not_matter(backend, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "figure.png").stat().st_size > 1000
     assert ended.stdout.strip() == str(backend).strip()
+
+
+@pytest.mark.parametrize("shape", [(1, 1000), (66_000, 8), (30, 20)])
+def test_a_picture_of_any_shape_fits_a_page(shape):
+    assert data_url(np.zeros((*shape, 3), np.uint8), 160).startswith("data:image/jpeg;base64,")
 
 
 def test_names_of_classes_are_text():

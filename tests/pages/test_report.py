@@ -102,6 +102,14 @@ def test_the_summary_has_the_numbers_of_the_run(tmp_path):
     assert "Finished." in text
 
 
+def test_a_mean_average_precision_is_in_percent():
+    from vit_jax.pages import report as page, study
+
+    kept = page._kept({"keep_best": "max:eval/mAP"}, {"best/step": 4, "best/eval/mAP": 0.5})
+    assert kept == " The model is from step 4, with the best eval/mAP: 50%."
+    assert study._cell("eval/mAP", (0.8125, 0.01), 2) == "81.25% ± 1.00 (2)"
+
+
 def test_the_curves_are_there_and_described(tmp_path):
     log(tmp_path, a_run())
     page = report(tmp_path)
@@ -211,5 +219,8 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(UserError, match="no working directory"):
         write_report(tmp_path / "missing")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        write_report(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json is not a JSON object"):
         write_report(tmp_path)

@@ -14,7 +14,7 @@ from small_run import prepared
 from vit_jax import config as configuration, data, models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.evaluation import forward as forwards, multilabel
+from vit_jax.evaluation import figures, forward as forwards, multilabel
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.protocols import EVALUATORS
 from vit_jax.evaluation.result import Result
@@ -102,7 +102,13 @@ def test_evaluation_equals_sklearn(run, spec, tmp_path, capsys):
     assert rows[3]["average_precision"] == "" and rows[0]["threshold"] == "0.4"
 
 
-def test_every_image_has_its_sets_in_a_table(run, spec, tmp_path):
+def test_every_image_has_its_sets_in_a_table_and_the_wrong_ones_a_picture(
+    run, spec, tmp_path, monkeypatch
+):
+    shown = {}
+    monkeypatch.setattr(
+        figures, "sheet", lambda source, rows, titles: shown.update(zip(rows, titles, strict=True))
+    )
     file = tmp_path / "f.csv"
     more = ("--threshold=0.4", f"--predictions={file}", "--top_k=4")
     assert evaluate(run, f"{spec}[test]", tmp_path, *more) == 0
@@ -119,6 +125,14 @@ def test_every_image_has_its_sets_in_a_table(run, spec, tmp_path):
         order = np.argsort(-chances)
         assert [row[f"class_{i}"] for i in range(1, 5)] == [names[k] for k in order]
         assert float(row["probability_4"]) == pytest.approx(chances[order[3]], abs=1e-5)
+    losses = np.logaddexp(0, logits * (1 - 2.0 * labels)).sum(axis=1)
+    wrong = [i for i in np.argsort(-losses, kind="stable") if rows[i]["correct"] == "false"]
+    assert list(shown) == wrong and wrong  # the largest loss first
+    for i, title in shown.items():
+        said = scores[i] >= 0.4
+        parts = (("missed", labels[i] & ~said), ("wrong", said & ~labels[i].astype(bool)))
+        lines = [(what, [names[k] for k in np.flatnonzero(row == 1)]) for what, row in parts]
+        assert title.split("\n") == [f"{w}: {', '.join(those)}" for w, those in lines if those]
 
 
 def test_a_threshold_is_chosen_on_validation_and_saved(run, spec, tmp_path, capsys):

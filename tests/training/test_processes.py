@@ -151,6 +151,13 @@ def test_a_stale_lock_file_is_told_from_a_held_one(tmp_path):
         assert "held by a running process" in finding.text
 
 
+def test_a_missing_package_is_a_finding(monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", ("jax", "no-such-package"))
+    found = [finding for finding in machine.installation() if finding.name == "packages"]
+    assert found[0].text == f"jax {jax.__version__}" and found[1].ok is False
+    assert found[1].text == "missing: pip install no-such-package"
+
+
 def test_a_process_that_holds_the_accelerator_is_named(tmp_path, monkeypatch):
     device = tmp_path / "accel0"
     device.touch()
@@ -159,6 +166,7 @@ def test_a_process_that_holds_the_accelerator_is_named(tmp_path, monkeypatch):
         sys.executable,
         "-c",
         f"f = open({str(device)!r}); print('open', flush=True); input()",
+        "\udcff",  # a command line need not be UTF-8
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline()

@@ -142,7 +142,7 @@ def programs(hlo: str) -> list[Program]:
         target = re.search(r'custom_call_target="(.*?)"', line)
         if target and target[1] in (FORWARD, BACKWARD):
             b, h, n, e = largest_array(result)
-            # Two products of (n, n, e) forward; backward three, and recomputation of those two.
+            # Two products of (n, n, e) forward; backward four, and recomputation of q k^T.
             kind = "attention"
             count = 2 * b * h * n * n * e * (2 if target[1] == FORWARD else 5)
         source = re.search(r'op_name="(.*?)"', line)

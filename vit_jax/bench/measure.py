@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax import files
 from vit_jax.bench import Row, peers
 from vit_jax.bench.jobs import TASKS, Spec
 from vit_jax.errors import UserError, nearest
@@ -61,8 +63,9 @@ class Contender:
 
     def ask(self, **order: Any) -> Row:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
         return self.answer()
 
     def stop(self) -> None:
@@ -354,4 +357,5 @@ def plot(rows: Sequence[Row], file: Path) -> None:
         cell.tick_params(axis="x", rotation=30)
         cell.set_ylabel("images/s")
     figure.suptitle(f"{rows[0]['variant']} at {rows[0]['image_size']}, {rows[0]['device']}")
-    figure.savefig(file, dpi=130)
+    with files.replacing(file) as partial:
+        figure.savefig(partial, dpi=130, format="png")

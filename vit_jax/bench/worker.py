@@ -36,7 +36,8 @@ def main(argv: list[str]) -> None:
     except Exception as error:
         if "VIT_JAX_BENCH_DEBUG" in os.environ:
             raise
-        say({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"})
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        say({"error": f"{type(error).__name__}: {reason}"})
 
 
 def write_weights(out: str, variant: str, size: int, classes: int, formats: list) -> None:

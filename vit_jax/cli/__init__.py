@@ -103,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = flags([f"vit-jax {name}", *rest])[1:]
         if arguments and name not in TAKE_ARGUMENTS:
             raise UsageError(f"unexpected argument {arguments[0]!r}.")
+        options.check_values(flags)
         if "verify" in flags:
             files.VERIFY.set(flags.verify)
         code = command.main(flags, arguments) or OK
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = options.of_setting(error.flagname) if "set" in flags else ""
         return usage(f"{first_line(error)}.{hint}", f"vit-jax {name} --help")
     except absl_flags.Error as error:
-        return usage(first_line(error), f"vit-jax {name} --help")
+        return usage(f"{first_line(error).rstrip('.')}.", f"vit-jax {name} --help")
     except UsageError as error:
         return usage(str(error), f"vit-jax {name} --help")
     except UserError as error:
@@ -120,8 +121,10 @@ def main(argv: list[str] | None = None) -> int:
     except Preempted as stop:
         print(stop, flush=True)
         return PREEMPTED
-    except BrokenPipeError:  # `vit-jax ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:
+        if name not in PRINT:  # of another process
+            return fail(error, bool(flags["debug"].value))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `vit-jax ... | head`
         return OK
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

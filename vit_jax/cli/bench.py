@@ -21,11 +21,11 @@ medians count. MFU is relative to the FLOP/s of a large product, which is measur
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from absl import flags as absl_flags
 
+from vit_jax import files
 from vit_jax.errors import UsageError
 
 #: Axes of `config.mesh`.
@@ -75,6 +75,9 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    for name in ("dtypes", "tasks"):
+        if not flags[name].value:
+            raise UsageError(f"--{name}= is empty.")
     for dtype in flags.dtypes:
         if dtype not in ("float32", "bfloat16"):
             raise UsageError(f"--dtypes={dtype} must be float32 or bfloat16.")
@@ -84,9 +87,15 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     for file in filter(None, (flags.json, flags.plot)):
         if not Path(file).absolute().parent.is_dir():
             raise UsageError(f"{file}: its directory does not exist.")
+        if Path(file).is_dir():
+            raise UsageError(f"{file} is a directory; give a file.")
+    if flags.plot and Path(flags.plot).suffix != ".png":
+        raise UsageError(f"--plot={flags.plot} must end in .png.")
     if flags.compile_for is not None:
         compile_for(flags, model)
         return
+    if flags.data and "input" not in flags.tasks:
+        raise UsageError("--data is for --tasks=input.")
     for name in OF_COMPILER:
         if flags[name].present:
             raise UsageError(f"--{name} needs --compile_for=CHIP.")
@@ -108,7 +117,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     )
     rows = measure.bench(options)
     if flags.json:
-        Path(flags.json).write_text(json.dumps(rows, indent=2) + "\n")
+        files.write_json(Path(flags.json), rows)
     if flags.plot:
         measure.plot(rows, Path(flags.plot))
 
@@ -166,4 +175,4 @@ def compile_for(flags: absl_flags.FlagValues, model: list[tuple[str, ...]]) -> N
     ]
     rows = tpu.bench(requests, peers=peers, dump=Path(flags.dump) if flags.dump else None)
     if flags.json:
-        Path(flags.json).write_text(json.dumps(rows, indent=2) + "\n")
+        files.write_json(Path(flags.json), rows)

@@ -18,6 +18,7 @@ of a model instead, by cosine; the right --threshold depends on the model and is
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from absl import flags as absl_flags
 
 from vit_jax.cli import options
 from vit_jax.errors import UsageError, UserError
+from vit_jax.files import check_above
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -57,6 +59,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     out = Path(flags.out)
     if out.is_file():
         raise UserError(f"{out} is a file; give a directory with --out.")
+    check_above(out)
+    if flags["batch_size"].present and not flags.checkpoint:
+        raise UsageError("--batch_size is for --checkpoint.")
     if flags.merge:
         for name in ("train", "test", "shard", "checkpoint", "data_dir"):
             if flags[name].value is not None:
@@ -128,15 +133,23 @@ def search(flags: absl_flags.FlagValues, out: Path, shard: int, shards: int) -> 
 
 
 def model_features(flags: absl_flags.FlagValues):
-    """A function from a source to batches of the checkpoint's features."""
+    """The checkpoint's features, as `search.find` takes them."""
     options.prepare_jax()
+    from vit_jax import data
     from vit_jax.evaluation import features
     from vit_jax.interop import load
 
     config, params = load.read(flags.checkpoint)
+    plain = data.evaluation_transform(config.image_size, config.preprocessing)
+    mirror = copy.copy(plain)
+    mirror.function = lambda *image, **how: plain.function(*image, **how)[:, ::-1]
 
-    def embed(source):
-        batches = features.batches_of_features(config, params, source, batch_size=flags.batch_size)
+    def embed(source, mirrored):
+        batches = features.batches_of_features(
+            *(config, params, source),
+            batch_size=flags.batch_size,
+            transform=mirror if mirrored else plain,
+        )
         return (found for found, _ in batches)
 
     return embed

@@ -35,12 +35,15 @@ def define(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     config = options.read_config(flags) if flags.config else None
-    if flags.out and not flags.data:
-        raise UsageError("--out is the page of --data=SPEC.")
+    if flags.set and not flags.config:
+        raise UsageError("--config.KEY=VALUE changes a setting of --config=FILE; give both.")
+    for name in ("out", "data_dir"):
+        if flags[name].present and not flags.data:
+            raise UsageError(f"--{name} is for --data=SPEC.")
 
     from vit_jax.doctor import checkpoints, data, data_page, machine
 
-    page = Path(flags.out).expanduser() if flags.out else None
+    page = Path(flags.out) if flags.out else None
     if page:
         data_page.check(page)
     wrong = 0

@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from vit_jax import files
 from vit_jax.cli import options
 from vit_jax.config import EVALUATORS, pick
 from vit_jax.errors import UsageError, UserError, printable
@@ -147,6 +148,8 @@ def key_of(name: str) -> str:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
+    if not flags.suite:
+        raise UsageError("--suite= is empty; name a protocol, such as classification.")
     remembers = not flags.data and flags.suite == ["classification"]
     with options.processes(flags):
         import jax
@@ -166,6 +169,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         if not flags.data and not remembers and flags.suite != ["vtab"]:
             raise UsageError(f"--data=SPEC is required for --suite={','.join(flags.suite)}.")
         out = out_directory(flags, checkpoint)
+        if out.is_file():
+            raise UserError(f"{out} is a file; give a directory with --out.")
+        files.check_above(out)
+        files.read_json(out / "evaluation.json")  # results are added to it: not if it is damaged
         chosen = chosen_options(flags, evaluators)
         saves = flags.save_threshold or flags.save_temperature
         check_saves(flags, checkpoint, chosen)
@@ -234,7 +241,7 @@ def predictions_file(flags: absl_flags.FlagValues) -> Path | None:
         return None
     if "classification" not in flags.suite:
         raise UsageError("--predictions needs --suite=classification.")
-    file = Path(flags.predictions).expanduser()
+    file = Path(flags.predictions)
     per_image.check(file)
     return file
 

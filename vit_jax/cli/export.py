@@ -10,8 +10,9 @@ example:
 
 Input: "images", float32 (batch, height, width, 3), pixels / 127.5 - 1, or with --uint8 (ONNX) the
 pixels. Outputs: "logits", and with --features "pre_logits". The batch is dynamic unless
---batch_size is given. With --data, the accuracy before and after is measured too. With --layout,
---out is the model repository of a server, and the model becomes a folder in it (docs/weights.md).
+--batch_size is given. With --data, the accuracy before and after is measured too, on its
+evaluation split unless it names one. With --layout, --out is the model repository of a server, and
+the model becomes a folder in it (docs/weights.md).
 """
 
 from __future__ import annotations
@@ -71,10 +72,16 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.name and not flags.layout:
         raise UsageError("--name is for a model repository; give --layout too.")
     options.prepare_jax()
+    from vit_jax import data
+    from vit_jax.evaluation import classification
+    from vit_jax.evaluation.data_sets import DataSets
     from vit_jax.interop import export, serving
 
     asked = {name: getattr(flags, name) for name in export.Options._fields}
-    asked |= {"tolerance": flags.tolerance, "photos": flags.data or ""}
+    asked |= {"tolerance": flags.tolerance}
+    if flags.data:
+        asked["photos"] = data.evaluation_spec(flags.data)
+        source = data.open_source(asked["photos"], labelled=True)  # before slow work
     file = flags.out
     if flags.layout:
         file, proof = serving.export_to(
@@ -84,16 +91,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         proof = export.export(checkpoint, file, flags.format, **asked)
     print(options.proof_text(file, proof))
     if flags.data:
-        from vit_jax import data
-        from vit_jax.evaluation import classification
-        from vit_jax.evaluation.data_sets import DataSets
-
-        source = data.open_source(flags.data)
+        spec, batch_size = asked["photos"], flags.batch_size or 64
         scores = [
-            classification.score(
-                options.forward(model, flags.batch_size or 64), source, DataSets((flags.data,))
-            )
+            classification.score(options.forward(model, batch_size), source, DataSets((spec,)))
             for model in (checkpoint, str(file))
         ]
         (name, before), (_, after) = scores
-        print(f"{name} on {flags.data}: {before:.2%} before, {after:.2%} after")
+        print(f"{name} on {spec}: {before:.2%} before, {after:.2%} after")

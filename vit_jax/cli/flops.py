@@ -14,6 +14,8 @@ import json
 
 from absl import flags as absl_flags
 
+from vit_jax.errors import UsageError
+
 
 def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_integer(
@@ -31,6 +33,14 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from vit_jax.models import cost
 
     tables = flags.table1 or flags.table6
+    if tables and flags.json:
+        raise UsageError(
+            "--json is Table 6, or of the variants given; leave --table1, --table6 out."
+        )
+    if not arguments and (tables or flags.json):
+        for name in ("image_size", "num_classes"):
+            if flags[name].present:
+                raise UsageError(f"--{name} is for variants; the tables have the paper's.")
     if flags.json and not arguments:
         print(json.dumps(cost.table_6(), indent=2))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -21,6 +22,18 @@ from vit_jax.runtime import host_memory
 
 if TYPE_CHECKING:
     from vit_jax.evaluation.forward import Forward
+
+
+def check_values(flags: absl_flags.FlagValues) -> None:
+    """Refuses NaN, and expands ~, as a shell does except in `--flag=~/...`."""
+    for name in flags:
+        value = flags[name].value
+        if isinstance(value, float) and math.isnan(value):
+            raise UsageError(f"--{name}={value} is not a number.")
+        if isinstance(value, str):
+            flags[name].value = os.path.expanduser(value)
+        elif isinstance(value, list):
+            flags[name].value = list(map(os.path.expanduser, value))
 
 
 def define_config(flags: absl_flags.FlagValues) -> None:

@@ -19,6 +19,7 @@ with --json) and the rest is classified; the exit code is then 1. --out writes a
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -49,18 +50,25 @@ def define(flags: absl_flags.FlagValues) -> None:
     )
 
 
+def listed() -> list[str]:
+    """The lines of standard input; names of files need not be UTF-8."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return [line for line in sys.stdin.read().split("\n") if line.strip()]
+
+
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     checkpoint = options.checkpoint(flags)
     if not arguments:
         raise UsageError("give images, folders, or - for a list on standard input.")
     paths: list[str] = []
     for word in arguments:
-        paths += filter(str.strip, sys.stdin.read().splitlines()) if word == "-" else [word]
+        paths += listed() if word == "-" else [word]
     if not paths:
         raise UsageError("the list of images on standard input is empty.")
     if flags.out and flags.json:
         raise UsageError("--json prints and --out writes; give one of them.")
-    out = Path(flags.out).expanduser() if flags.out else None
+    out = Path(flags.out) if flags.out else None
     options.prepare_jax()
     options.allow_images(flags)
     from vit_jax.data.web_images import Limits

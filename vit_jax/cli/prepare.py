@@ -36,6 +36,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not arguments:
         raise UsageError("give what to prepare: tfds:NAME, vtab, vtab:TASK or imagenet21k DIR.")
     what, *rest = arguments
+    of = {"shards": what == "imagenet21k", "manual_dir": what not in ("imagenet21k", "vtab")}
+    for name, is_read in of.items():
+        if flags[name].present and not is_read:
+            raise UsageError(f"--{name} has no meaning for {what}.")
     if what == "imagenet21k":
         if len(rest) != 1:
             raise UsageError("imagenet21k needs the directory of its class archives.")

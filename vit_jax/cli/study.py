@@ -51,7 +51,7 @@ def part(text: str) -> tuple[int, int]:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     is_listed = flags.dry_run and not flags.workdir
-    workdir = None if is_listed else Path(options.workdir(flags)).expanduser().resolve()
+    workdir = None if is_listed else Path(options.workdir(flags)).resolve()
     if not flags.config:
         raise UsageError("--config=FILE is required.")
     share = part(flags.trial)

@@ -315,6 +315,8 @@ def make_transform(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
+    if name == "pillow" and isinstance(larger, int | float):
+        raise UserError(f"config.{where}.resize={larger} must be (height, width) for pillow.")
     check_policy(policy, where, channels if train else 0)
     if name == "pillow" and channels != 3:
         raise UserError(f"config.{where}.name=pillow does not support {channels} channels.")

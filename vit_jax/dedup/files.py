@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from vit_jax.data.source import Union
 from vit_jax.dedup.page import Page
 from vit_jax.dedup.search import Pair, Settings
 from vit_jax.errors import UserError
+from vit_jax.evaluation.per_image import write_csv
 from vit_jax.files import replacing, write_text
 
 IDS, MATCHES, PAGE = "ids.txt", "matches.csv", "index.html"
@@ -102,7 +102,10 @@ def read_shards(out: Path) -> tuple[Settings, list[Pair]]:
     (count,) = counts
     missing = [f"{i}/{count}" for i in range(1, count + 1) if (i, count) not in files]
     if missing:
-        raise UserError(f"{out} lacks the shards {', '.join(missing)}; run them with --shard.")
+        more = ", ..." if len(missing) > 5 else ""
+        raise UserError(
+            f"{out} lacks the shards {', '.join(missing[:5])}{more}; run them with --shard."
+        )
     first, *others = (file for _, file in sorted(files.items()))
     settings, pairs = read_shard(first)
     for file in others:
@@ -148,14 +151,16 @@ def write_results(out: Path, *, threshold: float | None = None) -> tuple[int, in
             raise UserError(f"{source.spec} has changed since the search; search again.")
     train_names = train.names()
     removed = sorted({pair.train for pair in pairs if pair.score >= threshold})
-    with replacing(out / MATCHES) as partial, partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("train", "test", "test_set", "score", "stage", "removed"))
-        for pair in pairs:
-            spec, name = test_names[pair.test]
-            verdict = "yes" if pair.score >= threshold else "no"
-            score = f"{pair.score:.4f}"
-            writer.writerow((train_names[pair.train], name, spec, score, pair.stage, verdict))
+    columns = {
+        "train": [train_names[pair.train] for pair in pairs],
+        "test": [test_names[pair.test][1] for pair in pairs],
+        "test_set": [test_names[pair.test][0] for pair in pairs],
+        "score": [f"{pair.score:.4f}" for pair in pairs],
+        "stage": [pair.stage for pair in pairs],
+        "removed": ["yes" if pair.score >= threshold else "no" for pair in pairs],
+    }
+    with replacing(out / MATCHES) as partial:
+        write_csv(partial, columns)
     show = Page(train, test, train_names, test_names)
     write_text(out / PAGE, show(settings, pairs, threshold))
     write_text(out / IDS, "".join(f"{train_names[row]}\n" for row in removed))

@@ -82,7 +82,7 @@ class Pair:
 
 
 def pixel_hash(image: np.ndarray) -> bytes:
-    """A hash of size and pixels (h, w, 3) uint8: the same for any lossless file of an image."""
+    """A hash of size and pixels (h, w, c) uint8: the same for any lossless file of an image."""
     digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
     digest.update(image.tobytes())
     return digest.digest()
@@ -239,15 +239,19 @@ def shard_size(count: int, shard: int = 0, shards: int = 1) -> int:
 def read(
     source: data.Source, rows: Iterable[int], pool: ThreadPoolExecutor
 ) -> tuple[list, np.ndarray]:
-    """Hashes and thumbnails (n, SIDE, SIDE, 3) of records, decoded by threads."""
+    """Hashes of all channels, and thumbnails (n, SIDE, SIDE, 3), of records, decoded by threads."""
 
     def one(row: int) -> tuple[bytes, np.ndarray]:
         record = source[row]
-        image = data.decode(record["image"], record["name"])
-        return pixel_hash(image), thumbnail(image)
+        pixels = data.stored(record["image"], record["name"])
+        return pixel_hash(pixels), thumbnail(data.picture(pixels, record["name"]))
 
     hashes, thumbnails = zip(*pool.map(one, rows), strict=True)
     return list(hashes), np.stack(thumbnails)
+
+
+#: (source, mirrored) -> descriptors (b, d) of its images, mirrored or not, in batches.
+Embed = Callable[[data.Source, bool], Iterator[np.ndarray]]
 
 
 def find(
@@ -256,18 +260,18 @@ def find(
     *,
     shard: int = 0,
     shards: int = 1,
-    embed: Callable[[data.Source], Iterator[np.ndarray]] | None = None,
+    embed: Embed | None = None,
     floor: float = FLOOR,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> list[Pair]:
-    """Yields all pairs of a training and a test image with a score of `floor` or more, in order.
+    """All pairs of a training and a test image with a score of `floor` or more, in order.
 
     Args:
       train, test: sources; memory is about 12 kB per test image, independent of the number of
         training images.
       shard, shards: the part of the training images to search; together the parts give the same
         result as one search.
-      embed: yields descriptors (b, d) of a source in batches; the score is then their cosine.
+      embed: the score is the cosine of its descriptors instead.
       on_images: called with the number of images read so far.
 
     Raises:
@@ -330,32 +334,13 @@ def aligner(thumbnails: np.ndarray, bank: np.ndarray, pool: ThreadPoolExecutor) 
     return score
 
 
-class Mirrored(data.Source):
-    """A source whose images are mirrored."""
-
-    def __init__(self, source: data.Source):
-        self.source, self.num_classes, self.spec = source, source.num_classes, source.spec
-        self.class_names, self.fingerprint = source.class_names, f"mirrored {source.fingerprint}"
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> data.Record:
-        record = self.source[index]
-        return {**record, "image": cv2.flip(data.decode(record["image"], record["name"]), 1)}
-
-
 def embedder(
-    train: data.Source,
-    test: data.Source,
-    embed: Callable[[data.Source], Iterator[np.ndarray]],
-    shard: int,
-    shards: int,
+    train: data.Source, test: data.Source, embed: Embed, shard: int, shards: int
 ) -> Scorer:
     """Scores a block of training images by the cosine of features, mirrored images included."""
-    bank = np.stack([unit(np.concatenate(list(embed(x)))) for x in (test, Mirrored(test))])
+    bank = np.stack([unit(np.concatenate(list(embed(test, flip)))) for flip in (False, True)])
     mine = np.array([row for block in blocks(len(train), shard, shards) for row in block])
-    rows = (row for batch in embed(data.Subset(train, mine, train.spec)) for row in batch)
+    rows = (row for batch in embed(data.Subset(train, mine, train.spec), False) for row in batch)
 
     def score(block: Sequence[int], small: np.ndarray) -> Iterable[Pair]:
         queries = unit(np.stack([next(rows) for _ in block]))

@@ -49,13 +49,13 @@ def write(
     except UserError as error:
         yield Finding("page", f"not written: {error}", False)
         return
+    file.parent.mkdir(parents=True, exist_ok=True)
     seen = {name: look(source, seconds / len(names)) for name, source in sources.items()}
     pairs = {
         (one, other): near_duplicates(seen[one], seen[other])
         for one, other in combinations(names, 2)
     }
     spellings = alike(names_of([one.source for one in seen.values()]))
-    file.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(file, render(spec, seen, pairs, spellings))
     for name, here in seen.items():
         text = f"{name}: {len(here.broken):,} of {here.examined:,} images cannot be read"

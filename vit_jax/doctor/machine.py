@@ -27,8 +27,8 @@ PACKAGES = (
 )  # fmt: skip
 EXTRAS = {
     "gpu": "jax_cuda12_plugin", "gpu13": "jax_cuda13_plugin", "tpu": "libtpu",
-    "prepare": "tensorflow", "hf": "datasets", "onnx": "onnx", "int8": "qwix",
-    "turbojpeg": "turbojpeg", "wandb": "wandb",
+    "prepare": "tensorflow", "hf": "datasets", "onnx": "onnx", "openvino": "openvino",
+    "int8": "qwix", "turbojpeg": "turbojpeg", "wandb": "wandb", "peers": "timm",
 }  # fmt: skip
 #: Device files of accelerators; a process that has one open uses the device.
 DEVICE_FILES = ("/dev/nvidia", "/dev/accel", "/dev/vfio/")
@@ -38,8 +38,15 @@ LIBTPU_LOCK = Path("/tmp/libtpu_lockfile")
 def installation() -> Iterator[Finding]:
     """Versions, extras and the system."""
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    versions, missing = [], []
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
     yield Finding("packages", ", ".join(versions))
+    if missing:
+        yield Finding("packages", f"missing: pip install {' '.join(missing)}", False)
     extras = [name for name, module in EXTRAS.items() if importlib.util.find_spec(module)]
     yield Finding("extras", ", ".join(extras) or "none")
     yield Finding("jpeg", jpeg_text())
@@ -127,7 +134,7 @@ def holders() -> Iterator[Finding]:
             continue
         try:
             opened = {os.readlink(link) for link in (process / "fd").iterdir()}
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            command = os.fsdecode((process / "cmdline").read_bytes().replace(b"\0", b" "))
         except OSError:
             continue  # ended, or of another user
         mine = sorted(path for path in opened if path.startswith(DEVICE_FILES))
@@ -141,10 +148,12 @@ def lock_file(path: Path) -> Iterator[Finding]:
     """The finding on a lock file, if there is one."""
     if not path.exists():
         return
-    with open(path) as opened:
-        try:
+    try:
+        with open(path) as opened:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield Finding("lock", f"{path} is held by a running process", False)
-            return
+    except OSError as error:
+        held = isinstance(error, BlockingIOError)
+        why = "is held by a running process" if held else f"cannot be opened ({error.strerror})"
+        yield Finding("lock", f"{path} {why}", False)
+        return
     yield Finding("lock", f"{path} is stale; remove it: rm {path}", False)

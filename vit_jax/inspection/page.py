@@ -16,12 +16,12 @@ from vit_jax.pages.document import data_url, document, facts_table, footer, head
 
 
 class Viewer(NamedTuple):
-    """Data of the viewer: images (b, h, w, 3) uint8, attention (b, layers, heads, gh, gw) and
+    """Data of the viewer: images (h, w, 3) uint8, attention (b, layers, heads, gh, gw) and
     distance (layers, heads) in pixels.
     """
 
     names: list[str]
-    images: np.ndarray
+    images: Sequence[np.ndarray]
     attention: np.ndarray
     distance: np.ndarray
     caption: str

@@ -40,15 +40,18 @@ def inspect(
       occlusion: also occlude parts of every image, about 50 forward passes each.
 
     Raises:
-      UserError: an unreadable checkpoint or image, or `out` is a file.
+      UserError: an unreadable checkpoint or image, or `out` is a file or has a page.
     """
     out = Path(out)
     if out.is_file():
         raise UserError(f"{out} is a file; give a directory with --out.")
+    files.check_new(out / "index.html")
+    for source in compare:
+        load.check_named(source)
     config, params = load.read(checkpoint)
     config = models.replace(config, dtype="float32")
-    files = find_images(images)[:max_images] if images else []
-    pixels = read_images(config, files)
+    found = find_images(images)[:max_images] if images else []
+    pixels = read_images(config, found)
     out.mkdir(parents=True, exist_ok=True)
     pictures: list[tuple[str, str, Path]] = []
     notes: list[str] = []
@@ -80,10 +83,10 @@ def inspect(
             lambda other=other: figures.positions(*other),  # type: ignore[misc]
         )
     viewer = None
-    if files:
-        viewer = draw_images(config, params, files, pixels, draw, notes)
+    if found:
+        viewer = draw_images(config, params, found, pixels, draw, notes)
         if occlusion:
-            draw_occlusion(config, params, files, pixels, draw)
+            draw_occlusion(config, params, found, pixels, draw)
     else:
         notes.append(
             "Attention distance, rollout and heads need images: give files or folders (--images)."
@@ -96,7 +99,7 @@ def inspect(
         ("model", f"{config.variant}, {sum(np.size(p) for p in params.values()):,} parameters"),
         ("image size", " x ".join(map(str, config.image_size))),
         ("classes", f"{config.num_classes}"),
-        ("images", f"{len(files)}"),
+        ("images", f"{len(found)}"),
         *evaluation_facts(Path(checkpoint)),
     ]
     for note in notes:
@@ -113,15 +116,18 @@ def inspect(
 
 
 def read_images(config: models.ModelConfig, files: Sequence[Path | str]) -> np.ndarray:
-    """Images as the model sees them, (b, h, w, 3) uint8."""
-    if config.channels != 3:
-        raise UserError(
-            f"inspect shows images in colour, and this {config.variant} takes {config.channels} "
-            "channels."
-        )
-    transform = data.evaluation_transform(config.image_size, config.preprocessing)
-    decoded = [read_file(transform, file) for file in files]
-    return np.stack(decoded) if decoded else np.zeros((0, *config.image_size, 3), np.uint8)
+    """Images as the model sees them, (b, h, w, c) uint8."""
+    if not files:
+        return np.zeros((0, *config.image_size, config.channels), np.uint8)
+    transform = data.evaluation_transform(
+        config.image_size, config.preprocessing, channels=config.channels
+    )
+    return np.stack([read_file(transform, file) for file in files])
+
+
+def pictures_of(pixels: np.ndarray) -> list[np.ndarray]:
+    """Images (b, h, w, c) as pictures (h, w, 3) to look at."""
+    return [data.picture(image, "") for image in pixels]
 
 
 def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
@@ -138,7 +144,7 @@ def evaluation_facts(workdir: Path) -> list[tuple[str, str]]:
 
 def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | None:
     """Pictures that need images: distance, rollout, heads, neighbours; returns the viewer."""
-    scaled = np.asarray(models.normalise(pixels))
+    scaled, shown = np.asarray(models.normalise(pixels)), pictures_of(pixels)
     names = [Path(file).name for file in files]
     viewer = None
     try:
@@ -157,7 +163,7 @@ def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | Non
                 "rollout",
                 "Attention rollout (Figures 6 and 14)",
                 "Attention of the class token to the patches, through all layers.",
-                lambda: figures.rollout(config, list(pixels), looked.rollout, names),
+                lambda: figures.rollout(config, shown, looked.rollout, names),
             )
         else:
             notes.append(
@@ -168,10 +174,10 @@ def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | Non
             "heads",
             "All heads of the first image",
             "Layers down, heads across.",
-            lambda: figures.heads(config, pixels[0], looked.rows[0]),
+            lambda: figures.heads(config, shown[0], looked.rows[0]),
         )
         who = "the class token attends" if looked.rollout is not None else "all patches attend"
-        viewer = page.Viewer(names, pixels, looked.rows, looked.distance, f"What {who} to.")
+        viewer = page.Viewer(names, shown, looked.rows, looked.distance, f"What {who} to.")
     if len(files) > 2:
         _, apply = models.as_functions(config)
         features = jax.jit(lambda p, x: apply(p, x, return_intermediates=True)[1]["pre_logits"])
@@ -183,14 +189,14 @@ def draw_images(config, params, files, pixels, draw, notes) -> page.Viewer | Non
             "similar",
             "Most similar images",
             "By the cosine of their features.",
-            lambda: figures.similar(list(pixels), neighbours[:, 1:], similarities[:, 1:]),
+            lambda: figures.similar(shown, neighbours[:, 1:], similarities[:, 1:]),
         )
     return viewer
 
 
 def draw_occlusion(config, params, files, pixels, draw) -> None:
     """An occlusion map per image: where its class depends on the image."""
-    scaled = np.asarray(models.normalise(pixels))
+    scaled, shown = np.asarray(models.normalise(pixels)), pictures_of(pixels)
     for i, file in enumerate(files):
         drops, label = walk.occlusion(config, params, scaled[i])
         name = config.labels[label] if config.labels else str(label)
@@ -198,5 +204,5 @@ def draw_occlusion(config, params, files, pixels, draw) -> None:
             f"occlusion_{i}",
             f"Occlusion: {Path(file).name}",
             "Drop in probability where a part is covered with grey.",
-            lambda i=i, drops=drops, name=name: figures.occlusion(pixels[i], drops, name),
+            lambda i=i, drops=drops, name=name: figures.occlusion(shown[i], drops, name),
         )

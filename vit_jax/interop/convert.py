@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax import __version__, files, models
+from vit_jax import __version__, data, files, models
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import card, hub, huggingface, load, npz, peers, pixels, timm
 from vit_jax.interop.peers import Outputs, run_ours
@@ -116,6 +117,7 @@ def convert(
     beside = None if place else Path(target).parent
     if beside is not None:
         check_free(Path(target))
+    probes = peers.opened(photos)
     config, params = load.read(source)
     config = models.replace(config, dtype="float32")
     folded: list[str] = []
@@ -132,7 +134,7 @@ def convert(
                 huggingface.check_supported(config), card.origin_of(source), known_as, licence
             )
             files.write_text(made / "README.md", text)
-        proof = prove(form, made, config, params, photos)
+        proof = prove(form, made, config, params, probes)
         check(proof, tolerance, str(source), f"--to={to}")
         notes = folded + [f"differs in use: {note}" for note in form.notes(config)]
         if place:
@@ -163,10 +165,14 @@ def check_request(target: str | Path, to: str, licence: str, private: bool) -> N
 
 
 def prove(
-    form: Format, made: Path, config: models.ModelConfig, params: dict[str, Array], photos: str
+    form: Format,
+    made: Path,
+    config: models.ModelConfig,
+    params: dict[str, Array],
+    probes: data.Source | None,
 ) -> Proof:
     """Runs the result, and compares it with the source."""
-    images = peers.photographs(config, photos)
+    images = peers.photographs(config, probes)
     head = head_for_proof(config, params)
     wanted = peers.outputs(config, params | head, images)
     found, runtime = run(form, made, config, images, head)
@@ -201,9 +207,11 @@ def check_free(target: Path) -> None:
             f"{target} is not a path on disk; only convert --to=huggingface writes elsewhere, to "
             "hf:ORG/NAME."
         )
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+    if os.path.lexists(target) and not is_empty:
         raise UserError(f"{target} exists and would be overwritten; choose another place.")
-    if target.is_dir():
+    files.check_above(target)
+    if is_empty:
         target.rmdir()
 
 

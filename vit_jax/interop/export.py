@@ -80,11 +80,12 @@ def export(
     asked = check_options(form, Options(**options), target)
     for part in parts(target):
         convert.check_free(part)
+    probes, _ = peers.opened(photos), peers.opened(asked.calibration)
     config, params = load.read(source)
     config, params, folded = adapt.fold_temperature(models.at_rest(config), params)
     if isinstance(config, models.ViTConfig):
         config = models.replace(config, scan=False)
-    images = peers.photographs(config, photos)
+    images = peers.photographs(config, probes)
     head = convert.head_for_proof(config, params)
     wanted = peers.outputs(config, params | head, images)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +175,7 @@ def open_exported(path: str | Path) -> Exported:
     try:
         found = Exported(
             of_any_number(answer),
-            image_size=models.pair(tuple(known["image_size"])),
+            image_size=models.pair(known["image_size"]),
             channels=int(known["channels"]),
             preprocessing=tuple(
                 (key, tuple(value) if isinstance(value, list) else value)
@@ -312,7 +313,8 @@ def save_onnx(file: Path, config: models.ModelConfig, params: models.Params, ask
     options = asked._asdict() | {"opset": asked.opset or onnx_files.OLDEST_OPSET}
     options["calibration"] = None
     if asked.int8:
-        options["calibration"] = peers.photographs(config, asked.calibration, CALIBRATION)
+        images = peers.opened(asked.calibration)
+        options["calibration"] = peers.photographs(config, images, CALIBRATION)
     return onnx_files.save(file, config, params, facts(config, asked.uint8), **options)
 
 

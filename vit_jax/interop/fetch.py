@@ -8,6 +8,8 @@ that no URL can escape the cache.
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
@@ -15,6 +17,7 @@ import re
 import shutil
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -34,8 +37,8 @@ BEGINNINGS = {".npz": b"PK", ".onnx": b"\x08", ".safetensors": b""}
 
 def cache_directory() -> Path:
     """The cache of downloads: $VIT_JAX_CACHE, or vit_jax/weights in the user's cache."""
-    if "VIT_JAX_CACHE" in os.environ:
-        return Path(os.environ["VIT_JAX_CACHE"]).expanduser()
+    if given := os.environ.get("VIT_JAX_CACHE"):
+        return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "vit_jax" / "weights"
 
@@ -55,8 +58,35 @@ def fetch(source: str) -> Path:
         return _from_hub(source)
     url, target = place(source)
     if not target.exists():
-        download(url.replace("+", "%2B"), target, source)
+        with alone(target):
+            if not target.exists():
+                download(urllib.parse.quote(url, safe="%/:?&=#@!$~'()*,;[]"), target, source)
     return target
+
+
+@contextlib.contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Waits for other processes that download `target`, such as those of the same job.
+
+    Raises:
+      UserError: nothing can be written beside it.
+    """
+    lock = target.with_name(target.name + ".lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(lock, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(
+            f"{target.parent} cannot be written ({error.strerror}); set VIT_JAX_CACHE to another "
+            "place."
+        ) from error
+    with opened:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def cached(source: str) -> Path | None:
@@ -96,14 +126,12 @@ def name_of(url: str) -> str:
     return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{last[-80:]}"
 
 
-def download(url: str, target: Path, source: str = "") -> None:
+def download(url: str, target: Path, source: str) -> None:
     """Downloads `url` to `target`, resuming a partial download.
 
     Raises:
       UserError: the server refuses, or the file is not what the server promised.
     """
-    source = source or url
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     for attempt in range(TRIES):
         try:
@@ -121,7 +149,7 @@ def download(url: str, target: Path, source: str = "") -> None:
                 f"{source} cannot be downloaded: {reasons.get(error.code, error.reason)} "
                 f"(HTTP {error.code}).{published.elsewhere(source)}"
             ) from error
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             if attempt == TRIES - 1:
                 reason = getattr(error, "reason", error)
                 raise UserError(

@@ -91,11 +91,12 @@ def own_directory(source: str) -> Path:
 
 
 def replace_settings(source: str, changes: Mapping[str, object]) -> Path:
-    """Changes settings of a model in our own format, not its weights; returns the file."""
-    directory = own_directory(source)
-    config, _ = saved.load(directory)
-    file = directory / "config.json"
-    files.write_json(file, saved.config_to_json(models.override(config, **changes)))
+    """Changes settings of a model in our own format, nothing else; returns the file."""
+    file = own_directory(source) / "config.json"
+    values = files.read_json(file)
+    config = models.override(saved.config_from_json(values, str(file)), **changes)
+    run = {"run": values["run"]} if "run" in values else {}
+    files.write_json(file, saved.config_to_json(config) | run)
     return file
 
 

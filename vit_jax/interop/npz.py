@@ -138,7 +138,7 @@ def layout(config: models.ModelConfig) -> Layout:
     )
 
 
-def find_resnet(weights: Mapping[str, np.ndarray], where: str) -> ResNetConfig:
+def find_resnet(weights: Mapping[str, np.ndarray]) -> ResNetConfig:
     """The BiT configuration of official arrays."""
     pattern = re.compile(r"resnet/block(\d+)/unit(\d+)/")
     units = [(int(m[1]), int(m[2])) for name in weights if (m := pattern.match(name))]
@@ -188,7 +188,7 @@ def find_config(weights: Mapping[str, np.ndarray], where: str) -> models.ModelCo
       UserError: the arrays match no ViT, hybrid or BiT in the table of variants.
     """
     if "resnet/root_block/standardized_conv2d/kernel" in weights:
-        return find_resnet(weights, where)
+        return find_resnet(weights)
     if "embedding/kernel" not in weights or "head/kernel" not in weights:
         some = ", ".join(sorted(weights)[:4])
         raise UserError(f"{where} is not an official ViT or BiT checkpoint: it has {some}, ...")

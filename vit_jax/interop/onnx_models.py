@@ -148,11 +148,11 @@ def attention(
     logits = g("MatMul", q, k, name="logits")  # the scale is folded into q
     if config.position_embedding == "relative":
         logits = g("Add", logits, relative_logits(g, q, n, queries))
-    return attend(g, logits, v, queries)
+    return attend(g, logits, v)
 
 
-def attend(g: Graph, logits: Tensor, v: Tensor, queries: int) -> Tensor:
-    """softmax(logits) v and the projection: (b queries, d)."""
+def attend(g: Graph, logits: Tensor, v: Tensor) -> Tensor:
+    """softmax(logits) v and the projection, for logits (b, h, queries, n): (b queries, d)."""
     y = g("MatMul", g("Softmax", logits, axis=-1), v, name="attended")
     d = g.param("out/kernel").shape[0]
     return g.dense(g.reshape(g.transpose(y, 0, 2, 1, 3), -1, d), "out")
@@ -193,7 +193,7 @@ def attention_pooling(g: Graph, config: models.ViTConfig, z: Tensor) -> Tensor:
     k, v = (g.gemm(z, kernel[:, i], bias[i], name) for i, name in ((0, "k"), (1, "v")))
     k = g.transpose(g.reshape(k, -1, n, h, e), 0, 2, 3, 1)
     v = g.transpose(g.reshape(v, -1, n, h, e), 0, 2, 1, 3)
-    y = attend(g, g("MatMul", q, k, name="logits"), v, 1)
+    y = attend(g, g("MatMul", q, k, name="logits"), v)
     return g("Add", y, mlp(g, config, g.norm(y, "mlp_norm", config.layer_norm_epsilon)))
 
 

@@ -15,7 +15,6 @@ from vit_jax.errors import UserError
 
 Array = np.ndarray
 PROBES = 8  # photographs
-RANDOM_CLASSES = 16
 
 
 class Outputs(NamedTuple):
@@ -67,14 +66,24 @@ def check_takes(answer: Answer, sides: tuple[int, int, int], path: str | Path) -
         ) from error
 
 
-def photographs(config: models.ModelConfig, spec: str = "", count: int = PROBES) -> Array:
+def opened(spec: str) -> data.Source | None:
+    """A data set of photographs; None for "".
+
+    Raises:
+      UserError: there is none, which is better known before a model is loaded.
+    """
+    return data.open_source(spec) if spec else None
+
+
+def photographs(
+    config: models.ModelConfig, source: data.Source | None = None, count: int = PROBES
+) -> Array:
     """Decoded photographs as input of a model, (8, h, w, c) float32 in [-1, 1].
 
     At most `count` of a data set, evenly spread, or scikit-learn's two sample photographs, cut up.
     """
     transform = data.evaluation_transform(config.image_size, config.preprocessing)
-    if spec:
-        source = data.open_source(spec)
+    if source is not None:
         chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
         batches = data.eval_batches(
             data.Subset(source, chosen, source.spec), transform, batch_size=len(chosen)
@@ -90,7 +99,7 @@ def photographs(config: models.ModelConfig, spec: str = "", count: int = PROBES)
         ]
         pixels = np.stack([transform(np.ascontiguousarray(piece)) for piece in pieces])
     images = np.asarray(pixels, np.float32) / 127.5 - 1
-    if config.channels != 3:
+    if images.shape[-1] != config.channels:
         images = np.repeat(images.mean(-1, keepdims=True), config.channels, axis=-1)
     return images
 

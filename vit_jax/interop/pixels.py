@@ -204,7 +204,8 @@ def to_processor(
     resample = 2
     crop = name != "resize"
     if name == "pillow":
-        resample = {word: number for number, word in RESAMPLE.items()}.get(ours["interpolation"], 0)
+        filter_ = ours.get("interpolation", "bilinear")
+        resample = {word: number for number, word in RESAMPLE.items()}.get(filter_, 0)
         crop, fit = bool(resize), ours.get("fit", "squash")
         if crop:
             square = fit == "cover" and resize[0] == resize[1]
@@ -217,7 +218,7 @@ def to_processor(
                 notes.append(f"transformers does not keep the aspect ratio (fit={fit!r})")
         if not resample:
             resample = 2
-            notes.append(f"transformers resizes bilinearly, not by {ours['interpolation']}")
+            notes.append(f"transformers resizes bilinearly, not by {filter_}")
         if "nearest" in (ours.get("whole"), ours.get("centre")):
             notes.append("transformers rounds the crop's position down, which may be one pixel off")
     elif name == "resize_center_crop":

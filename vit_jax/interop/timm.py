@@ -20,7 +20,6 @@ from vit_jax.errors import UserError
 from vit_jax.interop import pixels, settings, timm_vit, weight_files
 from vit_jax.interop.layout import Layout, flattened, from_foreign, reshaped, to_foreign, transposed
 from vit_jax.interop.settings import OFF, READ, TRAINING, WORDS, Nothing, Only
-from vit_jax.interop.timm_vit import _plain
 from vit_jax.models import ResNetConfig, ViTConfig, saved
 
 #: timm's names of our variants; "@" is the image size.
@@ -322,7 +321,7 @@ def find_config(
     implied = _implied(values, is_bit, where)
     settings.check(arguments, BIT_ARGUMENTS if is_bit else ARGUMENTS, where)
     if is_bit:
-        config: models.ModelConfig = _find_resnet(weights, models.pair(_plain(size)), labels, where)
+        config: models.ModelConfig = _find_resnet(weights, models.pair(size), labels, where)
         weights = dict(weights)
         pool = "avg"
     else:

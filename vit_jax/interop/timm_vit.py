@@ -84,7 +84,7 @@ def read(
     hidden, channels, ph, pw = weights["patch_embed.proj.weight"].shape
     agree("embed_dim", hidden)
     agree("depth", len(blocks))
-    agree("patch_size", (ph, pw), lambda v: models.pair(_plain(v)))
+    agree("patch_size", (ph, pw), models.pair)
     fold_scales(weights, sorted(blocks))
     for key, names in (
         ("qkv_bias", ("attn.qkv",)),
@@ -192,18 +192,11 @@ def find_stem(weights: Iterable[str]) -> tuple[tuple[int, ...] | None, str]:
     return (tuple(max(u for s, u in units if s == n) + 1 for n in stages) if root else None), root
 
 
-def _plain(size: Size) -> int | tuple[int, int]:
-    if isinstance(size, int):
-        return int(size)
-    height, width = size
-    return height, width
-
-
 def find_grid(
     tokens: int, size: Size, step: tuple[int, int], size_is_said: bool, where: str
 ) -> tuple[int, int]:
     """Rows and columns of the position embeddings: by the image size, otherwise square."""
-    height, width = models.pair(_plain(size))
+    height, width = models.pair(size)
     grid = height // step[0], width // step[1]
     if grid[0] * grid[1] == tokens:
         return grid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError, nearest
@@ -108,7 +108,7 @@ def variants() -> tuple[str, ...]:
     return tuple(VARIANTS)
 
 
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """A size as (height, width); one number means square."""
     if isinstance(value, int):
         return value, value

@@ -222,7 +222,7 @@ def number(value: float) -> str:
     """Four significant digits at most: 0.4123, 3e-4, 12.5k."""
     if not math.isfinite(value):
         return "not finite"
-    if abs(value) >= 10_000:
+    if abs(value) >= 9_999.5:
         return human(value)
     return scientific(value) if abs(value) < 0.001 else f"{value:.4g}"
 

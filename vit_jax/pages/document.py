@@ -59,11 +59,10 @@ def facts_table(rows: Iterable[tuple[str, str]]) -> str:
     return f"<div class=scroll><table><tbody>{cells}</tbody></table></div>"
 
 
-def data_url(image: np.ndarray, size: int | None = None) -> str:
-    """An image (h, w, 3) uint8 as a data: URL, at most `size` pixels wide."""
+def data_url(image: np.ndarray, size: int) -> str:
+    """An image (h, w, 3) uint8 as a data: URL, at most `size` wide and four times as high."""
     picture = PIL.Image.fromarray(image)
-    if size and picture.width > size:
-        picture = picture.resize((size, round(picture.height * size / picture.width)))
+    picture.thumbnail((size, 4 * size))  # a side has at least one pixel
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

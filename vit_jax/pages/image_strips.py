@@ -31,7 +31,8 @@ def write(rows: Mapping[str, np.ndarray], workdir: Path) -> None:
     information = PIL.PngImagePlugin.PngInfo()
     information.add_text("rows", ", ".join(rows))
     image = PIL.Image.fromarray(np.concatenate(lines))
-    image.save(workdir / FILE, pnginfo=information)
+    with files.replacing(workdir / FILE) as partial:
+        image.save(partial, "PNG", pnginfo=information)
 
 
 def write_fed(images: np.ndarray, labels: str, workdir: Path) -> None:

@@ -25,6 +25,8 @@ Records = list[dict[str, float]]  # see runtime/logbook.py
 Stage = tuple[str, Records]  # heading, records
 #: Scale of accuracies, if they are not in the middle.
 PLACES = {"eval/accuracy": 0, "train_eval/accuracy": 2, "train_eval/top5_accuracy": 3}
+#: Ends of metrics in percent.
+SHARES = ("accuracy", "mAP")
 #: Seconds after which a browser reloads the page of an unfinished run.
 REFRESH = 30
 
@@ -75,11 +77,11 @@ def render(workdir: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore or delete it.") from None
-    return content if isinstance(content, dict) else {"": content}
+    """The content of a file of a run; {} if there is no such file."""
+    content = files.read_json(path)
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path} is not a JSON object; restore or delete it.")
+    return content or {}
 
 
 def records_of(directory: Path) -> Records:
@@ -106,9 +108,8 @@ def series_of(records: Iterable[Mapping[str, float]]) -> dict[str, charts.Points
 
 def accuracies_of(series: Mapping[str, charts.Points]) -> dict[str, charts.Points]:
     """The curves `eval/*accuracy`, top-1 first, and `eval/mAP`; then those of training images."""
-    ends = ("accuracy", "mAP")
     parts = ("eval/", "train_eval/")
-    found = {k: v for k, v in series.items() if k.startswith(parts) and k.endswith(ends)}
+    found = {k: v for k, v in series.items() if k.startswith(parts) and k.endswith(SHARES)}
     return dict(sorted(found.items(), key=lambda item: PLACES.get(item[0], 1)))
 
 
@@ -156,7 +157,7 @@ def _kept(flat: Mapping[str, object], last: Mapping[str, float]) -> str:
         return ""
     metric = str(flat.get("keep_best") or "").removeprefix("min:").removeprefix("max:")
     value = last.get(f"best/{metric}", math.nan)
-    shown = charts.percent(value) if metric.endswith("accuracy") else charts.number(value)
+    shown = charts.percent(value) if metric.endswith(SHARES) else charts.number(value)
     return f" The model is from step {last['best/step']:,}, with the best {metric}: {shown}."
 
 

@@ -91,7 +91,7 @@ def _table(
 def _cell(key: str, value: tuple[float, float | None], count: int) -> str:
     """ "81.25% ± 0.31 (3)"."""
     mean, deviation = value
-    is_share = key.endswith(("accuracy", "_shots"))
+    is_share = key.endswith(("accuracy", "mAP", "_shots"))
     scale = 100 if is_share else 1
     text = f"{100 * mean:.2f}%" if is_share else charts.number(mean)
     if deviation is not None:

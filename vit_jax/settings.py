@@ -269,7 +269,12 @@ SETTINGS: dict[str, Setting] = {
     "polyak_ramp": Setting(
         False, FLAG, "The decay rises as (1 + t) / (10 + t) instead of being bias-corrected."
     ),
-    "max_skipped_steps": Setting(20, POSITIVE, "So many skipped in a row end a run.", free=True),
+    "max_skipped_steps": Setting(
+        20,
+        POSITIVE,
+        "So many skipped in a row end a run; with fewer than 17, before roll_back can act.",
+        free=True,
+    ),
     "roll_back.factor": Setting(None, ABOVE_1, "Rolls back if the loss is this times the usual."),
     "roll_back.window": Setting(100, POSITIVE, "The usual loss is the median of so many steps."),
     "roll_back.limit": Setting(3, POSITIVE, "At most so many roll-backs in a run.", free=True),

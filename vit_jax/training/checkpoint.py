@@ -147,7 +147,13 @@ class Checkpoints:
             raise UserError(f"Cannot write to {self.directory}: {error.strerror}.") from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                self._lock_file.close()
+                raise UserError(
+                    f"{self.directory} cannot be locked ({error.strerror}), so another job could "
+                    "write into it; use a --workdir on a file system with locks."
+                ) from error
             self._lock_file.seek(0)
             holder = self._lock_file.read().strip()
             self._lock_file.close()
@@ -198,7 +204,7 @@ class Checkpoints:
         """Saves in the background unless `step` is saved already; returns whether it did.
 
         Raises:
-          Diverged: the state is not finite (its gradient was, its update was not).
+          Diverged: the state is not finite.
         """
         if self._manager.latest_step() == step:
             return False

@@ -42,25 +42,33 @@ def _three_axes(image: Image) -> Image:
     return image[..., None] if image.ndim == 2 else image
 
 
-def by_area(image: Image, size: Size) -> Image:
+def by_area(image: Image, size: Size, crop: Size | None = None) -> Image:
     """Resizes to (height, width) by area: each pixel is the mean of the area that it covers.
 
-    OpenCV differs when enlarging.
+    OpenCV differs when enlarging; then only what is kept is computed, since a long image may be
+    enlarged to gigabytes.
+
+    Args:
+      crop: keep the central part of this size; None: all.
     """
+    crop = crop or size
     if image.shape[:2] == tuple(size):
-        return image
+        return _central_crop(image, crop)
     if image.shape[0] >= size[0] and image.shape[1] >= size[1]:
         cv2 = _cv2()
-        return _three_axes(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA))
-    rows, columns = (_shares(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+        resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        return _central_crop(_three_axes(resized), crop)
+    rows, columns = map(_shares, image.shape, size, crop)
     resized = np.tensordot(rows, np.tensordot(image, columns, (1, 1)), 1)  # (h, c, w)
     return resized.transpose(0, 2, 1).round().clip(0, 255).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=256)
-def _shares(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the fraction of each new pixel that each old one covers."""
-    edges = np.linspace(0, old, new + 1)
+@functools.lru_cache(maxsize=64)
+def _shares(old: int, new: int, kept: int) -> np.ndarray:
+    """(kept, old) float32: the fraction of each new pixel, of the central ones, that each old one
+    covers."""
+    first = (new - kept) // 2
+    edges = np.arange(first, first + kept + 1) * (old / new)
     pixels = np.arange(old)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return (covered.clip(0) * new / old).astype(np.float32)
@@ -162,7 +170,7 @@ def resize_center_crop(image: Image, size: Size, *, resize: int) -> Image:
     height, width = image.shape[:2]
     scale = resize / min(height, width)
     scaled = max(round(height * scale), size[0]), max(round(width * scale), size[1])
-    return _central_crop(by_area(image, scaled), size)
+    return by_area(image, scaled, size)
 
 
 def square_center_crop(image: Image, size: Size, *, resize: float = 256 / 224) -> Image:

@@ -542,3 +542,9 @@ def test_each_side_of_resize_is_compared_with_its_own(resize, fits):
     else:
         with pytest.raises(UserError, match="is smaller than the image size 24x40"):
             make_transform(**arguments)
+
+
+def test_a_long_image_is_contained_by_one_pixel_at_least():
+    transform = make_transform(name="pillow", size=(8, 8), train=False, fit="contain")
+    image = transform(np.full((1, 500, 3), 200, np.uint8))
+    assert image.shape == (8, 8, 3) and (image[:, 0, 0] == 200).sum() == 1

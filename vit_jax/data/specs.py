@@ -297,7 +297,7 @@ def evaluation_spec(spec: str, *, data_dir: str | None = None) -> str:
 def drop_records(source: Source, exclude: str) -> Without:
     """`source` without the records named in the file `exclude`, one per line."""
     try:
-        text = Path(exclude).read_bytes().decode("utf-8", "backslashreplace")
+        text = Path(exclude).expanduser().read_bytes().decode("utf-8", "backslashreplace")
     except OSError as error:
         raise UserError(f"Cannot read config.data.exclude={exclude} ({error.strerror}).") from error
     unwanted = {shown(line.strip()) for line in text.splitlines() if line.strip()}

@@ -226,7 +226,7 @@ def pillow(
         tall = (wanted[0] / height == scale, wanted[0], wanted[1] * height / width)
         wide = (wanted[1] / width == scale, wanted[1], wanted[0] * width / height)
         wanted = tuple(
-            met if exact else int(other) if whole == "down" else round(other)
+            max(1, met if exact else int(other) if whole == "down" else round(other))
             for exact, met, other in (tall, wide)
         )  # type: ignore[assignment]
     if (height, width) != tuple(wanted):

@@ -201,7 +201,10 @@ def test_objectnet(imagenet_model, objectnet_root, tmp_path, capsys):
     mapping = objectnet_root / "mappings" / "objectnet_to_imagenet_1k.json"
     mapping.write_text(json.dumps({"Chair": "no such class"}))
     assert main([*arguments, f"--data={objectnet_root}"]) == 1
-    assert "'no such class', which is not a class" in capsys.readouterr().err
+    assert "has the class 'no such class', which the others lack" in capsys.readouterr().err
+    mapping.write_text("[]")
+    assert main([*arguments, f"--data={objectnet_root}"]) == 1
+    assert "is damaged (not a JSON object)" in capsys.readouterr().err
     mapping.unlink()
     assert main([*arguments, f"--data={objectnet_root}"]) == 1
     assert "objectnet_to_imagenet_1k.json is missing" in capsys.readouterr().err

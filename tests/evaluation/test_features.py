@@ -1,5 +1,7 @@
 """Features of a data set, streamed to files."""
 
+import errno
+
 import jax
 import numpy as np
 import pytest
@@ -73,6 +75,18 @@ def test_files(model, tmp_path, capsys):
     assert "f.labels.npy exists and would be overwritten" in capsys.readouterr().err
     assert main([*base, f"--out={tmp_path / 'f.csv'}"]) == 1
     assert "must end in .npy or .parquet" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_of_the_features(tmp_path, monkeypatch):
+    def save(file, labels):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", save)
+    batches = iter([(np.zeros((2, 3), np.float32), np.zeros(2, np.int32))])
+    with pytest.raises(UserError, match=r"f\.labels\.npy cannot be written"):
+        features.write(tmp_path / "f.npy", batches, ["a", "b"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_layers(model, source):

@@ -240,7 +240,8 @@ def write(
     with files.replacing(file) as partial:
         labels, shape = writers[file.suffix](partial, features, names, on_batch)
         if file.suffix == ".npy":
-            np.save(beside, labels)
+            with files.replacing(beside) as other, open(other, "wb") as out:
+                np.save(out, labels)
     return shape
 
 

@@ -304,3 +304,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"cannot be read .Permission denied"):
         data.open_source(f"folder:{tmp_path}")
+    from vit_jax.evaluation.predict import find_images
+
+    with pytest.raises(UserError, match=r"cannot be read .Permission denied"):
+        find_images([str(tmp_path)])

@@ -287,6 +287,13 @@ def test_vtab_runs_what_is_prepared_and_resumes(checkpoint, two_tasks, tmp_path,
     assert capsys.readouterr().out.count("nothing to do") == 6
     assert evaluation(tmp_path / "out")["vtab"] == record
 
+    diverges = next(i for i, word in enumerate(arguments) if word.startswith("--learning_rates"))
+    arguments[diverges] = "--learning_rates=0.01,1e37"
+    arguments.append("--config.max_skipped_steps=1")
+    assert main([*arguments, "--tasks=dtd"]) == 0
+    assert "DTD, choose_1e+37: diverged, counted as 0%" in capsys.readouterr().out
+    assert evaluation(tmp_path / "out")["vtab"]["learning_rate"] == 0.01
+
 
 def test_vtab_without_data_or_with_an_unknown_task(checkpoint, tmp_path, capsys):
     arguments = [f"--checkpoint={checkpoint}", f"--out={tmp_path}", f"--data_dir={tmp_path}"]

@@ -40,6 +40,12 @@ def test_equals_the_original(old, new):
     np.testing.assert_allclose(found, PROTOCOL[f"{case}/out"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(17, 5), (2, 17, 5)])
+def test_one_model_is_resized_at_a_time(shape):
+    with pytest.raises(UserError, match=r"are \(1, n, d\), and these"):
+        resize_position_embedding(np.zeros(shape), (7, 7))
+
+
 def test_the_same_grid_changes_nothing():
     pos = golden_weights.draw("pos", (1, 17, 5))
     np.testing.assert_array_equal(resize_position_embedding(pos, (4, 4)), pos)

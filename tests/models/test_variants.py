@@ -126,6 +126,12 @@ def test_settings_that_do_not_fit(settings, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("factor", [0.3, 0.001])
+def test_the_width_of_a_resnet_divides_into_groups(factor):
+    with pytest.raises(UserError, match=r"do not divide into 32 groups; .* a multiple of 0\.5"):
+        models.get_config("R50x1", width_factor=factor)
+
+
 if __name__ == "__main__":
     golden = {variant: fingerprint(variant) for variant in models.VARIANTS}
     PATHS.write_text(json.dumps(golden, indent=1) + "\n")

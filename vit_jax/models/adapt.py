@@ -37,6 +37,8 @@ def resize_position_embedding(
       UserError: `pos` does not match `old_grid`, or is not square where `old_grid` is None.
     """
     pos = np.asarray(pos, np.float32)
+    if pos.ndim != 3 or len(pos) != 1:
+        raise UserError(f"Position embeddings are (1, n, d), and these {pos.shape}.")
     tokens, grid = (pos[0, :1], pos[0, 1:]) if has_class_token else (pos[0, :0], pos[0])
     if old_grid is None:
         side = math.isqrt(len(grid))

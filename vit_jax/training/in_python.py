@@ -36,4 +36,4 @@ def train(
             workdir, note = own_data.find_workdir(config, what, new=new)
         own_data.show(chosen, workdir, note)
     run.train(config, workdir)
-    return Path(workdir)
+    return Path(workdir).expanduser()

@@ -22,7 +22,7 @@ from vit_jax.data import specs
 from vit_jax.data.decode import image_size
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.interop import fetch, load, published
+from vit_jax.interop import load, published
 from vit_jax.runtime.distributed import say
 from vit_jax.training.workdir import changes, finished_metrics
 
@@ -190,13 +190,6 @@ def at_hand(variant: str = "") -> str:
     """The published weights on this machine to start from; "" if there are none."""
     names = names_of([variant] if variant else order())
     return next((name for name in names if load.at_hand(name) is not None), "")
-
-
-def is_download(place: str) -> bool:
-    """Whether weights would have to be downloaded."""
-    if place in published.PUBLISHED and not Path(place).exists():
-        return load.at_hand(place) is None
-    return fetch.is_remote(place) and fetch.cached(place) is None
 
 
 def show(chosen: Recipe, workdir: str | Path, note: str) -> None:

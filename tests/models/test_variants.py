@@ -117,6 +117,8 @@ def test_unknown_variants_name_the_nearest(variant, hint):
         ({"num_heads": 7}, "hidden size 768 does not divide into 7 heads; 4, 6, 8"),
         ({"classifier": "cls"}, "model.classifier='cls' does not exist"),
         ({"position_embedding": "3d"}, "choose one of none, 1d, 2d, relative"),
+        ({"num_classes": 3, "labels": ("a", "b")}, "model.labels names 2 of 3 classes"),
+        ({"num_classes": 1, "labels": "a"}, "model.labels names 'a' of 1 classes"),
         ({"hiden_size": 3}, "no setting model.hiden_size. Did you mean 'hidden_size'"),
     ],
 )

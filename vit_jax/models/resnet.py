@@ -62,7 +62,9 @@ class ResNetConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
-        check_predictions(self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        check_predictions(
+            *(self.labels, self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        )
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
         if self.pool_padding not in POOL_PADDINGS:

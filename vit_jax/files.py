@@ -30,9 +30,12 @@ def check_regular(file: Path) -> None:
 
 
 def check_new(file: Path) -> None:
-    """Raises UserError for an existing file, or a link of its name."""
+    """Raises UserError for an existing file, a link of its name, or a place that is no folder."""
     if file.exists() or file.is_symlink():
         raise UserError(f"{file} exists and would be overwritten; choose another place.")
+    above = next(place for place in file.absolute().parents if place.exists())
+    if not above.is_dir():
+        raise UserError(f"{file} cannot be written: {above} is not a directory.")
 
 
 @contextlib.contextmanager

@@ -77,6 +77,12 @@ def test_files(model, tmp_path, capsys):
     assert "must end in .npy or .parquet" in capsys.readouterr().err
 
 
+def test_a_place_below_a_file_is_refused_before_any_image_is_read(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(UserError, match=r"f\.npy cannot be written: .*a is not a directory"):
+        features.check(tmp_path / "a" / "f.npy")
+
+
 def test_a_full_disk_leaves_no_half_of_the_features(tmp_path, monkeypatch):
     def save(file, labels):
         file.write(b"half")

@@ -32,9 +32,6 @@ def check(file: Path, class_names: Sequence[str] = (), *, several: bool = False)
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file} must end in .csv or .parquet.")
     files.check_new(file)
-    above = next((place for place in file.absolute().parents if place.exists()), file)
-    if not above.is_dir():
-        raise UserError(f"{file} cannot be written: {above} is not a directory.")
     if file.suffix == ".parquet":
         import_pyarrow()
         return

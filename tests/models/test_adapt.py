@@ -101,6 +101,18 @@ def test_the_same_model_is_passed_through(pretrained):
         np.testing.assert_array_equal(adapted[path], value)
 
 
+@pytest.mark.parametrize(
+    "name, before, after",
+    [("resize_center_crop", 256, 439), ("square_center_crop", 1.25, 1.25),
+     ("pillow", (256, 256), (439, 878)), ("pillow", None, None)],
+)  # fmt: skip
+def test_an_image_is_cut_from_one_that_grows_with_it(name, before, after):
+    known = (("name", name), ("orient", True), ("resize", before))
+    config = models.get_config("B/16", preprocessing=known)
+    found = adapt.retarget(config, image_size=(384, 768))
+    assert found.preprocessing == (*known[:2], ("resize", after))
+
+
 def test_head_surgery(pretrained):
     config, params = pretrained
     target = adapt.retarget(config, num_classes=10)

@@ -207,14 +207,16 @@ def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
     """`config` with the settings of `load_model(image_size=..., num_classes=...)`."""
     changes = {key: value for key, value in changes.items() if value is not None}
     if "image_size" in changes:
-        new = changes["image_size"] = pair(changes["image_size"])
-        grown = [n / o for n, o in zip(new, config.image_size, strict=True)]
-        changes["preprocessing"] = tuple(  # (height, width) before the crop: in proportion
-            (key, tuple(round(v * g) for v, g in zip(value, grown, strict=True)))
-            if key == "resize" and isinstance(value, tuple)
-            else (key, value)
-            for key, value in config.preprocessing
-        )
+        new, old = pair(changes["image_size"]), config.image_size
+        known = dict(config.preprocessing)
+        before = known.get("resize")  # the size that the image is cut from: in proportion
+        if isinstance(before, tuple):
+            known["resize"] = tuple(
+                round(b * n / o) for b, n, o in zip(before, new, old, strict=True)
+            )
+        elif known.get("name") == "resize_center_crop" and before is not None:  # the short side
+            known["resize"] = round(before * min(new) / min(old))
+        changes |= {"image_size": new, "preprocessing": tuple(known.items())}
     if changes.get("channels", config.channels) != config.channels:
         known = changes.get("preprocessing", config.preprocessing) or (("name", "resize"),)
         changes["preprocessing"] = with_channels(known, changes["channels"])

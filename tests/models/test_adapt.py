@@ -46,6 +46,13 @@ def test_one_model_is_resized_at_a_time(shape):
         resize_position_embedding(np.zeros(shape), (7, 7))
 
 
+def test_one_number_is_a_square_grid():
+    pos = golden_weights.draw("pos", (1, 17, 5))
+    np.testing.assert_array_equal(
+        resize_position_embedding(pos, 7), resize_position_embedding(pos, (7, 7))
+    )
+
+
 def test_the_same_grid_changes_nothing():
     pos = golden_weights.draw("pos", (1, 17, 5))
     np.testing.assert_array_equal(resize_position_embedding(pos, (4, 4)), pos)

@@ -16,7 +16,7 @@ from vit_jax.models.variants import pair
 
 def resize_position_embedding(
     pos: np.ndarray,
-    new_grid: tuple[int, int],
+    new_grid: int | tuple[int, int],
     *,
     old_grid: tuple[int, int] | None = None,
     has_class_token: bool = True,
@@ -27,7 +27,7 @@ def resize_position_embedding(
 
     Args:
       pos: (1, n, d), raster order; with `has_class_token`, pos[:, 0] is kept as it is.
-      new_grid: tokens (down, across).
+      new_grid: tokens (down, across), or one number.
       old_grid: the same for `pos`; None means square.
 
     Returns:
@@ -48,7 +48,8 @@ def resize_position_embedding(
             f"Position embeddings of {len(grid)} patches do not form a grid of "
             f"{old_grid[0]}x{old_grid[1]}; pass old_grid=(rows, columns)."
         )
-    if tuple(new_grid) != tuple(old_grid):
+    new_grid = pair(new_grid)
+    if new_grid != tuple(old_grid):
         rows, columns = (_interpolation(n, m) for n, m in zip(old_grid, new_grid, strict=True))
         image = grid.reshape(*old_grid, -1).astype(np.float64)
         image = np.einsum("ar,bc,rcd->abd", rows, columns, image, optimize=True)

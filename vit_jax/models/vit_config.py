@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any
 
 from vit_jax.errors import UserError
@@ -123,8 +124,10 @@ class ViTConfig:
         sizes = {key: getattr(self, key) for key in POSITIVE}
         sizes |= {"patch_size": min(self.patch_size)}
         for key, size in sizes.items():
-            if size is not None and size < 1:
-                raise UserError(f"model.{key}={getattr(self, key)} must be 1 or more.")
+            if size is not None and (not isinstance(size, numbers.Integral) or size < 1):
+                raise UserError(
+                    f"model.{key}={getattr(self, key)!r} must be a whole number, 1 or more."
+                )
         for key, options in (
             ("classifier", CLASSIFIERS),
             ("activation", tuple(ACTIVATIONS)),

@@ -84,9 +84,9 @@ def recipe(spec: str, given: Mapping[str, str], name: str = "paper") -> Recipe:
     if left.get("model.image_size", "").isdigit():
         facts["resolution"] = left.pop("model.image_size")
     left.pop("model.variant", None)  # it is among the facts
-    for name in ("total", "eval_every"):
-        if f"{name}_epochs" in left and f"{name}_steps" not in left:
-            overrides[f"{name}_steps"] = "None"  # which would take precedence
+    for period in ("total", "eval_every"):
+        if f"{period}_epochs" in left and f"{period}_steps" not in left:
+            overrides[f"{period}_steps"] = "None"  # which would take precedence
     if "memory" not in left and left.keys() & {"accumulation_steps", "model.remat"}:
         overrides["memory"] = "as_configured"
     if "objective.name" in left and "keep_best" not in left:

@@ -144,16 +144,10 @@ SETTINGS: dict[str, Setting] = {
         100_000_000, whole(1), "Larger images, by their header, are refused.", free=True
     ),
     "data.num_threads": Setting(
-        4,
-        whole(1, 1024),
-        "Threads that decode images, per process.",
-        free=True,
+        4, whole(1, 1024), "Threads that decode images, per process.", free=True
     ),
     "data.num_workers": Setting(
-        0,
-        whole(0, 1024),
-        "Processes that decode, instead of threads.",
-        free=True,
+        0, whole(0, 1024), "Processes that decode, instead of threads.", free=True
     ),
     "augment.name": Setting(
         "inception_crop", TEXT, "inception_crop, resize_crop, resize_flip or pad_crop."

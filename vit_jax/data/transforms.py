@@ -45,11 +45,7 @@ def _three_axes(image: Image) -> Image:
 def by_area(image: Image, size: Size, crop: Size | None = None) -> Image:
     """Resizes to (height, width) by area: each pixel is the mean of the area that it covers.
 
-    OpenCV differs when enlarging; then only what is kept is computed, since a long image may be
-    enlarged to gigabytes.
-
-    Args:
-      crop: keep the central part of this size; None: all.
+    crop: keeps the central part of this size; None: all.
     """
     crop = crop or size
     if image.shape[:2] == tuple(size):
@@ -58,6 +54,7 @@ def by_area(image: Image, size: Size, crop: Size | None = None) -> Image:
         cv2 = _cv2()
         resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
         return _central_crop(_three_axes(resized), crop)
+    # OpenCV differs when enlarging. Only what is kept is computed: a long image may fill gigabytes.
     rows, columns = map(_shares, image.shape, size, crop)
     resized = np.tensordot(rows, np.tensordot(image, columns, (1, 1)), 1)  # (h, c, w)
     return resized.transpose(0, 2, 1).round().clip(0, 255).astype(np.uint8)
@@ -65,8 +62,7 @@ def by_area(image: Image, size: Size, crop: Size | None = None) -> Image:
 
 @functools.lru_cache(maxsize=64)
 def _shares(old: int, new: int, kept: int) -> np.ndarray:
-    """(kept, old) float32: the fraction of each new pixel, of the central ones, that each old one
-    covers."""
+    """(kept, old) float32: the fraction of each (central) new pixel that each old one covers."""
     first = (new - kept) // 2
     edges = np.arange(first, first + kept + 1) * (old / new)
     pixels = np.arange(old)
@@ -194,9 +190,6 @@ def objectnet(image: Image, size: Size) -> Image:
     return resize_center_crop(inside, size, resize=round(max(size) * 512 / 480))
 
 
-FITS = ("squash", "cover", "contain")
-
-
 def pillow(
     image: Image,
     size: Size,
@@ -265,7 +258,7 @@ EVAL: dict[str, Callable[..., Image]] = {
 #: Settings of `pillow` with a fixed set of values.
 WORDS = {
     "interpolation": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
-    "fit": FITS,
+    "fit": ("squash", "cover", "contain"),
     "whole": ("down", "nearest"),
     "centre": ("down", "nearest"),
 }

@@ -209,15 +209,15 @@ def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
     changes = {key: value for key, value in changes.items() if value is not None}
     if "image_size" in changes:
         new, old = pair(changes["image_size"]), config.image_size
-        known = dict(config.preprocessing)
-        before = known.get("resize")  # the size that the image is cut from: in proportion
+        options = dict(config.preprocessing)
+        before = options.get("resize")  # the size that the image is cut from: in proportion
         if isinstance(before, tuple):
-            known["resize"] = tuple(
+            options["resize"] = tuple(
                 round(b * n / o) for b, n, o in zip(before, new, old, strict=True)
             )
-        elif known.get("name") == "resize_center_crop" and before is not None:  # the short side
-            known["resize"] = round(before * min(new) / min(old))
-        changes |= {"image_size": new, "preprocessing": tuple(known.items())}
+        elif options.get("name") == "resize_center_crop" and before is not None:  # the short side
+            options["resize"] = round(before * min(new) / min(old))
+        changes |= {"image_size": new, "preprocessing": tuple(options.items())}
     if changes.get("channels", config.channels) != config.channels:
         known = changes.get("preprocessing", config.preprocessing) or (("name", "resize"),)
         changes["preprocessing"] = with_channels(known, changes["channels"])

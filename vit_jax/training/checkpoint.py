@@ -148,18 +148,15 @@ class Checkpoints:
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                self._lock_file.close()
-                raise UserError(
-                    f"{self.directory} cannot be locked ({error.strerror}), so another job could "
-                    "write into it; use a --workdir on a file system with locks."
-                ) from error
             self._lock_file.seek(0)
             holder = self._lock_file.read().strip()
             self._lock_file.close()
             raise UserError(
                 f"{self.directory.parent} is in use by {holder}; "
                 "wait for that job or use another --workdir."
+                if isinstance(error, BlockingIOError)
+                else f"{self.directory} cannot be locked ({error.strerror}); use a --workdir on a "
+                "file system with locks."
             ) from None
         self._lock_file.seek(0)
         self._before = self._lock_file.read()  # restored in the end: a refusal leaves no trace
@@ -265,8 +262,7 @@ class Checkpoints:
         """
         reasons = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            unread = None
-            reason, result = None, None
+            unread, reason, result = None, None, None
             try:
                 reason, result = self._try_restore(step, abstract)
             except Unreadable as error:

@@ -43,9 +43,9 @@ DATASETS = {
 # JFT: the learning rate depends on the model (Table 3); H/14 trains 14 epochs.
 JFT_LEARNING_RATE = {
     "B/16": 8e-4, "B/32": 8e-4, "L/32": 6e-4, "L/16": 4e-4, "H/14": 3e-4,
-    "R50x1": 1e-3, "R50x2": 1e-3, "R101x1": 8e-4, "R152x1": 6e-4, "R152x2": 6e-4, "R200x3": 6e-4,
+    "R50x1": 1e-3, "R50x2": 1e-3, "R101x1": 8e-4, "R152x1": 6e-4, "R152x2": 6e-4,
     "R50+B/16": 8e-4, "R50+B/32": 8e-4, "R50+L/32": 2e-4, "R50+L/16": 4e-4,
-    "b/32": 8e-4,  # these are not in Table 3: as their counterparts
+    "R200x3": 6e-4, "b/32": 8e-4,  # these are not in Table 3: as their counterparts
     "Axial-B/16": 8e-4, "Axial-B/32": 8e-4, "Axial-R50x1": 1e-3,
 }  # fmt: skip
 JFT_EPOCHS = {"H/14": 14, "R200x3": 14}

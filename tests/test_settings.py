@@ -58,6 +58,7 @@ def test_t17_no_number_is_believed(key, value):
         ("keep_checkpoints", 0),
         ("data.num_threads", 0),
         ("data.num_threads", 100_000),
+        ("model.channels", 513),  # OpenCV resizes 512
         ("model.patch_size", 0),
         ("model.patch_size", (4, 0)),
         ("model.image_size", (32, 32, 3)),

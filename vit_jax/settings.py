@@ -70,7 +70,9 @@ SETTINGS: dict[str, Setting] = {
         None, PIXELS, "Pixels; 224 in pre-training, 384 and more in fine-tuning (section 3.2)."
     ),
     "model.num_classes": Setting(None, POSITIVE, "Outputs; by default the classes of the data."),
-    "model.channels": Setting(None, POSITIVE, "Image channels; 3: RGB, 1: grey, others as stored."),
+    "model.channels": Setting(
+        None, whole(1, 512), "Image channels; 3: RGB, 1: grey, others as stored."
+    ),
     "model.patch_size": Setting(None, PIXELS, "P of section 3.1; in features for a hybrid."),
     "model.hidden_size": Setting(None, POSITIVE, "D of Table 1."),
     "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),
@@ -142,16 +144,10 @@ SETTINGS: dict[str, Setting] = {
         100_000_000, whole(1), "Larger images, by their header, are refused.", free=True
     ),
     "data.num_threads": Setting(
-        4,
-        whole(1, 1024),
-        "Threads that decode images, per process.",
-        free=True,
+        4, whole(1, 1024), "Threads that decode images, per process.", free=True
     ),
     "data.num_workers": Setting(
-        0,
-        whole(0, 1024),
-        "Processes that decode, instead of threads.",
-        free=True,
+        0, whole(0, 1024), "Processes that decode, instead of threads.", free=True
     ),
     "augment.name": Setting(
         "inception_crop", TEXT, "inception_crop, resize_crop, resize_flip or pad_crop."
@@ -269,7 +265,12 @@ SETTINGS: dict[str, Setting] = {
     "polyak_ramp": Setting(
         False, FLAG, "The decay rises as (1 + t) / (10 + t) instead of being bias-corrected."
     ),
-    "max_skipped_steps": Setting(20, POSITIVE, "So many skipped in a row end a run.", free=True),
+    "max_skipped_steps": Setting(
+        20,
+        POSITIVE,
+        "So many skipped in a row end a run; with fewer than 17, before roll_back can act.",
+        free=True,
+    ),
     "roll_back.factor": Setting(None, ABOVE_1, "Rolls back if the loss is this times the usual."),
     "roll_back.window": Setting(100, POSITIVE, "The usual loss is the median of so many steps."),
     "roll_back.limit": Setting(3, POSITIVE, "At most so many roll-backs in a run.", free=True),

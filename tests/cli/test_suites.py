@@ -11,8 +11,10 @@ import tiny_runs
 
 from vit_jax import models
 from vit_jax.cli import main
+from vit_jax.errors import Diverged
 from vit_jax.interop import load
 from vit_jax.models import saved
+from vit_jax.studies import study
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_real(checkpoint, tmp_path, capsys):
     assert "needs --real_labels" in capsys.readouterr().err
 
 
-def test_real_from_its_own_data_set(checkpoint, tmp_path):
+def test_real_from_its_own_data_set(checkpoint, imagenet_model, tmp_path, capsys):
     """`imagenet2012_real` carries the labels; here in another order than its file names."""
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
@@ -110,7 +112,8 @@ def test_real_from_its_own_data_set(checkpoint, tmp_path):
     file = directory / "imagenet2012_real-validation.array_record-00000-of-00001"
     writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
     rng = np.random.default_rng(0)
-    answers = [[0, 1, 2, 3], [], [0, 1, 2, 3], [0, 1, 2, 3], []]  # any answer is right, or none
+    every = list(range(1000))
+    answers = [every, [], every, every, []]  # any answer is right, or none
     for i, labels in enumerate(answers):
         record = tf_example_pb2.Example()
         feature = record.features.feature
@@ -138,8 +141,13 @@ def test_real_from_its_own_data_set(checkpoint, tmp_path):
         ],
     }
     (directory / "dataset_info.json").write_text(json.dumps(info))
-    arguments = [f"--checkpoint={checkpoint}", f"--data_dir={tmp_path}", f"--out={tmp_path}"]
-    assert main(["evaluate", *arguments, "--suite=real", "--data=tfds:imagenet2012_real"]) == 0
+    arguments = [
+        "evaluate", "--data=tfds:imagenet2012_real", f"--data_dir={tmp_path}", f"--out={tmp_path}",
+        "--suite=real",
+    ]  # fmt: skip
+    assert main([*arguments, f"--checkpoint={checkpoint}"]) == 1
+    assert "has 1000 and the model 4" in capsys.readouterr().err
+    assert main([*arguments, f"--checkpoint={imagenet_model}"]) == 0
     record = evaluation(tmp_path)["real"]
     assert record["num_scored"] == 3 and record["accuracy"] == 1.0
 
@@ -201,7 +209,10 @@ def test_objectnet(imagenet_model, objectnet_root, tmp_path, capsys):
     mapping = objectnet_root / "mappings" / "objectnet_to_imagenet_1k.json"
     mapping.write_text(json.dumps({"Chair": "no such class"}))
     assert main([*arguments, f"--data={objectnet_root}"]) == 1
-    assert "'no such class', which is not a class" in capsys.readouterr().err
+    assert "has the class 'no such class', which the others lack" in capsys.readouterr().err
+    mapping.write_text("[]")
+    assert main([*arguments, f"--data={objectnet_root}"]) == 1
+    assert "is damaged (not a JSON object)" in capsys.readouterr().err
     mapping.unlink()
     assert main([*arguments, f"--data={objectnet_root}"]) == 1
     assert "objectnet_to_imagenet_1k.json is missing" in capsys.readouterr().err
@@ -258,7 +269,9 @@ def two_tasks(tmp_path):
     return tmp_path / "tfds"
 
 
-def test_vtab_runs_what_is_prepared_and_resumes(checkpoint, two_tasks, tmp_path, capsys):
+def test_vtab_runs_what_is_prepared_and_resumes(
+    checkpoint, two_tasks, tmp_path, capsys, monkeypatch
+):
     arguments = [
         "evaluate", f"--checkpoint={checkpoint}", "--suite=vtab", f"--out={tmp_path / 'out'}",
         f"--data_dir={two_tasks}", "--size=16", "--learning_rates=0.01,0.02",
@@ -283,6 +296,18 @@ def test_vtab_runs_what_is_prepared_and_resumes(checkpoint, two_tasks, tmp_path,
     assert main(arguments) == 0  # finished runs are not run again
     assert capsys.readouterr().out.count("nothing to do") == 6
     assert evaluation(tmp_path / "out")["vtab"] == record
+
+    real, best = study.train, record["learning_rate"]
+
+    def diverges(config, workdir):
+        if config.schedule.learning_rate == 1.0:
+            raise Diverged("not finite")
+        return real(config, workdir)
+
+    monkeypatch.setattr(study, "train", diverges)
+    assert main([*arguments, f"--learning_rates={best},1", "--tasks=dtd"]) == 0
+    assert "DTD, choose_1: diverged, counted as 0%" in capsys.readouterr().out
+    assert evaluation(tmp_path / "out")["vtab"]["learning_rate"] == best
 
 
 def test_vtab_without_data_or_with_an_unknown_task(checkpoint, tmp_path, capsys):

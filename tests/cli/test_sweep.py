@@ -69,8 +69,10 @@ def test_what_cannot_be_carved():
     for other in ("train[10%:]", "train[:100]", "train+test"):
         with pytest.raises(UserError, match="is not; set config"):
             sweep.carve(other, 2)
-    with pytest.raises(UserError, match="between 1 and 99"):
-        sweep.carve("train", 100)
+    assert sweep.carve("train", 2.5) == ("train[:97.5%]", "train[97.5%:]")
+    for percent in (0, 100):
+        with pytest.raises(UserError, match="between 0 and 100"):
+            sweep.carve("train", percent)
 
 
 TINY = [

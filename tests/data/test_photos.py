@@ -143,6 +143,7 @@ def test_preprocess_takes_files_pil_images_and_arrays(tmp_path):
     assert vit_jax.preprocess(model, np.zeros((2, 9, 9), np.uint8)).shape == (2, 32, 32, 3)
     for wrong, message in (
         ([tmp_path / "no.png"], "no.png cannot be read"),
+        (["~nobody-of-this-name/no.png"], "no.png cannot be read"),
         ([b"no image"], "cannot be decoded"),
         ([np.zeros((4, 4, 3), np.float32)], "dtype float32, not uint8"),
     ):
@@ -161,6 +162,6 @@ def test_one_image_is_a_batch_of_one():
     np.testing.assert_array_equal(one, photos.preprocess(config, [image]))
     np.testing.assert_array_equal(one, photos.preprocess(config, image[None]))
     assert photos.preprocess(config, image[..., 0]).shape == (1, 32, 32, 3)
-    for odd in (None, 3, 2.5):
+    for odd in (None, 3, 2.5, np.array(3)):
         with pytest.raises(UserError, match="not an image or a list of images"):
             photos.preprocess(config, odd)

@@ -61,9 +61,11 @@ def test_an_interrupted_conversion_goes_on(tfrecord_directory, tmp_path):
 
 def test_a_cut_tfrecord_is_named(tfrecord_directory, tmp_path):
     file = tfrecord_directory / "squares-train.tfrecord-00001-of-00002"
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(UserError, match="00001-of-00002 is truncated"):
-        prepare.prepare_tfds("squares", str(tmp_path))
+    whole = file.read_bytes()
+    for damaged in (whole[:-9], whole[:9], b"\xff" + whole[1:], b"\xff" * 8 + whole[8:]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="00001-of-00002 is truncated or damaged"):
+            prepare.prepare_tfds("squares", str(tmp_path))
     assert "alternativeFileFormats" not in (tfrecord_directory / "dataset_info.json").read_text()
 
 

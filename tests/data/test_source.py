@@ -264,11 +264,12 @@ def test_a_file_that_vanished_is_named(folder):
         source[0]
 
 
-def test_exclude(folder, tmp_path):
+def test_exclude(folder, tmp_path, monkeypatch):
     names = data.open_source(f"folder:{folder}").names()
     (tmp_path / "ids.txt").write_text("\n".join([*names[:2], "not there"]))
-    source = data.open_source(f"folder:{folder}", exclude=str(tmp_path / "ids.txt"))
-    assert source.names() == names[2:]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for exclude in (str(tmp_path / "ids.txt"), "~/ids.txt"):
+        assert data.open_source(f"folder:{folder}", exclude=exclude).names() == names[2:]
     (tmp_path / "none.txt").write_text("zzz\n")
     with pytest.raises(UserError, match="matches no record"):
         data.open_source(f"folder:{folder}", exclude=str(tmp_path / "none.txt"))

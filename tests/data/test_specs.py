@@ -46,6 +46,7 @@ def test_an_existing_path_wins(tmp_path):
         ("digits?label=x", r"label=x is not an option; there are match=..., each once"),
         ("digits?match=name", "match=name must be match=number"),
         ("vtab:svhn?image=a", "image=a is not an option"),
+        ("digits:/data/digits", "no parts to name, .* images are folder:/data/digits"),
         ("tfds:x[train", "is not KIND:NAME"),
         ("tfds[train]", "is not KIND:NAME|unknown kind"),
     ],

@@ -282,14 +282,22 @@ def test_resize_center_crop_by_hand(height, width, size, resize, scaled, corner)
     )
 
 
+def test_a_long_image_takes_no_memory_where_it_is_cut_off():
+    """2 x 20,000 pixels are enlarged to 256 x 2.56 million, of which 224 columns are kept."""
+    image = np.random.default_rng(0).integers(0, 256, (2, 20_000, 3)).astype(np.uint8)
+    transform = make_transform(name="resize_center_crop", size=(224, 224), train=False, resize=256)
+    short = transform(image[:, 9_990:10_010])
+    assert np.abs(transform(image).astype(int) - short).max() <= 1
+
+
 def test_resizing_by_area_by_hand():
     """F6: three rows become two, each the mean of one and a half."""
     image = np.array([[0, 30], [90, 60], [30, 120]], np.uint8)[..., None].repeat(3, -1)
     found = transforms.by_area(image, (2, 1))
     expected = [(0 + 30 + (90 + 60) / 2) / 3, ((90 + 60) / 2 + 30 + 120) / 3]
     np.testing.assert_array_equal(found[:, 0, 0], np.round(expected))
-    exact = np.tensordot(transforms._shares(61, 32), smooth_image().astype(np.float32), 1)
-    exact = np.tensordot(transforms._shares(83, 44), exact, (1, 1)).transpose(1, 0, 2)
+    exact = np.tensordot(transforms._shares(61, 32, 32), smooth_image().astype(np.float32), 1)
+    exact = np.tensordot(transforms._shares(83, 44, 44), exact, (1, 1)).transpose(1, 0, 2)
     assert np.abs(transforms.by_area(smooth_image(), (32, 44)) - exact).max() <= 0.51
     larger = transforms.by_area(image[:1], (1, 3))  # 2 columns to 3: the middle is half and half
     np.testing.assert_array_equal(larger[0, :, 0], [0, 15, 30])
@@ -538,3 +546,9 @@ def test_each_side_of_resize_is_compared_with_its_own(resize, fits):
     else:
         with pytest.raises(UserError, match="is smaller than the image size 24x40"):
             make_transform(**arguments)
+
+
+def test_a_long_image_is_contained_by_one_pixel_at_least():
+    transform = make_transform(name="pillow", size=(8, 8), train=False, fit="contain")
+    image = transform(np.full((1, 500, 3), 200, np.uint8))
+    assert image.shape == (8, 8, 3) and (image[:, 0, 0] == 200).sum() == 1

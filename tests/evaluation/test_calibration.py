@@ -192,7 +192,7 @@ def test_other_classes_have_none(calibrated):
         (("--calibrate",), "digits has no validation split to choose a temperature on"),
         (("--calibrate", "--temperature_data=digits[test[:90]]"), "90 records of digits"),
         (("--calibrate", "--temperature_data=digits[validation]"), "no split 'validation'"),
-        ((OTHERS,), "temperature_data needs calibrate=true"),
+        ((OTHERS,), "--temperature_data needs --calibrate"),
         (("--save_temperature",), "--save_temperature is of --calibrate"),
         (("--calibrate", "--suite=knn"), "--calibrate is not an option of --suite=knn"),
     ],

@@ -120,7 +120,7 @@ def test_as_many_as_are_allowed_are_left_out_and_counted(spoilt, tmp_path, capsy
     given = [f"--checkpoint={model}", f"--data=folder:{folder}[test]", f"--out={out}"]
     assert main(["evaluate", *given]) == 1
     assert "test1.png" in (error := capsys.readouterr().err) or "test5.png" in error
-    assert "max_bad_images=1 to continue without it (it is 0)" in error
+    assert "--max_bad_images=1 to continue without it (it is 0)" in error
     assert main(["evaluate", *given, "--max_bad_images=1"]) == 1
     capsys.readouterr()
     assert main(["evaluate", *given, "--max_bad_images=2"]) == 0

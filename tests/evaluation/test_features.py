@@ -1,5 +1,8 @@
 """Features of a data set, streamed to files."""
 
+import errno
+import threading
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +10,9 @@ import pytest
 from vit_jax import data, models
 from vit_jax.cli import main
 from vit_jax.errors import UserError
-from vit_jax.evaluation import features
+from vit_jax.evaluation import features, run
 from vit_jax.models import saved
+from vit_jax.runtime import sharding
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,42 @@ def test_files(model, tmp_path, capsys):
     assert "f.labels.npy exists and would be overwritten" in capsys.readouterr().err
     assert main([*base, f"--out={tmp_path / 'f.csv'}"]) == 1
     assert "must end in .npy or .parquet" in capsys.readouterr().err
+
+
+def test_what_is_interrupted_leaves_no_thread(model, source):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    resize = data.evaluation_transform((8, 8), ())
+    with pytest.raises(KeyboardInterrupt):
+        run.over_source(
+            lambda batch: {}, source, resize, batch_size=8, mesh=sharding.make_mesh(),
+            on_batch=interrupt,
+        )  # fmt: skip
+    batches = features.batches_of_features(*model, source, batch_size=8)
+    next(batches)
+    batches.close()
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    assert not [name for name in left if "_feed" in name]
+
+
+def test_a_place_below_a_file_is_refused_before_any_image_is_read(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(UserError, match=r"f\.npy cannot be written: .*a is not a directory"):
+        features.check(tmp_path / "a" / "f.npy")
+
+
+def test_a_full_disk_leaves_no_half_of_the_features(tmp_path, monkeypatch):
+    def save(file, labels):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", save)
+    batches = iter([(np.zeros((2, 3), np.float32), np.zeros(2, np.int32))])
+    with pytest.raises(UserError, match=r"f\.labels\.npy cannot be written"):
+        features.write(tmp_path / "f.npy", batches, ["a", "b"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_layers(model, source):

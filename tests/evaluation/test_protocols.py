@@ -1,5 +1,7 @@
 """Few-shot regression, neighbours, ReaL and calibration, against golden numbers and by hand."""
 
+import errno
+
 import golden_weights
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from vit_jax import data
 from vit_jax.data.source import FileSource
 from vit_jax.errors import UserError
-from vit_jax.evaluation import calibration, fewshot, figures, knn, objectnet, probe, real
+from vit_jax.evaluation import calibration, fewshot, figures, knn, objectnet, probe, real, result
 
 PROTOCOL = golden_weights.numbers("protocol")
 
@@ -100,6 +102,35 @@ def test_neighbours_do_not_depend_on_lengths_or_on_the_order_of_the_bank(seed):
     order, lengths = rng.permutation(12), rng.uniform(0.5, 2.0, (12, 1))
     again = knn.accuracies((bank * lengths)[order], y[order], 3 * x, wanted, 3, ks=range(1, 13))
     assert again == found
+
+
+def test_what_cannot_be_computed_is_one_line():
+    x, y = np.random.default_rng(0).normal(size=(6, 4)), np.array([0, 0, 0, 0, 0, 1])
+    with pytest.raises(UserError, match="--k=9,20 is too many: there are 6"):
+        knn.accuracies(x, y, x, y, 2, ks=(9, 20))
+    for count in (1, 4):
+        with pytest.raises(UserError, match=f"more than {count} training images"):
+            probe.accuracy(x[:count], y[:count], x, y)
+    for l2 in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="must be above 0, or sweep"):
+            fewshot.fewshot(None, None, l2=l2)
+
+
+class HalfAFigure:
+    def savefig(self, place, **options):
+        place.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_results_are_whole_and_replace_nothing_else(tmp_path):
+    pictures = {"a": HalfAFigure}
+    with pytest.raises(UserError, match=r"evaluation_a\.png cannot be written \(No space"):
+        result.write(tmp_path, "x", {"b": 1}, result.Result({}, [], {}, pictures=pictures))
+    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
+    assert result.earlier(tmp_path) == {"x": {"b": 1}}
+    (tmp_path / "evaluation.json").write_text("[]")
+    with pytest.raises(UserError, match="has no results; move it away"):
+        result.earlier(tmp_path)
 
 
 def test_real_counts_images_that_have_a_label():

@@ -85,6 +85,13 @@ def test_without_a_test_split_it_is_what_was_watched(tmp_path):
         data_of(str(tmp_path / "b"))
 
 
+def test_a_program_that_a_downloaded_run_names_is_not_run(tmp_path):
+    program = tmp_path / "data.py"
+    program.write_text("raise SystemExit('it runs')")
+    with pytest.raises(UserError, match=r"data\.py:x, which is a program.*give --data=SPEC"):
+        data_of(of_config(tmp_path / "run", dataset=f"{program}:x"))
+
+
 def test_what_is_no_run_knows_no_data(finished, tmp_path, capsys):
     shutil.copytree(finished / "model", tmp_path / "model")
     with pytest.raises(UsageError, match="--data=SPEC is required"):

@@ -40,6 +40,19 @@ def test_equals_the_original(old, new):
     np.testing.assert_allclose(found, PROTOCOL[f"{case}/out"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(17, 5), (2, 17, 5)])
+def test_one_model_is_resized_at_a_time(shape):
+    with pytest.raises(UserError, match=r"are \(1, n, d\), and these"):
+        resize_position_embedding(np.zeros(shape), (7, 7))
+
+
+def test_one_number_is_a_square_grid():
+    pos = golden_weights.draw("pos", (1, 17, 5))
+    np.testing.assert_array_equal(
+        resize_position_embedding(pos, 7), resize_position_embedding(pos, (7, 7))
+    )
+
+
 def test_the_same_grid_changes_nothing():
     pos = golden_weights.draw("pos", (1, 17, 5))
     np.testing.assert_array_equal(resize_position_embedding(pos, (4, 4)), pos)
@@ -93,6 +106,18 @@ def test_the_same_model_is_passed_through(pretrained):
     assert set(adapted) == set(params)
     for path, value in params.items():
         np.testing.assert_array_equal(adapted[path], value)
+
+
+@pytest.mark.parametrize(
+    "name, before, after",
+    [("resize_center_crop", 256, 439), ("square_center_crop", 1.25, 1.25),
+     ("pillow", (256, 256), (439, 878)), ("pillow", None, None)],
+)  # fmt: skip
+def test_an_image_is_cut_from_one_that_grows_with_it(name, before, after):
+    known = (("name", name), ("orient", True), ("resize", before))
+    config = models.get_config("B/16", preprocessing=known)
+    found = adapt.retarget(config, image_size=(384, 768))
+    assert found.preprocessing == (*known[:2], ("resize", after))
 
 
 def test_head_surgery(pretrained):

@@ -117,6 +117,11 @@ def test_unknown_variants_name_the_nearest(variant, hint):
         ({"num_heads": 7}, "hidden size 768 does not divide into 7 heads; 4, 6, 8"),
         ({"classifier": "cls"}, "model.classifier='cls' does not exist"),
         ({"position_embedding": "3d"}, "choose one of none, 1d, 2d, relative"),
+        ({"image_size": "224"}, "is a whole number, or .height, width., and not '224'"),
+        ({"image_size": (224, 224, 3)}, "and not .224, 224, 3."),
+        ({"num_classes": 3.0}, "model.num_classes=3.0 must be a whole number"),
+        ({"num_classes": 3, "labels": ["a", "b"]}, "model.labels names 2 of 3 classes"),
+        ({"num_classes": 1, "labels": "a"}, "model.labels names 'a' of 1 classes"),
         ({"hiden_size": 3}, "no setting model.hiden_size. Did you mean 'hidden_size'"),
     ],
 )
@@ -124,6 +129,12 @@ def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(UserError, match=message) as error:
         models.get_config("B/16", **settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.001])
+def test_the_width_of_a_resnet_divides_into_groups(factor):
+    with pytest.raises(UserError, match=r"do not divide into 32 groups; .* a multiple of 0\.5"):
+        models.get_config("R50x1", width_factor=factor)
 
 
 if __name__ == "__main__":

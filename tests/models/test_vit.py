@@ -354,5 +354,7 @@ def test_rates_have_a_range(settings):
 )
 def test_t17_a_size_below_one_is_named(setting):
     ((key, value),) = setting.items()
-    with pytest.raises(UserError, match=f"model.{key}=.*{value}.* must be 1 or more"):
+    with pytest.raises(
+        UserError, match=f"model.{key}=.*{value}.* must be a whole number, 1 or more"
+    ):
         models.get_config("B/16", **setting)

@@ -11,6 +11,7 @@ from vit_jax.errors import Diverged
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import events
 from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.spikes import Spikes
 
 
 def steps_until_stopped(counts, limit, log_every=100):
@@ -19,6 +20,7 @@ def steps_until_stopped(counts, limit, log_every=100):
         log=types.SimpleNamespace(advance=lambda step: None, write=lambda *a: None),
         clock=types.SimpleNamespace(read=lambda step: {}),
         results={},
+        spikes=Spikes(None),
     )
     event = events.logged(
         nothing, dict, due=events.every(log_every, last=len(counts)), max_skipped_steps=limit

@@ -10,8 +10,9 @@ from vit_jax import files
 from vit_jax.errors import Diverged
 from vit_jax.pages import report
 from vit_jax.runtime.logbook import read_metrics
+from vit_jax.runtime.pace import Clock
 from vit_jax.training import events, optim
-from vit_jax.training.spikes import LOOK_BACK, NEWEST, Rule, Spikes
+from vit_jax.training.spikes import LOOK_BACK, NEWEST, Rule, Spike, Spikes
 
 RULE = Rule(factor=1.5, window=12, limit=3)
 
@@ -47,6 +48,46 @@ def test_a_record_goes_on_where_it_was():
         first = Spikes(RULE)
         assert noticed(first, losses[:cut], [20]) is None
         assert noticed(Spikes(RULE, first.record()), losses, [20], start=cut) == whole
+
+
+def test_the_checkpoints_that_a_roll_back_may_lead_to():
+    spikes = Spikes(RULE)
+    for step in (5, 10, 15, 20, 25):
+        spikes.anchor(step)
+    back = LOOK_BACK + NEWEST
+    assert [spikes.target(step + back) for step in (4, 5, 9, 14, 15)] == [None, 5, 5, 10, 15]
+    spikes.anchor(40)
+    assert spikes.anchors == [20, 25, 40]  # of older ones only the newest that is old enough
+    spikes.losses.extend([1.0] * back)
+    spikes.take_back(45, 25, Spike(3.0, 1.0))
+    assert spikes.anchors == [25, 45] and not spikes.losses  # 40 had the updates taken back
+    assert [spikes.was_taken_back(step) for step in (25, 26, 45, 46)] == [False, True, True, False]
+
+
+def test_updates_that_are_skipped_end_a_run_only_if_they_are_not_taken_back():
+    """Of a loss that is never finite again: 13 steps at first, 16 after a roll-back."""
+    spikes, nothing = Spikes(RULE), Nothing()
+    shared = events.Instruments(
+        nothing, {}, Clock(1, 0), nothing, nothing, nothing, {}, nothing, spikes
+    )
+    logged = events.logged(shared, dict, due=lambda step: step % 50 == 0, max_skipped_steps=14)
+    steps, rolled_back = [], []
+
+    def run():
+        for step in range(1, 100):
+            steps.append(step)
+            skipped = max(step - max([30, *rolled_back]), 0)
+            logged.act(step, None, {"train/skipped_in_a_row": jnp.int32(skipped)})
+            loss = jnp.float32(math.nan if step > 30 else 1.0)
+            if len(rolled_back) < 2 and (spike := spikes.note(loss)):
+                spikes.take_back(step, 20, spike)
+                rolled_back.append(step)
+            elif step % 5 == 0:
+                spikes.anchor(step)
+
+    with pytest.raises(Diverged, match="The last 14 gradients"):
+        run()
+    assert rolled_back == [43, 59] and steps[-1] == 59 + 14 + LOOK_BACK
 
 
 #: Steps whose learning rate is far too high.

@@ -5,6 +5,7 @@ import gc
 import multiprocessing
 import multiprocessing.queues
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from vit_jax import data
-from vit_jax.data import batches
+from vit_jax.data import batches, workers
 from vit_jax.errors import UserError
 
 
@@ -31,16 +32,16 @@ def test_12_13_a_worker_that_stops_or_dies(number, monkeypatch):
     try:
         next(reader)
         monkeypatch.setattr(batches, "TIMEOUT", 2.0)
-        workers = multiprocessing.active_children()
-        for worker in workers:
+        running = multiprocessing.active_children()
+        for worker in running:
             os.kill(worker.pid, number)
         begin = time.monotonic()
         with pytest.raises(UserError, match=r"(No batch for 2 s|A data worker died)"):
             collections.deque(reader, maxlen=0)
     finally:
         reader.close()
-    assert workers and time.monotonic() - begin < 12  # the timeout plus ten seconds
-    assert not [worker for worker in workers if worker.is_alive()]
+    assert running and time.monotonic() - begin < 12  # the timeout plus ten seconds
+    assert not [worker for worker in running if worker.is_alive()]
 
 
 def dies_while_it_sends(transform):
@@ -78,6 +79,27 @@ def test_12_a_worker_that_dies_in_the_middle_of_a_message(monkeypatch):
         assert time.monotonic() - begin < 12
     finally:
         reader.close()
+
+
+class Child:
+    """Stands for a process that has been started."""
+
+    def __init__(self, name, exitcode):
+        self.name, self.exitcode, self.killed = name, exitcode, False
+
+    def kill(self):
+        self.killed = True
+
+
+def test_12_13_other_children_of_the_process_are_left_alone(monkeypatch):
+    watched = workers.Watched(1)
+    mine, other = Child(f"{workers.NAME}-1", None), Child("Process-1", 1)
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [mine, other])
+    with pytest.raises(UserError, match="No batch for 0 s: a data worker hangs"):
+        watched.next_item(queue.Queue(), 0.3)
+    assert mine.killed and not other.killed
+    with pytest.raises(UserError, match="s: the storage does not respond"):
+        workers.Watched().next_item(queue.Queue(), 0.01)
 
 
 PARENT = """

@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -223,6 +224,19 @@ def test_patience_is_kept_and_a_partner_that_does_not_come_is_75(patience, envir
     assert int(code) == ALONE
     assert patience <= float(seconds) < patience + 1
     assert ("SLURM_NTASKS=2: did srun" in done.stderr) == bool(environment)  # W5
+
+
+def test_a_run_in_a_thread_of_a_program_gets_no_signals():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with distributed.StopRequest() as request:
+            found.append(request.requested())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [False] and signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

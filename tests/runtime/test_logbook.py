@@ -146,10 +146,11 @@ def test_a_complete_line_without_its_newline_is_kept(tmp_path):
     assert [record["step"] for record in lines(tmp_path)] == [5, 10, 15]
 
 
-def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path):
+@pytest.mark.parametrize("step", ["1O", "1e999", '10, "train/other": "low"'])
+def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path, step):
     write_steps(tmp_path, [5, 10, 15])
     path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"step": 10', '"step": 1O'))
+    path.write_text(path.read_text().replace('"step": 10', f'"step": {step}'))
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2"):
         read_metrics(path)
     with pytest.raises(FileNotFoundError):

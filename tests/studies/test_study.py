@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from image_folders import save
 from tiny_runs import SETTINGS
 
 from vit_jax import config as configuration, models
@@ -425,6 +426,13 @@ def test_what_a_dry_run_cannot_know_is_said(timed, capsys, tmp_path):
     assert code == 0 and all(line.split()[1:] == ["–"] * 4 for line in lines[1:10])
     assert lines[-1].startswith("unknown for 9 trials without their data: folder:/nowhere/pets")
     assert "total: 9 trials, 0 exaFLOPs" not in lines[10] and "without 9" in lines[10]
+
+
+def test_a_dry_run_knows_images_without_classes_where_no_label_is_read(tmp_path):
+    for i in range(10):
+        save(tmp_path / f"{i}.png")
+    config = configuration.load(f"configs/masked_patch.py:B/16,folder:{tmp_path},10")
+    assert estimate.data_of(config, {}) == estimate.Known(num_classes=1, examples=9)
 
 
 def test_a_dry_run_says_what_is_done(family, ran, timed, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was written, or the run says so."""
 
+import errno
 import functools
 import gc
 import json
@@ -296,6 +297,15 @@ def test_a_second_job_on_the_directory_is_refused_by_name(tmp_path):
     finally:
         held.close()
     Checkpoints(tmp_path / "c").close()
+
+
+def test_a_file_system_without_locks_is_no_second_job(tmp_path, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\)"):
+        Checkpoints(tmp_path / "c")
 
 
 def test_a_failed_save_is_reported_at_once_and_the_last_good_one_named(tmp_path):

@@ -86,7 +86,8 @@ def test_periods_and_names_of_evaluators():
         ("fewshot.l2=sweeep", "config.evaluators.fewshot.l2='sweeep' must be a number or sweep"),
         ("fewshot.preprocessing=x", "='x' must be protocol or model"),
         ("knn.max_bad_images=1", "config.evaluators.knn.max_bad_images is a setting that nobody"),
-        ("real.data=digits", "config.evaluators.real: .* needs --real_labels"),
+        ("real.data=digits", "evaluators.real: .* needs config.evaluators.real.real_labels=real"),
+        ("eval.data=digits", "config.evaluators.eval: other metrics of a run begin with eval/"),
     ],
 )
 def test_what_no_evaluator_reads_is_refused_before_the_first_step(

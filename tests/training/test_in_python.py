@@ -39,6 +39,13 @@ def test_data_alone_have_a_directory_of_their_own(begun):
     assert vit_jax.train("digits", total_steps=3).parts[0] == "runs"
 
 
+def test_a_place_of_a_run_or_of_data_may_be_a_path(begun, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert vit_jax.train("digits", "~/here", total_steps=3) == tmp_path / "here"
+    with pytest.raises(UserError, match=f"Did you mean 'folder:{tmp_path}'"):
+        vit_jax.train(tmp_path)
+
+
 def test_a_config_needs_a_directory():
     with pytest.raises(UserError, match="needs a workdir"):
         vit_jax.train("quickstart.py")

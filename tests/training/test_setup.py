@@ -98,6 +98,8 @@ def test_what_does_not_fit_says_what_would():
         memory.check_fits(full, needed, needed - 1)
     with pytest.raises(UserError, match=r"split it over 2 devices with --config\.mesh\.fsdp=2"):
         memory.check_state_fits(setup, memory.state_bytes(setup) - 1)
+    with pytest.raises(UserError, match=r"there are 0.0 GiB; end other programs"):
+        memory.check_state_fits(setup, 0)
 
 
 def test_the_limit_can_be_lowered():

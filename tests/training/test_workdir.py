@@ -56,7 +56,7 @@ def test_an_unfinished_run_ends_as_the_whole_one(finished, unfinished):
     assert (unfinished / name).read_bytes() == (finished / name).read_bytes()
 
 
-@pytest.mark.parametrize("what", ["moved", "gone"])
+@pytest.mark.parametrize("what", ["moved", "gone", "other record"])
 def test_a_run_that_lost_its_checkpoints_never_starts_again_by_itself(unfinished, capsys, what):
     """D1, T1."""
     if what == "moved":
@@ -64,8 +64,12 @@ def test_a_run_that_lost_its_checkpoints_never_starts_again_by_itself(unfinished
         (unfinished / "checkpoints").mkdir()
     else:
         shutil.rmtree(unfinished / "checkpoints")
+    step = "step 6"
+    if what == "other record":
+        (unfinished / "saved.json").write_text("[6]")
+        step = "a damaged step"
     for _ in range(2):
-        assert "has lost its checkpoints: it saved step 6" in refused(unfinished, capsys)
+        assert f"has lost its checkpoints: it saved {step}" in refused(unfinished, capsys)
 
 
 def test_other_data_is_refused_and_the_first_command_goes_on(unfinished, capsys):

@@ -183,6 +183,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             data = DataSets((own.spec,), own.data_dir, options.progress, watched=own.watched)
             out = out if flags.out else beside(own)
             say(f"data: {own.spec}, {own.why}")
+        result.earlier(out)
         data = data._replace(top_k=flags.top_k)
         forward = None
         for name, evaluator in evaluators.items():

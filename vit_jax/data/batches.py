@@ -223,7 +223,7 @@ def train_batches(
             worker_init_fn=workers.protect,
         )
     if on_bad is None:
-        return Batches(stream)
+        return Batches(stream, num_workers=num_workers)
 
     def report(batch: Batch) -> None:
         for index in batch.pop("unread"):
@@ -234,7 +234,7 @@ def train_batches(
                 except UserError as error:
                     on_bad(str(error))
 
-    return Batches(stream, report)
+    return Batches(stream, report, num_workers)
 
 
 class Batches(Iterator[Batch]):
@@ -244,10 +244,13 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(
-        self, stream: grain.IterDataset, report: Callable[[Batch], None] = lambda batch: None
+        self,
+        stream: grain.IterDataset,
+        report: Callable[[Batch], None] = lambda batch: None,
+        num_workers: int = 0,
     ):
         """report: called with each batch before it is returned."""
-        self._workers = workers.Watched()
+        self._workers = workers.Watched(num_workers)
         self._iterator = iter(stream)
         self._report = report
         self._queue: queue.Queue = queue.Queue(maxsize=1)
@@ -289,7 +292,7 @@ class Batches(Iterator[Batch]):
         self._closed.set()
         self._thread.join(timeout=CLOSING)
         if self._thread.is_alive():
-            workers.end()
+            self._workers.end()
             self._thread.join(timeout=CLOSING)
         if self._thread.is_alive():  # a worker was killed in the middle of a message: the thread
             return  # holds Grain's queue for good, and closing it would wait for the thread

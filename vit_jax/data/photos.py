@@ -59,7 +59,7 @@ def listed(config, images: object) -> Sequence:
             f"An array {shape} is one image with channels first, or {shape[0]} grey ones; give "
             f"(h, w, {config.channels}), or a list of images."
         )
-    if not hasattr(images, "__iter__"):
+    if not hasattr(images, "__iter__") or getattr(images, "ndim", 1) == 0:
         raise UserError(f"A {type(images).__name__} is not an image or a list of images.")
     return list(images)
 
@@ -88,7 +88,7 @@ def read_file(transform: Transform, file: Path | str, limits: Limits = Limits())
 def _read(transform: Transform, image: object, name: str) -> Array:
     if isinstance(image, (str, os.PathLike)):
         place = str(image)
-        return read_file(transform, place if is_address(place) else Path(place).expanduser())
+        return read_file(transform, place if is_address(place) else os.path.expanduser(place))
     if hasattr(image, "getexif"):
         import PIL.Image
         import PIL.ImageOps

@@ -133,13 +133,16 @@ def convert_tfrecords(directory: str | Path, say: Say = print) -> Path:
 
 def tfrecords(file: Path) -> Iterator[bytes]:
     """The records of a TFRecord file: length (8 bytes), checksum (4), record, checksum (4)."""
+    left = file.stat().st_size
     with open(file, "rb") as opened:
-        while head := opened.read(12):
-            (size,) = struct.unpack("<Q", head[:8]) if len(head) == 12 else (-1,)
-            record = opened.read(size) if size >= 0 else b""
-            if size < 0 or len(record) != size or len(opened.read(4)) != 4:
-                raise UserError(f"{file} is truncated; prepare the data set again.")
-            yield record
+        while left:
+            head = opened.read(12)
+            size = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else left
+            left -= 12 + size + 4
+            if left < 0:
+                raise UserError(f"{file} is truncated or damaged; prepare the data set again.")
+            yield opened.read(size)
+            opened.seek(4, os.SEEK_CUR)
 
 
 # --- writing a TFDS directory -------------------------------------------------------------------

@@ -42,25 +42,29 @@ def _three_axes(image: Image) -> Image:
     return image[..., None] if image.ndim == 2 else image
 
 
-def by_area(image: Image, size: Size) -> Image:
+def by_area(image: Image, size: Size, crop: Size | None = None) -> Image:
     """Resizes to (height, width) by area: each pixel is the mean of the area that it covers.
 
-    OpenCV differs when enlarging.
+    crop: keeps the central part of this size; None: all.
     """
+    crop = crop or size
     if image.shape[:2] == tuple(size):
-        return image
+        return _central_crop(image, crop)
     if image.shape[0] >= size[0] and image.shape[1] >= size[1]:
         cv2 = _cv2()
-        return _three_axes(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA))
-    rows, columns = (_shares(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+        resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        return _central_crop(_three_axes(resized), crop)
+    # OpenCV differs when enlarging. Only what is kept is computed: a long image may fill gigabytes.
+    rows, columns = map(_shares, image.shape, size, crop)
     resized = np.tensordot(rows, np.tensordot(image, columns, (1, 1)), 1)  # (h, c, w)
     return resized.transpose(0, 2, 1).round().clip(0, 255).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=256)
-def _shares(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the fraction of each new pixel that each old one covers."""
-    edges = np.linspace(0, old, new + 1)
+@functools.lru_cache(maxsize=64)
+def _shares(old: int, new: int, kept: int) -> np.ndarray:
+    """(kept, old) float32: the fraction of each (central) new pixel that each old one covers."""
+    first = (new - kept) // 2
+    edges = np.arange(first, first + kept + 1) * (old / new)
     pixels = np.arange(old)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return (covered.clip(0) * new / old).astype(np.float32)
@@ -162,7 +166,7 @@ def resize_center_crop(image: Image, size: Size, *, resize: int) -> Image:
     height, width = image.shape[:2]
     scale = resize / min(height, width)
     scaled = max(round(height * scale), size[0]), max(round(width * scale), size[1])
-    return _central_crop(by_area(image, scaled), size)
+    return by_area(image, scaled, size)
 
 
 def square_center_crop(image: Image, size: Size, *, resize: float = 256 / 224) -> Image:
@@ -184,9 +188,6 @@ def objectnet(image: Image, size: Size) -> Image:
     border = 2
     inside = image[border:-border, border:-border]
     return resize_center_crop(inside, size, resize=round(max(size) * 512 / 480))
-
-
-FITS = ("squash", "cover", "contain")
 
 
 def pillow(
@@ -218,7 +219,7 @@ def pillow(
         tall = (wanted[0] / height == scale, wanted[0], wanted[1] * height / width)
         wide = (wanted[1] / width == scale, wanted[1], wanted[0] * width / height)
         wanted = tuple(
-            met if exact else int(other) if whole == "down" else round(other)
+            max(1, met if exact else int(other) if whole == "down" else round(other))
             for exact, met, other in (tall, wide)
         )  # type: ignore[assignment]
     if (height, width) != tuple(wanted):
@@ -257,7 +258,7 @@ EVAL: dict[str, Callable[..., Image]] = {
 #: Settings of `pillow` with a fixed set of values.
 WORDS = {
     "interpolation": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
-    "fit": FITS,
+    "fit": ("squash", "cover", "contain"),
     "whole": ("down", "nearest"),
     "centre": ("down", "nearest"),
 }

@@ -61,14 +61,22 @@ LOOK_EVERY = 0.2
 GRACE = 3.0
 
 
+#: The beginning of the names that Grain gives to its processes.
+NAME = "grain-process-prefetch"
+
+
 class Watched:
-    """The data workers of one pipeline: the children that are started while it is read.
+    """The data workers of one pipeline: Grain's processes that start while it is read.
 
     Grain reports a dead worker within a second, unless it died in the middle of a message: then the
-    reader waits for the rest for ever.
+    reader waits for the rest for ever. Other child processes are left alone.
+
+    Args:
+      count: number of workers; 0: none, the pipeline has threads only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
         self.before = set(multiprocessing.active_children())
         self.seen = set[multiprocessing.process.BaseProcess]()
 
@@ -82,15 +90,19 @@ class Watched:
         while (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 item = items.get(timeout=min(LOOK_EVERY, left))
-                if not self.seen:
-                    self.look()
+                self.look()
                 return item
             if failed is None and (failed := self.look()) is not None:
                 deadline = min(deadline, time.monotonic() + GRACE)
-        end()  # closing would wait for a stopped one
+        self.end()  # closing would wait for a stopped one
         if failed is not None:
             raise WorkerLost(
                 f"A data worker died (exit code {failed}); run the same command again."
+            )
+        if not self.count:
+            raise WorkerLost(
+                f"No batch for {seconds:.0f} s: the storage does not respond. Run the same command "
+                "again."
             )
         raise WorkerLost(
             f"No batch for {seconds:.0f} s: a data worker hangs or the storage does not "
@@ -99,11 +111,13 @@ class Watched:
 
     def look(self) -> int | None:
         """The exit code of a worker that has failed, negative for a signal; None: none has."""
-        self.seen |= set(multiprocessing.active_children()) - self.before
+        if len(self.seen) < self.count:
+            new = set(multiprocessing.active_children()) - self.before
+            self.seen |= {child for child in new if child.name.startswith(NAME)}
         return next((child.exitcode for child in self.seen if child.exitcode), None)
 
-
-def end() -> None:
-    """Kills this process's data workers, stopped ones included."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    def end(self) -> None:
+        """Kills the workers, stopped ones included."""
+        self.look()
+        for worker in self.seen:
+            worker.kill()

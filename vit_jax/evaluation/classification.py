@@ -166,13 +166,13 @@ def classification(
       max_bad_images: how many unreadable images may be skipped.
     """
     if temperature_data and not calibrate:
-        raise UserError("temperature_data needs calibrate=true.")
+        raise UserError("--temperature_data needs --calibrate.")
     source = data.open()
     if forward.multilabel or source.multilabel:
         if calibrate:
             raise UserError(
                 f"{source.spec}: a temperature is for one label per image; with several labels use "
-                "thresholds (threshold=per_class)."
+                "thresholds (--threshold=per_class)."
             )
         return multilabel.evaluate(
             *(forward, source, data),

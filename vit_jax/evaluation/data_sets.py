@@ -68,14 +68,14 @@ class DataSets(NamedTuple):
             if "validation" not in splits.names() and not self.watched:
                 raise UserError(
                     f"{base} has no validation split to choose a {what} on, and test data must "
-                    f"not be used; give other data: {what}_data=SPEC."
+                    f"not be used; give other data with --{what}_data=SPEC."
                 )
             spec = f"{base}[validation]" if "validation" in splits.names() else self.watched
         found = data.open_source(spec, data_dir=self.data_dir, labelled=True)
         if shared := shared_records(found, source):
             raise UserError(
                 f"A {what} must not be chosen on test data: {shared:,} records of "
-                f"{found.spec} are in {source.spec}. Give others: {what}_data=SPEC."
+                f"{found.spec} are in {source.spec}. Give others with --{what}_data=SPEC."
             )
         return found
 

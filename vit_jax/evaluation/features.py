@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -146,16 +147,17 @@ def _batches(
         on_bad=on_bad,
     )
     seen = 0
-    for batch in batches:
-        mask = batch["mask"] if batch["label"].ndim == 1 else batch["mask"][:, None]
-        label = np.where(mask, batch["label"], batch["label"].dtype.type(NO_LABEL))
-        on_device = sharding.to_devices({"image": batch["image"], "label": label}, mesh)
-        found, labels = jax.device_get(step(on_device))
-        count = min(batch_size, len(source) - seen)
-        found = found[:count].astype(np.float32)
-        found[withheld(labels[:count])] = np.nan
-        yield found, labels[:count]
-        seen += count
+    with contextlib.closing(batches):
+        for batch in batches:
+            mask = batch["mask"] if batch["label"].ndim == 1 else batch["mask"][:, None]
+            label = np.where(mask, batch["label"], batch["label"].dtype.type(NO_LABEL))
+            on_device = sharding.to_devices({"image": batch["image"], "label": label}, mesh)
+            found, labels = jax.device_get(step(on_device))
+            count = min(batch_size, len(source) - seen)
+            found = found[:count].astype(np.float32)
+            found[withheld(labels[:count])] = np.nan
+            yield found, labels[:count]
+            seen += count
 
 
 @functools.lru_cache(maxsize=4)
@@ -240,7 +242,8 @@ def write(
     with files.replacing(file) as partial:
         labels, shape = writers[file.suffix](partial, features, names, on_batch)
         if file.suffix == ".npy":
-            np.save(beside, labels)
+            with files.replacing(beside) as other, open(other, "wb") as out:
+                np.save(out, labels)
     return shape
 
 

@@ -44,6 +44,8 @@ def fewshot(
     """
     if seeds < 1 or min(shots) < 1:
         raise UserError("Few-shot evaluation needs at least one draw of at least one example.")
+    if isinstance(l2, float) and not 0 < l2 < float("inf"):
+        raise UserError(f"--l2={l2:g} must be above 0, or sweep.")
     transform = None
     if preprocessing == "protocol":
         transform = make_transform(

@@ -191,7 +191,7 @@ def measured(
             mesh=forward.mesh,
             mapping=mapping,
             on_batch=on_batch,
-            on_bad=data.BadImages(max_bad_images, "max_bad_images"),
+            on_bad=data.BadImages(max_bad_images, "--max_bad_images"),
         )
 
 

@@ -22,7 +22,7 @@ def knn(forward: Forward, data: DataSets, *, k: tuple[int, ...] = (1, 5, 10, 20)
       k: number of neighbours that vote.
     """
     if min(k) < 1:
-        raise UserError("At least one neighbour must vote: k is 1 or more.")
+        raise UserError("At least one neighbour must vote: --k is 1 or more.")
     rows: list[dict[str, object]] = []
     table = ["nearest neighbours, cosine similarity"]
     metrics = {}
@@ -63,7 +63,17 @@ def accuracies(
     *,
     ks: Sequence[int] = (1, 5, 10, 20),
 ) -> dict[int, float]:
-    """{k: accuracy in [0, 1]}: a vote of the k nearest, each weighted by its similarity."""
+    """{k: accuracy in [0, 1]}: a vote of the k nearest, each weighted by its similarity.
+
+    Those of `ks` that exceed the training images are left out.
+
+    Raises:
+      UserError: all of them do.
+    """
+    if min(ks) > len(x_train):
+        raise UserError(
+            f"--k={','.join(map(str, ks))} is too many: there are {len(x_train)} training images."
+        )
     ks = [k for k in ks if k <= len(x_train)]
     indices, similarities = nearest_neighbours(x_test, x_train, max(ks))
     found = {}

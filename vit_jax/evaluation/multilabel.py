@@ -209,10 +209,10 @@ def chosen(
     """
     if threshold not in ("one", "per_class"):
         if threshold_data:
-            raise UserError("threshold_data needs threshold=one or per_class.")
+            raise UserError("--threshold_data needs --threshold=one or --threshold=per_class.")
         if isinstance(threshold, (int, float)):
             if not 0 <= threshold <= 1:
-                raise UserError(f"threshold={threshold} must be a probability, in [0, 1].")
+                raise UserError(f"--threshold={threshold} must be a probability, in [0, 1].")
             return Chosen((float(threshold),), "", "as given", [])
         if forward.thresholds:
             return Chosen(forward.thresholds, "", "the model's own", [])

@@ -7,13 +7,13 @@ object's ImageNet classes.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import files
 from vit_jax.data.image_files import images_below
 from vit_jax.data.kinds.folder import file_source
 from vit_jax.data.source import FileSource
@@ -42,6 +42,7 @@ def objectnet(forward: Forward, data: DataSets, *, max_bad_images: int = 0) -> R
             f"ObjectNet is for models of ImageNet's 1,000 classes; this one has "
             f"{forward.num_classes}."
         )
+    forward.check_head()
     classes = class_map(root)
     source = open_objectnet(root, classes)
     right = [classes[folder] for folder in source.class_names]
@@ -83,25 +84,27 @@ def class_map(root: str | Path) -> dict[str, list[int]]:
       root: the unpacked objectnet-1.0, with images/ and mappings/.
 
     Raises:
-      UserError: a mapping is missing, or has a class that the others lack.
+      UserError: a mapping is missing or damaged, or has a class that the others lack.
     """
-    files = [Path(root) / "mappings" / name for name in MAPPINGS]
-    for file in files:
+    places = [Path(root) / "mappings" / name for name in MAPPINGS]
+    for file in places:
         if not file.exists():
             raise UserError(f"{file} is missing; --data is objectnet-1.0 with images and mappings.")
-    to_imagenet, to_object, to_line = (json.loads(file.read_text()) for file in files[:3])
-    lines = [line.strip() for line in files[3].read_text().splitlines()]
-    number = {lines[line]: int(position) for position, line in to_line.items()}
-    found = {}
-    for folder, name in to_object.items():
-        if name in to_imagenet:
-            try:
-                found[folder] = [number[label] for label in to_imagenet[name].split("; ")]
-            except KeyError as error:
-                raise UserError(
-                    f"{files[0]}: {name} is mapped to {error}, which is not a class."
-                ) from None
-    return found
+    to_imagenet, to_object, to_line = map(files.read_json, places[:3])
+    try:
+        if not all(isinstance(each, dict) for each in (to_imagenet, to_object, to_line)):
+            raise TypeError("not a JSON object")
+        lines = [line.strip() for line in places[3].read_text().splitlines()]
+        number = {lines[line]: int(position) for position, line in to_line.items()}
+        return {
+            folder: [number[label] for label in to_imagenet[name].split("; ")]
+            for folder, name in to_object.items()
+            if name in to_imagenet
+        }
+    except KeyError as error:
+        raise UserError(f"{places[0]} has the class {error}, which the others lack.") from None
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"A mapping in {places[0].parent} is damaged ({error}).") from error
 
 
 def open_objectnet(root: str, classes: dict[str, list[int]]) -> FileSource:
@@ -114,10 +117,10 @@ def open_objectnet(root: str, classes: dict[str, list[int]]) -> FileSource:
     records = []
     for folder, label in position.items():
         where = Path(root) / "images" / folder
-        files = images_below(root, f"images/{folder}") if where.is_dir() else []
-        if not files:
+        images = images_below(root, f"images/{folder}") if where.is_dir() else []
+        if not images:
             raise UserError(f"{where} has no images; is ObjectNet unpacked completely?")
-        records += [(file, label) for file in files]
+        records += [(file, label) for file in images]
     return file_source(root, records, list(position), f"objectnet:{root}")
 
 

@@ -45,19 +45,20 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
         try:
             path = Path(name).expanduser()
             is_folder, is_there = path.is_dir(), path.exists()
+            skipped: Counter = Counter()
+            found = images_below(str(path), "", skipped) if is_folder else []
         except (OSError, RuntimeError) as error:  # too long, not permitted, ~ of an unknown user
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{name[:200]!r} cannot be read ({reason}).") from error
+            place = str(getattr(error, "filename", None) or name)
+            raise UserError(f"{place[:200]!r} cannot be read ({reason}).") from error
         if is_folder:
-            skipped: Counter = Counter()
-            found = sorted(path / name for name in images_below(str(path), "", skipped))
             notes = passed_over(skipped)
             if not found:
                 why = "".join(f" ({note})" for note in notes)
                 raise UserError(f"The folder {shown(str(path))} has no images{why}.")
             for note in notes:
                 (say or functools.partial(print, file=sys.stderr))(f"{shown(str(path))}: {note}")
-            files += found
+            files += sorted(path / each for each in found)
         elif is_there:
             files.append(path)
         else:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax.errors import UserError
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.evaluation.features import frozen
 from vit_jax.evaluation.forward import Forward
@@ -46,12 +47,20 @@ def accuracy(
     Args:
       x_train, x_test: features (n, d); they are whitened by the training set's statistics.
       y_train, y_test: (n,) classes.
+
+    Raises:
+      UserError: too few training images.
     """
     mean, deviation = x_train.mean(axis=0), x_train.std(axis=0) + 1e-5
     x_train, x_test = (x_train - mean) / deviation, (x_test - mean) / deviation
     order = np.random.default_rng(seed).permutation(len(x_train))
-    split = round(len(order) * (1 - HELD_OUT))
+    split = min(round(len(order) * (1 - HELD_OUT)), len(order) - 1)
     fit, held_out = order[:split], order[split:]
+    if len(np.unique(y_train[fit])) < 2:
+        raise UserError(
+            f"A linear probe needs more than {len(order)} training images: those that it is fitted "
+            "on, without a tenth, are of one class."
+        )
     rising = sorted(inverse_l2s)  # each starts from the previous solution
     scores = _accuracies(x_train[fit], y_train[fit], x_train[held_out], y_train[held_out], rising)
     best = rising[int(np.argmax(scores))]

@@ -30,7 +30,13 @@ def real(
         which has its own.
       max_bad_images: how many unreadable images may be skipped.
     """
+    forward.check_head()
     source, labels = open_real(data, real_labels)
+    if source.num_classes not in (1, forward.num_classes):  # 1: a folder without class folders
+        raise UserError(
+            f"ReaL is for models of ImageNet's classes: {source.spec} has {source.num_classes} and "
+            f"the model {forward.num_classes}."
+        )
     results = measured(forward, predictions, source, data, max_bad_images=max_bad_images)
     wanted = [labels[i] for i in results["index"]] if len(labels) == len(source) else labels
     accuracy = real_accuracy(results["prediction"], wanted)
@@ -53,9 +59,7 @@ def open_real(data: DataSets, real_labels: str) -> tuple[Source, list[list[int]]
     if spec.startswith("tfds:imagenet2012_real"):
         return open_tfds(spec, data.data_dir)
     if not real_labels:
-        raise UserError(
-            "--suite=real needs --real_labels=real.json, or --data=tfds:imagenet2012_real."
-        )
+        raise UserError("ReaL needs --real_labels=real.json, or --data=tfds:imagenet2012_real.")
     labels = read_labels(real_labels)
     return in_file_order(data.open(spec)), labels
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vit_jax import files
+from vit_jax.errors import UserError
 from vit_jax.evaluation import per_image
 from vit_jax.evaluation.per_image import Columns
 from vit_jax.pages import evaluation as page
 from vit_jax.pages.figures import Figure
+
+FILE = "evaluation.json"
 
 
 class Result(NamedTuple):
@@ -33,32 +34,38 @@ class Result(NamedTuple):
     images: Callable[[], Columns] | None = None
 
 
+def earlier(directory: Path) -> dict[str, object]:
+    """The content of `evaluation.json`; {} if there is none.
+
+    Raises:
+      UserError: it is damaged, or something else.
+    """
+    found = files.read_json(directory / FILE)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{directory / FILE} has no results; move it away, or set another --out.")
+    return found
+
+
 def write(directory: Path, name: str, record: Mapping[str, object], result: Result) -> Path:
     """Adds a protocol's record to `evaluation.json`; writes rows, pictures and a page beside it."""
     directory.mkdir(parents=True, exist_ok=True)
-    file = directory / "evaluation.json"
-    content = json.loads(file.read_text()) if file.exists() else {}
-    content[name] = record
-    files.write_json(file, content)
+    file = directory / FILE
+    files.write_json(file, earlier(directory) | {name: record})
     for picture, draw in result.pictures.items():
         figure = draw()
         target = directory / f"evaluation_{picture}.png"
         if figure is None:
             target.unlink(missing_ok=True)
         else:
-            figure.savefig(target, dpi=130)
+            with files.replacing(target) as partial:
+                figure.savefig(partial, format="png", dpi=130)
+    tables = dict(result.tables)
     if result.rows:
-        with open(
-            directory / f"evaluation_{result.csv or name}.csv",
-            "w",
-            newline="",
-            encoding="utf-8",
-            errors="backslashreplace",
-        ) as out:
-            writer = csv.DictWriter(out, fieldnames=list(result.rows[0]))
-            writer.writeheader()
-            writer.writerows(result.rows)
-    for table, columns in result.tables.items():
+        keys = dict.fromkeys(key for row in result.rows for key in row)
+        tables[result.csv or name] = {key: [row.get(key) for row in result.rows] for key in keys}
+    for table, columns in tables.items():
         with files.replacing(directory / f"evaluation_{table}.csv") as partial:
             per_image.write_csv(partial, columns)
     page.write(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -63,16 +64,17 @@ def over_source(
     gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
     parts: list[dict[str, np.ndarray]] = []
     seen = 0
-    for batch in batches:
-        if mapping is not None:
-            batch["label"] = mapping[batch["label"]]
-        on_device = sharding.to_devices(batch, mesh)
-        results = dict(step(on_device))
-        results |= gather({key: on_device[key] for key in ("label", "mask", "index")})
-        parts.append(jax.device_get(results))
-        seen += int(parts[-1]["mask"].sum())
-        if on_batch:
-            on_batch(seen)
+    with contextlib.closing(batches):
+        for batch in batches:
+            if mapping is not None:
+                batch["label"] = mapping[batch["label"]]
+            on_device = sharding.to_devices(batch, mesh)
+            results = dict(step(on_device))
+            results |= gather({key: on_device[key] for key in ("label", "mask", "index")})
+            parts.append(jax.device_get(results))
+            seen += int(parts[-1]["mask"].sum())
+            if on_batch:
+                on_batch(seen)
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     read, index = joined.pop("mask"), joined["index"]
     there = np.sort(index[index < len(source)])  # indices beyond are padding

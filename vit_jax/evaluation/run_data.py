@@ -31,11 +31,16 @@ def data_of(checkpoint: str, data_dir: str | None = None) -> Remembered:
 
     Raises:
       UsageError: the checkpoint does not belong to a run.
-      UserError: its data can no longer be opened.
+      UserError: its data can no longer be opened, or are a plug-in.
     """
     workdir, config = _run_of(checkpoint)
     section = config["data"]
     base, data_dir = section["dataset"], data_dir or section.get("data_dir")
+    if specs.PLUG_IN.match(base):
+        raise UserError(
+            f"{checkpoint} was trained on {base}, which is a program, and {workdir}/config.json is "
+            "read as data; to run it, give --data=SPEC."
+        )
     train, watched = section.get("train_split") or "", section.get("eval_split") or ""
     try:
         _, splits, _ = specs.open_splits(base, data_dir)
@@ -65,7 +70,7 @@ def _run_of(checkpoint: str) -> tuple[Path, dict]:
         if not isinstance(found, dict):
             continue
         section = found.get("data")
-        if isinstance(section, dict) and section.get("dataset"):
+        if isinstance(section, dict) and isinstance(section.get("dataset"), str):
             return place, found
     raise UsageError(
         f"--data=SPEC is required: {checkpoint} is not part of a run that has its own data."

@@ -16,7 +16,7 @@ from vit_jax.models.variants import pair
 
 def resize_position_embedding(
     pos: np.ndarray,
-    new_grid: tuple[int, int],
+    new_grid: int | tuple[int, int],
     *,
     old_grid: tuple[int, int] | None = None,
     has_class_token: bool = True,
@@ -27,7 +27,7 @@ def resize_position_embedding(
 
     Args:
       pos: (1, n, d), raster order; with `has_class_token`, pos[:, 0] is kept as it is.
-      new_grid: tokens (down, across).
+      new_grid: tokens (down, across), or one number.
       old_grid: the same for `pos`; None means square.
 
     Returns:
@@ -37,6 +37,8 @@ def resize_position_embedding(
       UserError: `pos` does not match `old_grid`, or is not square where `old_grid` is None.
     """
     pos = np.asarray(pos, np.float32)
+    if pos.ndim != 3 or len(pos) != 1:
+        raise UserError(f"Position embeddings are (1, n, d), and these {pos.shape}.")
     tokens, grid = (pos[0, :1], pos[0, 1:]) if has_class_token else (pos[0, :0], pos[0])
     if old_grid is None:
         side = math.isqrt(len(grid))
@@ -46,7 +48,8 @@ def resize_position_embedding(
             f"Position embeddings of {len(grid)} patches do not form a grid of "
             f"{old_grid[0]}x{old_grid[1]}; pass old_grid=(rows, columns)."
         )
-    if tuple(new_grid) != tuple(old_grid):
+    new_grid = pair(new_grid)
+    if new_grid != tuple(old_grid):
         rows, columns = (_interpolation(n, m) for n, m in zip(old_grid, new_grid, strict=True))
         image = grid.reshape(*old_grid, -1).astype(np.float64)
         image = np.einsum("ar,bc,rcd->abd", rows, columns, image, optimize=True)
@@ -205,14 +208,16 @@ def retarget(config: models.ModelConfig, **changes) -> models.ModelConfig:
     """`config` with the settings of `load_model(image_size=..., num_classes=...)`."""
     changes = {key: value for key, value in changes.items() if value is not None}
     if "image_size" in changes:
-        new = changes["image_size"] = pair(changes["image_size"])
-        grown = [n / o for n, o in zip(new, config.image_size, strict=True)]
-        changes["preprocessing"] = tuple(  # (height, width) before the crop: in proportion
-            (key, tuple(round(v * g) for v, g in zip(value, grown, strict=True)))
-            if key == "resize" and isinstance(value, tuple)
-            else (key, value)
-            for key, value in config.preprocessing
-        )
+        new, old = pair(changes["image_size"]), config.image_size
+        options = dict(config.preprocessing)
+        before = options.get("resize")  # the size that the image is cut from: in proportion
+        if isinstance(before, tuple):
+            options["resize"] = tuple(
+                round(b * n / o) for b, n, o in zip(before, new, old, strict=True)
+            )
+        elif options.get("name") == "resize_center_crop" and before is not None:  # the short side
+            options["resize"] = round(before * min(new) / min(old))
+        changes |= {"image_size": new, "preprocessing": tuple(options.items())}
     if changes.get("channels", config.channels) != config.channels:
         known = changes.get("preprocessing", config.preprocessing) or (("name", "resize"),)
         changes["preprocessing"] = with_channels(known, changes["channels"])

@@ -23,7 +23,7 @@ from vit_jax.models.layers import (
     constant,
     zeros,
 )  # fmt: skip
-from vit_jax.models.stem import EXPANSION, GroupNorm, StdConv, max_pool
+from vit_jax.models.stem import EXPANSION, GROUPS, GroupNorm, StdConv, max_pool
 from vit_jax.models.vit_config import Preprocessing, check_predictions
 from vit_jax.numerics import Numerics, remat
 
@@ -62,7 +62,9 @@ class ResNetConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
-        check_predictions(self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        check_predictions(
+            *(self.labels, self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        )
         if min(self.image_size) < 1:
             raise UserError(f"{self.variant}: image size {self.image_size} must be positive.")
         if self.pool_padding not in POOL_PADDINGS:
@@ -70,10 +72,16 @@ class ResNetConfig:
                 f"model.pool_padding={self.pool_padding!r} does not exist; "
                 f"choose one of {', '.join(POOL_PADDINGS)}."
             )
-        if self.axial_heads and int(64 * self.width_factor) % self.axial_heads:
+        width = int(64 * self.width_factor)
+        if width < 1 or width % GROUPS:
             raise UserError(
-                f"{self.variant}: width {int(64 * self.width_factor)} does not divide into "
-                f"{self.axial_heads} heads; set model.axial_heads to 4 or 8."
+                f"{self.variant}: {width} channels do not divide into {GROUPS} groups; set "
+                f"model.width_factor to a multiple of {GROUPS / 64:g}."
+            )
+        if self.axial_heads and width % self.axial_heads:
+            raise UserError(
+                f"{self.variant}: width {width} does not divide into {self.axial_heads} heads; set "
+                "model.axial_heads to 4 or 8."
             )
 
     @property
@@ -199,11 +207,6 @@ class ResNet(Model):
         """
         del key
         check_images(images, self.config)
-        if images.shape[-1] != self.config.channels:
-            raise UserError(
-                f"{self.config.variant} was built for {self.config.channels} channels but got "
-                f"images of {tuple(images.shape[1:])}."
-            )
         out: dict[str, Array] = {}
         x = self.conv_root(images)
         out["stem"] = x = max_pool(x, padding=self.config.pool_padding)

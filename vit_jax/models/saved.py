@@ -76,7 +76,10 @@ def save(
     run: the provenance in its config.json: "step" of a run, its "last_step", ...
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {directory}: {error.strerror}.") from error
     write_safetensors(directory / "model.safetensors", params)
     write_json(directory / "config.json", config_to_json(config) | ({"run": run} if run else {}))
 

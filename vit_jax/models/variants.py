@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,11 +110,15 @@ def variants() -> tuple[str, ...]:
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """A size as (height, width); one number means square."""
-    if isinstance(value, int):
-        return value, value
-    height, width = value
-    return int(height), int(width)
+    """A size as (height, width); one number means square.
+
+    Raises:
+      UserError: it is neither.
+    """
+    sides = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(sides) != 2 or not all(isinstance(side, numbers.Integral) for side in sides):
+        raise UserError(f"A size is a whole number, or (height, width), and not {value!r}.")
+    return int(sides[0]), int(sides[1])
 
 
 def get_config(variant: str, **overrides: object) -> ModelConfig:
@@ -180,7 +185,11 @@ def override(config: ModelConfig, **overrides: Any) -> ModelConfig:
       UserError: there is no such field; names the nearest.
     """
     fields = {field.name for field in dataclasses.fields(config)}
-    overrides = {key: value for key, value in overrides.items() if value is not None}
+    overrides = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in overrides.items()
+        if value is not None
+    }
     for key in overrides:
         if key not in fields:
             raise UserError(f"{config.variant} has no setting model.{key}.{nearest(key, fields)}")

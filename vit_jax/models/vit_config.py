@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any
 
 from vit_jax.errors import UserError
@@ -27,15 +28,22 @@ def stem_stride(depths: tuple[int, ...]) -> int:
 
 
 def check_predictions(
+    labels: tuple[str, ...],
     multilabel: bool,
     thresholds: tuple[float, ...],
     temperature: float | None,
     num_classes: int,
 ) -> None:
-    """Raises UserError for invalid thresholds or an invalid temperature.
+    """Raises UserError for invalid labels or thresholds, or an invalid temperature.
 
-    Thresholds are probabilities, for multi-label models; a temperature is for single-label models.
+    Labels name all classes or none. Thresholds are probabilities, for multi-label models; a
+    temperature is for single-label models.
     """
+    if not isinstance(labels, tuple) or len(labels) not in (0, num_classes):
+        count = len(labels) if isinstance(labels, tuple) else repr(labels)
+        raise UserError(
+            f"model.labels names {count} of {num_classes} classes; it must name each, or none."
+        )
     if temperature is not None:
         is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
         if not is_number or not 0 < temperature < float("inf"):
@@ -110,12 +118,16 @@ class ViTConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
-        check_predictions(self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        check_predictions(
+            *(self.labels, self.multilabel, self.thresholds, self.temperature, self.num_classes)
+        )
         sizes = {key: getattr(self, key) for key in POSITIVE}
         sizes |= {"patch_size": min(self.patch_size)}
         for key, size in sizes.items():
-            if size is not None and size < 1:
-                raise UserError(f"model.{key}={getattr(self, key)} must be 1 or more.")
+            if size is not None and (not isinstance(size, numbers.Integral) or size < 1):
+                raise UserError(
+                    f"model.{key}={getattr(self, key)!r} must be a whole number, 1 or more."
+                )
         for key, options in (
             ("classifier", CLASSIFIERS),
             ("activation", tuple(ACTIVATIONS)),

@@ -246,7 +246,7 @@ class StopRequest:
     """Handles SIGTERM and the first Ctrl-C; a run polls `requested` after steps and batches.
 
     With several processes, JAX's preemption service makes all of them agree on one step. A second
-    Ctrl-C stops immediately.
+    Ctrl-C stops immediately. In a thread of a program, which gets no signals, nothing is handled.
     """
 
     def __init__(self) -> None:
@@ -254,6 +254,8 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         watched = [signal.SIGINT]
         if jax.process_count() == 1:  # otherwise keep JAX's own handler
             watched.append(signal.SIGTERM)

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 
 import numpy as np
 import numpy.typing as npt
@@ -283,8 +283,10 @@ def _parse(path: Path) -> tuple[list[Line], list[int], int]:
         try:
             record = json.loads(line, parse_constant=lambda _: None)
             record["step"] = int(record["step"])
+            if not all(isinstance(value, (int, float, NoneType)) for value in record.values()):
+                raise TypeError("a value is not a number")
             records.append(record)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             damaged.append(number)
     return records, damaged, len(lines)
 

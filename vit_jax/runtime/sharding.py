@@ -161,7 +161,7 @@ def batch_divisor(mesh: Mesh) -> int:
 
 
 def gathered(number: int) -> list[int]:
-    """All-gather of a text of each process."""
+    """All-gather of a number of each process, below 2^31."""
     if jax.process_count() == 1:
         return [number]
     return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()

@@ -23,6 +23,7 @@ from vit_jax.data.splits import slice_split
 from vit_jax.errors import UserError
 from vit_jax.models import ModelConfig, ResNetConfig, cost
 from vit_jax.studies.record import Outcome, parent_of
+from vit_jax.training.objective import needs_labels
 from vit_jax.training.setup import OF_CHECKPOINT, check_names, compute_dtype, model_config
 from vit_jax.training.sources import open_sources
 
@@ -76,7 +77,7 @@ def _look(config: ConfigDict) -> Known | str:
         classes, sizes = SIZES[name]
         return Known(classes, sum(len(rows) for _, rows in slice_split(split, sizes, spec)))
     try:
-        train, _, _ = open_sources(config)
+        train, _, _ = open_sources(config, labelled=needs_labels(config))
     except UserError as error:
         return f"{spec} is not available ({str(error).splitlines()[0]})"
     return Known(train.num_classes, len(train))

@@ -134,9 +134,9 @@ def carve(split: str, held_out: float) -> tuple[str, str]:
             f"{split!r} is not; set config.data.train_split."
         )
     name, whole = found[1], int(found[2] or 100)
-    if not 0 < round(100 - held_out) < 100:
-        raise UserError(f"--held_out={held_out:g} must be between 1 and 99 percent.")
-    percent = round(100 - held_out) if whole == 100 else round(whole * (100 - held_out)) / 100
+    percent = round(whole * (100 - held_out)) / 100
+    if not 0 < percent < whole:
+        raise UserError(f"--held_out={held_out:g} must be between 0 and 100 percent.")
     last = "" if whole == 100 else f"{whole}%"
     return f"{name}[:{percent:g}%]", f"{name}[{percent:g}%:{last}]"
 

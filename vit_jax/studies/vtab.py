@@ -19,6 +19,7 @@ from vit_jax.data.kinds.vtab import GROUPS, TASKS, find_task
 from vit_jax.errors import UserError
 from vit_jax.evaluation.result import Result
 from vit_jax.runtime.distributed import say
+from vit_jax.studies import study
 from vit_jax.training.run import train
 
 
@@ -58,7 +59,11 @@ def suite(request: Request) -> Result:
     def run(name: str, rate: float | None, *, choosing: bool) -> float:
         part = f"choose_{rate:g}" if choosing else "final"
         config = task_config(request, name, rate, choosing=choosing)
-        metrics = train(config, request.out / "vtab" / name / part)
+        place = request.out / "vtab" / name / part
+        metrics = study.trial(config, place) if choosing else train(config, place)
+        if metrics is None:
+            say(f"{TASKS[name].title}, {part}: diverged, counted as 0%")
+            return 0.0
         accuracy = metrics["eval/accuracy"]
         say(f"{TASKS[name].title}, {part}: {100 * accuracy:.2f}%")
         return accuracy

@@ -147,13 +147,16 @@ class Checkpoints:
             raise UserError(f"Cannot write to {self.directory}: {error.strerror}.") from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             self._lock_file.seek(0)
             holder = self._lock_file.read().strip()
             self._lock_file.close()
             raise UserError(
                 f"{self.directory.parent} is in use by {holder}; "
                 "wait for that job or use another --workdir."
+                if isinstance(error, BlockingIOError)
+                else f"{self.directory} cannot be locked ({error.strerror}); use a --workdir on a "
+                "file system with locks."
             ) from None
         self._lock_file.seek(0)
         self._before = self._lock_file.read()  # restored in the end: a refusal leaves no trace
@@ -198,7 +201,7 @@ class Checkpoints:
         """Saves in the background unless `step` is saved already; returns whether it did.
 
         Raises:
-          Diverged: the state is not finite (its gradient was, its update was not).
+          Diverged: the state is not finite.
         """
         if self._manager.latest_step() == step:
             return False
@@ -259,8 +262,7 @@ class Checkpoints:
         """
         reasons = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            unread = None
-            reason, result = None, None
+            unread, reason, result = None, None, None
             try:
                 reason, result = self._try_restore(step, abstract)
             except Unreadable as error:

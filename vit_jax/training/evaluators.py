@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,8 @@ COMMON = {
 
 #: Name of the accuracy on training images; see `config.eval_training_images`.
 ON_TRAINING = "train_eval"
+#: The beginnings of other metrics of a run.
+TAKEN = ("eval", ON_TRAINING, "train", "best", "roll_back")
 
 
 class Protocol(NamedTuple):
@@ -60,6 +63,10 @@ def chosen(config: ConfigDict) -> dict[str, Protocol]:
         where = f"config.evaluators.{key}"
         if not isinstance(section, ConfigDict):
             raise UserError(f"{where}={section!r} must be a section: {where}.data=SPEC.")
+        if key in TAKEN:
+            raise UserError(
+                f"{where}: other metrics of a run begin with {key}/; give the section another name."
+            )
         evaluator = configuration.pick(
             protocols.EVALUATORS, section.get("name") or key, f"{where}.name"
         )
@@ -86,7 +93,7 @@ def periods(config: ConfigDict, steps_per_epoch: float) -> Periods:
     if config.eval_training_images:
         found[ON_TRAINING] = found["eval"]
     for key, protocol in chosen(config).items():
-        with naming(key):
+        with naming(key, protocol.section):
             protocols.sources(protocol.evaluator, protocol.data, protocol.options)
         found[key] = every(protocol.section, "every")
     return found
@@ -186,7 +193,7 @@ def protocol(setup: Setup, key: str, asked: Protocol) -> Evaluator:
             batch_size=eval_batch_size(setup.config),
         )
         data = asked.data._replace(progress=lambda total, text: contextlib.nullcontext(on_batch))
-        with naming(key):
+        with naming(key, asked.section):
             result = protocols.evaluate(asked.evaluator, forward, data, asked.options)
         return {f"{key}/{name}": value for name, value in result.metrics.items()}
 
@@ -194,9 +201,14 @@ def protocol(setup: Setup, key: str, asked: Protocol) -> Evaluator:
 
 
 @contextlib.contextmanager
-def naming(key: str):
-    """Adds the section of the configuration to errors."""
+def naming(key: str, names: Container[str]):
+    """Adds the section of the configuration to errors, and to flags with one of `names` in them."""
+
+    def as_setting(flag: re.Match) -> str:
+        return f"config.evaluators.{key}.{flag[1]}" if flag[1] in names else flag[0]
+
     try:
         yield
     except UserError as error:
-        raise UserError(f"config.evaluators.{key}: {error}") from error
+        text = re.sub(r"--(\w+)", as_setting, str(error))
+        raise UserError(f"config.evaluators.{key}: {text}") from error

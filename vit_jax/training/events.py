@@ -44,7 +44,7 @@ class Instruments(NamedTuple):
 
 
 def every(steps: int | None, *, last: int, first: int | None = None) -> Callable[[int], bool]:
-    """Due every `period` steps, at the last one, and at the first of this process if given."""
+    """Due every so many steps, at the last one, and at the first of this process if given."""
     return lambda step: step in (first, last) or bool(steps and step % steps == 0)
 
 
@@ -64,24 +64,29 @@ def logged(
     """Logs training metrics; the progress bar moves at each step.
 
     Consecutive skipped updates are counted on the devices. The count of each step is read a few
-    steps later, at the same step on all processes, so that no device waits.
+    steps later, at the same step on all processes, so that no device waits; not if it has been
+    taken back by then.
 
     Raises:
       Diverged: from the event, after `max_skipped_steps` consecutive skipped updates.
     """
-    in_a_row: collections.deque[jax.Array] = collections.deque()
+    in_a_row: collections.deque[tuple[int, jax.Array]] = collections.deque()
+
+    def read_counts(left: int) -> None:
+        while len(in_a_row) > left:
+            step, count = in_a_row.popleft()
+            if not shared.spikes.was_taken_back(step):
+                abort_if_stuck(count, max_skipped_steps)
 
     def act(step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         count = metrics["train/skipped_in_a_row"]
         count.copy_to_host_async()
-        in_a_row.append(count)
-        if len(in_a_row) > LOOK_BACK:
-            abort_if_stuck(in_a_row.popleft(), max_skipped_steps)
+        in_a_row.append((step, count))
+        read_counts(LOOK_BACK)
         if due(step):
             record = {key: float(value) for key, value in metrics.items()}
             record |= shared.clock.read(step) | measured_memory()
-            while in_a_row:
-                abort_if_stuck(in_a_row.popleft(), max_skipped_steps)
+            read_counts(0)
             shared.log.write(step, record)
             shared.results.update(record)
         shared.log.advance(step)

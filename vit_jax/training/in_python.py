@@ -10,7 +10,12 @@ from vit_jax.training import own_data, run
 
 
 def train(
-    what: str, workdir: str | Path = "", *, recipe: str = "paper", new: bool = False, **settings
+    what: str | Path,
+    workdir: str | Path = "",
+    *,
+    recipe: str = "paper",
+    new: bool = False,
+    **settings,
 ) -> Path:
     """Trains to the end, from wherever an earlier call stopped; returns the run's directory.
 
@@ -24,6 +29,7 @@ def train(
       UserError: the configuration, the data or the directory is not usable.
       Preempted: asked to stop; the state is saved, and the same call goes on.
     """
+    what = str(what)
     given = {key: own_data.as_text(value) for key, value in settings.items()}
     if what.partition(":")[0].endswith(".py"):
         if not workdir or recipe != "paper" or new:
@@ -36,4 +42,4 @@ def train(
             workdir, note = own_data.find_workdir(config, what, new=new)
         own_data.show(chosen, workdir, note)
     run.train(config, workdir)
-    return Path(workdir)
+    return Path(workdir).expanduser()

@@ -37,7 +37,12 @@ def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarra
         colours = np.repeat(batch["image"], 3 // channels, axis=-1)
         image_strips.write_fed(colours, ", ".join(words), workdir)
     except Exception as error:
-        say(f"{image_strips.FED} is not written ({str(error).strip().splitlines()[0]})")
+        say(f"{image_strips.FED} is not written ({first_line(error)})")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of its text, or its type if it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def page(workdir: Path, due: Callable[[int], bool]) -> Event:
@@ -55,8 +60,7 @@ def page(workdir: Path, due: Callable[[int], bool]) -> Event:
         try:
             report.write_report(workdir)
         except Exception as error:  # no failure may end the run
-            reason = str(error).strip().split("\n")[0]
-            say(f"report.html is not written during training ({reason})")
+            say(f"report.html is not written during training ({first_line(error)})")
             after = float("inf")
             return
         now = time.monotonic()

@@ -145,11 +145,13 @@ def check_state_fits(setup: Setup, limit: int) -> None:
     """Raises UserError, with the mesh that would fit, if the state alone exceeds `limit` bytes."""
     state = state_bytes(setup)
     if state > limit:
-        fsdp = 2 ** math.ceil(math.log2(state / limit))
+        advice = "end other programs that use memory"
+        if limit:
+            fsdp = 2 ** math.ceil(math.log2(state / limit))
+            advice = f"split it over {fsdp} devices with --config.mesh.fsdp={fsdp}"
         raise UserError(
             f"The training state of {setup.program.model.variant} takes {state / GIB:.1f} GiB per "
-            f"device and there are {limit / GIB:.1f} GiB; split it over {fsdp} devices with "
-            f"--config.mesh.fsdp={fsdp}."
+            f"device and there are {limit / GIB:.1f} GiB; {advice}."
         )
 
 

@@ -22,7 +22,7 @@ from vit_jax.data import specs
 from vit_jax.data.decode import image_size
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.interop import fetch, load, published
+from vit_jax.interop import load, published
 from vit_jax.runtime.distributed import say
 from vit_jax.training.workdir import changes, finished_metrics
 
@@ -84,9 +84,9 @@ def recipe(spec: str, given: Mapping[str, str], name: str = "paper") -> Recipe:
     if left.get("model.image_size", "").isdigit():
         facts["resolution"] = left.pop("model.image_size")
     left.pop("model.variant", None)  # it is among the facts
-    for name in ("total", "eval_every"):
-        if f"{name}_epochs" in left and f"{name}_steps" not in left:
-            overrides[f"{name}_steps"] = "None"  # which would take precedence
+    for period in ("total", "eval_every"):
+        if f"{period}_epochs" in left and f"{period}_steps" not in left:
+            overrides[f"{period}_steps"] = "None"  # which would take precedence
     if "memory" not in left and left.keys() & {"accumulation_steps", "model.remat"}:
         overrides["memory"] = "as_configured"
     if "objective.name" in left and "keep_best" not in left:
@@ -190,13 +190,6 @@ def at_hand(variant: str = "") -> str:
     """The published weights on this machine to start from; "" if there are none."""
     names = names_of([variant] if variant else order())
     return next((name for name in names if load.at_hand(name) is not None), "")
-
-
-def is_download(place: str) -> bool:
-    """Whether weights would have to be downloaded."""
-    if place in published.PUBLISHED and not Path(place).exists():
-        return load.at_hand(place) is None
-    return fetch.is_remote(place) and fetch.cached(place) is None
 
 
 def show(chosen: Recipe, workdir: str | Path, note: str) -> None:

@@ -118,6 +118,10 @@ class Spikes:
         for _ in range(LOOK_BACK + NEWEST):
             self.losses.pop()
 
+    def was_taken_back(self, step: int) -> bool:
+        """Whether the update of a step has been taken back."""
+        return any(taken["from"] <= step <= taken["to"] for taken in self.ranges)
+
     def record(self) -> SpikeRecord | None:
         """The record for a checkpoint."""
         if self.rule is None:

@@ -213,9 +213,10 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 def finished_metrics(workdir: Path) -> dict[str, float] | None:
     """The final record of a complete run, otherwise None; its metrics are of the exported model."""
-    if not saved.is_native(workdir / "model"):
+    log = workdir / FILE_NAME
+    if not saved.is_native(workdir / "model") or not log.is_file():
         return None
-    records = read_metrics(workdir / "metrics.jsonl")
+    records = read_metrics(log)
     return of_model(records[-1]) if records and records[-1].get("final") else None
 
 
@@ -296,10 +297,11 @@ def check_history(workdir: Path) -> None:
     if has_checkpoint(workdir):
         return
     damaged = workdir / "damaged"
-    saved_step = files.read_json(workdir / SAVED)
-    if saved_step is None and not (damaged.is_dir() and any(damaged.iterdir())):
+    record = files.read_json(workdir / SAVED)
+    if record is None and not (damaged.is_dir() and any(damaged.iterdir())):
         return
-    step = f"step {saved_step['step']}" if saved_step else "a damaged step"
+    known = isinstance(record, dict) and "step" in record
+    step = f"step {record['step']}" if known else "a damaged step"
     raise UserError(
         f"{workdir} has lost its checkpoints: it saved {step}, but there is none in "
         f"{workdir / 'checkpoints'} (see also {damaged}). Restore them, or start again with "

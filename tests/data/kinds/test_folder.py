@@ -255,6 +255,13 @@ def test_what_is_passed_over_is_counted_and_said(tmp_path):
         assert data.open_source(part).notes == (note,)
 
 
+def test_a_fifo_is_no_table(tmp_path):
+    class_folders(tmp_path, count=1)
+    os.mkfifo(tmp_path / "train.csv")
+    notes = data.open_source(f"folder:{tmp_path}").notes
+    assert "train.csv is not a regular file" in notes[0]
+
+
 def test_a_class_of_unreadable_images_names_the_package(tmp_path):
     """S8."""
     class_folders(tmp_path, count=1)
@@ -297,3 +304,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"cannot be read .Permission denied"):
         data.open_source(f"folder:{tmp_path}")
+    from vit_jax.evaluation.predict import find_images
+
+    with pytest.raises(UserError, match=r"cannot be read .Permission denied"):
+        find_images([str(tmp_path)])

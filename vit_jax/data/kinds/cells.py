@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from vit_jax import files
 from vit_jax.data.image_files import shown
 from vit_jax.data.labels import normal
 from vit_jax.errors import UserError
@@ -38,6 +39,7 @@ def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
       UserError: it cannot be read, is not text, or the encoding does not exist.
     """
     try:
+        files.check_regular(Path(file))
         content = Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"{shown(file)} cannot be read ({error.strerror}).") from error

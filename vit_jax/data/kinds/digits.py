@@ -26,6 +26,8 @@ def read_table() -> np.ndarray:
 
 def open_digits(name: str, data_dir: str | None, options: Mapping[str, str]) -> Splits:
     """scikit-learn's 1,797 handwritten digits, 8x8: every fifth is a test digit, 360 in all."""
+    if name:
+        raise UserError(f"digits has no parts to name, such as {name!r}; images are folder:{name}.")
     table = read_table()
     values = table[:, :64].reshape(-1, 8, 8, 1)
     images = np.repeat((values * (255 / 16)).round().astype(np.uint8), 3, axis=-1)

@@ -1,7 +1,6 @@
 """Training crops and evaluation resizes, on uint8 (h, w, 3) RGB, on the host.
 
-Normalisation to [-1, 1] happens on the device. Resizing is bilinear without antialiasing, as in the
-original training pipeline.
+Normalised to [-1, 1] on the device. Resized bilinearly without antialiasing, as the original does.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import time
 import types
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vit_jax.bench import worker
@@ -33,6 +34,8 @@ def as_on_macos(monkeypatch):
     def glob(path, pattern):
         return iter(()) if str(path).startswith("/proc") else listed(path, pattern)
 
+    memory = psutil.virtual_memory()  # psutil has other means there
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(builtins, "open", open_)
     monkeypatch.setattr(Path, "glob", glob)
     monkeypatch.setattr(platform, "libc_ver", lambda *_: ("", ""))

@@ -44,6 +44,21 @@ def test_12_13_a_worker_that_stops_or_dies(number, monkeypatch):
     assert not [worker for worker in running if worker.is_alive()]
 
 
+def test_the_time_of_a_stopped_process_does_not_count(monkeypatch):
+    class Stopped(queue.Queue):
+        """Whoever waits is stopped for an hour, once."""
+
+        def get(self, timeout):
+            if self.empty():
+                hour_later = time.monotonic() + 3600
+                monkeypatch.setattr(time, "monotonic", lambda: hour_later)
+                self.put("batch")
+                raise queue.Empty
+            return super().get()
+
+    assert workers.Watched(0).next_item(Stopped(), 300.0) == "batch"
+
+
 def dies_while_it_sends(transform):
     """A transform whose worker dies at the fifth image, with half of a length in its pipe."""
 

@@ -205,6 +205,28 @@ def test_the_watchdog_ends_what_stands_still(saved, code):
     assert "time.sleep" in done.stderr or "Thread 0x" in done.stderr  # where it stood
 
 
+STOPPED = """
+import time
+from vit_jax.runtime.watchdog import Watchdog
+with Watchdog(1.5) as dog:
+    dog.beat("step 1")
+    print("begun", flush=True)
+    for i in range(6):
+        time.sleep(0.1)
+    dog.beat("step 2")
+"""
+
+
+def test_the_watchdog_does_not_count_the_time_of_a_stopped_process():
+    """SIGSTOP and SIGCONT, as `scontrol suspend` and `resume` send them."""
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(20) == 0
+
+
 def test_the_watchdog_leaves_a_run_alone_that_moves(monkeypatch, capfd):
     ends = []
     monkeypatch.setattr(watchdog.os, "_exit", ends.append)

@@ -86,14 +86,15 @@ class Watched:
         Raises:
           WorkerLost: a worker has died, or there is none for so many seconds; all are ended then.
         """
-        deadline, failed = time.monotonic() + seconds, None
-        while (left := deadline - time.monotonic()) > 0:
+        left, failed = seconds, None
+        while left > 0:
             with contextlib.suppress(queue.Empty):
                 item = items.get(timeout=min(LOOK_EVERY, left))
                 self.look()
                 return item
+            left -= LOOK_EVERY  # not by the clock, which goes on while this process is stopped
             if failed is None and (failed := self.look()) is not None:
-                deadline = min(deadline, time.monotonic() + GRACE)
+                left = min(left, GRACE)
         self.end()  # closing would wait for a stopped one
         if failed is not None:
             raise WorkerLost(

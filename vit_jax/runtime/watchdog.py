@@ -18,6 +18,8 @@ from vit_jax.errors import FAILED, PREEMPTED
 class Watchdog:
     """A context that ends the process if `beat` is not called for `seconds`; 0: never.
 
+    Time in which the whole process was stopped does not count.
+
     The stacks of all threads are printed. The exit code is 42 if there was progress since the
     start, so that launchers restart the job, otherwise 1.
     """
@@ -49,9 +51,13 @@ class Watchdog:
         self.beat(f"{count} examples of an evaluation")
 
     def _watch(self) -> None:
-        while not self._stop.wait(min(self.seconds / 4, 10.0)):
-            idle = time.monotonic() - self.last
-            if idle < self.seconds:
+        interval, before = min(self.seconds / 4, 10.0), time.monotonic()
+        while not self._stop.wait(interval):
+            now = time.monotonic()
+            if (stopped := now - before - interval) > interval:  # nor did this thread run
+                self.last += stopped  # SIGSTOP, as of `scontrol suspend`, and SIGCONT
+            before = now
+            if (idle := now - self.last) < self.seconds:
                 continue
             print(
                 f"vit-jax: error: no progress for {idle:.0f} s after {self.what}: a process of the "

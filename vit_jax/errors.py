@@ -43,6 +43,11 @@ class WorkerLost(UserError):
     """A data worker died or hangs; a thread may wait for it for ever, also when Python ends."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type if it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def one_line(error: BaseException) -> str:
     """The text of an error that ends a command."""
     if isinstance(error, UserError):

@@ -22,7 +22,7 @@ import jax
 
 from vit_jax import models
 from vit_jax.bench import collectives, steps
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.models import cost
 from vit_jax.numerics import Machine
 from vit_jax.runtime import sharding
@@ -95,7 +95,7 @@ def pretended_gpu() -> Iterator[Any]:
         raise UserError(
             "XLA's compiler for CUDA is not installed: pip install --no-deps jax-cuda12-plugin=="
             f"{jax.__version__} jax-cuda12-pjrt=={jax.__version__} nvidia-cuda-nvcc-cu12 "
-            f"({str(error).splitlines()[0]})."
+            f"({first_line(error)})."
         ) from error
     # JAX queries the CUDA libraries, which are missing.
     answers = {

@@ -20,7 +20,7 @@ from vit_jax import config as configuration, files, models
 from vit_jax.bench import Row, collectives, hlo, kernels, steps, tpu
 from vit_jax.bench.tpu import CHIPS, HLO, Request
 from vit_jax.data import workers
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.models import cost
 from vit_jax.numerics import Machine
 from vit_jax.runtime import sharding
@@ -70,8 +70,7 @@ def mesh_of(request: Request) -> jax.sharding.Mesh:
     try:
         devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
     except Exception as error:  # any exception of libtpu
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"there is no topology {name} ({reason}).") from error
+        raise UserError(f"there is no topology {name} ({first_line(error)}).") from error
     chosen = devices if request.topology else devices[:1]
     return sharding.make_mesh(**dict(request.mesh), devices=np.asarray(chosen))
 

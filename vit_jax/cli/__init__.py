@@ -28,6 +28,7 @@ from vit_jax.errors import (
     Preempted,
     UsageError,
     UserError,
+    first_line,
     nearest,
     one_line,
 )
@@ -217,7 +218,3 @@ def fail(error: Exception, debug: bool) -> int:
     if not getattr(error, "said", False):
         print(one_line(error), file=sys.stderr)
     return FAILED
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vit_jax.errors import first_line
 from vit_jax.pages import image_strips, report
 from vit_jax.runtime.distributed import say
 from vit_jax.training.loop import Event
@@ -38,11 +39,6 @@ def fed(workdir: Path, class_names: Sequence[str], batch: Mapping[str, np.ndarra
         image_strips.write_fed(colours, ", ".join(words), workdir)
     except Exception as error:
         say(f"{image_strips.FED} is not written ({first_line(error)})")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of its text, or its type if it has none."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def page(workdir: Path, due: Callable[[int], bool]) -> Event:

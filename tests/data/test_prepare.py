@@ -76,6 +76,14 @@ def test_a_half_prepared_data_set_is_named(tmp_path):
     assert cli.main(["prepare", "tfds:squares", f"--data_dir={tmp_path}"]) == 1
 
 
+@pytest.mark.parametrize("text", ["{}", '{"name": ', "", '{"downloadSize": "9' + 40 * "9" + '"}'])
+def test_metadata_that_tfds_cannot_read_is_not_called_missing_only(text, tmp_path):
+    directory = tfds_directory.write(tmp_path, "squares", {"train": [(flat(1), 0)]}, ["a"])
+    (directory / "dataset_info.json").write_text(text)
+    with pytest.raises(UserError, match=r"squares.* TFDS says: \S"):
+        data.open_source("tfds:squares[train]", data_dir=str(tmp_path))
+
+
 def test_unknown_names(tmp_path, capsys):
     assert cli.main(["prepare", "tfds:no_such_thing", f"--data_dir={tmp_path}"]) == 1
     assert "TFDS has no data set 'no_such_thing'" in capsys.readouterr().err

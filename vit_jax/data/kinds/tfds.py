@@ -11,7 +11,7 @@ from vit_jax.data import multilabel
 from vit_jax.data.columns import Columns, ManyColumns
 from vit_jax.data.source import Rows, TableSource
 from vit_jax.data.splits import slice_split
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -37,9 +37,11 @@ class TfdsSplits:
         try:
             self.builder = tfds.builder(name, data_dir=data_dir)
         except Exception as error:
+            unknown = isinstance(error, tfds.core.registered.DatasetNotFoundError)
+            reason = "" if unknown else f" TFDS says: {first_line(error)}"
             raise UserError(
                 f"There is no prepared TFDS data set {name!r} in {where}; "
-                f"run `vit-jax prepare tfds:{name}`, or set config.data.data_dir."
+                f"run `vit-jax prepare tfds:{name}`, or set config.data.data_dir.{reason}"
             ) from error
         if not self.builder.info.splits:
             raise UserError(

@@ -27,6 +27,7 @@ def test_a_record_counts_for_the_study_as_it_is(name):
     assert rows and set(rows) <= set(trials)
     for trial, row in rows.items():
         assert row["config"] == record.digest(trial, trials), trial
+    assert set(record.read_curves(RESULTS / name)) == set(rows)
     assert (RESULTS / f"{name}.md").exists() == (set(rows) == set(trials))  # a claim needs them all
 
 

@@ -35,6 +35,7 @@ FAMILY = """
 from matplotlib.figure import Figure
 
 from vit_jax import config
+from vit_jax.studies import plots
 
 PAPER = {"Table 0": {"tuned": 77.7}}
 
@@ -53,7 +54,10 @@ def trials(rate="0.01"):
 
 def draw(outcomes):
     figure = Figure()
-    figure.subplots().plot([o.metrics["eval/accuracy"] for o in outcomes.values() if o.metrics])
+    axes = figure.subplots()
+    axes.plot([o.metrics["eval/accuracy"] for o in outcomes.values() if o.metrics])
+    for name, outcome in outcomes.items():
+        plots.curve(axes, outcome, "eval/accuracy", name)
     return figure
 """
 
@@ -79,7 +83,9 @@ def ran(monkeypatch):
         (workdir / "model").mkdir(exist_ok=True)
         (workdir / "model" / "config.json").write_text(f'{{"format": {json.dumps(saved.FORMAT)}}}')
         metrics = {"step": 6, "eval/accuracy": 0.5 + config.seed / 10, "final": True}
-        (workdir / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+        earlier = {"step": 3, "train/loss": 2.5, "eval/accuracy": 0.25, "eval/num_examples": 8}
+        log = [{"step": 1, "train/loss": 3.0}, earlier, metrics]
+        (workdir / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in log))
         return metrics
 
     monkeypatch.setattr(study, "train", pretend)
@@ -178,22 +184,27 @@ def test_parents_that_cannot_be(tmp_path, capsys, line, message):
 def test_a_row_counts_where_the_folder_is_absent(family, ran, tmp_path, capsys):
     work = tmp_path / "work"
     assert run(family, work) == 0
-    before = (work / "study.csv").read_bytes()
+    kept = ("study.csv", "curves.csv", "study.png")
+    before = {name: (work / name).read_bytes() for name in kept}
+    curves = before["curves.csv"].decode().splitlines()
+    assert curves[:3] == ["trial,step,eval/accuracy", "begin_0,3,0.25", "begin_0,6,0.5"]
+    assert len(curves) == 9
     for name in ("begin_0", "tuned_0"):
         remove(work / name)
     ran.clear()
     assert run(family, work) == 0
     assert ran == ["begin_1", "tuned_1"]  # which return at once
     assert "trial tuned_0: done, by its row in study.csv" in capsys.readouterr().out
-    assert (work / "study.csv").read_bytes() == before
+    assert {name: (work / name).read_bytes() for name in kept} == before
     assert "4 trials" in (work / "study.html").read_text()
     # a record that came without any folder
     (tmp_path / "alone").mkdir()
-    (tmp_path / "alone" / "study.csv").write_bytes(before)
+    for name in kept[:2]:
+        (tmp_path / "alone" / name).write_bytes(before[name])
     ran.clear()
     assert run(family, tmp_path / "alone") == 0
-    assert ran == [] and (tmp_path / "alone" / "study.png").exists()
-    assert (tmp_path / "alone" / "study.csv").read_bytes() == before
+    assert ran == []
+    assert {name: (tmp_path / "alone" / name).read_bytes() for name in kept} == before
 
 
 def test_a_row_of_another_configuration_runs_again(family, ran, tmp_path, capsys):
@@ -211,6 +222,7 @@ def test_a_row_of_another_configuration_runs_again(family, ran, tmp_path, capsys
     assert "trial begin_0: runs again, since its row in study.csv has another" in said
     assert f"({there} there, {here} here)" in said and "2 of 4 trials" in said
     assert rows(work)["begin_1"] == old["begin_1"]  # until its own comes
+    assert len((work / "curves.csv").read_text().splitlines()) == 9
 
 
 def test_weights_that_are_needed_are_made_again(family, ran, tmp_path, capsys):
@@ -224,24 +236,30 @@ def test_weights_that_are_needed_are_made_again(family, ran, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("file", "damage", "message"),
     [
-        (lambda text: text + text.splitlines()[1] + "\n", "line 4: a second row of its trial"),
-        (lambda text: text[:-5], "instead of a number|no row of a trial"),
-        (lambda text: "<<<<<<< HEAD\n" + text, "line 2: no row of a trial"),
-        (lambda text: text.replace("0.5", "many"), "'many' instead of a number"),
+        (
+            "study.csv",
+            lambda text: text + text.splitlines()[1] + "\n",
+            "line 4: a second row of its trial",
+        ),
+        ("study.csv", lambda text: text[:-5], "instead of a number|no row of a trial"),
+        ("study.csv", lambda text: "<<<<<<< HEAD\n" + text, "line 2: no row of a trial"),
+        ("study.csv", lambda text: text.replace("0.5", "many"), "'many' instead of a number"),
+        ("curves.csv", lambda text: text[:-8], "curves.csv, line 5: no row of a trial"),
+        ("curves.csv", lambda text: text.replace(",3,", ",3.5,"), "curves.csv: step of the trial"),
     ],
 )
-def test_a_damaged_record_is_refused(family, ran, tmp_path, capsys, damage, message):
+def test_a_damaged_record_is_refused(family, ran, tmp_path, capsys, file, damage, message):
     work = tmp_path / "work"
     assert run(family, work, "--only=*_0") == 0
     remove(work / "begin_0")
     remove(work / "tuned_0")
-    (work / "study.csv").write_text(damage((work / "study.csv").read_text()))
-    before = (work / "study.csv").read_bytes()
+    (work / file).write_text(damage((work / file).read_text()))
+    before = (work / file).read_bytes()
     assert run(family, work) == 1
     assert re.search(message, capsys.readouterr().err)
-    assert (work / "study.csv").read_bytes() == before
+    assert (work / file).read_bytes() == before
 
 
 def one(**settings):

@@ -1,8 +1,9 @@
-"""`study.csv`: a row per trial, used as its result if its folder is absent.
+"""`study.csv` and `curves.csv`: the results of trials, also of those whose folders are absent.
 
-A row has the trial's name, the hash of its configuration, its seed, the settings in which trials
-differ, and its last metrics. The file is replaced atomically, under a lock, from the folders and
-the existing rows, so that two machines in one workdir keep each other's rows.
+A row of study.csv has the trial's name, the hash of its configuration, its seed, the settings in
+which trials differ, and its last metrics; curves.csv has a row per trial and evaluation, for the
+figures. The files are replaced atomically, under a lock, from the folders and the existing rows, so
+that two machines in one workdir keep each other's rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from vit_jax.config import ConfigDict
 from vit_jax.errors import UserError
 
 FILE = "study.csv"
+CURVES = "curves.csv"
 #: Prefix of `init_from` for another trial of the study.
 TRIAL = "trial:"
 #: Columns that are neither settings nor metrics.
@@ -34,8 +36,8 @@ MATTERS = ("evaluators.", "eval_every_")
 class Outcome(NamedTuple):
     """The result of a trial. metrics: the last ones; None if it diverged. records: its log.
 
-    `best/KEY` in metrics is the highest value of an accuracy that was measured repeatedly. A trial
-    known from its row in study.csv only has no records.
+    `best/KEY` in metrics is the highest value of an accuracy that was measured repeatedly. The
+    records of a trial without a folder are its evaluations in curves.csv.
     """
 
     config: ConfigDict
@@ -124,48 +126,95 @@ def rows(
     ]
 
 
-def read(workdir: Path) -> dict[str, dict[str, str]]:
-    """{trial: row} of `WORKDIR/study.csv`; {} if there is none.
+def evaluations(outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
+    """A row per evaluation of each trial: trial, step, and all metrics but those of training."""
+    found: list[dict[str, object]] = []
+    for name, outcome in outcomes.items():
+        for each in outcome.records:
+            named = _anywhere({k: v for k, v in each.items() if "/" in k and _measures(k)})
+            if named and "step" in each:
+                found.append({"trial": name, "step": int(each["step"])} | named)
+    return found
+
+
+def _measures(key: str) -> bool:
+    return not key.startswith(("train/", "best/")) and not key.endswith("/num_examples")
+
+
+def _rows_of(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a table of trials; none if there is no such file.
 
     Raises:
       UserError: it is damaged.
     """
-    file = workdir / FILE
     try:
         with open(file, newline="", encoding="utf-8") as opened:
             reader = csv.DictReader(opened, strict=True)
-            found = {}
             for row in reader:
-                name = row.get("trial")
-                if not name or None in row or None in row.values() or name in found:
-                    what = "a second row of its trial" if name in found else "no row of a trial"
+                if not row.get("trial") or None in row or None in row.values():
                     raise UserError(
-                        f"{file}, line {reader.line_num}: {what}; restore it or move it away."
+                        f"{file}, line {reader.line_num}: no row of a trial; "
+                        f"restore it or move it away."
                     )
-                found[name] = row
-            return found
+                yield reader.line_num, row
     except FileNotFoundError:
-        return {}
+        return
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
     except (ValueError, csv.Error) as error:
         raise UserError(f"{file} is damaged ({error}); restore it or move it away.") from error
 
 
-def outcome_of(config: ConfigDict, row: Mapping[str, str]) -> Outcome:
-    """The outcome of a trial from its row."""
-    if row.get("diverged") == "True":
-        return Outcome(config, None, [])
-    metrics = {}
+def read(workdir: Path) -> dict[str, dict[str, str]]:
+    """{trial: row} of `WORKDIR/study.csv`; {} if there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for line, row in _rows_of(workdir / FILE):
+        if row["trial"] in found:
+            raise UserError(
+                f"{workdir / FILE}, line {line}: a second row of its trial; "
+                f"restore it or move it away."
+            )
+        found[row["trial"]] = row
+    return found
+
+
+def read_curves(workdir: Path) -> dict[str, list[dict[str, str]]]:
+    """{trial: its rows} of `WORKDIR/curves.csv`, in their order; {} if there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    for _, row in _rows_of(workdir / CURVES):
+        found.setdefault(row["trial"], []).append(row)
+    return found
+
+
+def _numbers(file: str, row: Mapping[str, str]) -> dict[str, float]:
+    """The step and the metrics of a row."""
+    found = {}
     for key, text in row.items():
         if text and (key == "step" or "/" in key):
             try:
-                metrics[key] = int(text) if key == "step" else float(text)
+                found[key] = int(text) if key == "step" or text.isdecimal() else float(text)
             except ValueError:
                 raise UserError(
-                    f"{FILE}: {key} of the trial {row['trial']} is {text!r} instead of a number."
+                    f"{file}: {key} of the trial {row['trial']} is {text!r} instead of a number."
                 ) from None
-    return Outcome(config, metrics, [])
+    return found
+
+
+def outcome_of(
+    config: ConfigDict, row: Mapping[str, str], curve: Sequence[Mapping[str, str]] = ()
+) -> Outcome:
+    """The outcome of a trial from its row and its evaluations."""
+    if row.get("diverged") == "True":
+        return Outcome(config, None, [])
+    return Outcome(config, _numbers(FILE, row), [_numbers(CURVES, each) for each in curve])
 
 
 @contextlib.contextmanager
@@ -177,24 +226,40 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write(source: str, workdir: Path, table: list[dict[str, object]]) -> None:
-    """Writes `study.csv` with these rows and existing ones of other trials; and `study.json`.
+def write(
+    source: str,
+    workdir: Path,
+    table: list[dict[str, object]],
+    curves: Sequence[dict[str, object]] = (),
+) -> None:
+    """Writes `study.csv` and `curves.csv` with these rows and existing ones of other trials; and
+    `study.json`.
 
     Call under the lock.
     """
     merged: dict[str, dict[str, object]] = {str(row["trial"]): row for row in table}
+    evaluated = list(curves)
     for name, row in read(workdir).items():
         merged.setdefault(name, dict(row))
-    columns = dict.fromkeys([*FIXED, *(key for row in merged.values() for key in row)])
-    with (
-        files.replacing(workdir / FILE) as partial,
-        open(partial, "w", newline="", encoding="utf-8") as out,
-    ):
-        writer = csv.DictWriter(out, fieldnames=list(columns))
-        writer.writeheader()
-        writer.writerows(merged.values())
+    known = {row["trial"] for row in table}
+    for name, evaluations_of_trial in read_curves(workdir).items():
+        evaluated += [dict(row) for row in evaluations_of_trial if name not in known]
+    _replace(workdir / FILE, FIXED, list(merged.values()))
+    _replace(workdir / CURVES, ("trial", "step"), evaluated)
     finite = [
         {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         for row in table
     ]
     files.write_json(workdir / "study.json", {"study": source, "trials": finite})
+
+
+def _replace(file: Path, first: Sequence[str], table: Sequence[Mapping[str, object]]) -> None:
+    """Writes a table atomically, with the columns of all its rows, these first."""
+    columns = dict.fromkeys([*first, *(key for row in table for key in row)])
+    with (
+        files.replacing(file) as partial,
+        open(partial, "w", newline="", encoding="utf-8") as out,
+    ):
+        writer = csv.DictWriter(out, fieldnames=list(columns))
+        writer.writeheader()
+        writer.writerows(table)

@@ -164,12 +164,13 @@ def run(
 def to_run(trials: Trials, mine: Trials, workdir: Path, say: Say) -> dict[str, ConfigDict]:
     """The trials of `mine` that study.csv does not show as done; prints the reasons."""
     rows = record.read(workdir)
+    recorded = by_row(trials, workdir, rows)
     todo: list[str] = []
     needed: set[str] = set()
     for name in reversed(list(mine)):
         there, here = rows.get(name, {}).get("config"), digest(name, trials)
         parent, folder = parent_of(mine[name]), workdir / name
-        is_done = name in by_row(trials, workdir, rows)
+        is_done = name in recorded
         if is_done and (name not in needed or rows[name]["diverged"] == "True"):
             say(f"trial {name}: done, by its row in {record.FILE} ({here})")
             continue
@@ -213,8 +214,9 @@ def by_row(
     trials: Trials, workdir: Path, rows: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Outcome]:
     """Outcomes from study.csv for trials of the same configuration, diverged or without folder."""
+    curves = record.read_curves(workdir)
     return {
-        name: record.outcome_of(config, rows[name])
+        name: record.outcome_of(config, rows[name], curves.get(name, ()))
         for name, config in trials.items()
         if name in rows
         and rows[name].get("config") == digest(name, trials)
@@ -268,7 +270,7 @@ def write(
         found = outcomes(trials, workdir)
         diverged = {name: outcome for name, outcome in new.items() if outcome.metrics is None}
         found = {name: (found | diverged)[name] for name in trials if name in found | diverged}
-        record.write(source, workdir, record.rows(trials, found))
+        record.write(source, workdir, record.rows(trials, found), record.evaluations(found))
         return found
 
 

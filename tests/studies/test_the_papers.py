@@ -16,7 +16,7 @@ from vit_jax.training.setup import check_settings
 
 ROOT = Path(__file__).parents[2]
 FILES = {path.stem for path in (ROOT / "configs" / "studies").glob("*.py")}
-STUDIES = sorted(FILES - {"reproduce"})  # which repeats published numbers: test_reproduce.py
+STUDIES = sorted(FILES - {"reproduce", "recipes"})  # which are not the paper's own
 #: What belongs to data, model and steps, in which the small setting differs and in nothing else.
 SMALL = (
     "data.", "augment.", "eval_preprocess.", "model.", "batch_size", "total_", "eval_every_",

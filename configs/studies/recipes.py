@@ -1,4 +1,4 @@
-"""Not of the paper: what the strong recipe gives, from scratch, where images are many, few, or photos.
+"""Not of the paper: what the strong recipe gives, where images are many, few, or photographs.
 
   vit-jax study --config=configs/studies/recipes.py:folder:/data/cifar10,folder:/data/flowers \\
       --workdir=DIR

@@ -1,6 +1,7 @@
 """Random deaths under a supervisor: whatever happens, a run ends in the undisturbed weights.
 
   python tests/soak.py --minutes=60 --seed=1
+  python tests/soak.py --minutes=60 --seed=2 --config.roll_back.factor=1.5
 
 Runs of two families in turn: one process with one device, and two processes of one device, whose
 bytes are those of one process with two. Each is disturbed at random, by what `DISTURBANCES` and
@@ -476,7 +477,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=600, help="of each run")
-    asked = parser.parse_args()
+    asked, settings = parser.parse_known_args()
+    if strange := [word for word in settings if not word.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    TRAIN.extend(settings)
     try:
         soak(asked.minutes, asked.seed, asked.steps)
     except Wrong as error:

@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was written, or the run says so."""
 
+import contextlib
 import errno
 import functools
 import gc
@@ -7,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny_runs
 from jax.sharding import NamedSharding, PartitionSpec
@@ -19,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vit_jax.errors import UserError
 from vit_jax.models import fingerprints
 from vit_jax.runtime import sharding
-from vit_jax.training import checkpoint
+from vit_jax.training import checkpoint, orbax_threads
 from vit_jax.training.checkpoint import CheckpointError, Checkpoints
 
 
@@ -396,8 +399,34 @@ def test_what_is_raised_is_not_printed_as_well(monkeypatch):
     """Found by the soak: coroutines of a read that failed were printed when the process ended."""
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: printed.append(str(found.exc_value)))
-    checkpoint.silence_raised_errors()
-    checkpoint.silence_raised_errors()
+    orbax_threads.silence_raised_errors()
+    orbax_threads.silence_raised_errors()
     for text in ("Event loop is closed", "Encountered error while reading array index: ()", "x"):
         sys.unraisablehook(types.SimpleNamespace(exc_value=Exception(text)))
     assert printed == ["x"]
+
+
+def test_a_process_whose_write_has_failed_does_not_wait_for_the_others(monkeypatch):
+    """Found by the soak: it waited for 20 minutes, and the others for it."""
+    waited = []
+    monkeypatch.setattr(
+        ocp.multihost, "get_barrier_sync_fn", lambda: lambda *, key, timeout_ms: waited.append(key)
+    )
+    barrier = orbax_threads.barrier()
+
+    def write():
+        barrier(key="written", timeout_ms=1)
+        with contextlib.suppress(OSError):
+            try:
+                raise OSError("no space")
+            finally:
+                barrier(key="finalize", timeout_ms=1)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    try:
+        raise KeyError("handled")
+    except KeyError:  # of the main thread, as a save after a signal
+        barrier(key="main", timeout_ms=1)
+    assert waited == ["written", "main"]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -105,6 +106,21 @@ def test_a_peer_that_dies_or_freezes_is_noticed(tmp_path, number):
         assert "stopped sending heartbeats" in err or "heartbeat" in err
     job[1].kill()
     job[1].communicate()
+
+
+@pytest.mark.slow
+def test_a_write_that_fails_on_one_process_ends_all(tmp_path):
+    """As a quota would, on the process that writes most: no file above 20,000 bytes."""
+    more = ["--config.total_steps=3000", "--config.log_every_steps=5", "--config.batch_size=8"]
+    command = ["train", *SETTINGS, *more, "--config.checkpoint_every_steps=10",
+               "--config.model.hidden_size=64", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    job = start(command, 2, 1)
+    while not (tmp_path / "run" / "saved.json").exists():
+        assert job[0].poll() is None
+        time.sleep(0.1)
+    resource.prlimit(job[0].pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    (code, _, err), (other, *_) = finish(job, seconds=100)
+    assert code == 1 and "was not written to" in err and other != 0
 
 
 def test_what_is_said_when_a_process_does_not_come():

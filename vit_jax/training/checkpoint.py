@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import re
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +35,7 @@ from vit_jax.models.fingerprints import (
     tree_spec,
 )
 from vit_jax.runtime import replicas, sharding
+from vit_jax.training import orbax_threads
 from vit_jax.training.state import TrainState
 
 __all__ = ["CheckpointError", "Checkpoints", "fingerprint"]
@@ -53,28 +52,6 @@ WITHOUT_ROLL_BACK = (
 BEST = "the best of this run"
 #: Beside the directory: the last step whose checkpoint is known to be on the disk.
 SAVED = "saved.json"
-
-
-def silence_raised_errors() -> None:
-    """Silences Orbax and TensorStore, which print each error up to a hundred times.
-
-    `check` and `restore` raise the error.
-    """
-    before = sys.unraisablehook
-    if getattr(before, "__name__", "") == "ignore_raised_errors":
-        return
-
-    def ignore_raised_errors(found: sys.UnraisableHookArgs) -> None:
-        if not str(found.exc_value).startswith(("Event loop is closed", "Encountered error while")):
-            before(found)
-
-    sys.unraisablehook = ignore_raised_errors  # called by TensorStore's threads
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
-    )
-    logging.getLogger("asyncio").addFilter(
-        lambda record: "exception was never retrieved" not in record.getMessage()
-    )
 
 
 class CheckpointError(UserError):
@@ -123,7 +100,7 @@ class Checkpoints:
         self.directory = Path(directory).resolve()
         self._pending: int | None = None
         self._policy = NewestAndBest(keep, self.directory)
-        silence_raised_errors()
+        orbax_threads.silence_raised_errors()
         if jax.process_index() == 0:
             self._lock()
         if jax.process_count() > 1:
@@ -136,6 +113,7 @@ class Checkpoints:
                 step_format_fixed_length=9,
                 cleanup_tmp_directories=True,  # safe: this process has the lock
                 enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(barrier_sync_fn=orbax_threads.barrier()),
             ),
         )
 

@@ -20,6 +20,10 @@ Size = tuple[int, int]
 INCEPTION_TRIES = 100
 
 
+class TooSmall(UserError):
+    """An image of too few pixels for a transform; the message lacks its name."""
+
+
 @functools.cache
 def _cv2():
     import cv2
@@ -185,6 +189,11 @@ def _central_crop(image: Image, size: Size) -> Image:
 def objectnet(image: Image, size: Size) -> Image:
     """ObjectNet as in BiT: remove the red border, short side to 512/480 of the size, centre."""
     border = 2
+    if min(image.shape[:2]) <= 2 * border:
+        raise TooSmall(
+            f"has {image.shape[1]}x{image.shape[0]} pixels, too few for the border of {border} "
+            "that ObjectNet's images have; leave it out."
+        )
     inside = image[border:-border, border:-border]
     return resize_center_crop(inside, size, resize=round(max(size) * 512 / 480))
 
@@ -211,7 +220,7 @@ def pillow(
     """
     import PIL.Image
 
-    wanted, (height, width) = resize or size, image.shape[:2]
+    size, wanted, (height, width) = tuple(size), tuple(resize or size), image.shape[:2]
     if fit != "squash":
         scale = (max if fit == "cover" else min)(wanted[0] / height, wanted[1] / width)
         # One side is exact; the other is computed from integers, as in both libraries.
@@ -220,23 +229,46 @@ def pillow(
         wanted = tuple(
             max(1, met if exact else int(other) if whole == "down" else round(other))
             for exact, met, other in (tall, wide)
-        )  # type: ignore[assignment]
-    if (height, width) != tuple(wanted):
-        filter_ = PIL.Image.Resampling[interpolation.upper()]
-        resized = PIL.Image.fromarray(image).resize((wanted[1], wanted[0]), filter_)
-        image = np.asarray(resized)
-    missing = [max(full - side, 0) for full, side in zip(size, image.shape, strict=False)]
-    if any(missing):
-        padded = np.empty(
-            [s + m for s, m in zip(image.shape, missing, strict=False)] + [3], np.uint8
         )
-        padded[:] = fill
-        top, left = (pixels // 2 for pixels in missing)
-        padded[top : top + image.shape[0], left : left + image.shape[1]] = image
-        image = padded
-    corner = ((side - full) / 2 for full, side in zip(size, image.shape, strict=False))
-    top, left = (int(place) if centre == "down" else round(place) for place in corner)
-    return _crop(image, top, left, size)
+    kept = min(wanted[0], size[0]), min(wanted[1], size[1])
+    halves = ((side - full) / 2 for side, full in zip(wanted, kept, strict=True))
+    corner = tuple(int(half) if centre == "down" else round(half) for half in halves)
+    filter_ = PIL.Image.Resampling[interpolation.upper()]
+    if (height, width) != wanted and wanted[0] * wanted[1] > CROP_BEFORE_RESIZE:
+        image = _resized_crop(image, wanted, corner, kept, filter_)
+    else:
+        if (height, width) != wanted:
+            image = np.asarray(PIL.Image.fromarray(image).resize(wanted[::-1], filter_))
+        image = _crop(image, *corner, kept)
+    if kept == size:
+        return image
+    padded = np.empty((*size, 3), np.uint8)
+    padded[:] = fill
+    top, left = ((full - side) // 2 for full, side in zip(size, kept, strict=True))
+    padded[top : top + kept[0], left : left + kept[1]] = image
+    return padded
+
+
+#: A resized image of more pixels is not made whole: a strip of 1x60,000 would fill gigabytes. Values
+#: then differ by one, or where a filter overshoots more, as Pillow may do its two passes in another
+#: order.
+CROP_BEFORE_RESIZE = 2**24
+
+
+def _resized_crop(image: Image, new: Size, corner: Size, size: Size, filter_: int) -> Image:
+    """The box of `size` at `corner` of `image` resized to `new`, by Pillow."""
+    import PIL.Image
+
+    parts, edges = [], []
+    for old, full, start, kept in zip(image.shape, new, corner, size, strict=False):
+        low, high = start * old / full, (start + kept) * old / full
+        margin = 4 * max(old / full, 1)  # more than any filter reads beside the box
+        first = max(math.floor(low - margin), 0)
+        parts.append(slice(first, math.ceil(high + margin)))
+        edges.append((low - first, high - first))
+    (top, bottom), (left, right) = edges
+    part = PIL.Image.fromarray(np.ascontiguousarray(image[tuple(parts)]))
+    return np.asarray(part.resize(size[::-1], filter_, (left, top, right, bottom)))
 
 
 TRAIN: dict[str, Callable[..., Image]] = {
@@ -389,10 +421,16 @@ class Transform:
         exif: False for data sets without EXIF orientation, such as TFDS.
         """
         options: dict = {"orient": self.orient and exif, "max_pixels": self.max_pixels}
+        image: Image | Encoded
         if self.channels != 3:
-            return self(decode(data, name, channels=self.channels, **options), rng)
-        open_ = open_image if self.name in CROP_FIRST else decode
-        return self(open_(data, name, **options), rng)
+            image = decode(data, name, channels=self.channels, **options)
+        else:
+            open_ = open_image if self.name in CROP_FIRST else decode
+            image = open_(data, name, **options)
+        try:
+            return self(image, rng)
+        except TooSmall as error:
+            raise UserError(f"The image {name} {error}") from None
 
     def __repr__(self) -> str:
         known = self.options | ({} if self.policy == "none" else {"policy": self.policy})

@@ -249,9 +249,9 @@ def pillow(
     return padded
 
 
-#: A resized image of more pixels is not made whole: a strip of 1x60,000 would fill gigabytes. Values
-#: then differ by one, or where a filter overshoots more, as Pillow may do its two passes in another
-#: order.
+#: A resized image of more pixels is not made whole: a strip of 1x60,000 would fill gigabytes. A
+#: value then differs by one, or where a filter overshoots by more, as Pillow may do its two passes
+#: in another order.
 CROP_BEFORE_RESIZE = 2**24
 
 

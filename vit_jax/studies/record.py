@@ -34,8 +34,8 @@ MATTERS = ("evaluators.", "eval_every_")
 class Outcome(NamedTuple):
     """The result of a trial. metrics: the last ones; None if it diverged. records: its log.
 
-    `best/KEY` in metrics is the highest value of an accuracy that was measured repeatedly. A trial
-    known from its row in study.csv only has no records.
+    `best/KEY` in metrics is the highest value of an accuracy, or mAP, that was measured repeatedly.
+    A trial known from its row in study.csv only has no records.
     """
 
     config: ConfigDict

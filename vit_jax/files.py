@@ -31,16 +31,24 @@ def check_regular(file: Path) -> None:
 
 def check_new(file: Path) -> None:
     """Raises UserError for an existing file, or a link of its name; and as `check_above`."""
-    if file.exists() or file.is_symlink():
+    if os.path.lexists(file):
         raise UserError(f"{file} exists and would be overwritten; choose another place.")
     check_above(file)
 
 
 def check_above(path: Path) -> None:
-    """Raises UserError if the directories above a path cannot be made, since one is a file."""
-    above = next((place for place in path.absolute().parents if place.exists()), path)
+    """Raises UserError if nothing can be written to a path, a file or a directory.
+
+    One of the directories above is a file, or the nearest that exists is read-only for this user.
+    """
+    places = (path.absolute(), *path.absolute().parents)
+    above = next(place for place in places if os.path.exists(place))
+    if above == places[0] and not above.is_dir():
+        above = above.parent
     if not above.is_dir():
         raise UserError(f"{path} cannot be written: {above} is not a directory.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: {above} is read-only for this user.")
 
 
 @contextlib.contextmanager

@@ -146,6 +146,33 @@ def test_wrong_usage_and_names(capsys, arguments, code, part):
         fails(capsys, arguments, code, part)
 
 
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["evaluate", "--data=folder:/no/where"], "There is no folder /no/where"),
+        (["evaluate", "--data=digits[validation]"], "digits has no split 'validation'"),
+        (["evaluate", "--data=digits[test]", "--calibrate"], "no validation split to choose a"),
+        (["evaluate", "--suite=fewshot,knn", "--data=digits[test]"], "without a split"),
+        (["evaluate", "--suite=probe,vtab", "--data=folder:/no/where"], "There is no folder"),
+        (["evaluate", "--suite=real", "--data=digits", "--real_labels=/no/file"], "ReaL labels"),
+        (["evaluate", "--suite=objectnet", "--data=/no/where"], "mappings/objectnet_to_"),
+        (["predict", "/no/where.png"], "/no/where.png"),
+        (["features", "--data=folder:/no/where", "--out={}/f.npy"], "There is no folder /no/where"),
+        (["export", "--data=folder:/no/where", "--format=onnx", "--out={}/m.onnx"], "no folder"),
+    ],
+)
+def test_the_data_are_looked_at_before_the_model_is_read(
+    tmp_path, monkeypatch, capsys, words, part
+):
+    def read(*checkpoint):
+        raise AssertionError("the model is read")
+
+    monkeypatch.setattr("vit_jax.interop.load.read", read)
+    arguments = [word.format(tmp_path) for word in words]
+    fails(capsys, [*arguments, f"--checkpoint={tmp_path}"], 1, part)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_flag_may_begin_with_the_home_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "page.html").touch()

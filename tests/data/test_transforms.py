@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax.data import decode, make_transform, transforms
+from vit_jax.data import antialiased, decode, make_transform, transforms
 from vit_jax.errors import UserError
 
 
@@ -296,7 +296,7 @@ def test_pillow_crops_a_long_image_before_it_is_resized(monkeypatch, interpolati
     for height, width in ((75, 7), (9, 90), (80, 60)):
         image = smooth_image(height, width)
         whole = transforms.pillow(image, (16, 22), **options)
-        monkeypatch.setattr(transforms, "CROP_BEFORE_RESIZE", 0)
+        monkeypatch.setattr(antialiased, "CROP_BEFORE_RESIZE", 0)
         assert far_apart(transforms.pillow(image, (16, 22), **options), whole)[1] <= 1
         monkeypatch.undo()
     resized = []

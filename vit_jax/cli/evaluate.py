@@ -185,6 +185,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             say(f"data: {own.spec}, {own.why}")
         result.earlier(out)
         data = data._replace(top_k=flags.top_k)
+        for name, evaluator in evaluators.items():  # before the model is read
+            if evaluator in protocols.EVALUATORS.values():
+                protocols.sources(evaluator, data, chosen[name])
         forward = None
         for name, evaluator in evaluators.items():
             if evaluator is vtab.suite:

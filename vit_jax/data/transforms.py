@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from vit_jax.data.antialiased import pillow
 from vit_jax.data.decode import Encoded, Image, decode, open_image
 from vit_jax.data.trivial_augment import POLICIES, check_policy
 from vit_jax.errors import UserError, nearest
@@ -196,79 +197,6 @@ def objectnet(image: Image, size: Size) -> Image:
         )
     inside = image[border:-border, border:-border]
     return resize_center_crop(inside, size, resize=round(max(size) * 512 / 480))
-
-
-def pillow(
-    image: Image,
-    size: Size,
-    *,
-    interpolation: str = "bilinear",
-    resize: Size | None = None,
-    fit: str = "squash",
-    whole: str = "down",
-    centre: str = "down",
-    fill: tuple[int, ...] = (0, 0, 0),
-) -> Image:
-    """Evaluation as in timm and transformers: resized by Pillow, antialiased, central crop.
-
-    Args:
-      interpolation: nearest, box, bilinear, hamming, bicubic or lanczos.
-      resize: (height, width) before the central crop; None is `size`.
-      fit: "squash" to it, "cover" it with the aspect ratio kept, or stay inside ("contain").
-      whole, centre: rounding of the resized sides and of the crop's corner: "down" or "nearest".
-      fill: the colour where the crop is larger than the image.
-    """
-    import PIL.Image
-
-    size, wanted, (height, width) = tuple(size), tuple(resize or size), image.shape[:2]
-    if fit != "squash":
-        scale = (max if fit == "cover" else min)(wanted[0] / height, wanted[1] / width)
-        # One side is exact; the other is computed from integers, as in both libraries.
-        tall = (wanted[0] / height == scale, wanted[0], wanted[1] * height / width)
-        wide = (wanted[1] / width == scale, wanted[1], wanted[0] * width / height)
-        wanted = tuple(
-            max(1, met if exact else int(other) if whole == "down" else round(other))
-            for exact, met, other in (tall, wide)
-        )
-    kept = min(wanted[0], size[0]), min(wanted[1], size[1])
-    halves = ((side - full) / 2 for side, full in zip(wanted, kept, strict=True))
-    corner = tuple(int(half) if centre == "down" else round(half) for half in halves)
-    filter_ = PIL.Image.Resampling[interpolation.upper()]
-    if (height, width) != wanted and wanted[0] * wanted[1] > CROP_BEFORE_RESIZE:
-        image = _resized_crop(image, wanted, corner, kept, filter_)
-    else:
-        if (height, width) != wanted:
-            image = np.asarray(PIL.Image.fromarray(image).resize(wanted[::-1], filter_))
-        image = _crop(image, *corner, kept)
-    if kept == size:
-        return image
-    padded = np.empty((*size, 3), np.uint8)
-    padded[:] = fill
-    top, left = ((full - side) // 2 for full, side in zip(size, kept, strict=True))
-    padded[top : top + kept[0], left : left + kept[1]] = image
-    return padded
-
-
-#: A resized image of more pixels is not made whole: a strip of 1x60,000 would fill gigabytes. A
-#: value then differs by one, or where a filter overshoots by more, as Pillow may do its two passes
-#: in another order.
-CROP_BEFORE_RESIZE = 2**24
-
-
-def _resized_crop(image: Image, new: Size, corner: Size, size: Size, filter_: int) -> Image:
-    """The box of `size` at `corner` of `image` resized to `new`, by Pillow."""
-    import PIL.Image
-
-    parts, edges = [], []
-    for old, full, start, kept in zip(image.shape, new, corner, size, strict=False):
-        low, high = start * old / full, (start + kept) * old / full
-        margin = 4 * max(old / full, 1)  # more than any filter reads beside the box
-        first = max(math.floor(low - margin), 0)
-        parts.append(slice(first, math.ceil(high + margin)))
-        edges.append((low - first, high - first))
-    (top, bottom), (left, right) = edges
-    part = PIL.Image.fromarray(np.ascontiguousarray(image[tuple(parts)]))
-    return np.asarray(part.resize(size[::-1], filter_, (left, top, right, bottom)))
 
 
 TRAIN: dict[str, Callable[..., Image]] = {

@@ -250,7 +250,11 @@ def with_best(outcome: Outcome) -> Outcome:
     best = {}
     for key in outcome.metrics:
         values = [each[key] for each in outcome.records if each.get(key) is not None]
-        if key.endswith(("accuracy", "mAP", "_shots")) and "best/" not in key and len(set(values)) > 1:
+        if (
+            key.endswith(("accuracy", "mAP", "_shots"))
+            and "best/" not in key
+            and len(set(values)) > 1
+        ):
             best[f"best/{key}"] = max(values)
     return outcome._replace(metrics=best | outcome.metrics)
 

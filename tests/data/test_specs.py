@@ -49,6 +49,7 @@ def test_an_existing_path_wins(tmp_path):
         ("vtab:svhn?image=a", "image=a is not an option"),
         ("digits:/data/digits", "no parts to name, .* images are folder:/data/digits"),
         ("tfds:x[train", "is not KIND:NAME"),
+        ("digits[]", "names no split; leave the brackets out"),
         ("tfds[train]", "is not KIND:NAME|unknown kind"),
     ],
 )

@@ -80,6 +80,8 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
     if kind in PATH_KINDS and path and os.path.exists(os.path.expanduser(path)):
         return kind, path, ""
     text, split = _cut_split(text)
+    if not split.strip() and spec.strip() != text:
+        raise UserError(f"The data spec {spec!r} names no split; leave the brackets out.")
     if plug_in := PLUG_IN.fullmatch(text):
         return plug_in["file"], plug_in["name"], split
     match = re.fullmatch(r"(?P<kind>[a-z]\w*)(?P<colon>:?)(?P<name>.*)", text, re.DOTALL)

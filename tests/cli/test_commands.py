@@ -135,6 +135,11 @@ def fails(capsys, arguments, code, *parts):
         (["dedup", "--merge", "--out=x", "--threshold=nan"], 2, "--threshold=nan is not a number"),
         (["predict", "--checkpoint=/nowhere"], 2, "give images"),
         (["train", "--config=configs/quikstart.py", "--workdir=x"], 1, "quickstart.py"),
+        (
+            ["train", "--config=quickstart", "--config.pretrain=none", "--print_config"],
+            1,
+            "config.pretrain='none' must be a configuration",
+        ),
         (["train", "--config=configs/finetune.py:B/16,cifar11", "--workdir=x"], 1, "'cifar10'"),
     ],
 )

@@ -545,7 +545,11 @@ def test_extreme_shapes_fall_back_to_the_whole_image(height, width):
         ),
         (
             dict(name="pillow", train=False, resize=30),
-            "config.eval_preprocess.resize=30 must be (height, width) for pillow.",
+            "config.eval_preprocess.resize=30 must be (height, width) for pillow, whole numbers.",
+        ),
+        (
+            dict(name="pillow", train=False, resize=(30.5, 30)),
+            "config.eval_preprocess.resize=(30.5, 30) must be (height, width) for pillow, whole",
         ),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import numpy as np
 
@@ -275,8 +275,11 @@ def make_transform(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    if name == "pillow" and isinstance(larger, int | float):
-        raise UserError(f"config.{where}.resize={larger} must be (height, width) for pillow.")
+    whole = isinstance(larger, (tuple, list)) and all(isinstance(side, int) for side in larger)
+    if name == "pillow" and larger is not None and not whole:
+        raise UserError(
+            f"config.{where}.resize={larger} must be (height, width) for pillow, whole numbers."
+        )
     check_policy(policy, where, channels if train else 0)
     if name == "pillow" and channels != 3:
         raise UserError(f"config.{where}.name=pillow does not support {channels} channels.")
@@ -307,7 +310,18 @@ def evaluation_transform(
     options: dict = dict(preprocessing) or DEFAULT_EVALUATION
     if channels is not None:
         options = options | {"channels": channels}
-    return make_transform(size=size, train=False, max_pixels=max_pixels, **options)
+    given = {"size": size, "train": False, "max_pixels": max_pixels}
+    check_free(options, given, "eval_preprocess")
+    return make_transform(**given, **options)
+
+
+def check_free(options: Mapping, given: Container[str], where: str) -> None:
+    """Raises UserError for an option of a transform that is given otherwise, such as its size."""
+    for key in options:
+        if key in given:
+            raise UserError(
+                f"config.{where}.{key} is a setting that {options['name']} does not read."
+            )
 
 
 class Transform:

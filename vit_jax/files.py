@@ -89,10 +89,20 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file; None if there is no such file.
 
     Raises:
-      UserError: it cannot be read or is not JSON.
+      UserError: it cannot be read, is not JSON, or has a key twice.
     """
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise UserError(f"{file} has the key {key!r} twice; keep one.")
+        return found
+
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except UserError:
+        raise
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -33,6 +33,18 @@ def saved(model, tmp_path):
     return tmp_path / "model"
 
 
+def test_arguments_of_another_kind_are_refused(model, saved, monkeypatch):
+    for wrong in ({"seed": "x"}, {"seed": 1.5}, {"dtype": "int8"}, {"dtype": jnp.bfloat16}):
+        with pytest.raises(UserError, match=rf"{min(wrong)}=.* must be"):
+            vit_jax.create_model("debug", **wrong)
+    for wrong in ((3, saved), (model.config, saved), (model, ""), (model, None)):
+        with pytest.raises(UserError, match=r"save_model (takes a model|needs a directory)"):
+            vit_jax.save_model(*wrong)
+    monkeypatch.setenv("HOME", str(saved))
+    vit_jax.save_model(model, "~/again")
+    assert vit_jax.load_model("~/again").config == vit_jax.load_model(saved / "again").config
+
+
 @pytest.mark.parametrize("where", ["model", "."])
 def test_save_and_load_keeps_everything(model, saved, where):
     """An exported directory, and a workdir that holds one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def create_model(
     Raises:
       UserError: no such variant or setting.
     """
+    if not isinstance(seed, numbers.Integral):
+        raise UserError(f"seed={seed!r} must be a whole number.")
     config = models.get_config(variant, num_classes=num_classes, **overrides)
     return models.build(config, seed=seed)
 
@@ -70,7 +73,17 @@ def load_model(
 
 
 def save_model(model: Model, directory: str | Path) -> None:
-    """Writes `model.safetensors` and a self-describing `config.json` into `directory`."""
+    """Writes `model.safetensors` and a self-describing `config.json` into `directory`.
+
+    Raises:
+      UserError: it cannot be written, or `model` is not one.
+    """
+    if not isinstance(model, Model):
+        kind = type(model).__name__
+        raise UserError(f"save_model takes a model from load_model, but got a {kind}.")
+    if not directory or not isinstance(directory, (str, Path)):
+        raise UserError(f"save_model needs a directory, but got {directory!r}.")
+    directory = Path(directory).expanduser()
     saved.save(directory, model.config, jax.device_get(models.get_params(model)))
 
 

@@ -294,6 +294,8 @@ def test_predict_finds_the_same_images(tmp_path, capsys):
     (tmp_path / "g" / "e.heic").write_bytes(b"x")
     with pytest.raises(UserError, match=r"g has no images \(.*pillow-heif"):
         find_images([str(tmp_path / "g")])
+    with pytest.raises(UserError, match="name of an image is empty"):
+        find_images([""])  # not the working directory
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import vit_jax
 from vit_jax import models
@@ -90,6 +91,11 @@ def corrupt_weights(directory):
     file.write_bytes(file.read_bytes()[:1000])
 
 
+def of_bytes(directory):
+    file = directory / "model.safetensors"
+    save_file({k: v.astype(np.int8) for k, v in read_safetensors(file).items()}, file)
+
+
 def remove_weights(directory):
     (directory / "model.safetensors").unlink()
 
@@ -121,6 +127,10 @@ def drop(key):
         (change(num_layers=1), r"unexpected \(blocks/1/"),
         (change(mlp_dim=64), r"has shape .* but debug needs"),
         (change(hiden=1), "unknown setting 'hiden'"),
+        (change(preprocessing=[["name", "resise"]]), r"model: .*name='resise' does not exist"),
+        (change(preprocessing=[["name", "resize"], ["size", 3]]), "resize does not read"),
+        (change(preprocessing=3), "a value in it has an unexpected type"),
+        (of_bytes, "has the dtype I8; convert it"),
         (change(family="cnn"), "family 'cnn' is not one of vit, axial, resnet"),
         (drop("mlp_dim"), "the setting 'mlp_dim' is missing"),
     ],

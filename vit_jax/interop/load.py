@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import files, models
+from vit_jax.data.transforms import evaluation_transform
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished, weight_files
 from vit_jax.models import adapt, saved
@@ -187,7 +188,10 @@ def read_path(path: Path, variant: str | None = None) -> Weights:
       UserError: any problem with it; names the path.
     """
     try:
-        return _read_path(path, variant)
+        config, params = _read_path(path, variant)
+        options = [(key, value) for key, value in config.preprocessing if key != "channels"]
+        evaluation_transform(config.image_size, options)  # raises for invalid ones
+        return config, params
     except UserError as error:
         if str(path) in str(error):
             raise

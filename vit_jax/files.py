@@ -36,6 +36,13 @@ def check_new(file: Path) -> None:
     check_above(file)
 
 
+def check_directory(path: Path) -> None:
+    """Raises UserError for an output directory that is something else; and as `check_above`."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path} is a file; give a directory with --out.")
+    check_above(path)
+
+
 def check_above(path: Path) -> None:
     """Raises UserError if nothing can be written to a path, a file or a directory.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +105,7 @@ def export(
         convert.check(proof, allowed, str(source), form)
         for part in reversed(parts(made)):
             if part.exists():
-                shutil.move(part, target.with_name(part.name))
+                convert.put(part, target.with_name(part.name))
     return proof._replace(notes=tuple(filter(None, [*folded, note])))
 
 

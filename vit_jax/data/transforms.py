@@ -310,9 +310,8 @@ def evaluation_transform(
     options: dict = dict(preprocessing) or DEFAULT_EVALUATION
     if channels is not None:
         options = options | {"channels": channels}
-    given = {"size": size, "train": False, "max_pixels": max_pixels}
-    check_free(options, given, "eval_preprocess")
-    return make_transform(**given, **options)
+    check_free(options, ("size", "train", "max_pixels"), "eval_preprocess")
+    return make_transform(size=size, train=False, max_pixels=max_pixels, **options)
 
 
 def check_free(options: Mapping, given: Container[str], where: str) -> None:

@@ -93,15 +93,16 @@ def data_of(
       UserError: settings that conflict with the data.
     """
     imbalance.check(config, train)
-    given = {
-        "size": model.image_size,
-        "train": True,
-        "orient": config.data.orient,
-        "max_pixels": config.data.max_image_pixels,
-        "channels": model.channels,
-    }
+    given = ("size", "train", "orient", "max_pixels", "channels")
     transforms.check_free(config.augment, given, "augment")
-    train_transform = transforms.make_transform(**given, **config.augment.to_dict())
+    train_transform = transforms.make_transform(
+        size=model.image_size,
+        train=True,
+        orient=config.data.orient,
+        max_pixels=config.data.max_image_pixels,
+        channels=model.channels,
+        **config.augment.to_dict(),
+    )
     eval_transform = transforms.evaluation_transform(
         model.image_size, model.preprocessing, max_pixels=config.data.max_image_pixels
     )

@@ -30,6 +30,7 @@ def test_control_characters_are_shown_and_nothing_else_changes(quoted, shown):
 
 def test_of_other_errors_the_first_line_counts():
     assert one_line(OSError("a\x1b\nb")).startswith(r"vit-jax: error: OSError: a\x1b (--debug")
+    assert one_line(OSError(13, "Denied", "/a")).startswith("vit-jax: error: /a: Denied (--debug")
 
 
 @pytest.mark.parametrize(

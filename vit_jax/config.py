@@ -108,19 +108,23 @@ def check(config: ConfigDict, where: str = "config") -> None:
 
 
 def check_keys(config: Mapping, known: Mapping | None = None, where: str = "config") -> None:
-    """Raises UserError for a key that `default()` does not have, naming the nearest.
+    """Raises UserError for a key that `default()` does not have, or lacks.
 
-    Sections that are passed on as keyword arguments (`augment`, `loss`, ...) are checked where
-    they are passed, see `call`.
+    Sections that are passed on as keyword arguments (`augment`, ...) are checked by `call`.
     """
     known = default() if known is None else known
+    if missing := [key for key in known if key not in config]:
+        raise UserError(f"{where}.{missing[0]} is missing; begin with vit_jax.config.default().")
     for key in config:
         if key not in known:
             raise UserError(f"{where}.{key} is a setting that nobody reads.{nearest(key, known)}")
-        if isinstance(known[key], ConfigDict) and key not in OPEN_SECTIONS:
+        if isinstance(known[key], ConfigDict):
             if not isinstance(config[key], ConfigDict):
                 raise UserError(f"{where}.{key}={config[key]!r} must be a section of settings.")
-            check_keys(config[key], known[key], f"{where}.{key}")
+            if key not in OPEN_SECTIONS:
+                check_keys(config[key], known[key], f"{where}.{key}")
+            elif "name" in known[key] and "name" not in config[key]:
+                raise UserError(f"{where}.{key}.name must be set.")
 
 
 def section(config: Mapping, name: str) -> dict[str, Any]:

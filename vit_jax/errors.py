@@ -52,8 +52,11 @@ def one_line(error: BaseException) -> str:
     """The text of an error that ends a command."""
     if isinstance(error, UserError):
         return f"vit-jax: error: {error}"
-    text = printable(str(error).strip().split("\n")[0])
-    return f"vit-jax: error: {type(error).__name__}: {text} (--debug shows where it was raised)"
+    text = f"{type(error).__name__}: {str(error).strip()}"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    text = printable(text.split("\n")[0])
+    return f"vit-jax: error: {text} (--debug shows where it was raised)"
 
 
 class UsageError(OneLine):

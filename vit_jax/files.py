@@ -31,16 +31,31 @@ def check_regular(file: Path) -> None:
 
 def check_new(file: Path) -> None:
     """Raises UserError for an existing file, or a link of its name; and as `check_above`."""
-    if file.exists() or file.is_symlink():
+    if os.path.lexists(file):
         raise UserError(f"{file} exists and would be overwritten; choose another place.")
     check_above(file)
 
 
+def check_directory(path: Path) -> None:
+    """Raises UserError for an output directory that is something else; and as `check_above`."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path} is a file; give a directory with --out.")
+    check_above(path)
+
+
 def check_above(path: Path) -> None:
-    """Raises UserError if the directories above a path cannot be made, since one is a file."""
-    above = next((place for place in path.absolute().parents if place.exists()), path)
+    """Raises UserError if nothing can be written to a path, a file or a directory.
+
+    One of the directories above is a file, or the nearest that exists is read-only for this user.
+    """
+    places = (path.absolute(), *path.absolute().parents)
+    above = next(place for place in places if os.path.exists(place))
+    if above == places[0] and not above.is_dir():
+        above = above.parent
     if not above.is_dir():
         raise UserError(f"{path} cannot be written: {above} is not a directory.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: {above} is read-only for this user.")
 
 
 @contextlib.contextmanager
@@ -81,10 +96,20 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file; None if there is no such file.
 
     Raises:
-      UserError: it cannot be read or is not JSON.
+      UserError: it cannot be read, is not JSON, or has a key twice.
     """
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise UserError(f"{file} has the key {key!r} twice; keep one.")
+        return found
+
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except UserError:
+        raise
     except FileNotFoundError:
         return None
     except OSError as error:

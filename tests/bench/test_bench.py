@@ -101,7 +101,7 @@ def test_a_contender_that_was_killed_is_an_error():
         contender.ask(warm=True)
 
 
-def test_wrong_requests(capsys):
+def test_wrong_requests(tmp_path, capsys):
     assert main(["bench", "--tasks=trian"]) == 1
     assert "Did you mean 'train'" in capsys.readouterr().err
     assert main(["bench", "--peers=tim"]) == 1
@@ -114,6 +114,10 @@ def test_wrong_requests(capsys):
     assert main(["bench", "--plot=bars.foo"]) == 2  # known before it takes minutes
     assert main(["bench", "--json=tests"]) == 2
     assert "tests is a directory" in capsys.readouterr().err
+    for flag in ("json", "plot"):
+        (tmp_path / "bench.png").write_text("kept")
+        assert main(["bench", f"--{flag}={tmp_path / 'bench.png'}"]) == 1
+        assert "bench.png exists and would be overwritten" in capsys.readouterr().err
     assert main(["bench", "--variant=B16", "--peers=", "--tasks=inference"]) == 1
     assert "Did you mean 'B/16'" in capsys.readouterr().err
 

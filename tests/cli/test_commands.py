@@ -135,6 +135,11 @@ def fails(capsys, arguments, code, *parts):
         (["dedup", "--merge", "--out=x", "--threshold=nan"], 2, "--threshold=nan is not a number"),
         (["predict", "--checkpoint=/nowhere"], 2, "give images"),
         (["train", "--config=configs/quikstart.py", "--workdir=x"], 1, "quickstart.py"),
+        (
+            ["train", "--config=quickstart", "--config.pretrain=none", "--print_config"],
+            1,
+            "config.pretrain='none' must be a configuration",
+        ),
         (["train", "--config=configs/finetune.py:B/16,cifar11", "--workdir=x"], 1, "'cifar10'"),
     ],
 )
@@ -144,6 +149,33 @@ def test_wrong_usage_and_names(capsys, arguments, code, part):
         assert "usage: vit-jax COMMAND" in capsys.readouterr().out
     else:
         fails(capsys, arguments, code, part)
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["evaluate", "--data=folder:/no/where"], "There is no folder /no/where"),
+        (["evaluate", "--data=digits[validation]"], "digits has no split 'validation'"),
+        (["evaluate", "--data=digits[test]", "--calibrate"], "no validation split to choose a"),
+        (["evaluate", "--suite=fewshot,knn", "--data=digits[test]"], "without a split"),
+        (["evaluate", "--suite=probe,vtab", "--data=folder:/no/where"], "There is no folder"),
+        (["evaluate", "--suite=real", "--data=digits", "--real_labels=/no/file"], "ReaL labels"),
+        (["evaluate", "--suite=objectnet", "--data=/no/where"], "mappings/objectnet_to_"),
+        (["predict", "/no/where.png"], "/no/where.png"),
+        (["features", "--data=folder:/no/where", "--out={}/f.npy"], "There is no folder /no/where"),
+        (["export", "--data=folder:/no/where", "--format=onnx", "--out={}/m.onnx"], "no folder"),
+    ],
+)
+def test_the_data_are_looked_at_before_the_model_is_read(
+    tmp_path, monkeypatch, capsys, words, part
+):
+    def read(*checkpoint):
+        raise AssertionError("the model is read")
+
+    monkeypatch.setattr("vit_jax.interop.load.read", read)
+    arguments = [word.format(tmp_path) for word in words]
+    fails(capsys, [*arguments, f"--checkpoint={tmp_path}"], 1, part)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_flag_may_begin_with_the_home_directory(tmp_path, monkeypatch, capsys):

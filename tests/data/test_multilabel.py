@@ -54,6 +54,7 @@ WIDE = "width,path,cat,dog\n9,0.png,1,1\n9,1.png,0,1\n9,2.png,1,0\n9,3.png,0,0\n
         (ROWS, "?multilabel=true"),
         (ROWS.replace("label", "Tags"), "?multilabel=true"),
         (MATRIX, "?multilabel=true"),
+        (MATRIX.replace("path", ",path").replace("\n", "\n1,")[:-2], "?multilabel=true"),  # pandas
         (WIDE, "?multilabel=true&label=cat,dog"),
     ],
 )
@@ -97,7 +98,7 @@ def test_a_label_that_is_in_one_split_only(images):
 
 def test_withheld_labels_are_not_the_same_as_none(images):
     write(images, LISTED)
-    for cell in ("", "-1"):
+    for cell in ("", "-1", "-1.0"):
         spec = write(images, f"path,label\n0.png,{cell}\n1.png,\n", "test.csv") + "?separator=;"
         assert data.open_source(f"{spec}[test]").labels.tolist() == [[-1, -1], [-1, -1]]
         assert data.choose_splits(spec).evaluation.endswith("[train[90%:]]")
@@ -207,6 +208,11 @@ def test_hugging_face(tmp_path, monkeypatch, kind):
     assert source.multilabel and source[0]["label"].tolist() == source.labels[0].tolist()
     wanted = [[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, int(kind == "numbers")]]
     assert source.labels.tolist() == [row[: source.num_classes] for row in wanted]
+    if kind == "numbers":
+        labels = datasets.Dataset.from_dict({"image": [b""], "label": [[[0]]]})
+        labels.save_to_disk(str(tmp_path / "nested"))
+        with pytest.raises(UserError, match=r"/0: the labels in column 'label' are not a list of"):
+            data.open_source(f"hf:{tmp_path}/nested?multilabel=true")
     if kind == "names":
         assert source.class_names == ("cat", "dog", "eel")
         with pytest.raises(UserError, match=r"has 2 labels.*several with .*\?multilabel=true"):

@@ -145,12 +145,24 @@ def test_preprocess_takes_files_pil_images_and_arrays(tmp_path):
         ([tmp_path / "no.png"], "no.png cannot be read"),
         (["~nobody-of-this-name/no.png"], "no.png cannot be read"),
         ([b"no image"], "cannot be decoded"),
+        (["a\0b.png"], r"There is no image a\\x00b.png"),
+        ([PIL.Image.new("F", (9, 9))], "32-bit or signed channels"),
+        ([PIL.Image.new("LAB", (9, 9))], "whose conversion to RGB is ambiguous"),
         ([np.zeros((4, 4, 3), np.float32)], "dtype float32, not uint8"),
     ):
         with pytest.raises(UserError, match=message):
             vit_jax.preprocess(model, wrong)
     with pytest.raises(UserError, match=r"has 3 channels .* and the model takes 4"):
         photos.preprocess(models.get_config("debug", channels=4), [photo])
+
+
+def test_16_bits_of_a_pil_image_are_scaled_as_those_of_a_file():
+    config = models.get_config("debug")
+    grey = PIL.Image.fromarray(np.full((9, 9), 30_000, np.uint16))
+    file = io.BytesIO()
+    grey.save(file, "PNG")
+    found = photos.preprocess(config, [grey, file.getvalue()])
+    np.testing.assert_allclose(found, 30_000 / 65_535 * 2 - 1, atol=1 / 127)
 
 
 def test_one_image_is_a_batch_of_one():

@@ -8,6 +8,7 @@ from vit_jax import data
 from vit_jax.data import splits
 from vit_jax.data.specs import parse_name, parse_spec, split_specs
 from vit_jax.errors import UserError
+from vit_jax.evaluation.data_sets import DataSets
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,7 @@ def test_an_existing_path_wins(tmp_path):
         ("vtab:svhn?image=a", "image=a is not an option"),
         ("digits:/data/digits", "no parts to name, .* images are folder:/data/digits"),
         ("tfds:x[train", "is not KIND:NAME"),
+        ("digits[]", "names no split; leave the brackets out"),
         ("tfds[train]", "is not KIND:NAME|unknown kind"),
     ],
 )
@@ -97,6 +99,11 @@ def test_validation_is_watched_and_test_is_for_the_end(tmp_path):
     assert data.default_splits(base) == (f"{base}[train]", f"{base}[test]")
     assert data.evaluation_spec(base) == f"{base}[test]"
     assert data.choose_splits("digits", watch=True)[:2] == ("digits[train]", "digits[test]")
+    for spec, chosen in ((base, f"{base}[validation]"), (f"{base}[test]", f"{base}[test]")):
+        found = DataSets(("digits[test]",)).validation(
+            data.open_source("digits"), spec, "threshold"
+        )
+        assert found.spec == chosen  # a temperature or threshold is not chosen on training images
 
 
 def test_without_a_training_split(tmp_path):
@@ -107,6 +114,7 @@ def test_without_a_training_split(tmp_path):
     assert data.evaluation_spec(f"folder:{tmp_path}") == f"folder:{tmp_path}[test]"
     (tmp_path / "t.csv").write_text("path,label,split\n0.png,a,val\n1.png,b,test\n")
     assert data.evaluation_spec(f"folder:{tmp_path}") == f"folder:{tmp_path}[test]"
+    assert data.evaluation_spec(f"folder:{tmp_path}", watch=True).endswith("[validation]")
     with pytest.raises(UserError, match="has no split train; it has validation, test: choose"):
         data.default_splits(f"folder:{tmp_path}")
 

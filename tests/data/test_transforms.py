@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax.data import decode, make_transform, transforms
+from vit_jax.data import antialiased, decode, make_transform, transforms
 from vit_jax.errors import UserError
 
 
@@ -290,6 +290,24 @@ def test_a_long_image_takes_no_memory_where_it_is_cut_off():
     assert np.abs(transform(image).astype(int) - short).max() <= 1
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "hamming"])
+def test_pillow_crops_a_long_image_before_it_is_resized(monkeypatch, interpolation):
+    options = {"fit": "cover", "interpolation": interpolation, "resize": (20, 24), "whole": "down"}
+    for height, width in ((75, 7), (9, 90), (80, 60)):
+        image = smooth_image(height, width)
+        whole = transforms.pillow(image, (16, 22), **options)
+        monkeypatch.setattr(antialiased, "CROP_BEFORE_RESIZE", 0)
+        assert far_apart(transforms.pillow(image, (16, 22), **options), whole)[1] <= 1
+        monkeypatch.undo()
+    resized = []
+    resize = PIL.Image.Image.resize
+    watch = lambda image, size, *more: resized.append(size) or resize(image, size, *more)  # noqa: E731
+    monkeypatch.setattr(PIL.Image.Image, "resize", watch)
+    strip = np.zeros((60_000, 1, 3), np.uint8)
+    assert transforms.pillow(strip, (224, 224), fit="cover").shape == (224, 224, 3)
+    assert resized == [(224, 224)]  # not (224, 13_440_000), 9 GB
+
+
 def test_resizing_by_area_by_hand():
     """F6: three rows become two, each the mean of one and a half."""
     image = np.array([[0, 30], [90, 60], [30, 120]], np.uint8)[..., None].repeat(3, -1)
@@ -527,7 +545,11 @@ def test_extreme_shapes_fall_back_to_the_whole_image(height, width):
         ),
         (
             dict(name="pillow", train=False, resize=30),
-            "config.eval_preprocess.resize=30 must be (height, width) for pillow.",
+            "config.eval_preprocess.resize=30 must be (height, width) for pillow, whole numbers.",
+        ),
+        (
+            dict(name="pillow", train=False, resize=(30.5, 30)),
+            "config.eval_preprocess.resize=(30.5, 30) must be (height, width) for pillow, whole",
         ),
     ],
 )

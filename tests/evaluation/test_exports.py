@@ -9,8 +9,11 @@ from tiny_runs import three_classes
 
 from vit_jax import data, models
 from vit_jax.cli import main
+from vit_jax.errors import UserError
+from vit_jax.evaluation.forward import of_function
 from vit_jax.interop import export
 from vit_jax.models import saved
+from vit_jax.runtime import sharding
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,12 @@ def test_labels_of_real_stay_with_their_images(spoilt, tmp_path, capsys):
     assert (found["accuracy"], found["num_scored"], found["num_bad_images"]) == (1.0, 22, 2)
     assert main([*given[:4], f"--out={tmp_path}", "--suite=knn", "--max_bad_images=2"]) == 2
     assert "--max_bad_images is not an option of --suite=knn" in capsys.readouterr().err
+
+
+def test_names_of_another_models_classes_are_refused():
+    def answer(images):
+        return np.zeros((len(images), 3), np.float32), None
+
+    facts = dict(name="m", image_size=(4, 4), channels=3, preprocessing=())
+    with pytest.raises(UserError, match="m has 3 classes and names 1"):
+        of_function(answer, sharding.make_mesh(), labels=("a",), **facts)

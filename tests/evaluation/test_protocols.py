@@ -208,6 +208,9 @@ def test_objectnet_images_lose_their_border_and_their_margins():
     wide[:, 514 - 240 : 514 + 240] = 200
     found = data.make_transform(name="objectnet", size=(480, 480), train=False)(wide)
     assert found.shape == (480, 480, 3) and np.all(found == 200)
+    assert np.all(transform.read(image[:5, :5], "corner.png") == 100)  # one pixel inside
+    with pytest.raises(UserError, match=r"corner.png has 9x4 pixels, too few for the border"):
+        transform.read(image[:4, :9], "corner.png")
 
 
 def test_probe_finds_a_direction_that_neighbours_do_not():

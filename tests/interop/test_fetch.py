@@ -122,6 +122,49 @@ def test_processes_of_a_job_download_a_file_once(monkeypatch, tmp_path):
     assert len(calls) == 1 and [path.name[-2:] for path in tmp_path.iterdir()] == ["-x"]
 
 
+def test_after_a_failed_download_the_others_try_one_at_a_time(monkeypatch, tmp_path):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
+    running, most, late = [], [], []
+
+    def download(url, target, source):
+        running.append(url)
+        if not late:  # one comes after the first has failed, which the others were waiting for
+            late.append(threading.Timer(0.15, attempt))
+            late[0].start()
+        time.sleep(0.1)
+        most.append(len(running))
+        running.pop()
+        raise UserError("it cannot be downloaded")
+
+    def attempt():
+        with pytest.raises(UserError):
+            fetch.fetch("http://host/x")
+
+    monkeypatch.setattr(fetch, "download", download)
+    threads = [threading.Thread(target=attempt) for _ in range(3)]
+    for step in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            step(thread)
+    late[0].join()
+    assert most == [1, 1, 1, 1] and not list(tmp_path.iterdir())
+
+
+def test_the_time_of_a_stopped_process_is_no_slow_download(monkeypatch):
+    class Response:
+        """Ten kilobytes a second, and the process is stopped for an hour before each part."""
+
+        now, chunks = 0, 5
+
+        def read1(self, size):
+            self.now, self.chunks = self.now + 3601, self.chunks - 1
+            return b"x" * 10_000 if self.chunks else b""
+
+    response = Response()
+    clock = types.SimpleNamespace(monotonic=lambda: response.now)
+    monkeypatch.setattr(fetch, "time", clock)
+    assert len(list(fetch._chunks(response, "x"))) == 4
+
+
 def test_a_wrong_checksum_is_not_kept(server, tmp_path):
     with pytest.raises(UserError, match="arrived damaged"):
         fetch.fetch(f"{server}/bad")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import vit_jax
 from vit_jax import models
@@ -31,6 +32,18 @@ def model():
 def saved(model, tmp_path):
     vit_jax.save_model(model, tmp_path / "model")
     return tmp_path / "model"
+
+
+def test_arguments_of_another_kind_are_refused(model, saved, monkeypatch):
+    for wrong in ({"seed": "x"}, {"seed": 1.5}, {"dtype": "int8"}, {"dtype": jnp.bfloat16}):
+        with pytest.raises(UserError, match=rf"{min(wrong)}=.* must be"):
+            vit_jax.create_model("debug", **wrong)
+    for wrong in ((3, saved), (model.config, saved), (model, ""), (model, None)):
+        with pytest.raises(UserError, match=r"save_model (takes a model|needs a directory)"):
+            vit_jax.save_model(*wrong)
+    monkeypatch.setenv("HOME", str(saved))
+    vit_jax.save_model(model, "~/again")
+    assert vit_jax.load_model("~/again").config == vit_jax.load_model(saved / "again").config
 
 
 @pytest.mark.parametrize("where", ["model", "."])
@@ -78,6 +91,11 @@ def corrupt_weights(directory):
     file.write_bytes(file.read_bytes()[:1000])
 
 
+def of_bytes(directory):
+    file = directory / "model.safetensors"
+    save_file({k: v.astype(np.int8) for k, v in read_safetensors(file).items()}, file)
+
+
 def remove_weights(directory):
     (directory / "model.safetensors").unlink()
 
@@ -109,6 +127,10 @@ def drop(key):
         (change(num_layers=1), r"unexpected \(blocks/1/"),
         (change(mlp_dim=64), r"has shape .* but debug needs"),
         (change(hiden=1), "unknown setting 'hiden'"),
+        (change(preprocessing=[["name", "resise"]]), r"model: .*name='resise' does not exist"),
+        (change(preprocessing=[["name", "resize"], ["size", 3]]), "resize does not read"),
+        (change(preprocessing=3), "a value in it has an unexpected type"),
+        (of_bytes, "has the dtype I8; convert it"),
         (change(family="cnn"), "family 'cnn' is not one of vit, axial, resnet"),
         (drop("mlp_dim"), "the setting 'mlp_dim' is missing"),
     ],

@@ -373,6 +373,11 @@ def test_nothing_is_overwritten(tmp_path):
     for name in ("link", "dangling.npz"):
         with pytest.raises(UserError, match="would be overwritten"):
             convert.check_free(tmp_path / name)
+    with pytest.raises(UserError, match="There is no checkpoint at"):
+        convert.convert(str(tmp_path / "none"), tmp_path / "empty", to="native")
+    assert (tmp_path / "empty").is_dir()  # it was there before
+    convert.convert(str(source), tmp_path / "empty", to="native")
+    assert saved.is_native(tmp_path / "empty")
 
 
 def test_data_that_do_not_exist_are_refused_before_a_model_is_read(tmp_path, monkeypatch, capsys):

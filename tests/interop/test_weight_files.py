@@ -79,6 +79,31 @@ def test_a_shard_elsewhere_is_refused(whole, elsewhere):
 
 
 @FORMS
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.module.", "model."])
+def test_names_of_wrappers_are_left_out_and_said(whole, wrapper, capsys):
+    directory, arrays = whole
+    wrapped = {wrapper + name: array for name, array in arrays.items()}
+    save_file(wrapped, directory / "model.safetensors")
+    assert equal(load.read(directory)[1], small()[1])
+    assert "all names begin with" in capsys.readouterr().out
+
+
+@FORMS
+def test_weights_that_are_no_floats_or_lie_otherwise_are_refused(whole):
+    directory, arrays = whole
+    name = next(key for key, value in arrays.items() if value.shape in ((192, 64), (64, 3, 16, 16)))
+    for changed, message in (
+        (arrays[name].astype(np.int8), f"{name} has the dtype int8; convert the weights"),
+        (np.ascontiguousarray(arrays[name].T), f"{name} has shape .* but .* needs"),
+    ):
+        save_file({**arrays, name: changed}, directory / "model.safetensors")
+        with pytest.raises(UserError, match=message):
+            load.read(directory)
+    save_file({**arrays, name: arrays[name].reshape(-1)}, directory / "model.safetensors")
+    assert equal(load.read(directory)[1], small()[1])  # in the same order: nothing to mistake
+
+
+@FORMS
 def test_what_shards_lack_is_named(whole):
     directory, arrays = whole
     table = sharded(directory, arrays)

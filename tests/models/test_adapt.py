@@ -94,6 +94,9 @@ def test_one_row_becomes_several():
 def test_wrong_grids_are_refused(tokens, settings, message):
     with pytest.raises(UserError, match=message):
         resize_position_embedding(np.zeros((1, tokens, 2)), (8, 8), **settings)
+    for tokens, grid in ((17, (0, 8)), (17, (8, -1)), (1, (8, 8))):
+        with pytest.raises(UserError, match="both need a patch at least"):
+            resize_position_embedding(np.zeros((1, tokens, 2)), grid)
 
 
 # adapt

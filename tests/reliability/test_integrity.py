@@ -14,7 +14,7 @@ import safetensors.numpy
 from tiny_runs import train
 
 import vit_jax
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.cli import main
 from vit_jax.doctor import checkpoints
 from vit_jax.errors import UserError
@@ -121,6 +121,21 @@ def test_33_a_model_for_serving(weights, tmp_path):
         flip(tmp_path / name / name, np.random.default_rng(0))
         with pytest.raises(UserError, match=f"{name} is damaged"):
             export.open_stablehlo(tmp_path / name)
+    unverified = files.VERIFY.set(False)  # as of an export without checksums
+    try:
+        (tmp_path / "s" / "model.stablehlo").write_bytes(b"")
+        with pytest.raises(UserError, match=r"model\.stablehlo is damaged \(unpack_from"):
+            export.open_stablehlo(tmp_path / "s")
+        vit_jax.save_model(vit_jax.create_model("debug", num_classes=7), tmp_path / "other")
+        other = saved.read_safetensors(tmp_path / "other" / "model.safetensors")
+        saved.write_safetensors(tmp_path / "model.stablehlo" / "weights.safetensors", other)
+        shutil.copy(
+            tmp_path / "weights.safetensors" / "model.stablehlo", tmp_path / "model.stablehlo"
+        )
+        with pytest.raises(UserError, match=r"its model\.stablehlo is for other weights"):
+            export.open_stablehlo(tmp_path / "model.stablehlo")
+    finally:
+        files.VERIFY.reset(unverified)
 
 
 def test_19_doctor_reads_every_value_of_every_checkpoint(tmp_path, capsys, monkeypatch):

@@ -343,9 +343,10 @@ def test_columns_are_the_same_wherever_the_data_lie():
 
 
 def test_the_best_of_several_evaluations_is_kept():
-    records = [{"step": s, "eval/accuracy": a} for s, a in ((1, 0.2), (2, 0.9), (3, 0.4))]
-    found = study.with_best(record.Outcome(None, dict(records[-1]), records))
-    assert found.metrics["best/eval/accuracy"] == 0.9 and found.metrics["eval/accuracy"] == 0.4
+    for key in ("eval/accuracy", "eval/mAP"):
+        records = [{"step": s, key: a} for s, a in ((1, 0.2), (2, 0.9), (3, 0.4))]
+        found = study.with_best(record.Outcome(None, dict(records[-1]), records))
+        assert found.metrics[f"best/{key}"] == 0.9 and found.metrics[key] == 0.4
     row = {"trial": "a", "diverged": "False", "step": "3", "best/eval/accuracy": "0.9"}
     assert record.outcome_of(None, row).metrics == {"step": 3, "best/eval/accuracy": 0.9}
 

@@ -79,6 +79,15 @@ def test_what_it_cannot_be_is_one_sentence(values, message, tmp_path):
     assert "config.json" in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_key_that_is_there_twice_is_refused_and_a_byte_order_mark_is_not(tmp_path):
+    text = configuration.to_json(configuration.load("quickstart"))
+    (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
+    assert config_of(tmp_path / "config.json").batch_size
+    (tmp_path / "config.json").write_text('{"batch_size": 8,' + text[1:])
+    with pytest.raises(UserError, match=r"config\.json has the key 'batch_size' twice; keep one"):
+        config_of(tmp_path / "config.json")
+
+
 def test_nothing_of_it_is_run_unless_the_command_line_says_so(tmp_path, capsys):
     program = tmp_path / "mine.py"
     program.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(): pass")

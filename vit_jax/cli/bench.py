@@ -57,8 +57,8 @@ def define(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "data", None, "Data spec of JPEG files for the task input.", flag_values=flags
     )
-    absl_flags.DEFINE_string("json", None, "File for the rows.", flag_values=flags)
-    absl_flags.DEFINE_string("plot", None, "PNG file for the bars.", flag_values=flags)
+    absl_flags.DEFINE_string("json", None, "New file for the rows.", flag_values=flags)
+    absl_flags.DEFINE_string("plot", None, "New PNG file for the bars.", flag_values=flags)
     absl_flags.DEFINE_list(
         "compile_for",
         None,
@@ -89,6 +89,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(f"{file}: its directory does not exist.")
         if Path(file).is_dir():
             raise UsageError(f"{file} is a directory; give a file.")
+        files.check_new(Path(file))
     if flags.plot and Path(flags.plot).suffix != ".png":
         raise UsageError(f"--plot={flags.plot} must end in .png.")
     if flags.compile_for is not None:

@@ -26,7 +26,7 @@ from absl import flags as absl_flags
 
 from vit_jax.cli import options
 from vit_jax.errors import UsageError, UserError
-from vit_jax.files import check_above
+from vit_jax.files import check_directory
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -57,9 +57,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if not flags.out:
         raise UsageError("--out=DIR is required.")
     out = Path(flags.out)
-    if out.is_file():
-        raise UserError(f"{out} is a file; give a directory with --out.")
-    check_above(out)
+    check_directory(out)
     if flags["batch_size"].present and not flags.checkpoint:
         raise UsageError("--batch_size is for --checkpoint.")
     if flags.merge:

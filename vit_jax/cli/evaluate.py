@@ -169,9 +169,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         if not flags.data and not remembers and flags.suite != ["vtab"]:
             raise UsageError(f"--data=SPEC is required for --suite={','.join(flags.suite)}.")
         out = out_directory(flags, checkpoint)
-        if out.is_file():
-            raise UserError(f"{out} is a file; give a directory with --out.")
-        files.check_above(out)
+        files.check_directory(out)
         files.read_json(out / "evaluation.json")  # results are added to it: not if it is damaged
         chosen = chosen_options(flags, evaluators)
         saves = flags.save_threshold or flags.save_temperature
@@ -185,6 +183,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             say(f"data: {own.spec}, {own.why}")
         result.earlier(out)
         data = data._replace(top_k=flags.top_k)
+        for name, evaluator in evaluators.items():  # before the model is read
+            if evaluator in protocols.EVALUATORS.values():
+                protocols.sources(evaluator, data, chosen[name])
         forward = None
         for name, evaluator in evaluators.items():
             if evaluator is vtab.suite:

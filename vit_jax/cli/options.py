@@ -116,7 +116,7 @@ def read_config(flags: absl_flags.FlagValues) -> ConfigDict:
             override(config, key, text)
     else:
         config = load(flags.config, given)
-    stages = (config, config.get("pretrain") or {})
+    stages = [each for each in (config, config.get("pretrain")) if isinstance(each, ConfigDict)]
     set_determinism(any(stage.get("deterministic") for stage in stages))
     return config
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vit_jax.data import turbojpeg
 from vit_jax.data.image_files import PACKAGES, formats
 from vit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Image = np.ndarray
 
@@ -288,19 +292,7 @@ def _decode_any(data: bytes, name: str, most: int) -> Image:
                     f"The image {name} has {image.width}x{image.height} pixels, more than "
                     f"max_image_pixels={most}; make it smaller or leave it out."
                 )
-            if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
-                raise UserError(
-                    f"The image {name} has 32-bit or signed channels (mode {image.mode}), "
-                    "whose white is unknown; convert it to 8 or 16 bits."
-                )
-            if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip at 255
-                return _as_rgb(_scaled(image), name)
-            if image.mode not in TO_RGB:
-                raise UserError(
-                    f"The image {name} has the mode {image.mode}, whose conversion to RGB is "
-                    "ambiguous; convert it to RGB."
-                )
-            return np.ascontiguousarray(image.convert("RGB"))
+            return of_pillow(image, name)
     except UserError:
         raise
     except Exception as error:
@@ -312,6 +304,27 @@ def _decode_any(data: bytes, name: str, most: int) -> Image:
         raise UserError(
             f"The image {name} cannot be decoded ({kind}); replace it or leave it out."
         ) from error
+
+
+def of_pillow(image: PIL.Image.Image, name: str) -> Image:
+    """An image of Pillow as (h, w, 3); 16-bit grey is scaled.
+
+    Raises:
+      UserError: 32 bits, signed, or LAB.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in OF_16_BITS):
+        raise UserError(
+            f"The image {name} has 32-bit or signed channels (mode {image.mode}), whose white is "
+            "unknown; convert it to 8 or 16 bits."
+        )
+    if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip at 255
+        return _as_rgb(_scaled(image), name)
+    if image.mode not in TO_RGB:
+        raise UserError(
+            f"The image {name} has the mode {image.mode}, whose conversion to RGB is ambiguous; "
+            "convert it to RGB."
+        )
+    return np.ascontiguousarray(image.convert("RGB"))
 
 
 def _scaled(image: object) -> Image:

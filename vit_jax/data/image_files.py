@@ -6,6 +6,7 @@ import functools
 import os
 import stat
 from collections import Counter
+from pathlib import Path
 
 from vit_jax.data.labels import normal
 from vit_jax.errors import UserError, printable
@@ -132,14 +133,21 @@ def images_below(root: str, folder: str, skipped: Counter | None = None) -> list
       skipped: receives the kinds of other files, and their numbers.
     """
     skipped = Counter() if skipped is None else skipped
-    found = _files_below(root, folder, skipped)
+    found = _files_below(root, folder, skipped, _parents(os.path.join(root, folder)))
     images = [path for path in found if not path.lower().endswith(ARRAY)]
     if images and len(images) < len(found):
         skipped[ARRAY] += len(found) - len(images)
     return images or found
 
 
-def _files_below(root: str, folder: str, skipped: Counter, above: tuple = ()) -> list[str]:
+def _parents(path: str) -> tuple[tuple[int, int], ...]:
+    """(device, inode) of the folders above a path, as it is written and behind its links."""
+    places = (os.path.abspath(path), os.path.realpath(path))
+    above = {str(parent) for place in places for parent in Path(place).parents}
+    return tuple((status.st_dev, status.st_ino) for status in map(os.stat, above))
+
+
+def _files_below(root: str, folder: str, skipped: Counter, above: tuple) -> list[str]:
     """The images and `.npy` files. above: the parent folders, to which no link is followed."""
     found: list[str] = []
     where = os.path.join(root, folder)

@@ -93,9 +93,17 @@ def class_names_of(
       advice: on a label that lists several classes; "": do not check for them.
 
     Raises:
-      UserError: a label that lists several classes, or two labels that differ in case only.
+      UserError: a label that lists several classes, or two labels that differ in case only, or
+        are 1 and 1.0.
     """
     distinct = set(labels)
+    for name in sorted(distinct):
+        whole = re.sub(r"(?<=\d)\.0+$", "", name)
+        if whole != name and whole in distinct:
+            raise UserError(
+                f"The classes {whole!r} ({where(whole)}) and {name!r} ({where(name)}) are the same "
+                "number; write it in one way."
+            )
     if distinct and unnamed(sorted(distinct)):
         return sorted(distinct, key=int)
     if advice:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data.decode import of_pillow
 from vit_jax.data.image_files import read_image_file, shown
 from vit_jax.data.transforms import Transform, evaluation_transform
 from vit_jax.data.web_images import Limits, fetch, is_address
@@ -79,6 +80,8 @@ def read_file(transform: Transform, file: Path | str, limits: Limits = Limits())
     name = shown(str(file))
     if is_address(file):
         return transform.read(fetch(str(file), limits), name)
+    if "\0" in str(file):  # in no name of a file
+        raise UserError(f"There is no image {name}.")
     try:
         return transform.read(read_image_file(file), name)
     except OSError as error:
@@ -95,5 +98,5 @@ def _read(transform: Transform, image: object, name: str) -> Array:
 
         assert isinstance(image, PIL.Image.Image), type(image)
         image = PIL.ImageOps.exif_transpose(image) if transform.orient else image
-        image = np.asarray(image.convert("RGB") if transform.channels in (1, 3) else image)
+        image = of_pillow(image, name) if transform.channels in (1, 3) else np.asarray(image)
     return transform.read(image if isinstance(image, bytes) else np.asarray(image), name)

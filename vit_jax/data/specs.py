@@ -80,6 +80,8 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
     if kind in PATH_KINDS and path and os.path.exists(os.path.expanduser(path)):
         return kind, path, ""
     text, split = _cut_split(text)
+    if not split.strip() and spec.strip() != text:
+        raise UserError(f"The data spec {spec!r} names no split; leave the brackets out.")
     if plug_in := PLUG_IN.fullmatch(text):
         return plug_in["file"], plug_in["name"], split
     match = re.fullmatch(r"(?P<kind>[a-z]\w*)(?P<colon>:?)(?P<name>.*)", text, re.DOTALL)
@@ -278,20 +280,20 @@ def default_splits(spec: str, *, data_dir: str | None = None) -> tuple[str, str]
     return choose_splits(spec, data_dir=data_dir)[:2]
 
 
-def evaluation_spec(spec: str, *, data_dir: str | None = None) -> str:
+def evaluation_spec(spec: str, *, data_dir: str | None = None, watch: bool = False) -> str:
     """The spec itself if it names a split; otherwise with the evaluation split.
 
-    That is the one of `default_splits`, or the only one.
+    That is the one of `choose_splits`, or the only one.
     """
     base, splits, split = open_splits(spec, data_dir)
     if split:
         return spec
     names = splits.names()
     if not set(names) & set(TRAIN_NAMES):  # evaluation only
-        known = [name for name in EVAL_ORDER if name in names]
+        known = [name for name in (EVAL_ORDER[::-1] if watch else EVAL_ORDER) if name in names]
         if known or len(names) == 1:
             return f"{base}[{(known or names)[0]}]"
-    return default_splits(spec, data_dir=data_dir)[1]
+    return choose_splits(spec, data_dir=data_dir, watch=watch).evaluation
 
 
 def drop_records(source: Source, exclude: str) -> Without:

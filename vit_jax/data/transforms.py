@@ -8,16 +8,21 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import numpy as np
 
+from vit_jax.data.antialiased import pillow
 from vit_jax.data.decode import Encoded, Image, decode, open_image
 from vit_jax.data.trivial_augment import POLICIES, check_policy
 from vit_jax.errors import UserError, nearest
 
 Size = tuple[int, int]
 INCEPTION_TRIES = 100
+
+
+class TooSmall(UserError):
+    """An image of too few pixels for a transform; the message lacks its name."""
 
 
 @functools.cache
@@ -185,58 +190,13 @@ def _central_crop(image: Image, size: Size) -> Image:
 def objectnet(image: Image, size: Size) -> Image:
     """ObjectNet as in BiT: remove the red border, short side to 512/480 of the size, centre."""
     border = 2
+    if min(image.shape[:2]) <= 2 * border:
+        raise TooSmall(
+            f"has {image.shape[1]}x{image.shape[0]} pixels, too few for the border of {border} "
+            "that ObjectNet's images have; leave it out."
+        )
     inside = image[border:-border, border:-border]
     return resize_center_crop(inside, size, resize=round(max(size) * 512 / 480))
-
-
-def pillow(
-    image: Image,
-    size: Size,
-    *,
-    interpolation: str = "bilinear",
-    resize: Size | None = None,
-    fit: str = "squash",
-    whole: str = "down",
-    centre: str = "down",
-    fill: tuple[int, ...] = (0, 0, 0),
-) -> Image:
-    """Evaluation as in timm and transformers: resized by Pillow, antialiased, central crop.
-
-    Args:
-      interpolation: nearest, box, bilinear, hamming, bicubic or lanczos.
-      resize: (height, width) before the central crop; None is `size`.
-      fit: "squash" to it, "cover" it with the aspect ratio kept, or stay inside ("contain").
-      whole, centre: rounding of the resized sides and of the crop's corner: "down" or "nearest".
-      fill: the colour where the crop is larger than the image.
-    """
-    import PIL.Image
-
-    wanted, (height, width) = resize or size, image.shape[:2]
-    if fit != "squash":
-        scale = (max if fit == "cover" else min)(wanted[0] / height, wanted[1] / width)
-        # One side is exact; the other is computed from integers, as in both libraries.
-        tall = (wanted[0] / height == scale, wanted[0], wanted[1] * height / width)
-        wide = (wanted[1] / width == scale, wanted[1], wanted[0] * width / height)
-        wanted = tuple(
-            max(1, met if exact else int(other) if whole == "down" else round(other))
-            for exact, met, other in (tall, wide)
-        )  # type: ignore[assignment]
-    if (height, width) != tuple(wanted):
-        filter_ = PIL.Image.Resampling[interpolation.upper()]
-        resized = PIL.Image.fromarray(image).resize((wanted[1], wanted[0]), filter_)
-        image = np.asarray(resized)
-    missing = [max(full - side, 0) for full, side in zip(size, image.shape, strict=False)]
-    if any(missing):
-        padded = np.empty(
-            [s + m for s, m in zip(image.shape, missing, strict=False)] + [3], np.uint8
-        )
-        padded[:] = fill
-        top, left = (pixels // 2 for pixels in missing)
-        padded[top : top + image.shape[0], left : left + image.shape[1]] = image
-        image = padded
-    corner = ((side - full) / 2 for full, side in zip(size, image.shape, strict=False))
-    top, left = (int(place) if centre == "down" else round(place) for place in corner)
-    return _crop(image, top, left, size)
 
 
 TRAIN: dict[str, Callable[..., Image]] = {
@@ -315,8 +275,11 @@ def make_transform(
                 f"config.{where}.resize={larger} is smaller than the image size "
                 f"{size[0]}x{size[1]} that is cut from it."
             )
-    if name == "pillow" and isinstance(larger, int | float):
-        raise UserError(f"config.{where}.resize={larger} must be (height, width) for pillow.")
+    whole = isinstance(larger, (tuple, list)) and all(isinstance(side, int) for side in larger)
+    if name == "pillow" and larger is not None and not whole:
+        raise UserError(
+            f"config.{where}.resize={larger} must be (height, width) for pillow, whole numbers."
+        )
     check_policy(policy, where, channels if train else 0)
     if name == "pillow" and channels != 3:
         raise UserError(f"config.{where}.name=pillow does not support {channels} channels.")
@@ -347,7 +310,17 @@ def evaluation_transform(
     options: dict = dict(preprocessing) or DEFAULT_EVALUATION
     if channels is not None:
         options = options | {"channels": channels}
+    check_free(options, ("size", "train", "max_pixels"), "eval_preprocess")
     return make_transform(size=size, train=False, max_pixels=max_pixels, **options)
+
+
+def check_free(options: Mapping, given: Container[str], where: str) -> None:
+    """Raises UserError for an option of a transform that is given otherwise, such as its size."""
+    for key in options:
+        if key in given:
+            raise UserError(
+                f"config.{where}.{key} is a setting that {options['name']} does not read."
+            )
 
 
 class Transform:
@@ -389,10 +362,16 @@ class Transform:
         exif: False for data sets without EXIF orientation, such as TFDS.
         """
         options: dict = {"orient": self.orient and exif, "max_pixels": self.max_pixels}
+        image: Image | Encoded
         if self.channels != 3:
-            return self(decode(data, name, channels=self.channels, **options), rng)
-        open_ = open_image if self.name in CROP_FIRST else decode
-        return self(open_(data, name, **options), rng)
+            image = decode(data, name, channels=self.channels, **options)
+        else:
+            open_ = open_image if self.name in CROP_FIRST else decode
+            image = open_(data, name, **options)
+        try:
+            return self(image, rng)
+        except TooSmall as error:
+            raise UserError(f"The image {name} {error}") from None
 
     def __repr__(self) -> str:
         known = self.options | ({} if self.policy == "none" else {"policy": self.policy})

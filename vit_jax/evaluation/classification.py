@@ -206,6 +206,22 @@ def classification(
     )
 
 
+def sources(data: DataSets, options: Mapping[str, object]) -> list[Source]:
+    """The data of `classification`, and those that a temperature or thresholds are chosen on.
+
+    Raises:
+      UserError: a data set does not exist, or see DataSets.validation.
+    """
+    source, what = data.open(), ""
+    if source.multilabel and options["threshold"] in ("one", "per_class"):
+        what = "threshold"
+    elif options["calibrate"] and not source.multilabel:
+        what = "temperature"
+    return (
+        [source, data.validation(source, str(options[f"{what}_data"]), what)] if what else [source]
+    )
+
+
 def of_images(
     source: Source, results: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> per_image.Columns:

@@ -11,7 +11,7 @@ from vit_jax import data
 from vit_jax.data.relabel import with_classes
 from vit_jax.data.remarks import one_class
 from vit_jax.data.source import Source, shared_records
-from vit_jax.data.specs import open_splits, parse_spec
+from vit_jax.data.specs import TRAIN_NAMES, open_splits
 from vit_jax.errors import UserError
 
 
@@ -57,7 +57,7 @@ class DataSets(NamedTuple):
         what its run was evaluated on during training.
 
         Args:
-          spec: other data, with a split; "": the default.
+          spec: other data, by default their validation split, or else test; "": the default.
           what: what is chosen, e.g. "threshold".
 
         Raises:
@@ -71,6 +71,7 @@ class DataSets(NamedTuple):
                     f"not be used; give other data with --{what}_data=SPEC."
                 )
             spec = f"{base}[validation]" if "validation" in splits.names() else self.watched
+        spec = data.evaluation_spec(spec, data_dir=self.data_dir, watch=True)
         found = data.open_source(spec, data_dir=self.data_dir, labelled=True)
         if shared := shared_records(found, source):
             raise UserError(
@@ -99,11 +100,13 @@ class DataSets(NamedTuple):
         return train, with_classes(test, train.class_names, train.spec)
 
     def parts(self) -> list[Source]:
-        """Opens what will be read: the split of a spec, or a data set's two splits."""
+        """Opens what may be read: the split of a spec, or a data set's two splits, or one."""
         found: list[Source] = []
         for spec in self.specs:
-            named = parse_spec(spec)[2]
-            splits = [spec] if named else data.default_splits(spec, data_dir=self.data_dir)
+            splits = [data.evaluation_spec(spec, data_dir=self.data_dir)]
+            _, there, named = open_splits(spec, self.data_dir)
+            if not named and set(there.names()) & set(TRAIN_NAMES):
+                splits = [*data.default_splits(spec, data_dir=self.data_dir)]
             found += [
                 data.open_source(split, data_dir=self.data_dir) for split in dict.fromkeys(splits)
             ]

@@ -126,6 +126,8 @@ def of_function(
         )
     shape = (*image_size, channels)
     grey, features = answer(np.zeros((1, *shape), np.float32))[:2]
+    if len(labels) not in (0, grey.shape[-1]):
+        raise UserError(f"{name} has {grey.shape[-1]} classes and names {len(labels)}.")
 
     def function(images: jax.Array) -> Outputs:
         logits, pre_logits = answer(np.asarray(models.normalise(images)))[:2]

@@ -39,6 +39,8 @@ def find_images(paths: Iterable[str], say: Callable[[str], None] | None = None) 
     """
     files: list[Place] = []
     for name in paths:
+        if not name:
+            raise UserError("The name of an image is empty; '.' is the working directory.")
         if is_address(name):
             files.append(name)
             continue

@@ -25,6 +25,8 @@ EVALUATORS: dict[str, Evaluator] = {
     "real": real.real,
     "objectnet": objectnet.objectnet,
 }
+#: Those that read the training and the evaluation split of every data set.
+FROM_FEATURES = (fewshot.fewshot, knn.knn, probe.probe)
 
 
 def evaluate(
@@ -45,14 +47,18 @@ def evaluate(
 
 
 def sources(evaluator: Evaluator, data: DataSets, options: Mapping[str, object]) -> list[Source]:
-    """Opens the data of an evaluator, to check them before a run.
+    """Opens the data of an evaluator, to check them before slow work.
 
     Raises:
-      UserError: a data set does not exist.
+      UserError: a data set does not exist, or is not for this evaluator.
     """
+    if evaluator is classification.classification:
+        return classification.sources(data, options)
     if evaluator is objectnet.objectnet:
         root = objectnet.root_of(data.one_spec())
         return [objectnet.open_objectnet(root, objectnet.class_map(root))]
     if evaluator is real.real:
         return [real.open_real(data, str(options["real_labels"]))[0]]
+    if evaluator in FROM_FEATURES:
+        return [part for spec in data.specs for part in data.training_and_evaluation(spec)]
     return data.parts()

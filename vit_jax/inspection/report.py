@@ -43,8 +43,7 @@ def inspect(
       UserError: an unreadable checkpoint or image, or `out` is a file or has a page.
     """
     out = Path(out)
-    if out.is_file():
-        raise UserError(f"{out} is a file; give a directory with --out.")
+    files.check_directory(out)
     files.check_new(out / "index.html")
     for source in compare:
         load.check_named(source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -142,7 +141,7 @@ def convert(
             notes += [f"pushed: {url}"]
             notes += [] if licence else ["its card states no licence; set one with --license=NAME"]
         else:
-            shutil.move(made, target)
+            put(made, Path(target))
     return proof._replace(notes=tuple(notes))
 
 
@@ -201,18 +200,23 @@ def run(
 
 
 def check_free(target: Path) -> None:
-    """Raises UserError if `target` would be overwritten, or is not a path."""
+    """Raises UserError if `target` is not a path, or is there; an empty directory may be."""
     if re.match(r"(hf|gs|s3|https?):", str(target)):  # Path has collapsed a double slash
         raise UserError(
             f"{target} is not a path on disk; only convert --to=huggingface writes elsewhere, to "
             "hf:ORG/NAME."
         )
-    is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
-    if os.path.lexists(target) and not is_empty:
-        raise UserError(f"{target} exists and would be overwritten; choose another place.")
+    is_folder = os.path.isdir(target) and not os.path.islink(target) and bool(target.name)
     files.check_above(target)
-    if is_empty:
+    if os.path.lexists(target) and not (is_folder and not os.listdir(target)):
+        raise UserError(f"{target} exists and would be overwritten; choose another place.")
+
+
+def put(made: Path, target: Path) -> None:
+    """Moves what was made to its place, where an empty directory may be."""
+    if target.is_dir():
         target.rmdir()
+    os.rename(made, target)
 
 
 def compare(wanted: Outputs, found: Outputs, runtime: str, random_head: bool = False) -> Proof:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from vit_jax import data, files, models, numerics
-from vit_jax.errors import UserError, nearest, need
+from vit_jax.errors import UserError, first_line, nearest, need
 from vit_jax.interop import checksums, convert, load, onnx_files, openvino_files, peers
 from vit_jax.interop.peers import Answer, Outputs, of_any_number
 from vit_jax.models import adapt, saved
@@ -106,7 +105,7 @@ def export(
         convert.check(proof, allowed, str(source), form)
         for part in reversed(parts(made)):
             if part.exists():
-                shutil.move(part, target.with_name(part.name))
+                convert.put(part, target.with_name(part.name))
     return proof._replace(notes=tuple(filter(None, [*folded, note])))
 
 
@@ -296,8 +295,14 @@ def open_stablehlo(directory: str | Path) -> tuple[Answer, str]:
     written = (files.read_json(directory / "facts.json") or {}).get("sha256")
     if files.VERIFY.get() and written not in (None, hashlib.sha256(function).hexdigest()[:16]):
         raise UserError(f"{directory}/model.stablehlo is damaged.{saved.COPY}")
-    exported = jax_export.deserialize(bytearray(function))
+    try:
+        exported = jax_export.deserialize(bytearray(function))
+    except Exception as error:  # of many kinds
+        why = first_line(error)
+        raise UserError(f"{directory}/model.stablehlo is damaged ({why}).") from error
     weights = saved.read_safetensors(directory / "weights.safetensors")
+    if [x.shape for x in jax.tree.leaves(weights)] != [x.shape for x in exported.in_avals[:-1]]:
+        raise UserError(f"{directory}: its model.stablehlo is for other weights.")
     on_device = jax.tree.map(jax.numpy.asarray, weights)
     call = jax.jit(exported.call)
 

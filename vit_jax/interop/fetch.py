@@ -27,6 +27,7 @@ from vit_jax.interop import published, weight_files
 
 CHUNK = 1 << 20
 TRIES = 4
+TURNS = 1000  # attempts to lock a file, each after another process has failed to download it
 TIMEOUT = 30  # seconds without a byte
 WINDOW, SLOWEST = 60, 10_000  # fewer bytes per second than this for a minute are a failure
 LARGEST = 64 * 2**30  # limit in bytes if the server does not give a length
@@ -72,17 +73,22 @@ def alone(target: Path) -> Iterator[None]:
       UserError: nothing can be written beside it.
     """
     lock = target.with_name(target.name + ".lock")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        opened = open(lock, "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(
-            f"{target.parent} cannot be written ({error.strerror}); set VIT_JAX_CACHE to another "
-            "place."
-        ) from error
-    with opened:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(opened, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        for turn in range(1, TURNS + 1):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                opened = held.enter_context(open(lock, "w"))
+            except OSError as error:
+                raise UserError(
+                    f"{target.parent} cannot be written ({error.strerror}); set VIT_JAX_CACHE to "
+                    "another place."
+                ) from error
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # removed by its last holder: others lock a new one
+                if turn == TURNS or os.path.samestat(os.stat(lock), os.fstat(opened.fileno())):
+                    break
+            held.close()
         try:
             yield
         finally:
@@ -200,9 +206,13 @@ def _chunks(response: http.client.HTTPResponse, source: str) -> Iterator[bytes]:
       OSError: it is too slow.
       UserError: it does not end.
     """
-    begin, since, received = time.monotonic(), 0, 0
+    begin = last = time.monotonic()
+    since = received = 0
     while chunk := response.read1(CHUNK):
+        if (waited := time.monotonic() - last) > TIMEOUT:  # the socket would have given up:
+            begin += waited  # this process was stopped (SIGSTOP)
         yield chunk
+        last = time.monotonic()
         received, since = received + len(chunk), since + len(chunk)
         if received > LARGEST:
             raise UserError(f"{source} does not end: {received / 2**30:.0f} GiB received.")

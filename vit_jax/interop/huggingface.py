@@ -198,7 +198,7 @@ def load(directory: str | Path) -> tuple[ViTConfig, dict[str, np.ndarray]]:
             f"{where} is for transformers' {values.get('model_type')!r}; only 'vit' is supported."
         )
     settings.check(values, SETTINGS, where, strict=False)
-    weights = weight_files.read_weights(directory)
+    weights = weight_files.unwrapped(weight_files.read_weights(directory), str(directory))
     try:
         config, weights = find_config(values, weights, where)
     except UserError as error:

@@ -6,7 +6,9 @@ writing are then the two functions at the end.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -81,7 +83,7 @@ def flattened(name: str) -> Entry:
     return Entry(
         (name,),
         lambda x: [x.reshape(x.shape[0], -1).T],
-        lambda parts, ours: parts[0].T.reshape(ours),
+        lambda parts, ours: parts[0].reshape(-1, ours[0]).T.reshape(ours),
     )
 
 
@@ -98,7 +100,7 @@ def to_foreign(layout: Layout, params: models.Params) -> dict[str, Array]:
 def check_sizes(
     layout: Layout, weights: Mapping[str, Array], config: models.ModelConfig, where: str
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Raises UserError for wrong names or sizes; returns our shapes."""
+    """Raises UserError for wrong names, types or shapes; returns our shapes."""
     wanted = models.abstract_params(config)
     assert set(layout) == set(wanted), set(layout) ^ set(wanted)
     needed = {name for entry in layout.values() for name in entry.names}
@@ -106,23 +108,37 @@ def check_sizes(
         sorted(needed - set(weights)), sorted(set(weights) - needed), where, config.variant
     )
     for path, entry in layout.items():
+        ours = wanted[path].shape
         shapes = [weights[name].shape for name in entry.names]
-        if sum(map(math.prod, shapes)) != math.prod(wanted[path].shape):
-            raise UserError(other_shape(entry, shapes, path, wanted[path].shape, config, where))
+        theirs = [part.shape for part in entry.split(np.broadcast_to(np.float32(0), ours))]
+        if not all(map(same_order, shapes, theirs)):
+            raise UserError(other_shape(entry, shapes, path, theirs, config, where))
+        for name in entry.names:
+            if weights[name].dtype.kind in "biu":
+                raise UserError(
+                    f"{where}: {name} has the dtype {weights[name].dtype}; convert the weights to "
+                    "floats first."
+                )
     return wanted
+
+
+def same_order(one: Shape, other: Shape) -> bool:
+    """Whether two shapes are the same but for axes of size one, or that one of them merges."""
+    ends = [set(itertools.accumulate(shape, operator.mul)) - {1} for shape in (one, other)]
+    return math.prod(one) == math.prod(other) and (ends[0] <= ends[1] or ends[1] <= ends[0])
 
 
 def other_shape(
     entry: Entry,
     shapes: list[Shape],
     path: str,
-    ours: Shape,
+    needed: list[Shape],
     config: models.ModelConfig,
     where: str,
 ) -> str:
     return (
         f"{where}: {entry.names[0]} has shape {', '.join(map(str, shapes))} "
-        f"but {config.variant} needs {ours} for {path}."
+        f"but {config.variant} needs {', '.join(map(str, needed))} for {path}."
     )
 
 
@@ -146,6 +162,7 @@ def from_foreign(
             value = None
         if value is None or value.shape != wanted[path].shape:
             shapes = [part.shape for part in parts]
-            raise UserError(other_shape(entry, shapes, path, wanted[path].shape, config, where))
+            ours = [wanted[path].shape]
+            raise UserError(other_shape(entry, shapes, path, ours, config, where))
         params[path] = np.ascontiguousarray(value)
     return params

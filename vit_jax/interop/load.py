@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import files, models
+from vit_jax.data.transforms import evaluation_transform
 from vit_jax.errors import UserError, nearest
 from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished, weight_files
 from vit_jax.models import adapt, saved
@@ -27,6 +29,8 @@ def create_model(
     Raises:
       UserError: no such variant or setting.
     """
+    if not isinstance(seed, numbers.Integral):
+        raise UserError(f"seed={seed!r} must be a whole number.")
     config = models.get_config(variant, num_classes=num_classes, **overrides)
     return models.build(config, seed=seed)
 
@@ -70,7 +74,17 @@ def load_model(
 
 
 def save_model(model: Model, directory: str | Path) -> None:
-    """Writes `model.safetensors` and a self-describing `config.json` into `directory`."""
+    """Writes `model.safetensors` and a self-describing `config.json` into `directory`.
+
+    Raises:
+      UserError: it cannot be written, or `model` is not one.
+    """
+    if not isinstance(model, Model):
+        kind = type(model).__name__
+        raise UserError(f"save_model takes a model from load_model, but got a {kind}.")
+    if not directory or not isinstance(directory, (str, Path)):
+        raise UserError(f"save_model needs a directory, but got {directory!r}.")
+    directory = Path(directory).expanduser()
     saved.save(directory, model.config, jax.device_get(models.get_params(model)))
 
 
@@ -174,7 +188,10 @@ def read_path(path: Path, variant: str | None = None) -> Weights:
       UserError: any problem with it; names the path.
     """
     try:
-        return _read_path(path, variant)
+        config, params = _read_path(path, variant)
+        options = [(key, value) for key, value in config.preprocessing if key != "channels"]
+        evaluation_transform(config.image_size, options)  # raises for invalid ones
+        return config, params
     except UserError as error:
         if str(path) in str(error):
             raise

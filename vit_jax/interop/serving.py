@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -120,7 +119,7 @@ def export_to(
             proof = export.export(source, file, form, **options)
             for other, text in files(name, file).items():
                 (made / other).write_text(text, encoding="utf-8")
-            os.rename(made, target)
+            convert.put(made, target)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):

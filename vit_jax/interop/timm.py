@@ -276,6 +276,7 @@ def load(
         weights = weight_files.read_weights(path)
     else:
         weights = saved.read_safetensors(path)
+    weights = weight_files.unwrapped(weights, str(path))
     if not is_timm(weights):
         some = ", ".join(sorted(weights)[:4])
         raise UserError(f"{path} is not a timm ViT, hybrid or BiT: it has {some}, ...")

@@ -52,6 +52,19 @@ def read_weights(directory: Path) -> Arrays:
     )
 
 
+#: Beginnings of all names in files of wrapped models: DataParallel, torch.compile, Lightning.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+
+def unwrapped(weights: Arrays, where: str) -> Arrays:
+    """The arrays without the names of wrappers that all of theirs begin with, which is printed."""
+    for wrapper in [*WRAPPERS, *WRAPPERS] if weights else ():
+        if all(name.startswith(wrapper) for name in weights):
+            print(f"{where}: all names begin with {wrapper}, which is left out")
+            weights = {name.removeprefix(wrapper): array for name, array in weights.items()}
+    return weights
+
+
 def read_shards(index: Path, read: Callable[[Path], Arrays]) -> Arrays:
     """The arrays of all shards that an index names.
 

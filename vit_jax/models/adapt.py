@@ -49,6 +49,11 @@ def resize_position_embedding(
             f"{old_grid[0]}x{old_grid[1]}; pass old_grid=(rows, columns)."
         )
     new_grid = pair(new_grid)
+    if not len(grid) or min(new_grid) < 1:
+        raise UserError(
+            f"Position embeddings of {len(grid)} patches cannot have a grid of "
+            f"{new_grid[0]}x{new_grid[1]}; both need a patch at least."
+        )
     if new_grid != tuple(old_grid):
         rows, columns = (_interpolation(n, m) for n, m in zip(old_grid, new_grid, strict=True))
         image = grid.reshape(*old_grid, -1).astype(np.float64)

@@ -24,7 +24,7 @@ from vit_jax.models.layers import (
     zeros,
 )  # fmt: skip
 from vit_jax.models.stem import EXPANSION, GROUPS, GroupNorm, StdConv, max_pool
-from vit_jax.models.vit_config import Preprocessing, check_predictions
+from vit_jax.models.vit_config import Preprocessing, check_dtype, check_predictions
 from vit_jax.numerics import Numerics, remat
 
 POOL_PADDINGS = ("lowest", "zeros")
@@ -62,6 +62,7 @@ class ResNetConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
+        check_dtype(self.dtype)
         check_predictions(
             *(self.labels, self.multilabel, self.thresholds, self.temperature, self.num_classes)
         )

@@ -219,6 +219,11 @@ def load(directory: str | Path) -> tuple[models.ModelConfig, dict[str, np.ndarra
     def check(headers: Headers) -> None:
         check_blocks(config, len(headers), str(file))
         check_shapes(config, {path: shape for path, (_, shape) in headers.items()}, str(file))
+        for path, (dtype, _) in headers.items():
+            if not dtype.startswith(("F", "BF")):
+                raise UserError(
+                    f"{file}: {path} has the dtype {dtype}; convert it to floats first."
+                )
 
     return config, read_safetensors(file, check)
 

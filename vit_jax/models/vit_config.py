@@ -17,6 +17,7 @@ POSITIVE = (
     "hidden_size", "num_layers", "mlp_dim", "num_heads", "channels", "num_classes",
     "representation_size",
 )  # fmt: skip
+DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("auto", "xla", "cudnn", "fused")
 #: The name of a transform and its options; their types are in the transform's signature (data).
 Preprocessing = tuple[tuple[str, Any], ...]
@@ -25,6 +26,12 @@ Preprocessing = tuple[tuple[str, Any], ...]
 def stem_stride(depths: tuple[int, ...]) -> int:
     """Pixels per feature of a hybrid's stem: 4, doubled at every stage after the first."""
     return 4 * 2 ** max(len(depths) - 1, 0)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises UserError for a type that no layer computes in."""
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype={dtype!r} must be {' or '.join(DTYPES)}.")
 
 
 def check_predictions(
@@ -118,6 +125,7 @@ class ViTConfig:
 
     def __post_init__(self):
         remat.name_of(self.remat)
+        check_dtype(self.dtype)
         check_predictions(
             *(self.labels, self.multilabel, self.thresholds, self.temperature, self.num_classes)
         )

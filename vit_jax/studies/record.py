@@ -36,8 +36,8 @@ MATTERS = ("evaluators.", "eval_every_")
 class Outcome(NamedTuple):
     """The result of a trial. metrics: the last ones; None if it diverged. records: its log.
 
-    `best/KEY` in metrics is the highest value of an accuracy that was measured repeatedly. The
-    records of a trial without a folder are its evaluations in curves.csv.
+    `best/KEY` in metrics is the highest value of an accuracy, or mAP, that was measured repeatedly.
+    The records of a trial without a folder are its evaluations in curves.csv.
     """
 
     config: ConfigDict

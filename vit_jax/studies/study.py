@@ -246,13 +246,17 @@ def other_settings(config: ConfigDict, workdir: Path, name: str) -> list[str]:
 
 
 def with_best(outcome: Outcome) -> Outcome:
-    """Adds the best value of every accuracy that was measured repeatedly (early stopping)."""
+    """Adds the best value of every accuracy, or mAP, that was measured repeatedly."""
     if outcome.metrics is None:
         return outcome
     best = {}
     for key in outcome.metrics:
         values = [each[key] for each in outcome.records if each.get(key) is not None]
-        if key.endswith(("accuracy", "_shots")) and "best/" not in key and len(set(values)) > 1:
+        if (
+            key.endswith(("accuracy", "mAP", "_shots"))
+            and "best/" not in key
+            and len(set(values)) > 1
+        ):
             best[f"best/{key}"] = max(values)
     return outcome._replace(metrics=best | outcome.metrics)
 

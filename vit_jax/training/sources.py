@@ -93,6 +93,8 @@ def data_of(
       UserError: settings that conflict with the data.
     """
     imbalance.check(config, train)
+    given = ("size", "train", "orient", "max_pixels", "channels")
+    transforms.check_free(config.augment, given, "augment")
     train_transform = transforms.make_transform(
         size=model.image_size,
         train=True,

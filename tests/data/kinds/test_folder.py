@@ -240,6 +240,7 @@ def test_what_is_passed_over_is_counted_and_said(tmp_path):
     (tmp_path / "red" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "red" / "pipe.png")
     (tmp_path / "red" / "up").symlink_to(tmp_path / "red")
+    (tmp_path / "red" / "further").symlink_to(tmp_path)  # whose other classes are not red
     (tmp_path / "__MACOSX" / "red").mkdir(parents=True)
     save(tmp_path / "loose.png")
     (tmp_path / "README.md").write_text("x")
@@ -248,7 +249,7 @@ def test_what_is_passed_over_is_counted_and_said(tmp_path):
     (note,) = source.notes
     assert note.startswith("skipped, not readable as images: 2 .heic (pip install pillow")
     for part in ("1 .txt", "1 .DS_Store", "1 ._*", "1 .db", "1 .mp4", "1 broken links",
-                 "1 special files", "1 links to a parent folder", "1 __MACOSX/", "1 .md",
+                 "1 special files", "2 links to a parent folder", "1 __MACOSX/", "1 .md",
                  "1 images outside of the class folders"):  # fmt: skip
         assert part in note
     for part in (f"folder:{tmp_path}[train[:2]]", f"folder:{tmp_path}[train[:1]+train[2:]]"):
@@ -293,6 +294,8 @@ def test_predict_finds_the_same_images(tmp_path, capsys):
     (tmp_path / "g" / "e.heic").write_bytes(b"x")
     with pytest.raises(UserError, match=r"g has no images \(.*pillow-heif"):
         find_images([str(tmp_path / "g")])
+    with pytest.raises(UserError, match="name of an image is empty"):
+        find_images([""])  # not the working directory
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

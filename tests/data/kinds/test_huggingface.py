@@ -90,6 +90,12 @@ def test_directories_and_files_that_the_library_loads(tmp_path):
         data.open_source(f"hf:{tmp_path}/x.csv")
 
 
+def test_the_reason_of_a_broken_file_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"label": 1}{')
+    with pytest.raises(UserError, match=r"a\.jsonl cannot be loaded \((?!An error occurred)\w"):
+        data.open_source(f"hf:{tmp_path}/a.jsonl")
+
+
 def test_images_as_bytes_dicts_and_paths(tmp_path):
     """E2: a parquet file that pandas wrote."""
     labels, names = [0, 1, 1], {0: "0", 1: "1", 2: "1"}
@@ -179,6 +185,7 @@ def test_every_kind_of_label(tmp_path, labels, feature, names):
             r"'Cat' \(.*row 0\) and 'cat' \(.*row 1\) differ in case",
         ),
         ([0, -7, 1], Value("int64"), r"\[train\], row 1: the label -7 is negative"),
+        (["1", "1.0"], Value("string"), r"'1' \(.*row 0\) and '1.0' \(.*row 1\) are the same"),
     ],
 )
 def test_labels_that_are_none_are_refused(tmp_path, labels, feature, message):

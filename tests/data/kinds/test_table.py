@@ -130,7 +130,7 @@ def test_labels_that_differ_in_case_or_form(images):
 def test_a_split_without_labels_is_not_chosen(images):
     """D2: empty or -1."""
     rows = "0.png,a,train\n1.png,b,train\n2.png,{0},test\n3.png,{0},test\n0.png,b,val\n"
-    for withheld in ("", "-1"):
+    for withheld in ("", "-1", "-1.0"):
         (images / "all.csv").write_text("path,label,split\n" + rows.format(withheld))
         spec = f"folder:{images}"
         choice = data.choose_splits(spec)
@@ -272,13 +272,28 @@ def test_one_image_spelled_twice_has_one_class(images):
         data.open_source(f"folder:{images}")
 
 
-@pytest.mark.parametrize("content", [b"\x81\x8d\x00", b"PK\x03\x04", b"path,label\n\x81,a\n",
-                                     b"\xff\xfe\x00", bytes(range(256))])  # fmt: skip
+@pytest.mark.parametrize("content", [b"\x81\x8d\x00", b"path,label\n\x81,a\n", b"\xff\xfe\x00",
+                                     b"path,label\n0.png,x\0\n", bytes(range(256))])  # fmt: skip
 def test_what_is_no_text_is_named(images, content):
     """W8."""
     (images / "train.csv").write_bytes(content)
-    with pytest.raises(UserError, match=r"train\.csv"):
+    with pytest.raises(UserError, match=r"train\.csv is not text in UTF-8"):
         data.open_source(f"folder:{images}")
+
+
+@pytest.mark.parametrize(
+    "start, advice",
+    [
+        (b"PK\3\4", "unpack it, or save it as CSV"),
+        (b"PAR1", r"which is read as hf:/.*train\.csv"),
+        (b"\x1f\x8b", "unpack it, and give the folder"),
+        (b"a.png".ljust(257, b"\0") + b"ustar", "unpack it, and give the folder"),
+    ],
+)
+def test_archives_and_other_tables_are_recognised(images, start, advice):
+    (images / "train.csv").write_bytes(start + b"\0\0")
+    with pytest.raises(UserError, match=rf"train\.csv is .*{advice}"):
+        data.open_source(f"folder:{images}/train.csv")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +327,11 @@ def test_delimiters_and_quotes(images, text):
         ("path,label\n0.png,a\n1.png,b,c\n", "line 3: 3 cells, but the first line has 2 columns"),
         ('path,label\n"0.png,a\n1.png,b\n', "line 3: a quote is not closed"),
         ("path,label,split\n0.png,a,train\n1.png,b,\n", "line 3: the split is empty"),
-        ("path,path,label\n0.png,1.png,a\n", "could be the image: path, path"),
+        ("path,path,label\n0.png,1.png,a\n", "two columns called 'path'; rename one"),
+        ("path,Path,label\n0.png,1.png,a\n", "could be the image: path, Path"),
+        ("path,label\n,a\n1.png,b\n", "line 2: an empty path"),
+        ("path,label\n0.png,a\nhttps://host/b.png,b\n", "line 3: https://host/b.png is a URL"),
+        ("path,label\n0.png,1\n1.png,1.0\n", r"'1' \(.*line 2\) and '1.0' \(.*line 3\) are the s"),
         ("0.png,a\n1.png,b\n", "needs a column path or file or filename or image; it has 0.png, a"),
         ("", "needs a column path"),
         ("path,label\n" + "x" * 200_000 + ",a\n", "line 2: field larger than field limit"),

@@ -17,6 +17,14 @@ from vit_jax.errors import UserError
 DELIMITERS = ",;\t|"
 #: Stripped from cells besides blanks: zero-width space, word joiner, BOM.
 INVISIBLE = "\u200b\u2060\ufeff"
+#: First bytes of other files that are given as tables, and what to do.
+ARCHIVE = "an archive; unpack it, and give the folder"
+OTHERS = {
+    b"PAR1": "Parquet, which is read as hf:{file}",
+    b"PK\3\4": "an archive, or a spreadsheet; unpack it, or save it as CSV",
+    b"\x1f\x8b": ARCHIVE, b"BZh": ARCHIVE, b"\xfd7zXZ": ARCHIVE, b"7z\xbc\xaf": ARCHIVE,
+    b"Rar!": ARCHIVE, b"(\xb5/\xfd": ARCHIVE, b"ustar": ARCHIVE,
+}  # fmt: skip
 
 
 class Table(NamedTuple):
@@ -40,6 +48,7 @@ def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
     """
     try:
         files.check_regular(Path(file))
+        check_kind(file)
         content = Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"{shown(file)} cannot be read ({error.strerror}).") from error
@@ -61,7 +70,7 @@ def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
         (codecs.BOM_UTF16_BE, "utf-16"),
     )
     encodings = [name for mark, name in marks if content.startswith(mark)][:1]
-    if not encodings and b"\0" in content:  # every second byte of plain text in UTF-16
+    if not encodings and 8 * content.count(0) > len(content):  # half of plain text in UTF-16
         even, odd = content[::2].count(0), content[1::2].count(0)
         encodings = ["utf-16-le" if odd > even else "utf-16-be"]
     for encoding in encodings or ("utf-8", "cp1252"):
@@ -75,6 +84,16 @@ def read_text(file: str, encoding: str = "") -> tuple[str, str, bool]:
         f"{shown(file)} is not text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8, or "
         "name its encoding, e.g. ?encoding=shift_jis."
     )
+
+
+def check_kind(file: str) -> None:
+    """Raises UserError for a file of another kind, such as an archive, by its first bytes."""
+    with open(file, "rb") as opened:
+        start = opened.read(262)
+    for mark, what in OTHERS.items():
+        if start.startswith(mark) or (mark == b"ustar" and start.endswith(mark)):
+            what = what.format(file=shown(file))
+            raise UserError(f"{shown(file)} is {what}.")
 
 
 def read_table(file: str, encoding: str = "") -> Table:

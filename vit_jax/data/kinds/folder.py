@@ -48,6 +48,8 @@ def open_folder(
     query = "&".join(f"{key}={value}" for key, value in options.items())
     base = shown(f"folder:{path}{'?' if query else ''}{query}")
     if not os.path.exists(root):
+        if os.path.islink(root):
+            raise UserError(f"{shown(root)} is a broken link.")
         parent, last = os.path.split(root)
         siblings = os.listdir(parent) if os.path.isdir(parent) else []
         raise UserError(f"There is no folder {shown(root)}.{nearest(last, map(shown, siblings))}")
@@ -128,7 +130,7 @@ def _open_classes(root: str, base: str, notes: Sequence[str]) -> Splits:
         raise UserError(
             f"{shown(root)} has no class folders; it must be FOLDER/CLASS/image.jpg or "
             "FOLDER/train/CLASS/image.jpg, or hold train.csv."
-            + "".join(f" It has {line}." for line in passed_over(skipped))
+            + "".join(f" ({line})" for line in passed_over(skipped))
         )
     first = {name: files[0] for classes in found.values() for name, files in classes.items()}
     check_case(class_names, lambda name: shown(os.path.join(root, os.path.dirname(first[name]))))

@@ -17,7 +17,7 @@ from vit_jax.data.kinds.table import ALIASES, COLUMNS
 from vit_jax.data.labels import NO_LABEL, ONE, class_names_of, normal
 from vit_jax.data.source import TableSource
 from vit_jax.data.splits import SPLIT_NAMES, Splits
-from vit_jax.errors import UserError, nearest, need
+from vit_jax.errors import UserError, first_line, nearest, need
 
 if TYPE_CHECKING:
     import datasets
@@ -107,7 +107,8 @@ def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
         else:
             found = datasets.load_dataset(path, config)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        is_general = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        reason = first_line((is_general and error.__cause__) or error)
         raise UserError(f"hf:{name} cannot be loaded ({reason}).") from error
     if isinstance(found, datasets.Dataset):  # one split, which may have a name
         found = {str(found.split or "train"): found}
@@ -281,7 +282,8 @@ def _read_several(
 def _width_of_matrix(values: list) -> int:
     """The length of lists that are rows of a 0/1 matrix; 0 if they are not."""
     rows = [value for value in values if isinstance(value, list)]
-    if len({len(row) for row in rows}) != 1 or not all({*row} <= {0, 1} for row in rows):
+    zeros_and_ones = all(value in (0, 1) for row in rows for value in row)
+    if len({len(row) for row in rows}) != 1 or not zeros_and_ones:
         return 0
     width, kinds = len(rows[0]), {type(value) for row in rows for value in row}
     return width if kinds in ({float}, {bool}) or width > 2 else 0

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from vit_jax.data import multilabel
 from vit_jax.data.image_files import shown
 from vit_jax.data.kinds.cells import read_table
-from vit_jax.data.kinds.table import Listed, Numbers, label_columns, records_of
-from vit_jax.data.labels import NO_LABEL, class_names_of
+from vit_jax.data.kinds.table import WITHHELD, Listed, Numbers, label_columns, records_of
+from vit_jax.data.labels import class_names_of
 from vit_jax.errors import UserError, nearest
 
 #: Values of a matrix cell, as programs write them.
@@ -90,7 +90,7 @@ def numbered(names: Mapping[str, Names], position: Mapping[str, int]) -> list[tu
 
 def of_cell(text: str, separator: str) -> Names:
     """The labels that a cell lists."""
-    if text == str(NO_LABEL):
+    if text and text in WITHHELD:
         return None
     parts = text.split(separator) if separator else [text]
     return {part.strip() for part in parts if part.strip()}

@@ -31,6 +31,8 @@ ALIASES = {
 }
 #: The same for a column that lists several labels.
 PLURALS = ("labels", "classes", "categories", "tags")
+#: Cells of a withheld label; the last is how pandas writes -1 in a column with gaps.
+WITHHELD = ("", str(NO_LABEL), f"{NO_LABEL}.0")
 
 
 Numbers = int | set[int] | None
@@ -71,6 +73,10 @@ def column_of(table: Table, what: str, asked: str | None, base: str) -> int | No
     found = [number for number, column in enumerate(folded) if column in names]
     if len(found) > 1:
         choices = [table.columns[number] for number in found]
+        if len(set(choices)) == 1:
+            raise UserError(
+                f"{shown(table.file)} has two columns called {choices[0]!r}; rename one."
+            )
         query = f"{base}{'&' if '?' in base else '?'}{what}={choices[0]}"
         raise UserError(
             f"{shown(table.file)} has several columns that could be the {what}: "
@@ -151,7 +157,7 @@ def read_all(
     labelled = {
         split: mine
         for split, mine in rows.items()
-        if any(label not in ("", "-1") for _, label, _ in mine)
+        if any(label not in WITHHELD for _, label, _ in mine)
     }
     if not rows:
         raise UserError(f"{', '.join(shown(file) for _, file in files)} has no rows.")
@@ -208,7 +214,7 @@ def label_columns(
     if found:
         return found, None
     used = {column_of(table, what, options.get(what), base) for what in ("image", "split")}
-    names = [name for i, name in enumerate(table.columns) if i not in used]
+    names = [name for i, name in enumerate(table.columns) if name and i not in used]
     if asked:
         wanted = [normal(name.strip()) for name in asked.split(",")]
         if lacking := [name for name in wanted if name not in names]:
@@ -253,12 +259,11 @@ def records_of(
                 f"say so with {base}{'&' if '?' in base else '?'}split={name}"
             )
     if others:
-        notes.append(f"{file}: unused columns: {', '.join(name for _, name in others)}")
+        names = ", ".join(name or "(unnamed)" for _, name in others)
+        notes.append(f"{file}: unused columns: {names}")
     for line, cells in table.rows:
         cells = cells + [""] * (len(table.columns) - len(cells))
         where = f"{file}, line {line}"
-        if not cells[image]:
-            raise UserError(f"{where}: an empty path or label.")
         if split is not None and not cells[split]:
             raise UserError(f"{where}: the split is empty.")
         named = of if split is None else split_of(cells[split]) or cells[split]
@@ -270,8 +275,12 @@ def find(root: str, path: str, encoding: str, where: str) -> str:
     """The path of an image on disk, trying slashes and other Unicode forms.
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or it is not one.
     """
+    if not path:
+        raise UserError(f"{where}: an empty path or label.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
+        raise UserError(f"{where}: {shown(path)} is a URL; download it, and list the file.")
     for spelled in (path, path.replace("\\", "/")):
         forms = [spelled, *(unicodedata.normalize(form, spelled) for form in ("NFC", "NFD"))]
         if not encoding.lower().startswith("utf"):  # file names in the table's encoding

@@ -173,10 +173,10 @@ def test_modules_are_small_enough_to_hold_in_the_head():
     assert {name: count for name, count in lines.items() if count > LONGEST} == {}
 
 
-def test_few_modules_stand_in_the_hall():
-    hall = [name for name in map(module_name, PACKAGE) if name.count(".") == 1]
+def test_few_modules_are_at_the_top_level():
+    top = [name for name in map(module_name, PACKAGE) if name.count(".") == 1]
     modules = [path for path in (ROOT / "vit_jax").glob("*.py") if path.name != "__init__.py"]
-    assert len(modules) <= 8 and set(hall) >= {"vit_jax.errors", "vit_jax.files", "vit_jax.config"}
+    assert len(modules) <= 8 and set(top) >= {"vit_jax.errors", "vit_jax.files", "vit_jax.config"}
 
 
 def test_each_room_says_what_it_is_for_and_what_it_may_import():

@@ -107,7 +107,7 @@ def test_a_peer_that_dies_or_freezes_is_noticed(tmp_path, number):
     job[1].communicate()
 
 
-def test_what_is_said_when_a_process_does_not_come():
+def test_a_process_that_does_not_join_is_named():
     job = start(["doctor", "--patience=8"], 3, 1)
     missing = job.pop()
     missing.kill()
@@ -244,7 +244,7 @@ def test_the_watchdog_leaves_a_run_alone_that_moves(monkeypatch, capfd):
     assert "after step 24" in capfd.readouterr().err
 
 
-def test_w1_a_port_that_is_taken_is_one_line(tmp_path):
+def test_a_port_that_is_taken_is_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
@@ -262,7 +262,7 @@ def test_w1_a_port_that_is_taken_is_one_line(tmp_path):
 
 
 def test_an_error_of_one_process_keeps_its_sentence_and_its_code(tmp_path):
-    """W1's kind: a launcher would start 134 again, and nobody would see the reason."""
+    """A launcher would restart after 134, and nobody would see the reason."""
     train = ["train", *SETTINGS, "--config.total_steps=4", f"--workdir={tmp_path}"]
     port = free_port()
     begin = time.monotonic()

@@ -187,7 +187,7 @@ def test_a_pod_asks_for_cores_and_memory():
 
 @pytest.mark.parametrize("script", ["gke.sh", "kubernetes.sh"])
 def test_a_pod_counts_its_starts(script):
-    """What ends for good ends with 1; 75, 134 and 137 are started again."""
+    """What ends for good ends with 1; 75, 134 and 137 are restarted."""
     *_, job = manifests(script)
     if script == "gke.sh":
         job = job["spec"]["replicatedJobs"][0]["template"]

@@ -1,4 +1,4 @@
-"""Which ends are started again, and how often: launch/restart.py and worker.sh, real processes."""
+"""Which exit codes are restarted, and how often: launch/restart.py and worker.sh, real processes."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_exit_codes_that_are_restarted(run, end):
     run.ends(end, end, 0)
     done = run("--again")
     assert (done.returncode, run.starts()) == (0, 3)
-    assert done.stderr.count("starting again") == 2
+    assert done.stderr.count("restarting") == 2
 
 
 @pytest.mark.parametrize("end", [0, 1, 2, 7, 130, 139])
@@ -204,7 +204,7 @@ def test_a_stop_during_the_pause_prevents_the_restart(run, how):
     with subprocess.Popen(
         words, env=run.environment(RESTART_DELAY="60"), stderr=subprocess.PIPE, text=True
     ) as process:
-        process.stderr.readline()  # starting again
+        process.stderr.readline()  # restarting
         if how == "stop":
             (folder / "stop").touch()
         else:
@@ -255,7 +255,7 @@ def test_a_worker_that_is_stopped_in_the_pause_starts_nothing(run, worker):
     run.ends(134, "wait")
     worker("start", f"--workdir={run.folder / 'work'}", RESTART_DELAY="60")
     log = worker.home / "vit_jax_run/log"
-    wait_for(lambda: log.exists() and "starting again" in log.read_text())
+    wait_for(lambda: log.exists() and "restarting" in log.read_text())
     begin = time.monotonic()
     assert worker("stop").stdout == "stopped\n"
     assert time.monotonic() - begin < 10
@@ -327,7 +327,7 @@ def test_two_real_processes_finish_after_kill_9_of_one(tmp_path):
         for process in processes:
             process.terminate()
     logs = [(folder / "log").read_text() for folder in folders]
-    assert "exit code 134: another process of the job died; starting again" in logs[0]
-    assert "exit code 137: killed; starting again" in logs[1]
+    assert "exit code 134: another process of the job died; restarting" in logs[0]
+    assert "exit code 137: killed; restarting" in logs[1]
     assert "resumed from step" in logs[0]
     assert (workdir / "model" / "model.safetensors").exists()

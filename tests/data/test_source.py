@@ -234,7 +234,7 @@ def test_csv_per_split_with_numbers(tmp_path):
         ("path,label\n", "has no rows"),
         ("image,kind\n0.png,a\n", "needs a column label or class; it has image, kind"),
         ("path,label\n0.png,a\ngone.png,a\n", "line 3: there is no file .*gone.png"),
-        ("path,label\n0.png,\n", "line 2: an empty path or label"),
+        ("path,label\n0.png,\n", "line 2: the label is empty"),
         ("path,label\n0.png,-1\n", "line 2: the label -1 is negative"),
     ],
 )

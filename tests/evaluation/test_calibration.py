@@ -193,7 +193,7 @@ def test_new_classes_drop_the_temperature(calibrated):
         (("--calibrate", "--temperature_data=digits[test[:90]]"), "90 records of digits"),
         (("--calibrate", "--temperature_data=digits[validation]"), "no split 'validation'"),
         ((OTHERS,), "--temperature_data needs --calibrate"),
-        (("--save_temperature",), "--save_temperature is of --calibrate"),
+        (("--save_temperature",), "--save_temperature needs --calibrate"),
         (("--calibrate", "--suite=knn"), "--calibrate is not an option of --suite=knn"),
     ],
 )

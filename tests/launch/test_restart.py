@@ -1,4 +1,4 @@
-"""Which exit codes are restarted, and how often: launch/restart.py and worker.sh, real processes."""
+"""Which exit codes are restarted, how often: launch/restart.py and worker.sh, real processes."""
 
 import json
 import os

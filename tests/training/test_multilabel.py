@@ -173,7 +173,7 @@ def test_a_threshold_is_chosen_on_validation_and_saved(run, spec, tmp_path, caps
         ("[test]", ("--threshold=each",), "must be a number or model or one or per_class"),
         ("[test]", ("--threshold_data=digits",), "--threshold_data needs --threshold="),
         ("[test]", ("--threshold=one", "--threshold_data=digits[test]"), "has the class"),
-        ("[test]", ("--save_threshold",), "--save_threshold is of --threshold=one"),
+        ("[test]", ("--save_threshold",), "--save_threshold needs --threshold=one"),
         ("", ("--suite=knn",), "several labels per image, and this suite is for one"),
         ("", ("--suite=fewshot",), "several labels per image, and this suite is for one"),
     ],

@@ -137,7 +137,7 @@ def test_a_split_without_labels_is_not_chosen(images):
         source = data.open_source(f"{spec}[test]")
         assert source.class_names == ("a", "b") and source[0]["label"] == -1
     (images / "all.csv").write_text("path,label,split\n" + rows.format("") + "3.png,a,test\n")
-    with pytest.raises(UserError, match="line 4: an empty path or label"):
+    with pytest.raises(UserError, match="line 4: the label is empty"):
         data.open_source(spec)
 
 

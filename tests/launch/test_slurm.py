@@ -219,7 +219,7 @@ def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
     )
     assert field(cluster, job, "Restarts") == "1", text()
     assert "requeued" in text()
-    assert "in 2 process(es)" in text()
+    assert "in 2 processes" in text()
     saved = max(steps(workdir))
     assert saved < STEPS
     # SLURM waits two minutes, because the old credential is revoked for the second of the requeue

@@ -1,4 +1,4 @@
-"""Optimisers and schedules against hand-computed steps."""
+"""Optimizers and schedules against hand-computed steps."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -121,7 +121,7 @@ def test_doctor_runs_collectives_over_all_processes():
     found = finish(start(["doctor", "--devices"], 2, 2))
     assert [code for code, _, _ in found] == [0, 0], found
     out = found[0][1]
-    assert "4 (cpu): 2 process(es) x 2" in out
+    assert "4 (cpu): 2 processes x 2" in out
     assert re.search(r"ok +collective all to all +.* over 4 device", out)
 
 
@@ -132,7 +132,7 @@ def test_doctor_names_what_is_wrong(tmp_path, capsys):
     ]  # fmt: skip
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert "WRONG  checkpoint" in out and "1 problem(s) found" in out
+    assert "WRONG  checkpoint" in out and "1 problem found" in out
     assert "digits[test]: 360 examples" in out and "collective sum" in out
     assert main(["doctor", "--data=folder:/no/such"]) == 1
 

@@ -116,7 +116,7 @@ def check_keys(config: Mapping, known: Mapping | None = None, where: str = "conf
     known = default() if known is None else known
     for key in config:
         if key not in known:
-            raise UserError(f"{where}.{key} is a setting that nobody reads.{nearest(key, known)}")
+            raise UserError(f"{where}.{key} is not a setting.{nearest(key, known)}")
         if isinstance(known[key], ConfigDict) and key not in OPEN_SECTIONS:
             if not isinstance(config[key], ConfigDict):
                 raise UserError(f"{where}.{key}={config[key]!r} must be a section of settings.")
@@ -262,9 +262,7 @@ def from_values(values: Mapping, where: str, given: Container[str] = ()) -> Conf
 def _fill(section_: ConfigDict, values: Mapping, where: str) -> None:
     for key, value in values.items():
         if key not in section_:
-            raise UserError(
-                f"{where}.{key} is a setting that nobody reads.{nearest(key, section_)}"
-            )
+            raise UserError(f"{where}.{key} is not a setting.{nearest(key, section_)}")
         known = section_[key]
         if key == "pretrain" and isinstance(value, Mapping):
             value = default()
@@ -287,7 +285,7 @@ def _fill(section_: ConfigDict, values: Mapping, where: str) -> None:
 def _as_section(values: Mapping, where: str) -> ConfigDict:
     for key in values:
         if not key.isidentifier():
-            raise UserError(f"{where}.{key} is a setting that nobody reads.")
+            raise UserError(f"{where}.{key} is not a setting.")
     return ConfigDict(
         {
             key: _as_section(value, f"{where}.{key}")

@@ -1,4 +1,4 @@
-"""`vit-jax COMMAND ...`: parses the command line and calls the other rooms.
+"""`vit-jax COMMAND ...`: parses the command line and calls the rest.
 
 Each command is a module of this package with a docstring (its help), `define(flags)` that declares
 its absl flags, and `main(flags, arguments) -> int | None`. Flags that depend on others, such as

@@ -34,6 +34,7 @@ from vit_jax.kinds import (
     each,
     either,
     rising,
+    sides,
     whole,
     word,
 )
@@ -168,7 +169,7 @@ SETTINGS: dict[str, Setting] = {
     "eval_preprocess.name": Setting(
         "resize", TEXT, "resize, resize_center_crop, square_center_crop, objectnet or pillow."
     ),
-    "eval_preprocess.resize": option(either(ABOVE_0, each(ABOVE_0, 2)), "Pixels before the crop."),
+    "eval_preprocess.resize": option(sides(ABOVE_0), "Pixels before the crop."),
     "eval_preprocess.interpolation": option(
         word("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"), "Of pillow."
     ),

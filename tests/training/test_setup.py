@@ -163,7 +163,7 @@ def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
         ),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(30, 100)"),
-            r"must be values, each a number in \(0, 100\)",
+            r"must be a list, each a number in \(0, 100\)",
         ),
     ],
 )

@@ -335,7 +335,7 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
 
 
 def test_numbers_are_short():
-    assert summary({"train/learning_rate": 0.0}) == "lr 0.0e0"
+    assert summary({"train/learning_rate": 0.0, "train/loss": 1.0}) == "loss 1.0000  lr 0"
     assert summary({"train/learning_rate": 12.0}) == "lr 1.2e1"
     assert summary({"train/loss": math.nan}) == "loss nan"
     assert summary({"train/images_per_second": 4.25}) == "4.2 img/s"

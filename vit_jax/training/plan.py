@@ -30,7 +30,7 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
     devices = mesh.devices.flatten()
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     per_device = rows_per_device(setup)
-    train_flops = cost.train_flops_per_image(model) * config.batch_size
+    flops = human(cost.train_flops_per_image(model) * config.batch_size)  # "10.7G"
     size = "x".join(map(str, model.image_size))
     grid = "x".join(map(str, model.grid))
     params = sum(math.prod(leaf.shape) for leaf in setup.program.abstract_state.params.values())
@@ -66,7 +66,7 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
         *([("rolls back", str(rule))] if (rule := rule_of(setup.config)) else []),
         (
             "compute",
-            f"{human(train_flops)}FLOPs per step, {numerics.describe(setup.program.numerics)}",
+            f"{flops[:-1]} {flops[-1]}FLOPs per step, {numerics.describe(setup.program.numerics)}",
         ),
         ("state", f"{state_bytes(setup) / GIB:.3g} GiB per device (weights and optimizer)"),
     ]

@@ -71,9 +71,7 @@ SETTINGS: dict[str, Setting] = {
         None, PIXELS, "Pixels; 224 in pre-training, 384 and more in fine-tuning (section 3.2)."
     ),
     "model.num_classes": Setting(None, POSITIVE, "Outputs; by default the classes of the data."),
-    "model.channels": Setting(
-        None, whole(1, 512), "Image channels; 3: RGB, 1: grey, others as stored."
-    ),
+    "model.channels": Setting(None, whole(1, 512), "Channels; 3: RGB, 1: grey, others as stored."),
     "model.patch_size": Setting(None, PIXELS, "P of section 3.1; in features for a hybrid."),
     "model.hidden_size": Setting(None, POSITIVE, "D of Table 1."),
     "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),

@@ -212,7 +212,7 @@ def container_words(done):
         ([*TRAIN, "--config.seed=x"], "--config.seed='x' is not of type int.", 1),
         ([*TRAIN, "--config.sed=1"], "--config.sed is not a setting. Did you mean 'seed'?", 1),
         ([*TRAIN, "--config.model.variant=B/17"], "no variant 'B/17'. Did you mean 'B/16'?", 1),
-        ([*TRAIN, "--config.evaluators.fewshot.shotz=3"], "fewshot.shotz is a setting that no", 1),
+        ([*TRAIN, "--config.evaluators.fewshot.shotz=3"], "fewshot.shotz is not a setting", 1),
         (["--config=configs/no.py", TRAIN[1]], "configs/no.py: there is no such file", 1),
         (["--config=configs", TRAIN[1]], "configs: there is no such file", 1),
         (["--config=../../../../../etc/passwd", TRAIN[1]], "is outside of", 1),

@@ -85,7 +85,7 @@ def test_periods_and_names_of_evaluators():
         ("knn.every_steps=2.5", "config.evaluators.knn.every_steps=2.5 must be a whole number"),
         ("fewshot.l2=sweeep", "config.evaluators.fewshot.l2='sweeep' must be a number or sweep"),
         ("fewshot.preprocessing=x", "='x' must be protocol or model"),
-        ("knn.max_bad_images=1", "config.evaluators.knn.max_bad_images is a setting that nobody"),
+        ("knn.max_bad_images=1", "config.evaluators.knn.max_bad_images is not a setting"),
         ("real.data=digits", "evaluators.real: .* needs config.evaluators.real.real_labels=real"),
         ("eval.data=digits", "config.evaluators.eval: other metrics of a run begin with eval/"),
     ],

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TPU slices as Compute Engine machines: the way to TPU7x outside of Kubernetes, for v6e too.
+# TPU slices as Compute Engine machines: for TPU7x without Kubernetes, and v6e.
 #
 #   launch/compute_engine.sh create --name=vit --project=P --zone=us-central1-c --topology=2x2x4
 #   launch/compute_engine.sh wait   --name=vit --project=P --zone=us-central1-c
@@ -7,15 +7,15 @@
 #   launch/compute_engine.sh run    --name=vit --project=P --zone=us-central1-c -- \
 #       --config=configs/pretrain.py:B/16,imagenet21k --workdir=/shared/b16
 #
-# Then: status, logs, stop, delete. Every host starts the run again when it was asked to stop and has
-# saved (42), when another process died (134, 137) or did not come (75): at most five times without a
-# further step saved. Nothing else is started again.
+# Then: status, logs, stop, delete. Every host restarts the run if it was asked to stop and has saved
+# (42), or if another process died (134, 137) or did not join (75): at most five times without a new
+# saved step. Nothing else is restarted.
 #
-#   --name=NAME --project=PROJECT --zone=ZONE   needed by all actions
+#   --name=NAME --project=PROJECT --zone=ZONE   required by all actions
 #   --topology=2x2x4      chips; four to a machine, so this is four machines
 #   --machine=tpu7x-standard-4t   ct6e-standard-4t for v6e, with a topology like 4x4;
 #                         --image-family=... if not the machine's own
-#   --spot, --reservation=NAME    how it is paid for; default: on demand
+#   --spot, --reservation=NAME    pricing; default: on demand
 #   --shared=gs://BUCKET  mounted on /shared of every host; HOST:/EXPORT for NFS
 #   --dry-run             print the commands, run nothing
 

@@ -5,15 +5,15 @@
 #   launch/gke.sh run --name=vit --image=REGION-docker.pkg.dev/P/R/vit-jax:TAG --claim=shared -- \
 #       --config=configs/pretrain.py:B/16,imagenet21k --workdir=/shared/b16
 #
-# Also: pool (makes the node pool), status, logs, stop (saves and deletes the JobSet).
+# Also: pool (creates the node pool), status, logs, stop (saves and deletes the JobSet).
 #
 #   --accelerator=tpu-v5-lite-podslice --topology=4x4 --slices=1   the slices; v6e: tpu-v6e-slice,
 #                     v5p: tpu-v5p-slice, TPU7x: tpu7x
 #   --cluster=CLUSTER --location=REGION --zone=ZONE [--spot]       for pool
 #   --dry-run         print the YAML and the commands, run nothing
 #
-# Needs Kubernetes 1.29 and JobSet 0.6, or later. Exit codes: 1 and 2 end the JobSet; any other, and
-# pods that the cluster takes away, start it again, six times at most without a further step saved.
+# Needs Kubernetes 1.29 and JobSet 0.6, or later. Exit codes: 1 and 2 end the JobSet; after any other,
+# or when pods are evicted, it is restarted, at most six times without a new saved step.
 
 source "$(dirname "$0")/launcher.sh"
 action=${1---help}

@@ -5,7 +5,7 @@
 #   launch/kubernetes.sh run --name=vit --image=REGISTRY/vit-jax:TAG --claim=shared --nodes=1 -- \
 #       --config=configs/pretrain.py:B/16,imagenet21k --workdir=/shared/b16
 #
-# A study, each node with a part of its trials, all in one workdir:
+# A study, each node running a part of its trials, all in one workdir:
 #
 #   launch/kubernetes.sh run --name=shape --image=REGISTRY/vit-jax:TAG --claim=shared --nodes=4 -- \
 #       study --config=configs/studies/shape.py:tfds:cifar10 --workdir=/shared/shape
@@ -13,12 +13,11 @@
 # Also: status, logs, stop (saves and deletes the Job).
 #
 #   --gpus=8     GPUs per node; one pod takes a node, one process takes its GPUs
-#   --cpus=, --memory=   what a pod asks for; default: 4 cores and 16Gi for a GPU
+#   --cpus=, --memory=   what a pod requests; default: 4 cores and 16Gi for a GPU
 #   --dry-run    print the YAML, run nothing
 #
-# Needs Kubernetes 1.29 or later. Exit codes: 1 and 2 end the Job, of a study only that pod; any
-# other, and pods that the cluster takes away, are started again, six times at most without a further
-# step saved.
+# Needs Kubernetes 1.29 or later. Exit codes: 1 and 2 end the Job, of a study only that pod; after any
+# other, or when it is evicted, a pod is restarted, at most six times without a new saved step.
 
 source "$(dirname "$0")/launcher.sh"
 action=${1---help}

@@ -213,7 +213,7 @@ def run(command: list[str], *, again: bool = False, folder: str = "", waits: int
         if not again or stopped:
             break
         delay = float(os.environ.get("RESTART_DELAY") or 10)
-        say(f"{time.strftime('%F %T')} exit code {code}: {AGAIN[code]}; starting again")
+        say(f"{time.strftime('%F %T')} exit code {code}: {AGAIN[code]}; restarting")
         supervisor.pause(delay)
         if supervisor.ends():
             break

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SkyPilot (pip install 'skypilot[gcp]'): finds a cloud with room, and moves when preempted.
+# SkyPilot (pip install 'skypilot[gcp]'): finds a cloud with capacity, and moves when preempted.
 #
 #   launch/skypilot.sh gpu --name=vit --nodes=1 --shared=gs://BUCKET -- \
 #       --config=configs/pretrain.py:B/16,imagenet21k --workdir=/shared/b16
@@ -8,10 +8,10 @@
 #   --shared=gs://BUCKET   mounted on /shared; S3 and other stores as SkyPilot names them
 #   --dry-run              print the task and the command, run nothing
 #
-# What is asked for stands in launch/skypilot/gpu.yaml and tpu.yaml. Logs and stop: sky jobs logs,
-# sky jobs cancel. Machines that are taken away, and runs that were asked to stop, lost a process or
-# found no partner (42, 134, 137, 75), start the task again, six times at most without a further step
-# saved; an error does not.
+# The resources are in launch/skypilot/gpu.yaml and tpu.yaml. Logs and stop: sky jobs logs, sky jobs
+# cancel. The task is restarted when its machines are preempted, or when it was asked to stop or another
+# process died or did not join (42, 134, 137, 75): at most six times without a new saved step. After an
+# error it is not.
 
 source "$(dirname "$0")/launcher.sh"
 action=${1---help}

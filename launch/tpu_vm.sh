@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
 # Cloud TPU VMs, v2 to v6e (TPU7x has no such API: launch/compute_engine.sh). One command creates
-# the TPU, sets it up, trains, and starts over when a spot TPU is taken away, until the run is done:
+# the TPU, sets it up, trains, and requests another when a spot TPU is preempted, until the run is done:
 #
 #   launch/tpu_vm.sh babysit --name=vit --zone=us-west4-a --type=v5litepod-16 --spot \
 #       --shared=gs://BUCKET -- --config=configs/pretrain.py:B/16,imagenet21k --workdir=/shared/b16
 #
 # Or step by step: create, wait, setup, run, status, logs, stop, delete, with the same options.
 #
-#   --name=NAME --zone=ZONE   which TPU; needed by all actions
+#   --name=NAME --zone=ZONE   which TPU; required by all actions
 #   --type=v5litepod-16       accelerator type; --version=... if not the type's own runtime
 #   --slices=1                more than one: a multislice job
-#   --spot, --reserved        how it is paid for; default: on demand
-#   --restarts=10             babysit gives up after so many starts without a further step saved
+#   --spot, --reserved        pricing; default: on demand
+#   --restarts=10             babysit gives up after so many starts without a new saved step
 #   --shared=gs://BUCKET      mounted on /shared of every host; HOST:/EXPORT for NFS
 #   --project=PROJECT         default: gcloud's own
 #   --dry-run                 print the commands, run nothing
 #
-# Every host starts the run again when it was asked to stop and has saved (42), when another process
-# died (134, 137) or did not come (75): at most five times without a further step saved. An error, or
-# anything else, is not started again.
+# Every host restarts the run if it was asked to stop and has saved (42), or if another process died
+# (134, 137) or did not join (75): at most five times without a new saved step. An error, or anything
+# else, is not restarted.
 
 source "$(dirname "$0")/launcher.sh"
 action=${1---help}

@@ -4,13 +4,13 @@
 #   bash worker.sh install [gs://BUCKET | HOST:/EXPORT]   the package into ~/venv; mounts /shared
 #   bash worker.sh start TRAIN-FLAGS...                   trains in the background
 #   bash worker.sh status                                 none, running, stopped, lost or exit CODE
-#   bash worker.sh hold                                   it is not started again when it ends
+#   bash worker.sh hold                                   it is not restarted when it ends
 #   bash worker.sh stop                                   asks it to save, and waits until it has
 #   bash worker.sh logs                                   follows the log
 #   bash worker.sh saved TRAIN-FLAGS...                   how many steps are saved
 #
-# restart.py decides which ends are started again, and how often. With several machines, `hold` comes
-# to all of them before `stop` to the first. What a run leaves is in ~/vit_jax_run: log, exit.
+# restart.py decides after which exit codes it is restarted, and how often. With several machines, all of
+# them get `hold` before the first gets `stop`. A run writes its log and exit code to ~/vit_jax_run.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

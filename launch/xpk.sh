@@ -10,8 +10,8 @@
 #   --project=PROJECT           default: gcloud's own
 #   --dry-run                   print the command, run nothing
 #
-# Logs and stop: xpk workload list, xpk workload delete. 42, 75 and what a signal ends (134, 137) start
-# the workload again, six times at most without a further step saved; an error does not.
+# Logs and stop: xpk workload list, xpk workload delete. After exit codes 42, 75, 134 and 137 the workload
+# is restarted, at most six times without a new saved step; after an error it is not.
 
 source "$(dirname "$0")/launcher.sh"
 name=vit cluster='?' zone='?' project='' type=v5litepod-16 slices=1 image='?' storage='?'

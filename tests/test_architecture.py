@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, what a file may be called, what an import costs."""
+"""Rules of the architecture: which imports and file names are allowed, what an import costs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "vit_jax").rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
-#: The rooms of the house, each with those that it may import besides itself. Imports inside of
-#: functions count: they save time at the start of a command, and hide nothing.
+#: The subpackages, each with those that it may import besides itself. Imports inside of functions
+#: count: they save time at the start of a command, and hide nothing.
 MAY_IMPORT: dict[str, str] = {
     "errors": "",
     "files": "errors",
@@ -36,13 +36,15 @@ MAY_IMPORT["inspection"] = MAY_IMPORT["dedup"] = f"{MAY_IMPORT['evaluation']} ev
 MAY_IMPORT["training"] = (
     f"{MAY_IMPORT['interop']} {MAY_IMPORT['evaluation']} config interop evaluation"
 )
-for _room in ("studies", "bench", "doctor"):
-    MAY_IMPORT[_room] = f"{MAY_IMPORT['training']} training inspection dedup studies bench doctor"
+for _package in ("studies", "bench", "doctor"):
+    MAY_IMPORT[_package] = (
+        f"{MAY_IMPORT['training']} training inspection dedup studies bench doctor"
+    )
 MAY_IMPORT["cli"] = " ".join(MAY_IMPORT)
-#: Narrower than their room.
+#: Narrower than their subpackage.
 NO_INTEROP = ("vit_jax.training.loop", "vit_jax.training.step")
 
-#: The rooms where Flax may be imported: the modules are NNX, everybody else sees functions.
+#: Where Flax may be imported: the modules are NNX, all other code sees functions.
 MAY_IMPORT_FLAX = ("vit_jax.models", "vit_jax.interop")
 
 #: A module longer than this holds more than one thing.
@@ -87,8 +89,8 @@ def offences(importers, forbidden) -> list[str]:
     ]
 
 
-def room_of(name: str) -> str:
-    """The room of a module: of vit_jax.data.kinds.vtab it is data; of the package itself, ""."""
+def subpackage_of(name: str) -> str:
+    """The subpackage of a module: data of vit_jax.data.kinds.vtab, "" of the package itself."""
     return name.split(".")[1] if "." in name else ""
 
 
@@ -121,29 +123,29 @@ def test_imports_are_read_in_all_their_forms(tmp_path, monkeypatch):
     }
 
 
-def test_a_room_imports_what_its_row_allows():
+def test_a_subpackage_imports_what_its_row_allows():
     wrong = []
     for path in PACKAGE:
-        room = room_of(module_name(path))
-        if room in ("", "__main__"):
+        package = subpackage_of(module_name(path))
+        if package in ("", "__main__"):
             continue  # the lazy public API, and the way into the commands
-        allowed = {room, *MAY_IMPORT[room].split()}
+        allowed = {package, *MAY_IMPORT[package].split()}
         wrong += [
             f"{module_name(path)} imports {name}"
             for name in sorted(imported_modules(path))
-            if room_of(name) not in allowed
+            if subpackage_of(name) not in allowed
         ]
     assert wrong == []
 
 
-def test_every_room_has_a_row_and_an_order():
-    rooms = {room_of(module_name(path)) for path in PACKAGE} - {"", "__main__"}
-    assert rooms == set(MAY_IMPORT)
+def test_every_subpackage_has_a_row_and_an_order():
+    found = {subpackage_of(module_name(path)) for path in PACKAGE} - {"", "__main__"}
+    assert found == set(MAY_IMPORT)
     rows = list(MAY_IMPORT)
-    free = {"studies", "bench", "doctor", "inspection", "dedup", "cli"}  # the top floor
-    for number, room in enumerate(rows):
+    free = {"studies", "bench", "doctor", "inspection", "dedup", "cli"}  # the top layer
+    for number, package in enumerate(rows):
         above = set(rows[number:]) - free
-        assert room in free or not above & set(MAY_IMPORT[room].split()), room
+        assert package in free or not above & set(MAY_IMPORT[package].split()), package
 
 
 def test_nothing_imports_in_a_circle():
@@ -173,13 +175,13 @@ def test_modules_are_small_enough_to_hold_in_the_head():
     assert {name: count for name, count in lines.items() if count > LONGEST} == {}
 
 
-def test_few_modules_stand_in_the_hall():
-    hall = [name for name in map(module_name, PACKAGE) if name.count(".") == 1]
+def test_few_modules_are_at_the_top_level():
+    top = [name for name in map(module_name, PACKAGE) if name.count(".") == 1]
     modules = [path for path in (ROOT / "vit_jax").glob("*.py") if path.name != "__init__.py"]
-    assert len(modules) <= 8 and set(hall) >= {"vit_jax.errors", "vit_jax.files", "vit_jax.config"}
+    assert len(modules) <= 8 and set(top) >= {"vit_jax.errors", "vit_jax.files", "vit_jax.config"}
 
 
-def test_each_room_says_what_it_is_for_and_what_it_may_import():
+def test_each_subpackage_says_what_it_is_for_and_what_it_may_import():
     for path in PACKAGE:
         name = module_name(path)
         if path.name == "__init__.py" and name.count(".") == 1:

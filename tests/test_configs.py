@@ -181,7 +181,7 @@ def test_table_4(row, variant, setup_of):
     assert c.optimizer.accumulator_dtype == "bfloat16"
     assert (c.schedule.decay, c.gradient_clip_norm) == ("cosine", 1.0)
     assert c.schedule.learning_rate in sweep
-    assert set(c.sweep.learning_rates) == sweep  # F8: what `vit-jax sweep` reads
+    assert set(c.sweep.learning_rates) == sweep  # what `vit-jax sweep` reads
     assert c.sweep.held_out_percent == 100 - float(held_out.rstrip("%"))
     assert setup.program.model.representation_size is None
     assert c.polyak_decay is None
@@ -282,7 +282,7 @@ def test_few_shot_trains_on_a_part_and_watches_another_set():
     assert c.evaluators.fewshot.data == "tfds:imagenet2012"
     assert c.evaluators.fewshot.shots == (5, 10)
     held = configuration.load("configs/few_shot.py:B/32,imagenet21k,9000000")
-    assert held.data.eval_split == "train[:102400]"  # E8: not among what is trained on
+    assert held.data.eval_split == "train[:102400]"  # not among what is trained on
     assert held.data.train_split == "train[102400:9102400]"
     own = configuration.load("configs/few_shot.py:B/32,digits,500,digits")
     assert own.data.train_split == "train[:500]" and own.data.eval_split == "test"

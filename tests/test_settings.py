@@ -35,7 +35,7 @@ def with_value(key, value):
 
 @pytest.mark.parametrize("key", NUMBERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -7, "many", True, 2**40, []])
-def test_t17_no_number_is_believed(key, value):
+def test_unusual_numbers_are_refused(key, value):
     """But those that mean something: any finite number, or an empty sequence."""
     kind = SETTINGS[key].kind
     if value == [] and kind.type is tuple and kind.holds(()):
@@ -85,12 +85,12 @@ def test_t17_no_number_is_believed(key, value):
         ("pretrain", "quickstart"),
     ],
 )
-def test_t17_values_at_the_edge(key, value):
+def test_values_at_the_edge_of_a_range(key, value):
     with pytest.raises(UserError, match=rf"^config\.{key}="):
         with_value(key, value)
 
 
-def test_what_makes_sense_passes():
+def test_valid_settings_pass():
     settings.check(
         {
             "model.image_size": (224, 384), "model.remat": True,
@@ -101,7 +101,7 @@ def test_what_makes_sense_passes():
     )  # fmt: skip
 
 
-def test_a_word_that_is_close_is_named():
+def test_the_nearest_word_is_suggested():
     with pytest.raises(UserError, match="Did you mean 'bfloat16'"):
         settings.check({"compute_dtype": "bf16float"})
 

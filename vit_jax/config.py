@@ -117,7 +117,7 @@ def check_keys(config: Mapping, known: Mapping | None = None, where: str = "conf
         raise UserError(f"{where}.{missing[0]} is missing; begin with vit_jax.config.default().")
     for key in config:
         if key not in known:
-            raise UserError(f"{where}.{key} is a setting that nobody reads.{nearest(key, known)}")
+            raise UserError(f"{where}.{key} is not a setting.{nearest(key, known)}")
         if isinstance(known[key], ConfigDict):
             if not isinstance(config[key], ConfigDict):
                 raise UserError(f"{where}.{key}={config[key]!r} must be a section of settings.")
@@ -266,9 +266,7 @@ def from_values(values: Mapping, where: str, given: Container[str] = ()) -> Conf
 def _fill(section_: ConfigDict, values: Mapping, where: str) -> None:
     for key, value in values.items():
         if key not in section_:
-            raise UserError(
-                f"{where}.{key} is a setting that nobody reads.{nearest(key, section_)}"
-            )
+            raise UserError(f"{where}.{key} is not a setting.{nearest(key, section_)}")
         known = section_[key]
         if key == "pretrain" and isinstance(value, Mapping):
             value = default()
@@ -291,7 +289,7 @@ def _fill(section_: ConfigDict, values: Mapping, where: str) -> None:
 def _as_section(values: Mapping, where: str) -> ConfigDict:
     for key in values:
         if not key.isidentifier():
-            raise UserError(f"{where}.{key} is a setting that nobody reads.")
+            raise UserError(f"{where}.{key} is not a setting.")
     return ConfigDict(
         {
             key: _as_section(value, f"{where}.{key}")

@@ -24,6 +24,12 @@ def printable(text: object) -> str:
     return str(text).translate(CONTROL)
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 process", "2 processes", "3 runs"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 class OneLine(Exception):
     """A message on one line, whatever it quotes."""
 

@@ -53,8 +53,14 @@ def each(kind: Kind, *counts: int) -> Kind:
             return False
         return all(map(kind.holds, value))
 
-    count = f"{' or '.join(map(str, counts))} values, each " if counts else "values, each "
+    count = f"{' or '.join(map(str, counts))} values, each " if counts else "a list, each "
     return Kind(count + kind.text, holds, tuple)
+
+
+def sides(kind: Kind) -> Kind:
+    """One value for both sides of an image, or (height, width)."""
+    holds = either(kind, each(kind, 2)).holds
+    return Kind(f"{kind.text}, or (height, width)", holds, object)
 
 
 def rising(kind: Kind) -> Kind:
@@ -82,5 +88,5 @@ BELOW_1 = number(" in [0, 1)", lambda value: 0 <= value < 1)
 BETWEEN_0_AND_1 = number(" in (0, 1)", lambda value: 0 < value < 1)
 PERCENT = number(" in (0, 100)", lambda value: 0 < value < 100)
 BELOW_100 = number(" in [0, 100)", lambda value: 0 <= value < 100)
-PIXELS = either(POSITIVE, each(POSITIVE, 2))  # both sides, or (height, width)
+PIXELS = sides(POSITIVE)
 DEVICES = either(whole(1), Kind("-1: all that are left", lambda value: value == -1, int))

@@ -34,6 +34,7 @@ from vit_jax.kinds import (
     each,
     either,
     rising,
+    sides,
     whole,
     word,
 )
@@ -70,9 +71,7 @@ SETTINGS: dict[str, Setting] = {
         None, PIXELS, "Pixels; 224 in pre-training, 384 and more in fine-tuning (section 3.2)."
     ),
     "model.num_classes": Setting(None, POSITIVE, "Outputs; by default the classes of the data."),
-    "model.channels": Setting(
-        None, whole(1, 512), "Image channels; 3: RGB, 1: grey, others as stored."
-    ),
+    "model.channels": Setting(None, whole(1, 512), "Channels; 3: RGB, 1: grey, others as stored."),
     "model.patch_size": Setting(None, PIXELS, "P of section 3.1; in features for a hybrid."),
     "model.hidden_size": Setting(None, POSITIVE, "D of Table 1."),
     "model.num_layers": Setting(None, POSITIVE, "L of Table 1."),
@@ -168,7 +167,7 @@ SETTINGS: dict[str, Setting] = {
     "eval_preprocess.name": Setting(
         "resize", TEXT, "resize, resize_center_crop, square_center_crop, objectnet or pillow."
     ),
-    "eval_preprocess.resize": option(either(ABOVE_0, each(ABOVE_0, 2)), "Pixels before the crop."),
+    "eval_preprocess.resize": option(sides(ABOVE_0), "Pixels before the crop."),
     "eval_preprocess.interpolation": option(
         word("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"), "Of pillow."
     ),

@@ -45,12 +45,12 @@ def own_peer(tmp_path, monkeypatch):
 
 @pytest.fixture
 def known_machine(monkeypatch):
-    """Saves a process for each task; `test_rows_of_the_contract` measures the machine."""
+    """Saves a process for each task; `test_json_has_its_documented_fields` measures the machine."""
     found = {"device": "known", "matmul": 1e12, "copy": 1e9, "products": {}}
     monkeypatch.setattr(measure, "measure_machine", lambda options, dtype: found)
 
 
-def test_rows_of_the_contract(tmp_path, own_peer, capsys):
+def test_json_has_its_documented_fields(tmp_path, own_peer, capsys):
     file, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = [
         "bench", *SMALL, "--dtypes=float32", "--tasks=latency",
@@ -101,7 +101,7 @@ def test_a_contender_that_was_killed_is_an_error():
         contender.ask(warm=True)
 
 
-def test_wrong_requests(tmp_path, capsys):
+def test_unknown_names_are_refused(tmp_path, capsys):
     assert main(["bench", "--tasks=trian"]) == 1
     assert "Did you mean 'train'" in capsys.readouterr().err
     assert main(["bench", "--peers=tim"]) == 1

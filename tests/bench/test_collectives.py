@@ -180,7 +180,7 @@ ENTRY %main (b: (s32[], f32[8])) -> (s32[], f32[8]) {
 """
 
 
-def test_turns_are_read_from_the_counter_of_a_loop():
+def test_trip_counts_are_read_from_the_counter_of_a_loop():
     (one,) = collectives.read(COUNTED)
     assert one.times == 24
     for text in (
@@ -217,7 +217,7 @@ def test_turns_are_read_from_the_counter_of_a_loop():
          "source_target_pairs={{0,1},{1,0}}", "collective-permute", 8, (0, 1)),
     ],
 )  # fmt: skip
-def test_notations(line, kind, size, group):
+def test_notations_of_replica_groups(line, kind, size, group):
     hlo = f"HloModule m, num_partitions=4\n\nENTRY %main (x: f32[2]) -> f32[2] {{\n  {line}\n}}\n"
     (one,) = collectives.read(hlo)
     assert (one.kind, one.size, one.group, one.times) == (kind, size, group, 1)

@@ -126,7 +126,7 @@ class Long(ArraySource):
 
 
 @pytest.mark.parametrize("step", [0, 1_000_000])
-def test_any_step_reads_only_its_own_records(step):
+def test_starting_at_a_step_reads_only_its_own_records(step):
     source = Long()
     transform = data.make_transform(size=(8, 8), train=True, name="inception_crop")
     batches = data.train_batches(

@@ -149,7 +149,7 @@ def test_a_loop_of_unknown_length_is_refused():
         hlo.read(HLO.replace("known_trip_count", "unknown"))
 
 
-def test_the_functions_that_parts_are_found_by_exist():
+def test_functions_that_cycles_are_attributed_by_exist():
     """Renaming one would send its cycles to "other"."""
     from vit_jax.models import ablations, functions, layers, stem, vit
     from vit_jax.objectives import classification, mixing
@@ -272,7 +272,7 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
 """  # noqa: E501
 
 
-def test_what_runs_beside_a_collective():
+def test_overlap_of_computation_and_collectives():
     streamed, gather, reduce = tpu_worker.exchanges(COLLECTIVES)
     assert gather == {
         "name": "all-gather-start.1", "kind": "all-gather", "bytes": 4 * 32 * 4, "times": 1,
@@ -361,7 +361,7 @@ def test_a_compilation_ends_with_the_command(tmp_path, monkeypatch):
         tpu_worker.main(command[command.index("vit_jax.bench.tpu_worker") + 1 :])
 
 
-def test_what_does_not_fit_is_said_in_the_compilers_own_figures():
+def test_out_of_memory_quotes_the_compilers_figures():
     said = tpu_worker.refusal(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (22.44G) exceeds available HBM (15.75G).\nmore"
@@ -370,7 +370,7 @@ def test_what_does_not_fit_is_said_in_the_compilers_own_figures():
     assert "\n" not in said and said.endswith("=products.")
 
 
-def test_what_is_dumped(tmp_path):
+def test_files_of_a_dump(tmp_path):
     (tmp_path / "llo").mkdir()
     (tmp_path / tpu.HLO).write_text("HloModule")
     for name in ("k.1-71-schedule-analysis_final_bundles", "k.1-72-final_bundles", "z-72-final_x"):
@@ -464,7 +464,7 @@ def test_the_step_of_a_peer(name, tmp_path):
     assert f"--peers={name} has no debug with these settings" in refusal
 
 
-def test_a_checkout_that_is_none(tmp_path):
+def test_a_directory_that_is_not_a_checkout_is_refused(tmp_path):
     from vit_jax import models
     from vit_jax.bench import tpu_peers
 
@@ -543,7 +543,7 @@ def test_a_mesh_of_a_topology(tmp_path, libtpu, capsys):
 
 
 @pytest.mark.compile
-def test_what_is_too_large_for_the_chip(libtpu, capsys):
+def test_a_step_too_large_for_the_chip_is_refused(libtpu, capsys):
     words = ["--variant=debug", "--image_size=1024", "--model=patch_size=8", "--batch=64"]
     assert main(["bench", "--compile_for=v5e", "--tasks=train", *words]) == 1
     said = capsys.readouterr().err

@@ -118,7 +118,7 @@ with open(sys.argv[1], "w") as file:
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_work_goes_on_when_nobody_reads_what_is_printed(tmp_path, unbuffered):
+def test_a_command_continues_when_its_output_pipe_closes(tmp_path, unbuffered):
     script = tmp_path / "script.py"
     script.write_text(KEEPS)
     line = f"{sys.executable} {script} {tmp_path / 'file'} 2>&1 | head -n 1"
@@ -128,7 +128,7 @@ def test_work_goes_on_when_nobody_reads_what_is_printed(tmp_path, unbuffered):
     assert done.stdout.count("\n") == 1 and not done.stderr
 
 
-def test_what_only_prints_ends_with_its_reader():
+def test_a_printing_command_ends_when_its_output_pipe_closes():
     line = f"{sys.executable} -m vit_jax completion bash | true; exit ${{PIPESTATUS[0]}}"
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, env=env)

@@ -108,7 +108,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert contents(tmp_path) == before
 
 
-def test_as_many_runs_as_can_be_told_apart(tmp_path):
+def test_at_most_twelve_runs_are_compared(tmp_path):
     places = [a_run(tmp_path / f"r{i}", rate=i, losses=[1.0]) for i in range(13)]
     assert "12 runs side by side" in compare.render(places[:12])
     with pytest.raises(UserError, match="13 runs are too many"):

@@ -38,14 +38,14 @@ def term_after(process, seconds, pid=None):
 
 @pytest.mark.parametrize("seconds", [0.4, 1.5, 3.0])
 def test_term_ends_a_run_that_starts(tmp_path, seconds):
-    """L10: nothing is lost, so the code is the one that is started again."""
+    """Nothing is lost, so the exit code is one that is restarted."""
     with command("train", *QUICK, f"--workdir={tmp_path}") as process:
         assert term_after(process, seconds) == 42
         assert "asked to stop" in process.stderr.read()
 
 
 def test_term_is_heard_while_the_others_are_waited_for(tmp_path):
-    """L10: the main thread is in JAX then, and would not see a signal for five minutes."""
+    """The main thread is in JAX then, and would not see a signal for five minutes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -56,7 +56,7 @@ def test_term_is_heard_while_the_others_are_waited_for(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.4, 1.5])
 def test_term_ends_the_first_process_of_a_container(tmp_path, seconds):
-    """L10: the kernel throws away what such a process has no handler for."""
+    """The kernel throws away what such a process has no handler for."""
     unshare = [shutil.which("unshare") or "unshare", "--pid", "--fork", "--kill-child"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
         pytest.skip("needs unshare, and the right to use it")
@@ -81,8 +81,8 @@ def test_term_ends_other_commands_as_it_does_any_program():
      "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_LOCAL_RANK OMPI_MCA_orte_hnp_uri",
      "TPU_WORKER_HOSTNAMES TPU_WORKER_ID TPU_SKIP_MDS_QUERY MEGASCALE_COORDINATOR_ADDRESS"],
 )  # fmt: skip
-def test_emptied_variables_are_unset(tmp_path, names):
-    """W5: the run gets as far as its data, which are not there."""
+def test_empty_environment_variables_are_unset(tmp_path, names):
+    """The run gets as far as its data, which are not there."""
     environment = dict.fromkeys(names.split(), "")
     if "SLURM" in names:
         environment["SLURM_JOB_ID"] = "1"

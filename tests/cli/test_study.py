@@ -90,7 +90,7 @@ def test_machines_share_a_study_and_a_failure_stops_no_other_trial(tmp_path, cap
     (["--trial=x"], 2, "--trial=x must"),
     (["--only=depth-*"], 1, "--only=depth-. matches no trial; there are rate_0.01, rate_0.1."),
 ])  # fmt: skip
-def test_parts_that_are_none(tmp_path, capsys, words, code, message):
+def test_invalid_parts_are_refused(tmp_path, capsys, words, code, message):
     assert study(tmp_path / "work", *words) == code
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "work").exists()
@@ -106,7 +106,7 @@ def test_parts_that_are_none(tmp_path, capsys, words, code, message):
         ("    return {'a': c.nothing}", r"line \d+: AttributeError"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_first_trial(tmp_path, capsys, text, message):
+def test_invalid_studies_are_refused_before_the_first_trial(tmp_path, capsys, text, message):
     file = tmp_path / "own.py"
     file.write_text(
         "from vit_jax import config\n\n\ndef trials():\n"

@@ -318,7 +318,7 @@ def test_vtab_without_data_or_with_an_unknown_task(checkpoint, tmp_path, capsys)
     assert "no VTAB task 'dtdd'" in capsys.readouterr().err
 
 
-def test_wrong_requests(checkpoint, capsys):
+def test_invalid_options_are_refused(checkpoint, capsys):
     base = ["evaluate", f"--checkpoint={checkpoint}", "--data=digits"]
     assert main([*base, "--suite=fewshots"]) == 1
     assert "Did you mean 'fewshot'" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_a_rate_that_diverges_counts_as_nothing(tmp_path, capsys):
     assert "All learning rates diverged" in capsys.readouterr().err
 
 
-def test_what_cannot_be_carved():
+def test_splits_that_can_and_cannot_be_held_out_from():
     assert sweep.carve("train", 2) == ("train[:98%]", "train[98%:]")
     assert sweep.carve("train[:90%]", 10) == ("train[:81%]", "train[81%:90%]")
     assert sweep.carve("train-kept", 10) == ("train-kept[:90%]", "train-kept[90%:]")
@@ -82,7 +82,7 @@ TINY = [
 ]  # fmt: skip
 
 
-def test_data_alone_are_swept_as_they_are_trained(tmp_path, capsys):
+def test_sweep_of_data_uses_the_recipe_of_train(tmp_path, capsys):
     """The best evaluation chooses a rate, and nothing is chosen on the test images."""
     folder = tiny_runs.three_classes(tmp_path / "data")
     words = ["sweep", f"folder:{folder}", f"--workdir={tmp_path / 'runs'}", *TINY,

@@ -78,7 +78,7 @@ def test_augmentation_differs_between_epochs():
 
 
 @pytest.mark.parametrize("start", [1, 3, 7])
-def test_any_step_is_reached_at_once(start):
+def test_starting_at_any_step_gives_the_same_batches(start):
     source = numbered(20)
     whole = train(source, 9)
     rest = train(source, 9 - start, start_step=start)
@@ -100,7 +100,7 @@ def test_ten_million_steps_are_skipped_without_reading_them():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_no_more_is_read_ahead_than_is_promised(threads):
+def test_read_ahead_is_bounded(threads):
     class Counting(ArraySource):
         reads, lock = 0, threading.Lock()
 
@@ -231,7 +231,7 @@ def test_a_label_out_of_range_is_named():
         list(data.eval_batches(source, RESIZE, batch_size=6, num_threads=1))
 
 
-def test_a_queue_that_is_locked_for_good_is_not_waited_for(monkeypatch):
+def test_closing_does_not_wait_for_a_locked_queue(monkeypatch):
     """As by a worker that is killed in the middle of a message: Grain's `close` wants the lock."""
     monkeypatch.setattr(batches, "CLOSING", 0.05)
     lock, reading = threading.Lock(), threading.Event()

@@ -39,7 +39,6 @@ def packed_12(values):
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM", "JPEG2000"])
 def test_16_bits_are_scaled_in_every_format(format):
-    """S9."""
     pixels = data.decode(encode(PIL.Image.fromarray(WIDE), format), "a")
     np.testing.assert_array_equal(pixels, np.repeat(GREY[..., None], 3, -1))
 
@@ -59,7 +58,7 @@ def test_16_bits_are_scaled_in_every_format(format):
     ],
 )
 def test_depth_and_polarity_of_the_header_count(content):
-    """S9: 12 bits are not black, white-is-zero is not the negative."""
+    """12 bits are not black, white-is-zero is not the negative."""
     pixels = data.decode(content, "a.tif")
     assert np.abs(pixels[..., 0].astype(int) - GREY).max() <= 1
 
@@ -79,14 +78,13 @@ def test_depth_and_polarity_of_the_header_count(content):
     ],
 )
 def test_values_without_a_known_range_are_refused_by_name(content):
-    """S9: int32 as float32."""
+    """int32 as float32."""
     with pytest.raises(UserError, match=r"^The image x/a\.tif .*(convert it to|leave it out)"):
         data.decode(content, "x/a.tif")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"])
 def test_every_mode_of_a_tiff(mode):
-    """S9."""
     levels = GREY if mode != "1" else np.where(GREY > 127, 255, 0).astype(np.uint8)
     image = PIL.Image.fromarray(levels).convert("RGB" if mode == "CMYK" else "L").convert(mode)
     pixels = data.decode(encode(image, "TIFF"), "a")

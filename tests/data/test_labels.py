@@ -26,7 +26,6 @@ from vit_jax.errors import UserError
     ],
 )
 def test_classes_are_matched_by_name(ours, theirs, numbers, by):
-    """S1."""
     found = match_classes(ours, theirs, there="x[test]")
     assert found.by == by and found.numbers.dtype == np.int32
     assert found.numbers.tolist() == numbers
@@ -39,14 +38,14 @@ def test_classes_are_matched_by_name(ours, theirs, numbers, by):
         ("abc", "abcd", "has the class 'd'"),
         ("abc", "03", "has the class '0'"),
         ("01", "abc", "has the class 'a'"),
-        ("abc", ["00", "01"], "has the class '00'"),  # S4: a name
+        ("abc", ["00", "01"], "has the class '00'"),  # a name
         (["1", "2"], ["a", "b"], "has the class 'a'"),  # numbers that do not count from 0
         (["Cat"], ["cat"], "has the class 'cat'.*Did you mean 'Cat'"),
         (["crane", "b", "crane"], ["b", "crane"], "the model has two classes called 'crane'"),
     ],
 )
 def test_other_classes_are_refused(ours, theirs, message):
-    """S1: also where there are as many."""
+    """Also where there are as many."""
     with pytest.raises(UserError, match=message):
         match_classes(ours, theirs, there="x[test]")
 
@@ -56,8 +55,7 @@ def source(labels, names, spec="s"):
     return data.ArraySource(images, labels, names, spec=spec)
 
 
-def test_a_source_under_other_numbers():
-    """S1."""
+def test_a_source_with_renumbered_classes():
     inner = source([0, 1, 2, 0], ["a", "b", "c"])
     assert with_classes(inner, inner.class_names, "train") is inner
     mapped = with_classes(inner, ("c", "a", "z", "b"), "train")
@@ -87,7 +85,6 @@ class Unknown(data.Source):
 
 @pytest.mark.parametrize("kind", [lambda labels: source(labels, ["a", "b"], "u"), Unknown])
 def test_records_without_labels_are_named(kind):
-    """D2."""
     assert withheld(kind([-1, -1])) and not withheld(kind([0, 1]))
     check_labelled(kind([0, 1, 0]))
     with pytest.raises(UserError, match=r"u: the record u/1 has no label .-1 or none.; choose"):

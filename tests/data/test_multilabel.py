@@ -266,7 +266,7 @@ def several(labels, names=None, spec="several"):
     return ArraySource(images, np.asarray(labels), names, spec=spec)
 
 
-def test_classes_meet_by_name():
+def test_classes_are_matched_by_name():
     source = several([[1, 0], [0, 1], [-1, -1]], ("dog", "cat"))
     mapped = with_classes(source, ("ape", "cat", "dog"), "another")
     assert isinstance(mapped, Relabelled) and mapped.multilabel

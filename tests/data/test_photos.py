@@ -1,4 +1,4 @@
-"""S13: EXIF orientation through every decoder and kind of data, and vit_jax.preprocess."""
+"""EXIF orientation through every decoder and kind of data, and vit_jax.preprocess."""
 
 import io
 
@@ -42,7 +42,7 @@ def by_pillow(data):
 @pytest.mark.parametrize("turn", [*range(10), 255])
 @pytest.mark.parametrize("kind, options", FORMATS)
 def test_all_orientations_as_pillow_has_them(turn, kind, options):
-    """S13, and values that are no orientation."""
+    """All orientations, and values that are none."""
     data_ = encoded(turn, kind, **options)
     found = decode(data_, "x", orient=True)
     np.testing.assert_array_equal(found, by_pillow(data_))
@@ -61,8 +61,8 @@ def test_grey_and_cmyk_are_turned_too(mode):
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("subsampling", [0, 2])
-def test_a_region_is_that_of_the_image_turned_upright(turn, subsampling):
-    """S13 through TurboJPEG's region decoder, where it is there."""
+def test_a_decoded_region_is_of_the_oriented_image(turn, subsampling):
+    """Through TurboJPEG's region decoder, where it is there."""
     data_ = encoded(turn, quality=95, subsampling=subsampling)
     whole = decode(data_, "x", orient=True)
     opened = open_image(data_, "x", orient=True)
@@ -91,8 +91,8 @@ def test_damaged_exif_leaves_the_image_as_it_is():
         assert decode(bad, "x", orient=True).shape == (43, 61, 3)
 
 
-def test_which_data_are_turned(tmp_path):
-    """S13: folders and Hugging Face are, as `datasets` does; TFDS never is."""
+def test_which_kinds_of_data_apply_exif_orientation(tmp_path):
+    """Folders and Hugging Face are, as `datasets` does; TFDS never is."""
     record = {"image": encoded(6), "label": 0}
     resize = data.make_transform(name="resize", size=(8, 12), train=False, orient=True)
     lying, upright = decode(record["image"], "x"), decode(record["image"], "x", orient=True)
@@ -112,7 +112,7 @@ def test_which_data_are_turned(tmp_path):
 
 
 def test_a_model_of_the_first_version_leaves_photos_as_they_are_stored():
-    """S13: the setting travels with the model; a model without it means the first version's."""
+    """The setting travels with the model; a model without it means the first version's."""
     photo = encoded(6)
     lying, upright = decode(photo, "x"), decode(photo, "x", orient=True)
     for preprocessing, wanted in (

@@ -180,7 +180,7 @@ def kinds(tars):
     return file
 
 
-def test_t18_only_plain_members_are_read_and_the_rest_goes_on(tars, kinds, tmp_path, monkeypatch):
+def test_only_plain_members_are_read(tars, kinds, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "OPEN_SHARDS", 2)  # said once, not in every pass
     said = []
     prepare.prepare_imagenet21k(tars, str(tmp_path), shards=4, say=said.append)
@@ -192,7 +192,7 @@ def test_t18_only_plain_members_are_read_and_the_rest_goes_on(tars, kinds, tmp_p
 
 
 @pytest.mark.parametrize("size", [-511, 513, 5000, 2**33])
-def test_t18_a_member_that_lies_about_its_size_is_one_line(tars, tmp_path, size):
+def test_a_member_with_a_false_size_is_one_line(tars, tmp_path, size):
     file = tars / "n00000002.tar"
     with tarfile.open(file) as archive:
         member = archive.getmembers()[3]

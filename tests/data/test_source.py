@@ -98,7 +98,7 @@ def test_slices_that_tfds_refuses(split):
 
 
 def test_slices_equal_those_of_tfds_itself():
-    """E1: rounding, mixed units and what is out of range, on 100,000 sizes and expressions."""
+    """Rounding, mixed units and what is out of range, on 100,000 sizes and expressions."""
     from tensorflow_datasets.core.splits import ReadInstruction
 
     rng = random.Random(0)
@@ -234,7 +234,7 @@ def test_csv_per_split_with_numbers(tmp_path):
         ("path,label\n", "has no rows"),
         ("image,kind\n0.png,a\n", "needs a column label or class; it has image, kind"),
         ("path,label\n0.png,a\ngone.png,a\n", "line 3: there is no file .*gone.png"),
-        ("path,label\n0.png,\n", "line 2: an empty path or label"),
+        ("path,label\n0.png,\n", "line 2: the label is empty"),
         ("path,label\n0.png,-1\n", "line 2: the label -1 is negative"),
     ],
 )
@@ -278,7 +278,7 @@ def test_exclude(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("removed", [[0], [9], [0, 1, 2], [2, 3, 7], [0, 4, 9], list(range(9))])
-def test_without_is_what_is_left_in_order(removed):
+def test_without_keeps_the_order_of_the_rest(removed):
     source = data.ArraySource(np.zeros((10, 2, 2, 3), np.uint8), range(10))
     left = Without(source, np.array(removed, np.int64))
     expected = [i for i in range(10) if i not in removed]
@@ -298,7 +298,7 @@ def test_without_is_what_is_left_in_order(removed):
     ],
 )
 def test_records_of_both_parts_are_counted(train, evaluation, shared):
-    """E8: by where they are stored, for slices and unions."""
+    """By where they are stored, for slices and unions."""
     opened = data.open_source(train), data.open_source(evaluation)
     assert shared_records(*opened) == shared
 
@@ -316,8 +316,8 @@ def test_an_image_of_two_tables_is_shared_but_not_one_that_is_excluded(folder, t
     assert shared_records(data.open_source(f"{table}[a]"), whole) == 3
 
 
-def test_what_is_left_out_is_counted(folder, tmp_path):
-    """E4: all of it is refused, and names that are not there are said."""
+def test_excluded_records_are_counted(folder, tmp_path):
+    """All of it is refused, and names that are not there are said."""
     source = data.open_source(f"folder:{folder}")
     file = tmp_path / "ids.txt"
     file.write_text("\n".join(source.names()))
@@ -370,7 +370,7 @@ def test_exclude_of_a_table_reads_numbers_instead_of_making_names(tfds_dir, tmp_
 
 
 def test_tfds_splits_without_labels_are_not_chosen(tmp_path):
-    """D2: -1, as i_naturalist has it."""
+    """-1, as i_naturalist has it."""
     png = tfds_directory.png(np.zeros((4, 4, 3), np.uint8))
     splits = {"train": [(png, 0), (png, 1)] * 3, "validation": [(png, 1)], "test": [(png, -1)] * 3}
     tfds_directory.write(tmp_path, "toy", splits, ["x", "y"])
@@ -383,7 +383,7 @@ def test_tfds_splits_without_labels_are_not_chosen(tmp_path):
 
 
 def test_tfds_columns_are_named(tfds_dir):
-    """E2: as of every kind of data."""
+    """As of every kind of data."""
     named = data.open_source("tfds:toy?image=image&label=label[train]", data_dir=tfds_dir)
     plain = data.open_source("tfds:toy[train]", data_dir=tfds_dir)
     assert named.class_names == plain.class_names and shared_records(named, plain) == 10

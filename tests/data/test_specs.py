@@ -23,12 +23,10 @@ from vit_jax.evaluation.data_sets import DataSets
     ],
 )
 def test_the_split_is_the_last_bracket(spec, parts):
-    """W3."""
     assert parse_spec(spec) == parts
 
 
 def test_an_existing_path_wins(tmp_path):
-    """W3."""
     (tmp_path / "x[train]").mkdir()
     assert parse_spec(f"folder:{tmp_path}/x[train]") == ("folder", f"{tmp_path}/x[train]", "")
     (tmp_path / "y?label=z").mkdir()
@@ -71,12 +69,12 @@ def test_bad_specs(spec, message):
         ("digits?match=number,digits", ("digits?match=number", "digits")),
     ],
 )
-def test_specs_in_a_row(text, specs):
+def test_a_list_of_specs(text, specs):
     assert split_specs(text) == specs
 
 
 def test_classes_by_number_on_request():
-    """S1: names that mean nothing."""
+    """Names that mean nothing."""
     source = data.open_source("digits?match=number[test]")
     assert source.class_names == tuple(map(str, range(10)))
     assert source.fingerprint == data.open_source("digits[test]").fingerprint
@@ -86,7 +84,6 @@ def test_classes_by_number_on_request():
 
 
 def test_validation_is_watched_and_test_is_for_the_end(tmp_path):
-    """W16."""
     for name in ("train", "val", "test"):
         class_folders(tmp_path / name)
     base = f"folder:{tmp_path}"
@@ -128,7 +125,7 @@ def counts(labels, rows):
 
 @pytest.mark.parametrize("sizes", [[30, 2, 2, 2], [3] * 100, [1] * 50 + [2] * 50, [100, 7, 1]])
 def test_a_tenth_of_every_class(sizes):
-    """E11: every class keeps an image, and gives its share, rounded."""
+    """Every class keeps an image, and gives its share, rounded."""
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
     rows = splits.stratified_tenth(labels)
     held = counts(labels, rows)
@@ -139,8 +136,8 @@ def test_a_tenth_of_every_class(sizes):
     np.testing.assert_array_equal(rows, splits.stratified_tenth(labels))
 
 
-def test_the_tenth_is_stratified_where_chance_fails(tmp_path):
-    """E11: classes of two images would be without a training image."""
+def test_the_held_out_tenth_is_stratified_for_small_classes(tmp_path):
+    """Classes of two images would be without a training image."""
     class_folders(tmp_path, classes=[f"c{i:03}" for i in range(100)], count=2)
     base = f"folder:{tmp_path}"
     train, held_out = data.default_splits(base)
@@ -152,20 +149,20 @@ def test_the_tenth_is_stratified_where_chance_fails(tmp_path):
     assert data.open_source(held_out).fingerprint == tenth.fingerprint
 
 
-def test_of_a_handful_of_images_one_is_held_out(tmp_path):
+def test_of_four_images_one_is_held_out(tmp_path):
     class_folders(tmp_path, classes=["a", "b"], count=2)
     train, held_out = map(data.open_source, data.default_splits(f"folder:{tmp_path}"))
     assert (len(train), len(held_out)) == (3, 1) and set(train.labels) == {0, 1}
 
 
 def test_classes_of_one_image_cannot_be_stratified(tmp_path):
-    """E11: the last tenth, of which the plan says that it cannot be right."""
+    """The last tenth, of which the plan says that it cannot be right."""
     class_folders(tmp_path, classes=[f"c{i:03}" for i in range(50)], count=1)
     base = f"folder:{tmp_path}"
     assert data.default_splits(base) == (f"{base}[train[:90%]]", f"{base}[train[90%:]]")
 
 
-def test_what_chance_served_stays_as_it_was(tmp_path):
+def test_large_classes_keep_the_plain_split(tmp_path):
     class_folders(tmp_path, count=40)
     base = f"folder:{tmp_path}"
     assert data.default_splits(base) == (f"{base}[train[:90%]]", f"{base}[train[90%:]]")

@@ -309,7 +309,7 @@ def test_pillow_crops_a_long_image_before_it_is_resized(monkeypatch, interpolati
 
 
 def test_resizing_by_area_by_hand():
-    """F6: three rows become two, each the mean of one and a half."""
+    """Three rows become two, each the mean of one and a half."""
     image = np.array([[0, 30], [90, 60], [30, 120]], np.uint8)[..., None].repeat(3, -1)
     found = transforms.by_area(image, (2, 1))
     expected = [(0 + 30 + (90 + 60) / 2) / 3, ((90 + 60) / 2 + 30 + 120) / 3]
@@ -323,7 +323,7 @@ def test_resizing_by_area_by_hand():
 
 @pytest.mark.parametrize("old, new", [((61, 83), (32, 44)), ((40, 30), (64, 48)), ((9, 7), (9, 3))])
 def test_resizing_by_area_is_that_of_tensorflow(old, new):
-    """F6: the original's `tf.image.resize(method="area")`, rounded to whole levels."""
+    """The original's `tf.image.resize(method="area")`, rounded to whole levels."""
     tf = pytest.importorskip("tensorflow")
     image = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
     wanted = tf.image.resize(image, new, method="area").numpy()
@@ -331,7 +331,7 @@ def test_resizing_by_area_is_that_of_tensorflow(old, new):
 
 
 def test_few_shot_images_are_resized_to_a_square_and_cropped():
-    """F7: 256 to 224, whatever the aspect ratio."""
+    """256 to 224, whatever the aspect ratio."""
     image = smooth_image()
     found = make_transform(name="square_center_crop", size=(224, 224), train=False)(image)
     np.testing.assert_array_equal(found, transforms.bilinear(image, (256, 256))[16:240, 16:240])
@@ -465,7 +465,7 @@ CROPS = np.load(Path(__file__).parents[1] / "golden" / "crops.npz")
 
 @pytest.mark.parametrize("shape", sorted({name.split("/")[0] for name in CROPS}))
 def test_boxes_are_distributed_as_those_of_the_original(shape):
-    """F1: quantiles of 20,000 draws of tf.image.sample_distorted_bounding_box."""
+    """Quantiles of 20,000 draws of tf.image.sample_distorted_bounding_box."""
     height, width = map(int, shape.split("x"))
     top, left, h, w = boxes(height, width, 20_000)
     found = {

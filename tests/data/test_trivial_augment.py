@@ -111,7 +111,7 @@ def test_one_channel_stays_one():
         ),
     ],
 )
-def test_what_there_is_not(options, message):
+def test_unknown_policies_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         data.make_transform(**dict(name="resize_flip" if options.get("train", True) else "resize",
                                    size=(8, 8), train=True) | options)  # fmt: skip

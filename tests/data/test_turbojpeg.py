@@ -64,7 +64,7 @@ def test_training_images_are_the_same_without_the_library(name, monkeypatch):
     np.testing.assert_array_equal(fast, slow)
 
 
-def test_what_is_no_plain_jpeg_is_decoded_whole():
+def test_other_formats_are_decoded_whole():
     png = io.BytesIO()
     PIL.Image.new("RGB", (20, 10)).save(png, "PNG")
     for data in (png.getvalue(), jpeg("CMYK"), np.zeros((10, 20, 3), np.uint8)):

@@ -100,7 +100,7 @@ def test_an_image_is_what_a_file_is(server):
         ("/elsewhere", {}, "returns 302"),
     ],
 )
-def test_what_is_refused(server, path, limits, message):
+def test_bad_answers_are_refused(server, path, limits, message):
     begun = time.monotonic()
     with pytest.raises(UserError, match=message) as raised:
         fetch(server + path, Limits(**limits))
@@ -111,12 +111,12 @@ def test_what_is_refused(server, path, limits, message):
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:1/x.png", "http://[::1/x.png", "http://", "http://no such/x"]
 )
-def test_what_cannot_be_reached(address):
+def test_unreachable_addresses_are_named(address):
     with pytest.raises(UserError, match="cannot be fetched"):
         fetch(address, Limits(seconds=2))
 
 
-def test_exactly_the_limit_will_do(server):
+def test_an_image_of_exactly_the_limit_is_read(server):
     size = len(picture())
     assert fetch(f"{server}/cat.png", Limits(max_bytes=size)) == picture()
     with pytest.raises(UserError, match="has more than"):

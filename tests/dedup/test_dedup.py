@@ -93,7 +93,7 @@ def test_alignment_finds_a_shift():
     assert search.align(a, photo(2, (32, 32)), 0) < 0.5
 
 
-def test_flat_images_and_wild_alignments_score_nothing():
+def test_flat_images_and_extreme_alignments_score_zero():
     flat, image = np.full((32, 32, 3), 90, np.uint8), photo(1, (32, 32))
     assert search.align(flat, flat, 0) == pytest.approx(0, abs=1e-6)
     assert search.align(flat, image, 0) == pytest.approx(0, abs=1e-6)
@@ -340,7 +340,7 @@ def test_a_result_is_not_overwritten(found, folders, capsys):
 
 
 @pytest.mark.parametrize("left", [["shard-1-of-1.json"], ["shard-1-of-1.json", "matches.csv"]])
-def test_e5_the_same_command_goes_on_after_a_kill(found, folders, tmp_path, left, capsys):
+def test_the_same_command_resumes_after_a_kill(found, folders, tmp_path, left, capsys):
     for name in left:
         shutil.copy(found / name, tmp_path / name)
     if "matches.csv" in left:

@@ -74,7 +74,7 @@ def test_usage(root, tmp_path, capsys):
         data_page.check(tmp_path / "link.html")
 
 
-def test_a_part_is_looked_at_where_there_are_many(monkeypatch):
+def test_large_data_sets_are_sampled(monkeypatch):
     monkeypatch.setattr(examine, "BLOCK", 4)
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
     source = data.ArraySource(images, np.arange(20) % 4)

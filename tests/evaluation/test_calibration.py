@@ -40,7 +40,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 1.0, 4.0])
-def test_it_is_the_minimum_that_scipy_finds(sharpness, monkeypatch):
+def test_temperature_is_the_minimum_that_scipy_finds(sharpness, monkeypatch):
     monkeypatch.setattr(calibration, "CHUNK", 150)  # which does not divide the examples
     logits, labels = random_case(sharpness)
     found = calibration.fit_temperature(logits, labels, "x")
@@ -52,7 +52,7 @@ def test_it_is_the_minimum_that_scipy_finds(sharpness, monkeypatch):
     assert 0.7 * sharpness < found < 1.4 * sharpness
 
 
-def test_it_is_what_sklearn_finds():
+def test_temperature_equals_that_of_sklearn():
     inside = pytest.importorskip("sklearn.calibration", reason="of scikit-learn from 1.8 on")
     if not hasattr(inside, "_TemperatureScaling"):
         pytest.skip("of scikit-learn from 1.8 on")
@@ -65,7 +65,7 @@ def test_it_is_what_sklearn_finds():
     "labels, message",
     [([0, 0], "all 2 are correct"), ([1, 1], "do not depend on the labels")],
 )
-def test_what_has_no_temperature_is_refused(labels, message):
+def test_logits_that_cannot_be_calibrated_are_refused(labels, message):
     with pytest.raises(UserError, match=message):
         calibration.fit_temperature(np.float32([[2, 0], [3, 0]]), np.array(labels), "x")
 
@@ -153,7 +153,7 @@ def test_predictions_have_it(calibrated):
     assert wanted.max() < 0.9 * chances(logits).max()
 
 
-def test_other_formats_have_it_in_the_classifier(calibrated, tmp_path):
+def test_other_formats_fold_the_temperature_into_the_classifier(calibrated, tmp_path):
     """Where there is no place for it; ours keeps it beside the logits."""
     model, record = str(calibrated[0]), calibrated[1]
     config, params = load.read(model)
@@ -172,7 +172,7 @@ def test_other_formats_have_it_in_the_classifier(calibrated, tmp_path):
     assert served["loss"] == pytest.approx(record["loss"], rel=1e-4)
 
 
-def test_other_classes_have_none(calibrated):
+def test_new_classes_drop_the_temperature(calibrated):
     config, _ = load.read(str(calibrated[0]))
     assert adapt.retarget(config, num_classes=3).temperature is None
     assert adapt.retarget(config, image_size=32).temperature == config.temperature
@@ -193,11 +193,11 @@ def test_other_classes_have_none(calibrated):
         (("--calibrate", "--temperature_data=digits[test[:90]]"), "90 records of digits"),
         (("--calibrate", "--temperature_data=digits[validation]"), "no split 'validation'"),
         ((OTHERS,), "--temperature_data needs --calibrate"),
-        (("--save_temperature",), "--save_temperature is of --calibrate"),
+        (("--save_temperature",), "--save_temperature needs --calibrate"),
         (("--calibrate", "--suite=knn"), "--calibrate is not an option of --suite=knn"),
     ],
 )
-def test_what_cannot_be_is_refused(checkpoint, tmp_path, capsys, more, message):
+def test_invalid_options_are_refused(checkpoint, tmp_path, capsys, more, message):
     code, record = evaluated(checkpoint, tmp_path / "out", *more)
     err = capsys.readouterr().err
     assert code in (1, 2) and record == {} and message in err and "Traceback" not in err

@@ -79,7 +79,6 @@ def by_colour():
 
 
 def test_training_is_watched_under_the_classes_of_the_training_split(permuted):
-    """S1."""
     setup = prepared(permuted)
     assert setup.program.model.labels == setup.data.evaluation.class_names == NAMES
     for i in range(12):
@@ -90,21 +89,20 @@ def test_training_is_watched_under_the_classes_of_the_training_split(permuted):
 
 @pytest.mark.parametrize("split", ["train", "test", "train+test"])
 def test_evaluation_is_right_whatever_the_order(permuted, by_colour, split):
-    """S1: 100% on the split whose classes are numbered otherwise."""
+    """100% on the split whose classes are numbered otherwise."""
     found = evaluate("classification", by_colour, f"{permuted}[{split}]")
     assert found.record["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize("suite", ["knn", "probe", "fewshot"])
 def test_protocols_of_features_are_right_whatever_the_order(permuted, by_colour, suite):
-    """S1."""
     options = {"knn": dict(k=(1,)), "fewshot": dict(shots=(1,), seeds=1), "probe": {}}[suite]
     found = evaluate(suite, by_colour, permuted, **options)
     assert list(found.metrics.values()) == [1.0]
 
 
 def test_classes_of_the_same_count_and_other_names_are_refused(tmp_path, by_colour):
-    """S1: unless they are to be matched by number, which is said."""
+    """Unless they are to be matched by number, which is said."""
     for old, new in (("blue", "x"), ("green", "y"), ("red", "z")):
         for i in range(2):
             save(tmp_path / "train" / new / f"{i}.png", COLOURS[old], (16, 16))
@@ -117,7 +115,7 @@ def test_classes_of_the_same_count_and_other_names_are_refused(tmp_path, by_colo
 
 
 def test_fewer_classes_and_numbers_go_on_working(tmp_path, by_colour):
-    """S1: a part of the classes by name; numbers where names are not known."""
+    """A part of the classes by name; numbers where names are not known."""
     class_folders(tmp_path / "some", classes=("red", "blue"))
     found = evaluate("classification", by_colour, f"folder:{tmp_path}/some[train]")
     assert found.record["accuracy"] == 1.0
@@ -133,7 +131,6 @@ def test_fewer_classes_and_numbers_go_on_working(tmp_path, by_colour):
 
 
 def test_classes_without_a_training_image_are_said(tmp_path):
-    """E11."""
     class_folders(tmp_path / "a")
     rows = [f"a/{c}/0.png,{c},train" for c in NAMES] + ["a/red/1.png,rot,test"]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows, ""]))
@@ -148,7 +145,7 @@ def test_classes_without_a_training_image_are_said(tmp_path):
 
 
 def test_one_class_is_not_trained_on(tmp_path, by_colour):
-    """S5: with the folder that was meant."""
+    """With the folder that was meant."""
     class_folders(tmp_path / "dataset")
     spec = f"folder:{tmp_path}"
     with pytest.raises(UserError, match=rf"one class, 'dataset'.*\(blue, green, red\).*{spec}/dat"):
@@ -158,7 +155,7 @@ def test_one_class_is_not_trained_on(tmp_path, by_colour):
 
 
 def test_labels_that_are_withheld_are_refused_before_the_first_step(tmp_path):
-    """D2: the record is named."""
+    """The record is named."""
     class_folders(tmp_path / "a", count=5)
     rows = [f"a/{c}/{i}.png,{c},train" for c in NAMES for i in range(4)] + ["a/red/4.png,-1,test"]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows, ""]))
@@ -170,8 +167,8 @@ def test_labels_that_are_withheld_are_refused_before_the_first_step(tmp_path):
     assert any("[test] is not used: its labels are withheld" in note for note in setup.notes)
 
 
-def test_what_is_used_for_what_is_said(tmp_path):
-    """W16: validation is watched, test is for the end; eval_split alone is enough."""
+def test_the_plan_says_which_split_is_used_for_what(tmp_path):
+    """Validation is watched, test is for the end; eval_split alone is enough."""
     for name in ("train", "val", "test"):
         class_folders(tmp_path / name)
     (tmp_path / "train" / "red" / "x.heic").write_bytes(b"x")
@@ -190,7 +187,7 @@ def test_what_is_used_for_what_is_said(tmp_path):
 
 
 def test_small_images_are_said(tmp_path):
-    """E12: BiT-HyperRule takes 128 for originals under 96x96."""
+    """BiT-HyperRule takes 128 for originals under 96x96."""
     for name in NAMES:
         for i in range(4):
             save(tmp_path / name / f"{i}.png", COLOURS[name], (32, 30))

@@ -69,7 +69,7 @@ def test_an_exported_model_is_evaluated_like_its_checkpoint(
         assert f"{model} returns logits only" in capsys.readouterr().err
 
 
-def test_what_is_no_export_or_is_untrained_is_said(checkpoint, tmp_path, capsys):
+def test_invalid_and_untrained_exports_are_refused(checkpoint, tmp_path, capsys):
     def error(model):
         given = ["evaluate", f"--checkpoint={model}", "--data=digits", f"--out={tmp_path}"]
         assert main(given) == 1
@@ -117,7 +117,7 @@ def spoilt(checkpoint, tmp_path):
     return tmp_path / "three", folder
 
 
-def test_as_many_as_are_allowed_are_left_out_and_counted(spoilt, tmp_path, capsys):
+def test_bad_images_up_to_the_limit_are_skipped_and_counted(spoilt, tmp_path, capsys):
     model, folder = spoilt
     out = tmp_path / "out"
     given = [f"--checkpoint={model}", f"--data=folder:{folder}[test]", f"--out={out}"]

@@ -79,7 +79,7 @@ def test_files(model, tmp_path, capsys):
     assert "must end in .npy or .parquet" in capsys.readouterr().err
 
 
-def test_what_is_interrupted_leaves_no_thread(model, source):
+def test_an_interrupt_leaves_no_thread(model, source):
     def interrupt(count):
         raise KeyboardInterrupt
 
@@ -97,7 +97,7 @@ def test_what_is_interrupted_leaves_no_thread(model, source):
     assert not [name for name in left if "_feed" in name]
 
 
-def test_a_place_below_a_file_is_refused_before_any_image_is_read(tmp_path):
+def test_an_output_path_below_a_file_is_refused_first(tmp_path):
     (tmp_path / "a").touch()
     with pytest.raises(UserError, match=r"f\.npy cannot be written: .*a is not a directory"):
         features.check(tmp_path / "a" / "f.npy")

@@ -29,7 +29,7 @@ def place(tmp_path_factory):
     return directory, pixels
 
 
-def test_it_says_what_the_command_says(place, capsys):
+def test_predict_returns_what_the_command_prints(place, capsys):
     directory, pixels = place
     model = vit_jax.load_model(directory / "model")
     files = [str(directory / f"{i}.png") for i in range(3)]
@@ -57,7 +57,7 @@ def test_a_name_cannot_rewrite_the_terminal(place, tmp_path, capsys):
     assert len(out.splitlines()) == 4 and r"%  a\nb" in out and r"%  \x1b[31mred" in out
 
 
-def test_of_several_labels_each_is_by_itself(place):
+def test_multilabel_probabilities_are_independent(place):
     directory, pixels = place
     model = vit_jax.load_model(directory / "model")
     model.config = models.replace(model.config, multilabel=True, thresholds=(0.0, 1.0, 0.5))
@@ -68,7 +68,7 @@ def test_of_several_labels_each_is_by_itself(place):
     assert by_class["cat"]["probability"] == pytest.approx(1 / (1 + np.exp(-logits[2])), rel=1e-5)
 
 
-def test_what_cannot_be_is_said(place):
+def test_invalid_arguments_are_refused(place):
     directory, pixels = place
     model = vit_jax.load_model(directory / "model")
     assert vit_jax.predict(model, []) == []
@@ -101,7 +101,7 @@ def test_every_variant_has_a_name():
         (None, "not an image or a list"),
     ],
 )
-def test_what_is_no_image_is_refused_in_a_line(place, images, text):
+def test_inputs_that_are_not_images_are_refused(place, images, text):
     model = vit_jax.load_model(place[0] / "model")
     for function in (vit_jax.predict, vit_jax.preprocess):
         with pytest.raises(UserError, match=text) as found:

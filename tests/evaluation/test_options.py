@@ -72,7 +72,7 @@ def test_choices_are_wrong_for_the_user_and_types_for_the_command_line():
     assert not isinstance(error.value, UserError)
 
 
-def test_the_reference_is_that_of_the_signatures():
+def test_the_documented_options_are_those_of_the_signatures():
     """On a difference, docs/evaluation.md takes the table of options.reference(EVALUATORS)."""
     page = (ROOT / "docs" / "evaluation.md").read_text()
     (table,) = re.findall(r"^\| option \| default \| \|\n(?:\|.*\n)+", page, re.MULTILINE)

@@ -142,7 +142,7 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
         per_image.check(tmp_path / "f.parquet")
 
 
-def test_of_too_many_classes_there_is_no_matrix(monkeypatch):
+def test_no_confusion_matrix_for_too_many_classes(monkeypatch):
     from vit_jax.evaluation import classification
 
     monkeypatch.setattr(classification, "MATRIX", 2)

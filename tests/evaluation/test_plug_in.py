@@ -63,7 +63,7 @@ def test_help_shows_its_options(capsys):
     assert "--worst_class.at_least\n      classes with fewer examples do not count. [1]" in shown
 
 
-def test_what_is_wrong_with_it_is_said(run, tmp_path, capsys):
+def test_invalid_plug_ins_are_refused(run, tmp_path, capsys):
     given = ["evaluate", f"--checkpoint={run}", "--data=digits", f"--out={tmp_path}"]
     assert main([*given, f"--suite={TOY}", "--at_least=many"]) == 2
     assert "--at_least='many' must be a whole number" in capsys.readouterr().err

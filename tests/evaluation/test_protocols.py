@@ -104,7 +104,7 @@ def test_neighbours_do_not_depend_on_lengths_or_on_the_order_of_the_bank(seed):
     assert again == found
 
 
-def test_what_cannot_be_computed_is_one_line():
+def test_invalid_options_are_one_line():
     x, y = np.random.default_rng(0).normal(size=(6, 4)), np.array([0, 0, 0, 0, 0, 1])
     with pytest.raises(UserError, match="--k=9,20 is too many: there are 6"):
         knn.accuracies(x, y, x, y, 2, ks=(9, 20))

@@ -92,7 +92,7 @@ def test_a_program_that_a_downloaded_run_names_is_not_run(tmp_path):
         data_of(of_config(tmp_path / "run", dataset=f"{program}:x"))
 
 
-def test_what_is_no_run_knows_no_data(finished, tmp_path, capsys):
+def test_data_is_required_for_a_model_that_is_not_a_run(finished, tmp_path, capsys):
     shutil.copytree(finished / "model", tmp_path / "model")
     with pytest.raises(UsageError, match="--data=SPEC is required"):
         data_of(str(tmp_path / "model"))
@@ -104,7 +104,7 @@ def test_what_is_no_run_knows_no_data(finished, tmp_path, capsys):
     assert contents(tmp_path) == before
 
 
-def test_what_is_misspelled_is_said_first(finished, tmp_path, capsys):
+def test_a_misspelled_argument_is_reported_first(finished, tmp_path, capsys):
     """Not what is missing besides."""
     assert main(["evaluate", f"--checkpoint={tmp_path / 'pest'}", "--data=digits"]) == 1
     assert "There is no checkpoint at" in capsys.readouterr().err

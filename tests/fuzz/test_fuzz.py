@@ -437,7 +437,7 @@ def test_archives(folder, made):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CORPUS.iterdir()))
-def test_findings_stay_mended(name, tmp_path):
+def test_earlier_findings_stay_fixed(name, tmp_path):
     """kind-what.suffix, of a table with its encoding: table_idna-path.csv."""
     (kind, _, encoding), file = name.split("-")[0].partition("_"), tmp_path / name
     shutil.copy(CORPUS / name, file)

@@ -58,7 +58,7 @@ def test_every_picture_has_its_numbers(inside, name):
         assert numbers.files and all(np.isfinite(numbers[key]).all() for key in numbers.files)
 
 
-def test_the_walk_is_the_model(inside, photos):
+def test_layer_by_layer_attention_equals_the_models(inside, photos):
     """Layer by layer gives the attention that the model returns at once."""
     config, params = saved.load(inside.parent / "m")
     files = sorted(photos.iterdir())
@@ -109,7 +109,9 @@ def test_occlusion_finds_what_matters():
         ("R+Ti/16", {"num_layers": 2, "image_size": 64}, "", {"rollout", "filters"}),
     ],
 )
-def test_what_a_model_lacks_is_said(tmp_path, photos, capsys, variant, settings, said, pictures):
+def test_figures_that_a_model_lacks_are_named(
+    tmp_path, photos, capsys, variant, settings, said, pictures
+):
     save_model(tmp_path / "m", variant, **settings)
     out = tmp_path / "out"
     code = main(["inspect", f"--checkpoint={tmp_path / 'm'}", f"--images={photos}", f"--out={out}"])

@@ -174,7 +174,7 @@ def test_a_wrong_checksum_is_not_kept(server, tmp_path):
 @pytest.mark.parametrize(
     "path", ["../../x.npz", "a/../../x.npz", "%2e%2e/x.npz", "..", "a\\..\\x.npz"]
 )
-def test_t12_no_address_names_a_place_outside_the_cache(monkeypatch, tmp_path, path):
+def test_no_url_names_a_file_outside_the_cache(monkeypatch, tmp_path, path):
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetch, "download", lambda url, target, source: target.write_bytes(b""))
     (tmp_path / "cache").mkdir()
@@ -183,31 +183,31 @@ def test_t12_no_address_names_a_place_outside_the_cache(monkeypatch, tmp_path, p
     assert found.name.endswith(path[-3:]) and found != fetch.fetch("http://other/x.npz")
 
 
-def test_t12_a_server_that_is_busy_is_asked_again(server):
+def test_a_busy_server_is_retried(server):
     assert fetch.fetch(f"{server}/busy").read_bytes() == CONTENT
     assert len(Server.requests) == 3
 
 
 @pytest.mark.parametrize("path", ["page", "page.npz"])
-def test_t12_a_web_page_is_no_weights_and_is_not_kept(server, tmp_path, path):
+def test_a_web_page_is_refused_and_not_kept(server, tmp_path, path):
     with pytest.raises(UserError, match="the server sent a web page with that name"):
         fetch.fetch(f"{server}/{path}")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_t12_what_is_no_archive_is_not_kept(server, tmp_path):
+def test_a_file_that_is_not_an_archive_is_not_kept(server, tmp_path):
     with pytest.raises(UserError, match="the server sent something else"):
         fetch.fetch(f"{server}/file.npz")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_t12_a_byte_at_a_time_ends(server, monkeypatch):
+def test_a_very_slow_download_is_given_up(server, monkeypatch):
     monkeypatch.setattr(fetch, "WINDOW", 0.1)
     with pytest.raises(UserError, match=r"only \d+ bytes per second"):
         fetch.fetch(f"{server}/slow")
 
 
-def test_t12_what_does_not_end_is_refused(server, monkeypatch):
+def test_an_endless_download_is_refused(server, monkeypatch):
     monkeypatch.setattr(fetch, "LARGEST", 10)
     with pytest.raises(UserError, match="does not end"):
         fetch.fetch(f"{server}/slow")

@@ -314,7 +314,7 @@ def test_a_failed_proof_pushes_nothing(online, run, monkeypatch):
         ("/api/models/org", 500, "the hub returns 500"),
     ],
 )
-def test_what_the_hub_refuses_leaves_nothing(online, directory, part, status, message):
+def test_a_refused_push_leaves_nothing(online, directory, part, status, message):
     """And the same command goes on when the reason is gone."""
     online.answers[part] = status
     with pytest.raises(UserError, match=message) as error:
@@ -388,7 +388,7 @@ def test_without_a_network_it_is_one_line(online, run, monkeypatch):
         ("hf:org/pets", {"licence": "Apache 2"}, "not a short name such as apache-2.0"),
     ],
 )
-def test_what_is_no_place_is_refused_first(online, tmp_path, monkeypatch, target, options, message):
+def test_invalid_targets_are_refused_first(online, tmp_path, monkeypatch, target, options, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         convert.convert("absent", target, **{"to": "huggingface", **options})
@@ -439,11 +439,11 @@ def test_a_repository_with_a_bin_alone_takes_torch(online, run, directory, monke
         (None, "a private data set"),
     ],
 )
-def test_a_card_says_nothing_of_this_machine(spec, name):
+def test_a_card_has_no_paths_of_this_machine(spec, name):
     assert card.public_name(spec) == name
 
 
-def test_a_card_of_little_is_short_and_valid(tmp_path):
+def test_a_card_without_facts_is_short_and_valid(tmp_path):
     config = models.get_config("debug", num_classes=3, representation_size=16)
     assert card.origin_of(str(tmp_path)) == card.origin_of("hf:org/name") == card.UNKNOWN
     (tmp_path / "evaluation.json").write_text('[{"accuracy": 1}]')

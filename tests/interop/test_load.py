@@ -142,7 +142,7 @@ def test_damaged_directories(saved, damage, message):
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_checkpoint(saved, tmp_path):
+def test_paths_that_are_not_checkpoints_are_refused(saved, tmp_path):
     with pytest.raises(UserError, match="There is no checkpoint at"):
         vit_jax.load_model(tmp_path / "nothing")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_what_is_no_checkpoint(saved, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "F8_E8M0"])
 def test_float8_weights_are_named(tmp_path, dtype):
-    """S3: its wrong reason was that the file is damaged."""
+    """It was once said that the file is damaged."""
     header = json.dumps(
         {"a.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}
     ).encode()
@@ -183,7 +183,7 @@ TRAVELLING = [
 @pytest.mark.parametrize("preprocessing", TRAVELLING)
 @pytest.mark.parametrize("form", [huggingface, timm])
 def test_preprocessing_travels_with_the_model(tmp_path, form, preprocessing):
-    """S13: whole; but what is edited there afterwards counts."""
+    """Whole; but what is edited there afterwards counts."""
     config = models.get_config("debug", patch_size=16, num_classes=3, preprocessing=preprocessing)
     params = jax.device_get(jax.jit(models.as_functions(config)[0])(jax.random.key(0)))
     form.save(tmp_path, config, params)
@@ -210,7 +210,7 @@ def zero_head(tmp_path):
 
 
 def test_a_proof_fails_where_only_the_classifier_is_equal(zero_head, tmp_path, monkeypatch):
-    """S14: a zero classifier's equal zeros hid anything before it."""
+    """The equal zeros of a zero classifier would hide anything before it."""
     source, _, _ = zero_head
     proof = convert.convert(str(source), tmp_path / "good", "native")
     assert proof.random_head and proof.scale > 0.1 and proof.same_top1 == 1 and proof.images == 8
@@ -227,7 +227,7 @@ def test_a_proof_fails_where_only_the_classifier_is_equal(zero_head, tmp_path, m
 
 
 def test_a_constant_output_is_never_called_equal(zero_head, tmp_path):
-    """S14: weights that give every photograph the same answer prove nothing."""
+    """Weights that give every photograph the same answer prove nothing."""
     _, config, params = zero_head
     zeros = {path: np.zeros_like(value) for path, value in params.items()}
     zeros["head/bias"] = np.arange(3, dtype=np.float32)
@@ -238,7 +238,7 @@ def test_a_constant_output_is_never_called_equal(zero_head, tmp_path):
 
 
 def test_an_export_of_a_fresh_model_is_proved_by_a_random_classifier(zero_head, tmp_path):
-    """S14, S13: and what is written is the model's own, with its preprocessing."""
+    """What is written is the model's own, with its preprocessing."""
     source, _, _ = zero_head
     proof = export.export(str(source), tmp_path / "out", "stablehlo", batch_size=3)
     assert proof.random_head and proof.scale > 0.1 and proof.difference < 1e-5 * proof.scale
@@ -247,7 +247,7 @@ def test_an_export_of_a_fresh_model_is_proved_by_a_random_classifier(zero_head, 
 
 
 def test_another_image_size_is_cropped_in_proportion():
-    """S2: what is resized before the crop follows the size, instead of being padded."""
+    """What is resized before the crop follows the size, instead of being padded."""
     preprocessing = (("name", "pillow"), ("resize", (36, 40)))
     config = models.get_config("debug", preprocessing=preprocessing)
     found = adapt.retarget(config, image_size=(64, 48))

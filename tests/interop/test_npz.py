@@ -37,7 +37,7 @@ def write(path, weights):
 def test_the_variant_is_found(variant, settings, tmp_path, capsys):
     config, weights = official(variant, **settings)
     found, params = load.read(write(tmp_path / "w.npz", weights))
-    assert found == models.replace(config, preprocessing=data.FOREIGN_EVALUATION)  # S13
+    assert found == models.replace(config, preprocessing=data.FOREIGN_EVALUATION)
     assert set(params) == set(models.abstract_params(config))
     assert f"{variant} at {config.image_size[0]}x" in capsys.readouterr().out
 
@@ -86,8 +86,8 @@ def test_old_group_norm_shapes(change):
     assert all(np.array_equal(params[path], again[path]) for path in params)
 
 
-def test_names_of_todays_flax(tmp_path):
-    """F9: as the original's own code names its parts on it."""
+def test_names_of_current_flax(tmp_path):
+    """As the original's own code names its parts on it."""
     config, weights = official(**SMALL)
     names = {theirs: today for today, theirs in npz.TODAY.items()}
     today = {
@@ -102,7 +102,7 @@ def test_names_of_todays_flax(tmp_path):
 
 
 def test_numbered_convolutions_of_bit(tmp_path):
-    """F9: standardized_conv2d_1, as some BiT files have it."""
+    """standardized_conv2d_1, as some BiT files have it."""
     config, weights = official("R50x1", depths=(1, 1), width_factor=0.5, num_classes=3)
     numbered = {
         name.replace("standardized_conv2d/", "standardized_conv2d_1/"): array
@@ -181,7 +181,7 @@ def claims(shape, data=b""):
         ({"a.npy": b"no array"}, "not a readable"),
     ],
 )
-def test_headers_that_lie_cost_nothing(tmp_path, members, message):
+def test_false_headers_cost_no_memory(tmp_path, members, message):
     with zipfile.ZipFile(tmp_path / "lie.npz", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)

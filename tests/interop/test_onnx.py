@@ -72,7 +72,7 @@ def images_for(config, count=3):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_computes_what_the_model_computes(tmp_path, name):
+def test_onnx_outputs_equal_the_models(tmp_path, name):
     """Any batch, logits and features; of operations that are one or several in an opset."""
     config, params = random_model(*MODELS[name])
     images = images_for(config)
@@ -257,7 +257,7 @@ def test_predict_and_features_of_a_file(tmp_path, capsys):
         (["--format=onnxx"], "Did you mean 'onnx'?"),
     ],
 )
-def test_what_cannot_be_is_said_and_nothing_is_written(tmp_path, capsys, flags, said):
+def test_invalid_options_are_refused_and_nothing_is_written(tmp_path, capsys, flags, said):
     source = saved_random(tmp_path / "model")
     given = [f"--checkpoint={source}", f"--out={tmp_path / 'out.onnx'}", *flags]
     assert main(["export", *given]) == 1

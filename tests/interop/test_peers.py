@@ -331,7 +331,7 @@ def test_int8(tmp_path):
 # --- refusals and commands ----------------------------------------------------------------------
 
 
-def test_what_a_format_cannot_hold_is_said(tmp_path):
+def test_models_that_a_format_cannot_represent_are_refused(tmp_path):
     cases = [
         ("gap", dict(classifier="gap"), "huggingface", "cannot represent this B/16"),
         ("map", dict(classifier="map"), "npz", "cannot represent this B/16"),

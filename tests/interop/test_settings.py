@@ -1,4 +1,4 @@
-"""S2, S3: each setting of transformers and timm is honoured, changes nothing, or is refused.
+"""Each setting of transformers and timm is honoured, changes nothing, or is refused.
 
 Judged by the real ones, on photographs. Their own classes say which settings there are.
 """
@@ -105,7 +105,6 @@ PROCESSORS = [
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=str)
 def test_a_processor_of_transformers_is_followed(transformers, torch, crops, tmp_path, processor):
-    """S2"""
     model = hf_directory(transformers, torch, tmp_path, processor=processor)
     for backend, tolerance in (("pil", 1e-5), ("torchvision", 0.03)):  # which rounds otherwise
         theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
@@ -126,7 +125,6 @@ MODELS = [
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_configuration_of_transformers_is_followed(transformers, torch, crops, tmp_path, model):
-    """S2"""
     made = hf_directory(transformers, torch, tmp_path, model)
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     with torch.no_grad():
@@ -173,7 +171,7 @@ ODD = [
 ]
 
 
-def test_s2_the_other_file_of_a_processor_is_read(transformers, torch, crops, tmp_path):
+def test_the_other_file_of_a_processor_is_read(transformers, torch, crops, tmp_path):
     made = hf_directory(transformers, torch, tmp_path, MODELS[0])
     old = tmp_path / "preprocessor_config.json"
     facts = json.loads(old.read_text()) | {"do_normalize": False}
@@ -190,10 +188,9 @@ def test_s2_the_other_file_of_a_processor_is_read(transformers, torch, crops, tm
 
 
 @pytest.mark.parametrize("file, key, value", ODD)
-def test_what_cannot_be_followed_of_transformers_is_refused_by_name(
+def test_unsupported_settings_of_transformers_are_refused_by_name(
     transformers, torch, tmp_path, file, key, value
 ):
-    """S2"""
     hf_directory(transformers, torch, tmp_path)
     path = tmp_path / file
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
@@ -205,7 +202,7 @@ def test_what_cannot_be_followed_of_transformers_is_refused_by_name(
 
 
 def test_every_setting_of_transformers_is_in_a_table(transformers):
-    """S2: those of its own classes; each read, of few values, or with a reason."""
+    """Those of its own classes; each read, of few values, or with a reason."""
     config = {field.name for field in dataclasses.fields(transformers.ViTConfig)}
     assert config <= set(huggingface.SETTINGS)
     processor = set(transformers.ViTImageProcessor.valid_kwargs.__annotations__)
@@ -283,7 +280,6 @@ TIMM = [
 
 @pytest.mark.parametrize("name, arguments, facts", TIMM)
 def test_settings_of_timm_are_followed(timm, torch, crops, tmp_path, name, arguments, facts):
-    """S3"""
     timm_directory(timm, torch, tmp_path, name, arguments, facts)
     agree(ours(tmp_path, crops), by_timm(timm, torch, tmp_path, crops))
 
@@ -296,7 +292,7 @@ def by_timm(timm, torch, directory, crops):
 
 
 def test_a_directory_without_facts_has_timms_defaults(timm, torch, crops, tmp_path):
-    """S3: ImageNet's mean and std, bicubic, a crop of 87.5%; also where all stands in one table."""
+    """ImageNet's mean and std, bicubic, a crop of 87.5%; also where all stands in one table."""
     timm_directory(timm, torch, tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
@@ -327,7 +323,7 @@ MADE = [  # (architecture, model_args, a word of the refusal)
 @pytest.mark.parametrize("name, arguments, word", MADE)
 @pytest.mark.parametrize("bare", [False, True])
 def test_models_of_timm_that_have_no_place_here(timm, torch, tmp_path, name, arguments, word, bare):
-    """S3: by name, with its config.json; of bare weights, where the arrays show it."""
+    """By name, with its config.json; of bare weights, where the arrays show it."""
     timm_directory(timm, torch, tmp_path, name, arguments)
     arrays = load_file(tmp_path / "model.safetensors")
     seen = ("class_token", "reg_tokens", "pre_norm", "qk_norm", "scale_mlp_norm", "pos_embed")
@@ -377,10 +373,9 @@ ODD_TIMM = [
 
 
 @pytest.mark.parametrize("section, key, value", ODD_TIMM)
-def test_what_cannot_be_followed_of_timm_is_refused_by_name(
+def test_unsupported_settings_of_timm_are_refused_by_name(
     timm, torch, tmp_path, section, key, value
 ):
-    """S3"""
     timm_directory(timm, torch, tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
@@ -393,7 +388,7 @@ def test_what_cannot_be_followed_of_timm_is_refused_by_name(
 
 
 def test_every_setting_of_timm_is_in_a_table(timm):
-    """S3: those of its own classes."""
+    """Those of its own classes."""
     from timm.models import resnetv2, vision_transformer
     from timm.models._pretrained import PretrainedCfg
 
@@ -410,7 +405,7 @@ def test_every_setting_of_timm_is_in_a_table(timm):
 
 
 def test_a_standardised_first_convolution_takes_its_own_scale_alone(timm, torch, tmp_path):
-    """S3: a BiT with ImageNet's mean cannot be followed exactly, so it is not followed at all."""
+    """A BiT with ImageNet's mean cannot be followed exactly, so it is not followed at all."""
     model = timm.create_model("resnetv2_50x1_bit", num_classes=3)
     arrays = {key: np.ascontiguousarray(v.numpy()) for key, v in model.state_dict().items()}
     save_file(arrays, tmp_path / "model.safetensors")

@@ -57,7 +57,6 @@ def change_index(directory, **changes):
 
 @FORMS
 def test_shards_are_read_by_their_index(whole):
-    """W6"""
     directory, arrays = whole
     with pytest.raises(UserError, match=r"no model.safetensors and no index of shards"):
         load.read(directory)
@@ -104,7 +103,7 @@ def test_weights_that_are_no_floats_or_lie_otherwise_are_refused(whole):
 
 
 @FORMS
-def test_what_shards_lack_is_named(whole):
+def test_weights_missing_from_shards_are_named(whole):
     directory, arrays = whole
     table = sharded(directory, arrays)
     first = min(arrays)
@@ -133,7 +132,7 @@ def test_an_array_in_two_shards_is_refused(whole):
 
 
 @FORMS
-def test_what_no_index_names_is_not_passed_over(whole):
+def test_weights_that_no_index_names_are_refused(whole):
     """As in a file without an index: arrays that no ViT has are no ViT's."""
     directory, arrays = whole
     table = sharded(directory, arrays)
@@ -146,7 +145,6 @@ def test_what_no_index_names_is_not_passed_over(whole):
 @FORMS
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
 def test_without_torch_a_bin_says_what_to_install(whole, monkeypatch, name):
-    """W6"""
     directory, _ = whole
     monkeypatch.setattr(weight_files, "has_torch", lambda: False)
     (directory / "pytorch_model.bin").write_bytes(b"")

@@ -212,7 +212,7 @@ def test_a_tool_that_is_missing_is_named(no_tools):
     assert "there is no gcloud here; install the Google Cloud CLI" in done.stderr
 
 
-def test_what_is_printed_can_be_pasted():
+def test_printed_commands_can_be_pasted():
     line = dry_run(["tpu_vm.sh", "run", *TPU, *TRAIN, "--config.text=a 'b' $c"])[-1]
     remote = next(w for w in shlex.split(line) if w.startswith("--command=")).split("=", 1)[1]
     assert shlex.split(remote)[-1] == "--config.text=a 'b' $c"

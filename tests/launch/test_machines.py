@@ -145,7 +145,7 @@ def test_step_by_step_until_the_run_is_done(cloud):
     assert words[-1].startswith("--xla_tpu_")
 
 
-def test_42_is_started_again_on_the_host_and_nothing_else_is(cloud):
+def test_only_exit_code_42_is_restarted_on_the_host(cloud):
     cloud.ends(42, 42, 7)
     for action in ("create", "setup"):
         assert cloud(action).returncode == 0
@@ -206,7 +206,7 @@ def test_babysit_starts_over_when_a_spot_tpu_is_taken_away(cloud):
 
 @pytest.mark.parametrize("code", [134, 137, 75])
 def test_a_host_starts_again_what_lost_its_peers(cloud, code):
-    """L1: what docs promise, on the host: JAX aborts with 134 when another process is gone."""
+    """What docs promise, on the host: JAX aborts with 134 when another process is gone."""
     cloud.ends(code, 0)
     for action in ("create", "setup"):
         assert cloud(action).returncode == 0
@@ -255,7 +255,7 @@ def test_babysit_ends_when_there_is_nothing_to_wait_for(cloud, states, options, 
 
 
 def test_an_installation_that_fails_is_not_tried_for_ever(cloud):
-    """L12: there is nothing that uv could install."""
+    """There is nothing that uv could install."""
     (cloud.folder / "vit-jax").unlink()
     done = cloud("babysit", *TRAIN)
     assert done.returncode == 1
@@ -264,7 +264,7 @@ def test_an_installation_that_fails_is_not_tried_for_ever(cloud):
 
 
 def test_babysit_ends_when_a_run_makes_no_progress(cloud):
-    """L2: and says why; the machines that it is started on count, and babysit above them."""
+    """It says why; the machines that it is started on count, and babysit above them."""
     cloud.ends(*40 * [134])
     done = cloud("babysit", *TRAIN, RESTART_DELAY="0")
     assert done.returncode == 1
@@ -274,8 +274,7 @@ def test_babysit_ends_when_a_run_makes_no_progress(cloud):
     assert cloud.runs() == {"vit-0": 6, "vit-1": 6}
 
 
-def test_what_gcloud_says_is_shown_whole(cloud):
-    """L5"""
+def test_errors_of_gcloud_are_shown_in_full(cloud):
     (cloud.folder / "error").write_text("ERROR: (gcloud) PERMISSION_DENIED: no\n- reason: X\n- Y")
     done = cloud("create")
     assert done.returncode == 1
@@ -302,7 +301,7 @@ def test_delete_stops_the_run_first(cloud):
 
 @pytest.mark.parametrize("kind", ["tpu_vm", "compute_engine"])
 def test_stop_tells_all_hosts_before_the_first_ends(cloud, kind):
-    """L9: JAX tells the others when one is asked to stop; none of them may start again then."""
+    """JAX tells the others when one is asked to stop; none of them may start again then."""
     size = ("--slices=3",) if kind == "tpu_vm" else ()
     call = cloud if kind == "tpu_vm" else cloud.engine
     cloud.ends("wait")
@@ -324,7 +323,7 @@ def test_stop_tells_all_hosts_before_the_first_ends(cloud, kind):
 
 
 def test_stop_reaches_the_hosts_that_it_can(cloud):
-    """L9: one that does not answer is said, the others save."""
+    """One that does not answer is said, the others save."""
     cloud.ends("wait")
     for action in ("create", "setup"):
         assert cloud.engine(action).returncode == 0

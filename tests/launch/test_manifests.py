@@ -172,7 +172,7 @@ def test_kubernetes_takes_the_manifests():
 
 
 def test_a_pod_asks_for_cores_and_memory():
-    """L15: otherwise it is the first to go when a node runs short."""
+    """Otherwise it is the first to go when a node runs short."""
     (jobset,) = manifests("gke.sh")
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert container(job)["resources"]["requests"] == {"cpu": 32, "memory": "96Gi"}
@@ -187,7 +187,7 @@ def test_a_pod_asks_for_cores_and_memory():
 
 @pytest.mark.parametrize("script", ["gke.sh", "kubernetes.sh"])
 def test_a_pod_counts_its_starts(script):
-    """L1, L2, L8: what ends for good ends with 1; 75, 134 and 137 are started again."""
+    """What ends for good ends with 1; 75, 134 and 137 are restarted."""
     *_, job = manifests(script)
     if script == "gke.sh":
         job = job["spec"]["replicatedJobs"][0]["template"]
@@ -205,7 +205,7 @@ def test_a_pod_counts_its_starts(script):
     ],
 )
 def test_logs_are_those_of_the_newest_pod_of_rank_0(script, selector, tmp_path):
-    """L7: whole, and of one pod."""
+    """Whole, and of one pod."""
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(
         f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\n'
@@ -251,7 +251,7 @@ def sky_task(kind):
 
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])
 def test_skypilot_retries_what_restart_allows_and_no_error(kind):
-    """L1: the same codes as everywhere."""
+    """The same codes as everywhere."""
     recovery = sky_task(kind)["resources"]["job_recovery"]
     codes = list(runpy.run_path(str(LAUNCH / "restart.py"))["AGAIN"])
     assert recovery == {"max_restarts_on_errors": 0, "recover_on_exit_codes": codes}

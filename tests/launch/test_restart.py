@@ -1,4 +1,4 @@
-"""Which ends are started again, and how often: launch/restart.py and worker.sh, real processes."""
+"""Which exit codes are restarted, how often: launch/restart.py and worker.sh, real processes."""
 
 import json
 import os
@@ -81,23 +81,22 @@ def run(tmp_path):
     return Run(tmp_path)
 
 
-def test_the_codes_are_those_of_the_program():
-    """L8, L1: preempted, alone, and the signals ABRT and KILL."""
+def test_exit_codes_are_those_of_the_program():
+    """Preempted, alone, and the signals ABRT and KILL."""
     aborted, killed = 128 + signal.SIGABRT, 128 + signal.SIGKILL
     assert set(RESTART["AGAIN"]) == {errors.PREEMPTED, errors.ALONE, aborted, killed}
 
 
 @pytest.mark.parametrize("end", [42, 75, 134, 137, "die"])
-def test_what_is_started_again(run, end):
-    """L1"""
+def test_exit_codes_that_are_restarted(run, end):
     run.ends(end, end, 0)
     done = run("--again")
     assert (done.returncode, run.starts()) == (0, 3)
-    assert done.stderr.count("starting again") == 2
+    assert done.stderr.count("restarting") == 2
 
 
 @pytest.mark.parametrize("end", [0, 1, 2, 7, 130, 139])
-def test_what_is_not(run, end):
+def test_exit_codes_that_are_not_restarted(run, end):
     run.ends(end)
     assert run("--again").returncode == end
     assert run.starts() == 1
@@ -105,7 +104,7 @@ def test_what_is_not(run, end):
 
 @pytest.mark.parametrize("end", [42, 134, "die"])
 def test_a_run_that_makes_no_progress_stops_and_says_why(run, end):
-    """L2, on one machine."""
+    """On one machine."""
     run.ends(f"{end} saving 7", *50 * [end])
     done = run("--again")
     assert done.returncode == 1
@@ -116,7 +115,7 @@ def test_a_run_that_makes_no_progress_stops_and_says_why(run, end):
 
 
 def test_a_run_that_makes_no_progress_stops_where_each_try_is_another_pod(run):
-    """L2: the count is in the workdir, and the next command begins to count anew."""
+    """The count is in the workdir, and the next command restarts the count."""
     run.ends(*50 * [134])
     codes = [run().returncode for _ in range(LIMIT + 2)]
     assert codes == [134] * LIMIT + [1, 134]
@@ -138,15 +137,15 @@ def test_a_machine_that_goes_with_its_pod_counts_too(run):
 
 @pytest.mark.parametrize("stage", ["", "pretrain"])
 def test_progress_resets_the_limit(run, stage):
-    """L1: a step more is enough, in whatever stage."""
+    """A step more is enough, in whatever stage."""
     run.ends(*[f"{(42, 134, 137, 75)[i % 4]} saving {i}" for i in range(3 * LIMIT)], 0)
     assert run("--again", STAGE=stage).returncode == 0
     assert run.starts() == 3 * LIMIT + 1
     assert not (run.folder / "work/restarts").exists()
 
 
-def test_a_partner_may_be_late(run):
-    """L8: machines that are asked for one by one; there is an end to it all the same."""
+def test_waiting_for_other_processes_is_bounded(run):
+    """Machines that are asked for one by one; there is an end to it all the same."""
     run.ends(*5 * LIMIT * [75], 0)
     assert run("--again").returncode == 0
     run.ends(*1000 * [75])
@@ -168,7 +167,7 @@ def test_processes_and_jobs_count_for_themselves(run):
     assert [run(SLURM_JOB_ID="2").returncode for _ in range(LIMIT)] == [134] * LIMIT
 
 
-def test_a_share_that_is_not_mounted_is_not_made_up(run):
+def test_an_unmounted_share_is_not_created(run):
     words = [*run.words()[:-1], "--workdir=/nowhere-mounted/run"]
     run.ends(42)
     done = subprocess.run(words, env=run.environment(), capture_output=True, text=True)
@@ -196,8 +195,8 @@ def test_a_supervisor_that_is_killed_leaves_no_run_behind(run):
 
 
 @pytest.mark.parametrize("how", ["stop", "term"])
-def test_nothing_starts_after_the_pause_that_was_stopped_in_it(run, how):
-    """L7, L9: looked at again when the pause is over."""
+def test_a_stop_during_the_pause_prevents_the_restart(run, how):
+    """Looked at again when the pause is over."""
     run.ends(134, "wait")
     folder = run.folder / "state"
     folder.mkdir()
@@ -205,7 +204,7 @@ def test_nothing_starts_after_the_pause_that_was_stopped_in_it(run, how):
     with subprocess.Popen(
         words, env=run.environment(RESTART_DELAY="60"), stderr=subprocess.PIPE, text=True
     ) as process:
-        process.stderr.readline()  # starting again
+        process.stderr.readline()  # restarting
         if how == "stop":
             (folder / "stop").touch()
         else:
@@ -241,7 +240,7 @@ def worker(run):
 
 
 def test_a_worker_starts_again_after_kill_9_and_stops(run, worker):
-    """L1 and L7: worker.sh itself."""
+    """worker.sh itself."""
     run.ends("die", "wait")
     assert worker("start", f"--workdir={run.folder / 'work'}", RESTART_DELAY="0").returncode == 0
     run.wait_for_starts(2)
@@ -252,11 +251,11 @@ def test_a_worker_starts_again_after_kill_9_and_stops(run, worker):
 
 
 def test_a_worker_that_is_stopped_in_the_pause_starts_nothing(run, worker):
-    """L7, L9: `stop` does not wait for another try either."""
+    """`stop` does not wait for another try either."""
     run.ends(134, "wait")
     worker("start", f"--workdir={run.folder / 'work'}", RESTART_DELAY="60")
     log = worker.home / "vit_jax_run/log"
-    wait_for(lambda: log.exists() and "starting again" in log.read_text())
+    wait_for(lambda: log.exists() and "restarting" in log.read_text())
     begin = time.monotonic()
     assert worker("stop").stdout == "stopped\n"
     assert time.monotonic() - begin < 10
@@ -264,7 +263,7 @@ def test_a_worker_that_is_stopped_in_the_pause_starts_nothing(run, worker):
 
 
 def test_a_worker_on_hold_ends_with_its_run(run, worker):
-    """L9: what all hosts are told before the first is asked to stop."""
+    """What all hosts are told before the first is asked to stop."""
     assert worker("hold").returncode == 0  # nothing runs: nothing to hold
     run.ends("wait", "wait")
     worker("start", f"--workdir={run.folder / 'work'}", RESTART_DELAY="0")
@@ -290,7 +289,7 @@ def test_help_and_wrong_usage(run, worker):
 
 @pytest.mark.slow
 def test_two_real_processes_finish_after_kill_9_of_one(tmp_path):
-    """L1 and L8 with vit-jax itself: the one that is left aborts, both start again and go on."""
+    """With vit-jax itself: the one that is left aborts, both start again and go on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -328,7 +327,7 @@ def test_two_real_processes_finish_after_kill_9_of_one(tmp_path):
         for process in processes:
             process.terminate()
     logs = [(folder / "log").read_text() for folder in folders]
-    assert "exit code 134: another process of the job died; starting again" in logs[0]
-    assert "exit code 137: killed; starting again" in logs[1]
+    assert "exit code 134: another process of the job died; restarting" in logs[0]
+    assert "exit code 137: killed; restarting" in logs[1]
     assert "resumed from step" in logs[0]
     assert (workdir / "model" / "model.safetensors").exists()

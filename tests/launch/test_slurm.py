@@ -70,7 +70,7 @@ def test_a_dry_run_needs_no_slurm():
         env={"PATH": "/usr/bin:/bin"},
     )
     assert "#SBATCH --signal=TERM@300" in done.stdout
-    assert "A node needs 8 GPUs and 64 cores, or the job is pending for good" in done.stdout  # L3
+    assert "A node needs 8 GPUs and 64 cores, or the job stays pending" in done.stdout
     step, last = "srun --kill-on-bad-exit=0 --wait=60 vit-jax train", done.stdout.splitlines()[-1]
     assert last == f"{step} '--config=configs/quickstart.py' '--workdir=/shared/a b'"
 
@@ -218,8 +218,8 @@ def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
         text,
     )
     assert field(cluster, job, "Restarts") == "1", text()
-    assert "queued again" in text()
-    assert "in 2 process(es)" in text()
+    assert "requeued" in text()
+    assert "in 2 processes" in text()
     saved = max(steps(workdir))
     assert saved < STEPS
     # SLURM waits two minutes, because the old credential is revoked for the second of the requeue
@@ -234,7 +234,7 @@ def test_term_requeues_and_the_run_finishes(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_lost_process_is_started_again(cluster, tmp_path):
-    """L1: kill -9 of one of two tasks: the job is queued again, and finishes."""
+    """kill -9 of one of two tasks: the job is requeued, and finishes."""
     workdir = tmp_path / "run"
     job, out = submit(
         cluster, tmp_path, *TRAIN, "--config.checkpoint_every_steps=5", f"--workdir={workdir}"
@@ -250,7 +250,7 @@ def test_a_lost_process_is_started_again(cluster, tmp_path):
         lambda: field(cluster, job, "Restarts") == "1" or field(cluster, job, "JobState") in ENDED,
         out.read_text,
     )
-    assert "queued again" in out.read_text()
+    assert "requeued" in out.read_text()
     time.sleep(3)
     slurm(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
     wait_for(lambda: field(cluster, job, "JobState") in ENDED, out.read_text)
@@ -261,7 +261,7 @@ def test_a_lost_process_is_started_again(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_time_limit_below_the_margin_is_said(cluster, tmp_path):
-    """L2: TERM@300 in a job of two minutes comes at once."""
+    """TERM@300 in a job of two minutes comes at once."""
     workdir = tmp_path / "run"
     job, out = submit(
         cluster, tmp_path, "--time=2", *TRAIN, f"--workdir={workdir}", "--config.total_steps=100000"
@@ -271,7 +271,7 @@ def test_a_time_limit_below_the_margin_is_said(cluster, tmp_path):
     assert field(cluster, job, "Restarts") == "0"
     said = "the time limit of 120 s is no longer than the 300 s before its end"
     assert f"warning: {said}" in out.read_text()
-    assert f"error: not queued again: {said}" in out.read_text()
+    assert f"error: not requeued: {said}" in out.read_text()
 
 
 @pytest.mark.slow

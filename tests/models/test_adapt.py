@@ -77,7 +77,7 @@ def test_a_plane_stays_a_plane_on_non_square_grids():
     np.testing.assert_allclose(found, plane(4, 9), atol=1e-6)
 
 
-def test_one_row_becomes_several():
+def test_a_grid_of_one_row_is_resized():
     pos = golden_weights.draw("pos", (1, 3, 2))
     found = resize_position_embedding(pos, (2, 3), old_grid=(1, 3), has_class_token=False)
     np.testing.assert_allclose(found[0].reshape(2, 3, 2), np.stack([pos[0], pos[0]]))
@@ -138,7 +138,7 @@ def test_head_surgery(pretrained):
 
 
 def test_fine_tuning_starts_from_a_zero_head_on_the_same_labels_too(pretrained):
-    """F10: section 3.2; `keep_head` is how one asks for the old one."""
+    """Section 3.2; `keep_head` is how one asks for the old one."""
     config, params = pretrained
     config = dataclasses.replace(config, representation_size=None)
     params = {path: value for path, value in params.items() if "pre_logits" not in path}
@@ -164,7 +164,7 @@ def test_a_dropped_hidden_layer_is_a_new_head_for_as_many_classes(pretrained):
     "old, new, is_new",
     [(("a", "b"), ("b", "a"), True), (("a", "b"), ("a", "b"), False), ((), ("a", "b"), False)],
 )
-def test_other_labels_are_a_new_head(old, new, is_new):
+def test_other_labels_get_a_new_head(old, new, is_new):
     config = models.get_config("debug", num_classes=2, labels=old)
     params = random_params(config)
     adapted, notes = adapt.adapt(config, params, dataclasses.replace(config, labels=new))

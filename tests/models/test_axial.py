@@ -41,7 +41,7 @@ def test_each_half_attends_along_one_axis(silent, axis):
     np.testing.assert_array_equal(differs, expected)
 
 
-def test_both_halves_reach_everything():
+def test_both_halves_of_a_block_reach_every_patch():
     _, params, apply = make()
     x = jax.random.normal(KEY, (1, 32, 48, 3))
     changed = x.at[:, 8:16, 16:24].add(1.0)
@@ -49,7 +49,7 @@ def test_both_halves_reach_everything():
     assert (tokens[0] != tokens[1]).any(-1).all()
 
 
-def test_there_is_no_class_token_and_twice_the_blocks():
+def test_axial_has_no_class_token_and_twice_the_blocks():
     axial, plain = models.get_config("Axial-B/16"), models.get_config("B/16", classifier="gap")
     block = 4 * 768 * 768 + 4 * 768 + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
     assert cost.num_params(axial) - cost.num_params(plain) == 12 * block

@@ -80,7 +80,7 @@ def test_outputs_of_the_original(file, case):
 
 @pytest.mark.parametrize("case, size, batch", [("224", 224, 1), ("75x97", (75, 97), 2)])
 def test_bit_answers_as_the_code_of_its_released_weights(case, size, batch):
-    """F2: google-research/big_transfer 140de6e, by an official file; 0.2% to 1.6% off otherwise."""
+    """google-research/big_transfer 140de6e, by an official file; 0.2% to 1.6% off otherwise."""
     golden = golden_weights.numbers("bit_released")[f"R50x1@{case}/logits"]
     shapes = golden_weights.official_shapes(models.get_config("R50x1", image_size=size))
     found = npz.find_config(golden_weights.weights(shapes), "bit")

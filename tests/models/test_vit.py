@@ -285,8 +285,8 @@ def test_the_public_model():
 
 
 @pytest.mark.parametrize("variant", ["debug", "R50x1"])
-def test_what_is_no_batch_of_images_in_range_is_refused(variant):
-    """S12: one line that names floats in [-1, 1] and vit_jax.preprocess, before any arithmetic."""
+def test_inputs_that_are_not_images_in_range_are_refused(variant):
+    """One line that names floats in [-1, 1] and vit_jax.preprocess, before any arithmetic."""
     config = models.get_config(variant, num_classes=3, image_size=32)
     if variant == "R50x1":
         config = models.replace(config, depths=(1,))
@@ -322,13 +322,13 @@ def test_what_is_no_batch_of_images_in_range_is_refused(variant):
         (np.full((1, 32, 32, 3), np.inf, np.float32), "values up to inf"),
     ],
 )
-def test_s12_images_that_are_none(images, message):
+def test_inputs_that_are_not_images(images, message):
     model = models.build(models.get_config("debug", num_classes=3))
     with pytest.raises(UserError, match=message):
         model(images)
 
 
-def test_a_constant_of_a_traced_function_is_looked_at():
+def test_a_constant_in_a_traced_function_is_checked():
     model = models.build(models.get_config("debug", num_classes=3))
     images = jnp.zeros((1, 32, 32, 3))
     assert jax.jit(lambda: model(images))().shape == (1, 3)
@@ -352,7 +352,7 @@ def test_rates_have_a_range(settings):
 @pytest.mark.parametrize(
     "setting", [dict(patch_size=0), dict(num_heads=0), dict(num_layers=0), dict(mlp_dim=-1)]
 )
-def test_t17_a_size_below_one_is_named(setting):
+def test_a_size_below_one_is_named(setting):
     ((key, value),) = setting.items()
     with pytest.raises(
         UserError, match=f"model.{key}=.*{value}.* must be a whole number, 1 or more"

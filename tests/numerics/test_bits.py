@@ -64,7 +64,7 @@ def test_neighbours_places_layers_steps_and_seeds_are_independent():
             assert abs(correlation(keep, moved)) < 5, (which, place, row)
 
 
-def test_words_pass_statistics():
+def test_words_pass_statistical_tests():
     """3 x 10^8 bits: bytes, pairs of bytes, single bits, runs, and gaps between small words."""
     found = words()
     for shift in (0, 8, 16, 24):
@@ -85,7 +85,7 @@ def test_words_pass_statistics():
     assert scipy.stats.chisquare(counts, shares * counts.sum()).pvalue > 1e-4
 
 
-def test_mixing_is_one_to_one_and_avalanches():
+def test_mix_is_bijective_and_has_the_avalanche_property():
     x = np.arange(2**20, dtype=np.uint32) * np.uint32(4099)
     assert len(np.unique(np.asarray(bits.mix(jnp.asarray(x))))) == len(np.unique(x))
     for bit in range(32):

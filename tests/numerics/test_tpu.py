@@ -79,7 +79,7 @@ def test_extreme_logits(dtype, tolerance):
     assert 4000 * largest / 8 > 1e4  # as the first line says
 
 
-def test_heads_are_taken_in_whole_lanes():
+def test_heads_are_grouped_to_whole_lanes():
     found = {size: list(map(len, short_attention.groups(12, size))) for size in (32, 64, 80, 128)}
     assert found == {32: [4, 4, 4], 64: [2] * 6, 80: [8, 4], 128: [1] * 12}
     assert [list(group) for group in short_attention.groups(3, 64)] == [[0, 1], [2]]

@@ -56,7 +56,7 @@ def test_images_are_found_without_classes(tmp_path, layout):
         check(with_data(tmp_path / "photos", "classification"))
 
 
-def test_classes_that_are_there_stay(tmp_path):
+def test_existing_classes_are_kept(tmp_path):
     config = with_data(class_folders(tmp_path, count=10))
     train, _, _ = open_sources(config, labelled=False)
     assert train.class_names == ("blue", "green", "red")
@@ -70,7 +70,7 @@ def test_classes_that_are_there_stay(tmp_path):
         ({"train.csv": "image,label\nnowhere.png,a\nelsewhere.png,b\n"}, "nowhere.png|elsewhere"),
     ],
 )
-def test_what_holds_no_images_is_refused_as_before(tmp_path, content, sentence):
+def test_folders_without_images_are_refused(tmp_path, content, sentence):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=sentence):
@@ -84,12 +84,12 @@ def test_splits_without_images_are_not_passed_over(tmp_path):
         open_sources(with_data(tmp_path), labelled=False)
 
 
-def test_others_who_open_a_folder_need_its_classes(tmp_path):
+def test_open_source_needs_class_folders(tmp_path):
     with pytest.raises(UserError, match="has no class folders"):
         specs.open_source(f"folder:{flat(tmp_path)}")
 
 
-def test_who_needs_labels():
+def test_which_objectives_need_labels():
     config = configuration.default()
     assert needs_labels(config)
     config.objective.name = "masked_patches"

@@ -64,12 +64,12 @@ def test_shares_of_the_corruption(share):
     assert found.corrupted.sum(axis=1).std() > 5  # by chance: not the same in every image
 
 
-def test_exactly_half():
+def test_exactly_half_of_the_patches_are_corrupted():
     counts = corruption(exactly=True).corrupted.sum(axis=1)
     assert (counts == 800).all()
 
 
-def test_what_stands_in_the_place_of_an_embedding():
+def test_replacements_of_corrupted_embeddings():
     z = jnp.arange(2 * 3 * 2.0).reshape(2, 3, 2)
     given = mp.Corruption(
         jnp.array([[True, True, False], [True, False, True]]),
@@ -224,7 +224,7 @@ def test_an_evaluation_depends_on_the_image_and_not_on_its_batch():
     ({"bits": 9}, "bits=9 must be 1 to 8"),
     ({"replaced_from": "data"}, "replaced_from='data' must be image or batch"),
 ])  # fmt: skip
-def test_what_cannot_be(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         objective(**options)
 

@@ -85,7 +85,7 @@ def test_with_both_each_is_in_half_of_the_steps():
     assert float(jax.jit(jax.vmap(is_whole))(keys).mean()) == pytest.approx(0.5, abs=0.08)
 
 
-def test_one_alone_is_that_one():
+def test_one_of_the_two_alone_is_used():
     images, targets = numbered(8, 8)
     key = jax.random.key(3)
     for given, alone in (

@@ -54,7 +54,7 @@ def test_a_run_that_never_took_a_step_leaves_no_model(tmp_path, capsys):
         ("--config.objective.name=/no/where.py:toy", "There is no file /no/where.py"),
     ],
 )
-def test_what_it_does_not_read_is_refused(tmp_path, capsys, setting, message):
+def test_settings_that_the_objective_does_not_read_are_refused(tmp_path, capsys, setting, message):
     assert train(tmp_path / "run", TOY, PLAIN, setting) == 1
     assert re.search(message, capsys.readouterr().err)
 

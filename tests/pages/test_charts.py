@@ -65,7 +65,7 @@ def test_a_logarithmic_scale_only_where_it_helps():
         ([Curve("a", [(1, 0.5), (2, 0.5)])], "0.5 throughout."),
     ],
 )
-def test_a_sentence_where_there_is_nothing_to_draw(curves, sentence):
+def test_an_empty_chart_is_a_sentence(curves, sentence):
     figure = chart("Loss", curves)
     assert sentence in figure
     assert "<svg" not in figure

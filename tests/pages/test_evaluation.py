@@ -26,7 +26,7 @@ def directory(tmp_path):
     return tmp_path
 
 
-def test_what_is_on_it(directory):
+def test_contents_of_the_page(directory):
     html = page.write(directory).read_text()
     for text in ("84.53%", "1.23%", "50,000", "Confusion matrix"):
         assert text in html
@@ -55,7 +55,7 @@ def test_names_are_escaped(directory):
     assert not re.search(r"<b>|<i>|<u>", html)
 
 
-def test_each_protocol_writes_it_anew(tmp_path):
+def test_each_protocol_rewrites_the_page(tmp_path):
     for name in ("classification", "knn"):
         write(tmp_path, name, {"accuracy": 0.25}, Result({}, [], {}))
     html = (tmp_path / "evaluation.html").read_text()

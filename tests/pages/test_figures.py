@@ -24,7 +24,7 @@ print(os.environ.get("MPLBACKEND"))
 @pytest.mark.parametrize(
     "backend", ["module://matplotlib_inline.backend_inline", "nbagg", "no such backend", "", None]
 )
-def test_w2_the_backend_of_a_notebook_does_not_matter(backend, tmp_path):
+def test_the_backend_of_a_notebook_does_not_matter(backend, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     if backend is not None:
         environment["MPLBACKEND"] = backend

@@ -47,7 +47,7 @@ def test_sums_of_the_columns_are_those_of_the_printed_tables():
     assert sum(paper.TABLE_8.values()) == pytest.approx(509.945)
 
 
-def test_rows_name_what_there_is():
+def test_rows_name_existing_tasks_and_variants():
     assert set(paper.TABLE_9) == set(TASKS)
     assert {cell.variant for cell in paper.cells()} <= set(VARIANTS)
 
@@ -79,7 +79,7 @@ def test_rows_name_what_there_is():
         (Known("L/16", 384, IN21K), "VTAB", [("2", 72.72, ""), ("9", 72.7, "")]),
     ],
 )  # fmt: skip
-def test_which_rows_a_run_corresponds_to(known, data, wanted):
+def test_rows_that_a_run_corresponds_to(known, data, wanted):
     found = [(m.cell.table, m.cell.value, m.condition) for m in paper.matches(known, data)]
     assert found == wanted
 
@@ -126,7 +126,7 @@ STAGE = {
 }  # fmt: skip
 
 
-def test_what_is_known_of_a_run(tmp_path):
+def test_pre_training_that_a_run_records(tmp_path):
     def known(name, **config):
         return paper_section.model_of(str(run_in(tmp_path / name, **config)), {})
 

@@ -123,7 +123,7 @@ def test_the_curves_are_there_and_described(tmp_path):
     assert len(described) == 4
 
 
-def test_the_page_needs_nothing_else(tmp_path):
+def test_the_page_is_self_contained(tmp_path):
     log(tmp_path, a_run())
     page = report(tmp_path)
     raw = (tmp_path / "report.html").read_text()

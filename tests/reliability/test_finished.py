@@ -1,4 +1,4 @@
-"""Scenario 40: the model of a finished run that is cut, flipped or gone is made again (T15)."""
+"""Scenario 40: the model of a finished run that is cut, flipped or gone is made again."""
 
 import shutil
 

@@ -74,7 +74,7 @@ def test_32_only_regular_files_are_read_as_images(tmp_path, kind):
             find_images([str(tmp_path)])
 
 
-def test_32_what_would_run_a_program_is_no_image():
+def test_32_formats_that_run_programs_are_refused():
     """Pillow hands PostScript to its interpreter."""
     with pytest.raises(UserError, match="not a known image format"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "evil.jpg")
@@ -144,7 +144,7 @@ def test_32_a_fifo_is_no_checkpoint(weights, tmp_path):
         load.read(tmp_path / "w.npz")
 
 
-def test_32_memory_stays_within_what_is_said(tmp_path):
+def test_32_memory_stays_bounded(tmp_path):
     """A process of its own, whose peak is measured: 240 million pixels cost nothing."""
     (tmp_path / "bomb.png").write_bytes(png(15_500, 15_500))
     code = (

@@ -113,7 +113,7 @@ def test_33_equal_models_give_equal_bytes(weights, tmp_path):
     assert len({(tmp_path / str(i) / "model.safetensors").read_bytes() for i in range(6)}) == 1
 
 
-def test_33_a_model_for_serving(weights, tmp_path):
+def test_33_a_damaged_stablehlo_export_is_refused(weights, tmp_path):
     export.save_stablehlo(tmp_path / "s", *load.read(weights / "native"), export.Options())
     export.open_stablehlo(tmp_path / "s")
     for name in ("weights.safetensors", "model.stablehlo"):
@@ -172,7 +172,7 @@ def test_19_doctor_reads_every_value_of_every_checkpoint(tmp_path, capsys, monke
     assert main([*predict, "--verify=false"]) == 0
 
 
-def test_33_a_model_of_before_has_none(weights, tmp_path):
+def test_33_a_model_without_checksums_is_loaded(weights, tmp_path):
     shutil.copytree(weights / "native", tmp_path / "old")
     file = tmp_path / "old" / "model.safetensors"
     safetensors.numpy.save_file(safetensors.numpy.load_file(file), file)

@@ -55,7 +55,7 @@ def test_29_what_is_not_finite_is_never_saved(tmp_path, value):
 
 
 def test_29_updates_that_are_not_finite_are_skipped_and_end_the_run(tmp_path, capsys):
-    """T6: the gradient is finite and the rate times it is not; no model of it is exported."""
+    """The gradient is finite and the rate times it is not; no model of it is exported."""
     settings = ("--config.optimizer.weight_decay=9", "--config.optimizer.decay_on=all",
                 "--config.schedule.learning_rate=3e38", "--config.schedule.decay=constant",
                 "--config.schedule.warmup_steps=0")  # fmt: skip

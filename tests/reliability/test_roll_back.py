@@ -27,7 +27,7 @@ def noticed(spikes, losses, anchors=(), start=0):
     return None
 
 
-def test_a_rule_of_medians():
+def test_spikes_are_found_by_medians():
     usual = [1.0, 1.1] * 15
     step, spike, target = noticed(Spikes(RULE), [*usual, *[3.0] * 20], range(5, 60, 5))
     assert step == 30 + NEWEST // 2 + 1 + LOOK_BACK
@@ -41,7 +41,7 @@ def test_a_rule_of_medians():
     assert not noticed(Spikes(None), [*usual, *[math.nan] * 20])
 
 
-def test_a_record_goes_on_where_it_was():
+def test_the_record_of_losses_resumes():
     losses = [*[1.0, 1.1] * 15, *[3.0] * 20]
     whole = noticed(Spikes(RULE), losses, [20])
     for cut in (10, 29, 33, 42):

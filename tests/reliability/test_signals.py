@@ -1,4 +1,4 @@
-"""Scenarios 39 and 52: SIGTERM while a run evaluates is noticed at the next batch (T16)."""
+"""Scenarios 39 and 52: SIGTERM while a run evaluates is noticed at the next batch."""
 
 import os
 import signal

@@ -35,7 +35,7 @@ def test_a_gpu_that_was_not_asked_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
 @pytest.mark.parametrize("value, asked", [("true", True), ("1", True), ("false", False)])
-def test_data_alone_ask_as_well(command, value, asked, monkeypatch):
+def test_deterministic_applies_to_data_without_a_config(command, value, asked, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     flags = absl_flags.FlagValues()
     importlib.import_module(f"vit_jax.cli.{command}").define(flags)
@@ -44,7 +44,7 @@ def test_data_alone_ask_as_well(command, value, asked, monkeypatch):
     assert os.environ["XLA_FLAGS"].split() == (list(determinism.FLAGS) if asked else [])
 
 
-def test_the_command_asks_before_jax_begins(monkeypatch, capsys):
+def test_flags_are_set_before_jax_starts(monkeypatch, capsys):
     """XLA ends a process whose flags it does not know: this one of the JAX that is installed."""
     monkeypatch.setenv("XLA_FLAGS", "")
     given = ["--config=configs/quickstart.py", "--print_config", "--config.deterministic=true"]

@@ -55,7 +55,7 @@ def metadata(monkeypatch):
         thread.join()
 
 
-def test_alone_without_a_launcher(joined):
+def test_one_process_without_a_launcher(joined):
     distributed.join()
     assert joined == []
 
@@ -142,7 +142,6 @@ def test_the_flags_belong_together(joined):
     ids=lambda environment: next(iter(environment)),
 )
 def test_a_variable_that_was_emptied_is_unset(joined, monkeypatch, environment):
-    """W5"""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     distributed.join()
@@ -151,7 +150,7 @@ def test_a_variable_that_was_emptied_is_unset(joined, monkeypatch, environment):
 
 @pytest.mark.parametrize("step", [None, "", "4294967291"])
 def test_a_batch_script_without_srun_is_alone_and_says_so(joined, monkeypatch, capsys, step):
-    """W5: SLURM sets SLURM_NTASKS and SLURM_PROCID in a batch script too; its step is none."""
+    """SLURM sets SLURM_NTASKS and SLURM_PROCID in a batch script too; its step is none."""
     for name, value in {"JOB_ID": "7", "NTASKS": "2", "PROCID": "0", "STEP_ID": step}.items():
         if value is not None:
             monkeypatch.setenv(f"SLURM_{name}", value)
@@ -165,7 +164,6 @@ def test_a_batch_script_without_srun_is_alone_and_says_so(joined, monkeypatch, c
 
 @pytest.mark.parametrize("name", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
 def test_a_count_that_is_no_number_is_named(joined, monkeypatch, name):
-    """W5"""
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv(name, "2(x4)")
     with pytest.raises(UserError, match=rf"{name}=2\(x4\) is not a number of processes"):
@@ -173,7 +171,7 @@ def test_a_count_that_is_no_number_is_named(joined, monkeypatch, name):
 
 
 def test_one_process_is_alone(joined, monkeypatch):
-    """W5: whatever a launcher says."""
+    """Whatever a launcher says."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     distributed.join(num_processes=1)
     distributed.join(num_processes=1, process_id=0)
@@ -196,7 +194,7 @@ def test_one_process_is_alone(joined, monkeypatch):
     ],
 )
 def test_flags_that_cannot_be_are_named(joined, arguments, message):
-    """L16: our sentence, and not JAX's."""
+    """Our sentence, and not JAX's."""
     with pytest.raises(UserError) as raised:
         distributed.join(*arguments)
     assert message in str(raised.value)
@@ -206,7 +204,7 @@ def test_flags_that_cannot_be_are_named(joined, arguments, message):
 @pytest.mark.parametrize("environment", [{}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}])
 @pytest.mark.parametrize("patience", [1, 3])
 def test_patience_is_kept_and_a_partner_that_does_not_come_is_75(patience, environment):
-    """L16: 25 s became 40, looked at every 20 (here: every 2). L8: what launchers start again."""
+    """25 s became 40, looked at every 20 (here: every 2); launchers restart after 75."""
     program = (
         "import sys, time; from vit_jax.runtime import distributed\n"
         "start = time.monotonic()\n"
@@ -223,7 +221,7 @@ def test_patience_is_kept_and_a_partner_that_does_not_come_is_75(patience, envir
     code, seconds = done.stdout.split()
     assert int(code) == ALONE
     assert patience <= float(seconds) < patience + 1
-    assert ("SLURM_NTASKS=2: did srun" in done.stderr) == bool(environment)  # W5
+    assert ("SLURM_NTASKS=2: did srun" in done.stderr) == bool(environment)
 
 
 def test_a_run_in_a_thread_of_a_program_gets_no_signals():

@@ -23,7 +23,7 @@ faults = []
 for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run(x).block_until_ready()
-    time.sleep(0.01)  # until XLA has let go of it
+    time.sleep(0.01)  # until XLA has released it
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(min(faults))
 """
@@ -45,7 +45,7 @@ def page_faults(*arguments: str) -> float:
     return number_of(SCRIPT, *arguments)
 
 
-def test_a_step_finds_its_pages():
+def test_freed_pages_are_reused():
     assert page_faults("keep") < 0.1 * page_faults()
 
 
@@ -66,7 +66,7 @@ def test_commands_keep_pages_before_their_first_thread():
     assert number_of(script) < 0.1 * page_faults()
 
 
-def test_pages_can_be_given_back_after_all():
+def test_pages_can_be_given_back():
     assert page_faults("keep", "give_back") > 0.5 * page_faults()
 
 
@@ -103,7 +103,7 @@ def test_a_step_takes_its_memory_once():
     assert most_held() > 1.9
 
 
-def test_the_peak_begins_anew():
+def test_the_peak_can_be_reset():
     host_memory.begin_peak()
     before = host_memory.peak_bytes()
     # Mapped, since malloc may have pages left over from another test.
@@ -113,7 +113,7 @@ def test_the_peak_begins_anew():
     assert host_memory.peak_bytes() < host_memory.resident_bytes() + (8 << 20)
 
 
-def test_what_is_too_much_is_given_back(monkeypatch):
+def test_memory_above_the_limit_is_given_back(monkeypatch):
     calls = []
     monkeypatch.setattr(host_memory, "trim", lambda: calls.append(1))
     host_memory.trim_above(2 * host_memory.resident_bytes())

@@ -81,7 +81,7 @@ def test_any_kind_of_scalar_becomes_a_plain_number(tmp_path):
     assert isinstance(record["int"], int) and isinstance(record["count"], int)
 
 
-def test_an_array_is_no_metric(tmp_path):
+def test_an_array_is_not_a_metric(tmp_path):
     with Logbook(tmp_path, total_steps=1) as book, pytest.raises(ValueError, match=r"\(2,\)"):
         book.write(1, {"x": np.zeros(2)})
 
@@ -190,7 +190,7 @@ def test_the_file_is_replaced_at_once(tmp_path, monkeypatch):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_time_goes_on_where_it_was(tmp_path):
+def test_elapsed_time_continues_after_a_resume(tmp_path):
     write_steps(tmp_path, [5])
     path = tmp_path / "metrics.jsonl"
     path.write_text(re.sub(r'"seconds": [\d.]+', '"seconds": 100.0', path.read_text()))
@@ -335,7 +335,7 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
 
 
 def test_numbers_are_short():
-    assert summary({"train/learning_rate": 0.0}) == "lr 0.0e0"
+    assert summary({"train/learning_rate": 0.0, "train/loss": 1.0}) == "loss 1.0000  lr 0"
     assert summary({"train/learning_rate": 12.0}) == "lr 1.2e1"
     assert summary({"train/loss": math.nan}) == "loss nan"
     assert summary({"train/images_per_second": 4.25}) == "4.2 img/s"

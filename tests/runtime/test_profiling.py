@@ -54,7 +54,7 @@ def test_facts_of_a_trace_by_hand(tmp_path):
     )
 
 
-def test_what_is_no_trace(tmp_path):
+def test_directories_without_a_trace_are_refused(tmp_path):
     with pytest.raises(UserError, match="There is no trace in"):
         profiling.facts(tmp_path)
     written(tmp_path, [("something else", 0, 1, {})])

@@ -169,7 +169,7 @@ def test_a_trial_says_why_it_cannot_start(family, ran, tmp_path, capsys):
         ("'abc': of(''), 'b': of('abd')", "b starts from 'abd', which is not one .* mean 'abc'"),
     ],
 )
-def test_parents_that_cannot_be(tmp_path, capsys, line, message):
+def test_invalid_parents_are_refused(tmp_path, capsys, line, message):
     file = tmp_path / "own.py"
     file.write_text(
         "from vit_jax import config\n\n\ndef of(parent):\n    c = config.default()\n"
@@ -181,7 +181,7 @@ def test_parents_that_cannot_be(tmp_path, capsys, line, message):
     assert not (tmp_path / "work").exists()
 
 
-def test_a_row_counts_where_the_folder_is_absent(family, ran, tmp_path, capsys):
+def test_a_row_without_its_folder_counts_as_done(family, ran, tmp_path, capsys):
     work = tmp_path / "work"
     assert run(family, work) == 0
     kept = ("study.csv", "curves.csv", "study.png")
@@ -439,7 +439,7 @@ def test_the_figures_of_a_dry_run(timed, capsys):
     assert "2 trials" in lines[3]
 
 
-def test_what_a_dry_run_cannot_know_is_said(timed, capsys, tmp_path):
+def test_a_dry_run_says_what_it_cannot_know(timed, capsys, tmp_path):
     source = "configs/studies/polyak.py:folder:/nowhere/pets"
     code, lines = listing(source, capsys=capsys)
     assert code == 0 and all(line.split()[1:] == ["–"] * 4 for line in lines[1:10])
@@ -478,7 +478,7 @@ def test_the_timed_model_is_a_part_of_the_largest(variant):
     assert cost.forward_macs(cut) < cost.forward_macs(whole) / 2
 
 
-def test_a_cpu_times_what_takes_seconds():
+def test_a_cpu_times_a_model_of_seconds():
     found = [models.get_config(name, image_size=224) for name in ("B/32", "L/16", "R200x3", "H/14")]
     assert estimate.to_time(found).variant == "L/16"
     assert estimate.to_time(found[:1]).variant == "B/32" and estimate.to_time([]) is None

@@ -47,7 +47,7 @@ def outcomes(name, argument):
     return found
 
 
-def test_there_are_eleven():
+def test_there_are_eleven_studies():
     assert sorted([
         "adam_sgd", "axial", "data_size", "few_shot", "head", "polyak", "position_embedding",
         "resolution", "scaling", "self_supervision", "shape",

@@ -51,9 +51,7 @@ def chosen(setup):
     return Choice(setup.program.model.remat or "none", setup.config.accumulation_steps)
 
 
-def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
-    setup, needed, compiles, capsys
-):
+def test_without_need_nothing_is_rematerialised(setup, needed, compiles, capsys):
     found, _, _ = auto_memory.choose(setup, needed)
     assert chosen(found) == FASTEST
     assert compiles == [FASTEST]
@@ -61,7 +59,7 @@ def test_where_all_fits_nothing_is_computed_again_and_one_program_is_compiled(
 
 
 @pytest.mark.parametrize("share", [0.7, 0.45])
-def test_what_is_chosen_fits_and_few_programs_are_compiled(setup, needed, compiles, share, capsys):
+def test_the_choice_fits_and_few_programs_are_compiled(setup, needed, compiles, share, capsys):
     limit = int(share * needed)
     found, compiled, _ = auto_memory.choose(setup, limit)
     assert memory.needed_bytes(found, compiled) <= limit
@@ -96,7 +94,7 @@ def test_the_step_stays_the_same_up_to_the_order_of_sums(setup, needed):
         np.testing.assert_allclose(others[path], params[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_a_run_goes_on_as_it_began(setup, needed, compiles, capsys):
+def test_a_resumed_run_keeps_its_choice(setup, needed, compiles, capsys):
     before = Choice("products", 2)
     found, _, _ = auto_memory.choose(setup, needed, before)  # a faster one would fit by now
     assert chosen(found) == before and compiles == [before]
@@ -111,7 +109,7 @@ def test_a_run_that_cannot_go_on_as_it_began_says_so(setup, needed, capsys):
 
 
 @pytest.mark.parametrize("before", [None, Choice("full", 128)])
-def test_nothing_fits(setup, before):
+def test_a_model_that_never_fits_is_refused(setup, before):
     limit = int(1.1 * memory.state_bytes(setup))
     with pytest.raises(UserError, match=r"with remat=full, accumulation_steps=128 and") as error:
         auto_memory.choose(setup, limit, before)
@@ -141,7 +139,7 @@ def test_accumulation_is_cheap_until_a_part_is_small():
     assert 1 == of("none", 1) < of("none", 2) < of("products", 1) < of("none", 64)
 
 
-def test_the_choice_is_noted_and_found(setup, tmp_path):
+def test_the_choice_is_saved(setup, tmp_path):
     assert auto_memory.read(tmp_path) is None
     auto_memory.write(tmp_path, computed_as(setup, remat="products", accumulation_steps=4))
     assert auto_memory.read(tmp_path) == Choice("products", 4)
@@ -198,7 +196,7 @@ def test_freed_pages_are_kept_where_temporaries_fit_twice(
     assert expected > host_memory.resident_bytes()
 
 
-def test_computing_otherwise_is_better_than_clearing_pages(setup, needed, pages_are_kept):
+def test_rematerialisation_is_preferred_to_giving_pages_back(setup, needed, pages_are_kept):
     found, compiled, kept = auto_memory.choose(setup, needed)  # so not for temporaries twice
     assert kept and chosen(found) != FASTEST
     assert memory.needed_bytes(found, compiled, kept=True) <= needed

@@ -42,7 +42,7 @@ def test_a_bad_image_is_named_before_the_first_step(tmp_path, folder, capsys):
     assert last["final"] and last["eval/num_examples"] == 23
 
 
-def test_w14_what_the_message_advises_in_mid_run_works(tmp_path, folder, capsys, monkeypatch):
+def test_the_advice_of_the_message_works_in_mid_run(tmp_path, folder, capsys, monkeypatch):
     monkeypatch.setattr(run, "LOOK_SECONDS", 0.0)  # as in a data set that is too large for it
     given = [f"--config.data.dataset=folder:{folder}"]
     spoil(folder / "train/c1/train3.png")
@@ -97,7 +97,7 @@ def test_the_next_record_takes_the_place_of_a_bad_one(folder, workers):
     assert found["label"][differs[0]] == following["label"]
 
 
-def test_where_all_are_bad_it_ends(folder):
+def test_a_run_ends_if_all_images_are_bad(folder):
     for file in folder.glob("train/*/*.png"):
         spoil(file)
     source = data.open_source(f"folder:{folder}[train]")
@@ -108,7 +108,7 @@ def test_where_all_are_bad_it_ends(folder):
     batches.close()
 
 
-def test_a_look_is_bounded_in_time(folder):
+def test_the_check_of_images_is_bounded_in_time(folder):
     source = data.open_source(f"folder:{folder}[train]")
     plain = data.make_transform(name="resize", size=(8, 8), train=False)
     spoil(folder / "train/c0/train0.png")
@@ -118,7 +118,7 @@ def test_a_look_is_bounded_in_time(folder):
     assert image_check.unreadable(data.open_source("digits"), plain, seconds=60) == ([], 0)
 
 
-def test_d2_the_last_step_is_saved_before_it_is_evaluated(tmp_path, folder, capsys, monkeypatch):
+def test_the_last_step_is_saved_before_it_is_evaluated(tmp_path, folder, capsys, monkeypatch):
     monkeypatch.setattr(run, "LOOK_SECONDS", 0.0)
     given = [f"--config.data.dataset=folder:{folder}"]
     file = folder / "test/c1/test3.png"
@@ -134,7 +134,7 @@ def test_d2_the_last_step_is_saved_before_it_is_evaluated(tmp_path, folder, caps
     assert read_metrics(workdir / "metrics.jsonl")[-1]["eval/num_examples"] == 24
 
 
-def test_d2_a_record_without_a_label_is_named():
+def test_a_record_without_a_label_is_named():
     class Withheld:
         spec, num_classes, class_names, fingerprint = "withheld", 2, ("a", "b"), "0"
 
@@ -155,7 +155,7 @@ def model(tmp_path):
     return tmp_path / "model_run"
 
 
-def test_d6_predict_and_features_go_on(tmp_path, folder, model, capsys):
+def test_predict_and_features_skip_bad_images(tmp_path, folder, model, capsys):
     bad = spoil(folder / "train/c1/train3.png")
     files = sorted(folder.glob("train/c1/*.png"))
     gone = folder / "train/c1/train4.png"
@@ -181,7 +181,7 @@ def test_d6_predict_and_features_go_on(tmp_path, folder, model, capsys):
     assert np.isnan(features[row]).all() and np.isfinite(np.delete(features, row, 0)).all()
 
 
-def test_w9_blank_lines_are_skipped_and_an_empty_list_is_said(model, folder, capsys, monkeypatch):
+def test_blank_lines_are_skipped_and_an_empty_list_is_refused(model, folder, capsys, monkeypatch):
     image = folder / "train/c1/train3.png"
     capsys.readouterr()
     monkeypatch.setattr("sys.stdin", io.StringIO(f"\n{image}\n  \n\n"))
@@ -195,7 +195,7 @@ def test_w9_blank_lines_are_skipped_and_an_empty_list_is_said(model, folder, cap
     assert main(["features", f"--checkpoint={model}"]) == 2
 
 
-def test_e3_the_loss_of_the_log_is_that_of_evaluate(tmp_path, capsys):
+def test_the_loss_of_the_log_is_that_of_evaluate(tmp_path, capsys):
     workdir = tmp_path / "smoothed"
     assert train(workdir, "--config.loss.label_smoothing=0.1") == 0
     last = read_metrics(workdir / "metrics.jsonl")[-1]

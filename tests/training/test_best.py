@@ -51,7 +51,7 @@ def test_which_step_is_the_best_by_hand(smaller, values, wanted, over):
     assert follow(rule, values) == (wanted, over)
 
 
-def test_what_a_checkpoint_says_of_the_best_is_where_it_goes_on():
+def test_the_best_so_far_is_restored_from_a_checkpoint():
     best = Best(ACCURACY)
     follow(ACCURACY, [0.3, 0.2], best)
     record = json.loads(json.dumps(best.record()))
@@ -81,7 +81,7 @@ def test_losses_and_errors_are_better_when_they_are_smaller(name, smaller):
     assert (rule.smaller, rule.metric) == (smaller, name.removeprefix("min:").removeprefix("max:"))
 
 
-def test_off_by_default():
+def test_keeping_the_best_is_off_by_default():
     assert rule_of(configuration.default(), {"eval": 5}) is None
     assert not Best(None).note(1, {}) and Best(None).record() is None and not Best(None).is_over
 
@@ -101,7 +101,7 @@ def test_off_by_default():
          "set config.evaluators.knn.every_steps or config.evaluators.knn.every_epochs"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_kept_is_refused_before_the_first_step(tmp_path, capsys, settings, sentence):
+def test_invalid_metrics_are_refused_before_the_first_step(tmp_path, capsys, settings, sentence):
     flags = [f"--config.{setting}" for setting in ("eval_every_steps=2", *settings)]
     assert tiny_runs.train(tmp_path / "w", *flags) == 1
     error = capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_rates_by_hand():
     assert rates() is None
 
 
-def test_a_direction_is_multiplied_with_its_weight_decay():
+def test_the_rate_scales_the_weight_decay_too():
     """Adam's first direction is the sign of the gradient; decay adds 0.5 of the parameter."""
     optimizer = by_layer.with_rates(optim.adam(weight_decay=0.5), rates(layer_decay=0.5))
     params = {"blocks/1/norm/scale": jnp.float32(3), "head/bias": jnp.float32(3)}
@@ -106,7 +106,7 @@ def test_a_step_moves_layers_by_their_rates():
         (dict(freeze_blocks="-1"), r"config\.freeze_blocks=-1 must be a whole number"),
     ],
 )
-def test_what_cannot_be(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     config = configuration.default()
     config.update(total_steps=2, batch_size=8)
     config.model.update(variant="debug", image_size=16)

@@ -74,7 +74,7 @@ def test_round_trip_and_meta(tmp_path):
     assert (meta["step"], meta["note"]) == (3, "x")
 
 
-def test_nothing_saved_is_none(tmp_path):
+def test_without_a_checkpoint_nothing_is_restored(tmp_path):
     assert restore(tmp_path / "c") is None
 
 
@@ -127,7 +127,7 @@ def missed(rule, before, after):
 
 
 @pytest.mark.parametrize("kind", ["noise", "weights", "zeros"])
-def test_t9_two_flips_and_any_number_of_signs_are_seen(kind):
+def test_two_bit_flips_and_any_sign_flips_are_detected(kind):
     """10,000 tries of each here; docs/reliability.md has those of 7 million."""
     rng, tries, words = np.random.default_rng(0), 10_000, 48
     x = {
@@ -222,8 +222,8 @@ def bytes_of(directory):
 @pytest.mark.parametrize(
     "part", ["state/ocdbt.process_0", "state/d", "state/manifest.ocdbt", "meta"]
 )
-def test_what_cannot_be_read_is_not_damaged(tmp_path, part):
-    """D1: storage that answers with an error for a moment costs nothing."""
+def test_an_unreadable_checkpoint_is_not_moved(tmp_path, part):
+    """Storage that answers with an error for a moment costs nothing."""
     save_steps(tmp_path / "c", last=2)
     before = bytes_of(tmp_path)
     for step in (1, 2):
@@ -242,7 +242,7 @@ def test_what_cannot_be_read_is_not_damaged(tmp_path, part):
 
 
 def test_a_changed_record_is_damage_and_not_another_model(tmp_path, capsys):
-    """T10: the shapes that it claims are not those that were written."""
+    """The shapes that it claims are not those that were written."""
     save_steps(tmp_path / "c", last=2)
     file = tmp_path / "c" / "000000002" / "meta" / "metadata"
     text = file.read_text()
@@ -371,7 +371,7 @@ def test_record_is_plain_json(tmp_path):
 
 
 @pytest.mark.slow
-def test_d5_a_full_disk_is_one_line(tmp_path):
+def test_a_full_disk_is_one_line(tmp_path):
     """On a file system that is too small for the second checkpoint."""
     small = tmp_path / "small"
     small.mkdir()
@@ -395,7 +395,7 @@ def test_d5_a_full_disk_is_one_line(tmp_path):
     assert "No space" in ended.stderr or "RESOURCE_EXHAUSTED" in ended.stderr
 
 
-def test_what_is_raised_is_not_printed_as_well(monkeypatch):
+def test_raised_errors_are_not_printed_twice(monkeypatch):
     """Found by the soak: coroutines of a read that failed were printed when the process ended."""
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: printed.append(str(found.exc_value)))

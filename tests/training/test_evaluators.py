@@ -85,14 +85,12 @@ def test_periods_and_names_of_evaluators():
         ("knn.every_steps=2.5", "config.evaluators.knn.every_steps=2.5 must be a whole number"),
         ("fewshot.l2=sweeep", "config.evaluators.fewshot.l2='sweeep' must be a number or sweep"),
         ("fewshot.preprocessing=x", "='x' must be protocol or model"),
-        ("knn.max_bad_images=1", "config.evaluators.knn.max_bad_images is a setting that nobody"),
+        ("knn.max_bad_images=1", "config.evaluators.knn.max_bad_images is not a setting"),
         ("real.data=digits", "evaluators.real: .* needs config.evaluators.real.real_labels=real"),
         ("eval.data=digits", "config.evaluators.eval: other metrics of a run begin with eval/"),
     ],
 )
-def test_what_no_evaluator_reads_is_refused_before_the_first_step(
-    tmp_path, capsys, setting, sentence
-):
+def test_unread_settings_are_refused_before_the_first_step(tmp_path, capsys, setting, sentence):
     given = ["train", f"--workdir={tmp_path / 'w'}", *SETTINGS, f"--config.evaluators.{setting}"]
     assert main(given) == 1
     assert re.search(sentence, capsys.readouterr().err) and not (tmp_path / "w").exists()
@@ -109,7 +107,7 @@ def test_an_evaluator_runs_twice_under_two_keys():
     assert found["mine"].options == {"k": (1,)} and found["knn"].options == {"k": (1, 5, 10, 20)}
 
 
-def test_sections_as_they_were_written_before_are_read():
+def test_sections_of_earlier_versions_are_read():
     """Of config.json of format 2, with every default in it, and l2 as text."""
     config = configuration.default()
     config.evaluators.fewshot = {

@@ -45,7 +45,7 @@ def test_a_run_of_the_first_version_goes_on_with_its_own_average(old, capsys):
     assert "resumed from step 6" in capsys.readouterr().out
     config = json.loads((old / "run" / "config.json").read_text())
     assert "format" not in config and config["polyak_ramp"] is True
-    assert config["data"]["orient"] is False  # S13: photos stay as they were trained on
+    assert config["data"]["orient"] is False  # photos stay as they were trained on
     _, wanted = saved.load(old / "whole" / "model")
     _, found = saved.load(old / "run" / "model")
     for path, value in wanted.items():  # bytes depend on the processor
@@ -55,7 +55,7 @@ def test_a_run_of_the_first_version_goes_on_with_its_own_average(old, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_another_average_would_have_been_another_model(old, tmp_path):
+def test_the_two_averages_give_different_models(old, tmp_path):
     """The comparison above sees which rule was used."""
     new = tmp_path / "new"
     assert main(["train", *SETTINGS, f"--workdir={new}"]) == 0

@@ -80,7 +80,7 @@ def test_files_that_are_no_weights(tmp_path, content, message):
         weights(SINGLE, file)
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_settings_are_refused():
     with pytest.raises(UserError, match=r"balansed does not exist; .*mean 'balanced'"):
         weights(SINGLE, "balansed")
     check = imbalance.check
@@ -148,7 +148,7 @@ def test_classes_of_one_size_have_orders_of_their_own():
     assert draws[0::2] != [record - 12 for record in draws[1::2]]
 
 
-def test_what_balanced_sampling_means_is_said():
+def test_the_effect_of_balanced_sampling_is_printed():
     notes = imbalance.sampling_notes(source(SINGLE))
     assert "an epoch is 16 draws, 5.333 for each of 3 classes" in notes[0]
     assert "'doe' is drawn 5.33 times, of 'ant' 0.444 times" in notes[0]

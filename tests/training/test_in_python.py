@@ -35,11 +35,11 @@ def test_it_is_the_same_as_the_command(begun, capsys, what, settings):
     assert (configuration.to_json(config), workdir) == (text, "here")
 
 
-def test_data_alone_have_a_directory_of_their_own(begun):
+def test_data_without_a_workdir_get_one_in_runs(begun):
     assert vit_jax.train("digits", total_steps=3).parts[0] == "runs"
 
 
-def test_a_place_of_a_run_or_of_data_may_be_a_path(begun, tmp_path, monkeypatch):
+def test_workdir_and_data_may_be_paths(begun, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert vit_jax.train("digits", "~/here", total_steps=3) == tmp_path / "here"
     with pytest.raises(UserError, match=f"Did you mean 'folder:{tmp_path}'"):

@@ -52,7 +52,7 @@ def test_grey_is_shown_and_other_channels_are_not(tmp_path, channels, shown, cap
             assert np.array_equal(np.asarray(image)[2:130, 2:130], given["image"][0].repeat(3, -1))
 
 
-def test_what_cannot_be_written_ends_no_run(tmp_path, capsys, monkeypatch):
+def test_unwritable_pages_do_not_end_the_run(tmp_path, capsys, monkeypatch):
     live.fed(tmp_path / "none", NAMES, batch([0] * 3, count=3))
     assert "fed.png is not written" in capsys.readouterr().out
     assert "Input of the model" not in report.render(tmp_path)

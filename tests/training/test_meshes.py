@@ -1,4 +1,4 @@
-"""L6: every mesh on every split of processes works: who feeds which rows, and the same losses."""
+"""Every mesh on every split of processes works: who feeds which rows, and the same losses."""
 
 import itertools
 import types

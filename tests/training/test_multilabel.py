@@ -173,12 +173,12 @@ def test_a_threshold_is_chosen_on_validation_and_saved(run, spec, tmp_path, caps
         ("[test]", ("--threshold=each",), "must be a number or model or one or per_class"),
         ("[test]", ("--threshold_data=digits",), "--threshold_data needs --threshold="),
         ("[test]", ("--threshold=one", "--threshold_data=digits[test]"), "has the class"),
-        ("[test]", ("--save_threshold",), "--save_threshold is of --threshold=one"),
+        ("[test]", ("--save_threshold",), "--save_threshold needs --threshold=one"),
         ("", ("--suite=knn",), "several labels per image, and this suite is for one"),
         ("", ("--suite=fewshot",), "several labels per image, and this suite is for one"),
     ],
 )
-def test_what_an_evaluation_cannot_do(run, spec, tmp_path, capsys, part, more, message):
+def test_invalid_evaluations_are_refused(run, spec, tmp_path, capsys, part, more, message):
     assert evaluate(run, spec + part, tmp_path, *more) in (1, 2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "evaluation.json").exists()
@@ -233,7 +233,7 @@ class Begun:
         return run_meta(self.setup)
 
 
-def test_other_weights_are_other_data(tmp_path):
+def test_changed_class_weights_are_noticed(tmp_path):
     """A file that changed between two calls, under the same name."""
     file = tmp_path / "weights.json"
 
@@ -285,7 +285,7 @@ def test_hugging_face_both_ways(tmp_path):
     assert not load.read(tmp_path / "one")[0].multilabel
 
 
-def test_exports_know(run, spec, tmp_path, capsys):
+def test_exports_carry_labels_and_thresholds(run, spec, tmp_path, capsys):
     assert main(["export", f"--checkpoint={run}", "--format=stablehlo",
                  f"--out={tmp_path}/e", f"--data={spec}[test]"]) == 0  # fmt: skip
     assert "mAP on" in capsys.readouterr().out

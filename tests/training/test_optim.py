@@ -1,4 +1,4 @@
-"""Optimisers and schedules against hand-computed steps."""
+"""Optimizers and schedules against hand-computed steps."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +37,7 @@ def test_adam_is_the_papers():
     ("decay_on", "path", "shrinks"),
     [("all", "norm/bias", True), ("kernels", "norm/bias", False), ("kernels", "mlp/kernel", True)],
 )
-def test_what_weight_decay_falls_on(decay_on, path, shrinks):
+def test_which_parameters_weight_decay_applies_to(decay_on, path, shrinks):
     optimizer = optim.adam(weight_decay=0.5, decay_on=decay_on)
     after = steps_of(optimizer, [0.0], rate=0.1, path=path)[0]
     assert after == pytest.approx(0.95 if shrinks else 1.0)
@@ -85,7 +85,7 @@ def test_polyak_average_with_a_ramp_rises_to_its_decay():
 
 @pytest.mark.parametrize("decay", [0.9, 0.9999, 0.99999])
 def test_polyak_average_is_the_weighted_mean_of_the_updates(decay):
-    """F5: weights (1 - d) d^(t - i) / (1 - d^t), which sum to one without the start."""
+    """Weights (1 - d) d^(t - i) / (1 - d^t), which sum to one without the start."""
     values = np.random.default_rng(0).normal(size=50)
     average = 1e6  # the initial weights, of which nothing must be left
     for step, value in enumerate(values):
@@ -116,7 +116,7 @@ def test_bad_input(call, message):
 
 
 def test_staircase_divides_by_ten():
-    """F4: after the step of a boundary, not at it, as in BiT."""
+    """After the step of a boundary, not at it, as in BiT."""
     rate = optim.learning_rate_schedule("staircase", 1.0, 500, 100, 0.0, (40, 60, 80))
     assert float(rate(201)) == pytest.approx(0.1) and float(rate(401)) == pytest.approx(1e-3)
     found = [float(rate(step)) for step in (0, 50, 100, 199, 200, 299, 300, 399, 400, 499)]

@@ -82,7 +82,7 @@ def test_one_line_and_the_long_command_give_the_same_bytes(tmp_path, capsys):
     assert "[test]" not in evaluated["data"] and evaluated["num_examples"] in (2, 3)
 
 
-def test_the_same_line_goes_on_with_what_is_unfinished(tmp_path):
+def test_the_same_command_resumes_the_unfinished_run(tmp_path):
     three_classes(tmp_path / "pets")
     line = ["train", "folder:pets", *TINY]
     chosen = own_data.recipe("folder:pets", dict(word[9:].split("=") for word in TINY))
@@ -156,7 +156,7 @@ def test_a_given_checkpoint_is_fine_tuned_at_its_size(tmp_path):
     assert chosen.notes[-1].endswith("debug at 24 pixels; it sets the variant")
 
 
-def test_settings_of_the_line_win():
+def test_settings_of_the_command_line_take_precedence():
     given = {
         "total_epochs": "2", "model.variant": "S/32", "model.image_size": "64",
         "accumulation_steps": "2", "schedule.learning_rate": "0.5",

@@ -48,14 +48,14 @@ def test_37_the_key_and_the_processes_are_named(others, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_37_what_a_host_may_have_otherwise(others, tmp_path):
+def test_37_settings_that_may_differ_between_hosts(others, tmp_path):
     others["facts"] = [facts(data__num_threads="9", data__data_dir="/mnt/here")]
     assert process_checks.difference([facts(), *others["facts"]]) is None
     other = facts(data__train_split="train[:9]")
     assert "config.data.train_split" in process_checks.difference([facts(), other])
 
 
-def test_17_a_sign_leaves_the_disk_as_it_was(tmp_path):
+def test_17_the_probe_file_is_removed(tmp_path):
     new = tmp_path / "a" / "b"
     with process_checks.sign(new) as (name, problem):
         assert problem == "" and (new / name).exists() and process_checks.appears(new / name)
@@ -68,7 +68,7 @@ def test_17_a_sign_leaves_the_disk_as_it_was(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_17_who_does_not_see_it_is_named(others, tmp_path, monkeypatch):
+def test_17_a_process_that_does_not_see_the_file_is_named(others, tmp_path, monkeypatch):
     others["facts"], others["numbers"] = [{}, {}], [1, 0]
     with pytest.raises(UserError, match="The --workdir of process 2 is not that of process 0"):
         process_checks.check_shared(tmp_path / "run")
@@ -80,7 +80,7 @@ def test_17_who_does_not_see_it_is_named(others, tmp_path, monkeypatch):
 
 
 def test_17_37_two_processes(tmp_path):
-    """T2, T3: both end with the sentence, and nothing is left behind."""
+    """Both end with the sentence, and nothing is left behind."""
     for own, message in (
         (
             [[], [f"--workdir={tmp_path / 'other'}"]],

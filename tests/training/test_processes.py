@@ -123,7 +123,7 @@ def test_a_write_that_fails_on_one_process_ends_all(tmp_path):
     assert code == 1 and "was not written to" in err and other != 0
 
 
-def test_what_is_said_when_a_process_does_not_come():
+def test_a_process_that_does_not_join_is_named():
     job = start(["doctor", "--patience=8"], 3, 1)
     missing = job.pop()
     missing.kill()
@@ -137,7 +137,7 @@ def test_doctor_runs_collectives_over_all_processes():
     found = finish(start(["doctor", "--devices"], 2, 2))
     assert [code for code, _, _ in found] == [0, 0], found
     out = found[0][1]
-    assert "4 (cpu): 2 process(es) x 2" in out
+    assert "4 (cpu): 2 processes x 2" in out
     assert re.search(r"ok +collective all to all +.* over 4 device", out)
 
 
@@ -148,7 +148,7 @@ def test_doctor_names_what_is_wrong(tmp_path, capsys):
     ]  # fmt: skip
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert "WRONG  checkpoint" in out and "1 problem(s) found" in out
+    assert "WRONG  checkpoint" in out and "1 problem found" in out
     assert "digits[test]: 360 examples" in out and "collective sum" in out
     assert main(["doctor", "--data=folder:/no/such"]) == 1
 
@@ -260,7 +260,7 @@ def test_the_watchdog_leaves_a_run_alone_that_moves(monkeypatch, capfd):
     assert "after step 24" in capfd.readouterr().err
 
 
-def test_w1_a_port_that_is_taken_is_one_line(tmp_path):
+def test_a_port_that_is_taken_is_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
@@ -278,7 +278,7 @@ def test_w1_a_port_that_is_taken_is_one_line(tmp_path):
 
 
 def test_an_error_of_one_process_keeps_its_sentence_and_its_code(tmp_path):
-    """W1's kind: a launcher would start 134 again, and nobody would see the reason."""
+    """A launcher would restart after 134, and nobody would see the reason."""
     train = ["train", *SETTINGS, "--config.total_steps=4", f"--workdir={tmp_path}"]
     port = free_port()
     begin = time.monotonic()

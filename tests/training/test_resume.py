@@ -98,7 +98,7 @@ def test_kill_9_and_resume_gives_the_same_bytes(uninterrupted, tmp_path, step):
 
 
 @pytest.mark.long
-def test_a_way_to_compute_that_was_chosen_is_kept(tmp_path):
+def test_memory_choices_are_kept_on_resume(tmp_path):
     """Even where more would fit by now; config.json has what was asked for."""
     auto, little = "--config.memory=auto", "--config.memory_limit_gib=0.014"
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -138,7 +138,7 @@ def test_a_finished_run_does_nothing_again(uninterrupted):
     assert weights(uninterrupted) == before
 
 
-def test_what_a_run_leaves(uninterrupted):
+def test_files_of_a_run(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
     assert {"config.json", "metrics.jsonl", "checkpoints", "model", "report.html"} <= names
     assert any(

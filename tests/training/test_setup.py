@@ -33,7 +33,7 @@ def test_every_byte_of_the_state_becomes_the_new_state(axes, settings):
     assert analysis.alias_size_in_bytes == memory.state_bytes(setup)
 
 
-def test_what_is_needed_is_counted_in_full():
+def test_needed_memory_counts_every_part():
     setup = prepared()
     analysis = types.SimpleNamespace(
         argument_size_in_bytes=1000,
@@ -56,7 +56,7 @@ def test_what_is_needed_is_counted_in_full():
     assert memory.expected_bytes(setup, unknown) is None
 
 
-def test_no_more_batches_are_in_flight_than_are_counted(monkeypatch):
+def test_batches_in_flight_are_those_counted(monkeypatch):
     made, at_most = [], 0
     to_devices = sharding.to_devices
 
@@ -86,7 +86,7 @@ def test_the_estimate_is_within_a_tenth_of_the_peak(overrides):
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.1)
 
 
-def test_what_does_not_fit_says_what_would():
+def test_a_step_that_does_not_fit_names_settings_that_do():
     setup = prepared()
     compiled = compile_train_step(setup)
     needed = memory.needed_bytes(setup, compiled)
@@ -163,11 +163,11 @@ def test_weights_that_a_run_begins_with_do_not_stay_beside_its_state(polyak):
         ),
         (
             dict(schedule__decay="staircase", schedule__boundaries_percent="(30, 100)"),
-            r"must be values, each a number in \(0, 100\)",
+            r"must be a list, each a number in \(0, 100\)",
         ),
     ],
 )
-def test_e6_e10_what_cannot_be_is_refused_with_what_helps(settings, message):
+def test_invalid_settings_are_refused_with_advice(settings, message):
     with pytest.raises(UserError, match=message):
         prepared(dict(data=8), **settings)
 
@@ -182,14 +182,14 @@ def test_e6_e10_what_cannot_be_is_refused_with_what_helps(settings, message):
         (dict(data=-1, tensor=-2), r"config.mesh.tensor=-2 must be positive"),
     ],
 )
-def test_e6_a_mesh_that_does_not_fit_says_what_would(axes, message):
+def test_an_invalid_mesh_names_a_valid_one(axes, message):
     with pytest.raises(UserError, match=message):
         sharding.make_mesh(**axes)
     with pytest.raises(UserError, match=r"1 device .*product divides 1"):
         sharding.make_mesh(fsdp=3, devices=jax.devices()[:1])
 
 
-def test_e10_the_plan_prints_the_rates_of_a_staircase():
+def test_the_plan_prints_the_rates_of_a_staircase():
     found = prepared(
         total_steps="100",
         schedule__decay="staircase",
@@ -203,7 +203,7 @@ def test_e10_the_plan_prints_the_rates_of_a_staircase():
 
 
 @pytest.mark.parametrize("variant", ["debug-resnet", "debug-hybrid", "debug-axial"])
-def test_e13_small_models_of_every_family(variant):
+def test_small_models_of_every_family(variant):
     config = models.get_config(variant, num_classes=10)
     params = models.abstract_params(config)
     assert config.image_size == (32, 32)

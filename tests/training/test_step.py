@@ -101,7 +101,7 @@ MESHED = {"devices": 8, "accumulation_steps": 2, "mesh": {"fsdp": 2, "tensor": 2
     (models.override(CONFIG, dropout_rate=0.3, scan=True, remat=True), {"accumulation_steps": 4}),
 ], ids=["plain", "scan"])  # fmt: skip
 def test_dropout_does_not_depend_on_devices_or_on_accumulation(params, batch, model, options):
-    """E7: the masks are of an example's place in the global batch."""
+    """The masks are of an example's place in the global batch."""
     one, metrics = run(params, batch, model=model)
     other, found = run(params, batch, model=model, **options)
     assert_close(one.params, other.params)

@@ -58,7 +58,6 @@ def test_an_unfinished_run_ends_as_the_whole_one(finished, unfinished):
 
 @pytest.mark.parametrize("what", ["moved", "gone", "other record"])
 def test_a_run_that_lost_its_checkpoints_never_starts_again_by_itself(unfinished, capsys, what):
-    """D1, T1."""
     if what == "moved":
         (unfinished / "checkpoints").rename(unfinished / "damaged")
         (unfinished / "checkpoints").mkdir()
@@ -72,8 +71,8 @@ def test_a_run_that_lost_its_checkpoints_never_starts_again_by_itself(unfinished
         assert f"has lost its checkpoints: it saved {step}" in refused(unfinished, capsys)
 
 
-def test_other_data_is_refused_and_the_first_command_goes_on(unfinished, capsys):
-    """D3: the refused attempt had overwritten config.json."""
+def test_other_data_is_refused_and_the_first_command_resumes(unfinished, capsys):
+    """A refused attempt once overwrote config.json."""
     error = refused(unfinished, capsys, "--config.data.dataset=digits[test]")
     more = ("--config.data.train_split=train[:90%]", "--config.data.eval_split=test")
     error = refused(unfinished, capsys, *more)
@@ -84,7 +83,6 @@ def test_other_data_is_refused_and_the_first_command_goes_on(unfinished, capsys)
 
 
 def test_evaluation_data_may_change_when_that_is_allowed(unfinished, capsys):
-    """D3."""
     more = ("--config.data.train_split=train", "--config.data.eval_split=test[:50]")
     assert train(unfinished, *more, "--allow_config_change") == 0
     assert (
@@ -97,7 +95,7 @@ def test_evaluation_data_may_change_when_that_is_allowed(unfinished, capsys):
 
 
 def test_a_running_job_keeps_its_config(unfinished, capsys):
-    """T5: the lock comes before anything is written."""
+    """The lock comes before anything is written."""
     from vit_jax.training.checkpoint import Checkpoints
 
     held = Checkpoints(unfinished / "checkpoints")
@@ -108,8 +106,8 @@ def test_a_running_job_keeps_its_config(unfinished, capsys):
     assert "in use by" in error
 
 
-def test_where_images_lie_is_free(folder, tmp_path, capsys, monkeypatch):
-    """D4: a trailing slash, a relative path, another place."""
+def test_the_location_of_images_may_change(folder, tmp_path, capsys, monkeypatch):
+    """A trailing slash, a relative path, another place."""
     workdir = tmp_path / "run"
     some = ("--config.total_steps=3",)
     assert train(workdir, f"--config.data.dataset=folder:{folder}", *some) == 0
@@ -126,7 +124,6 @@ def test_where_images_lie_is_free(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_a_damaged_image_can_be_left_out_as_the_message_says(folder, tmp_path, capsys):
-    """W14."""
     workdir = tmp_path / "run"
     data = f"--config.data.dataset=folder:{folder}"
     assert train(workdir, data, "--config.total_steps=4") == 0
@@ -140,7 +137,6 @@ def test_a_damaged_image_can_be_left_out_as_the_message_says(folder, tmp_path, c
 
 
 def test_a_finished_run_goes_on_when_more_steps_are_asked_for(finished, tmp_path, capsys):
-    """W15."""
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     assert "total_steps is 6 there and 9 here" in refused(workdir, capsys, "--config.total_steps=9")
@@ -155,7 +151,7 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(finished, tmp_path
 
 
 def test_a_finished_run_says_why_it_does_not_go_on(finished, tmp_path, capsys):
-    """W15: it had said that there is nothing to do, even when the model changed."""
+    """It once said that there is nothing to do, even when the model changed."""
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     error = refused(workdir, capsys, "--config.seed=5", "--allow_config_change")
@@ -171,7 +167,7 @@ def logits_of(model):
 
 @pytest.mark.parametrize("settings", [[], ["--config.polyak_decay=0.5"]], ids=["plain", "averaged"])
 def test_an_unfinished_run_is_a_model(tmp_path, settings, capsys):
-    """D7: its newest good checkpoint, with the weights that an evaluation sees, and its step."""
+    """Its newest good checkpoint, with the weights that an evaluation sees, and its step."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(whole, *settings) == 0
     shutil.copytree(whole, run)
@@ -197,7 +193,7 @@ def test_an_unfinished_run_is_a_model(tmp_path, settings, capsys):
 
 
 def test_a_finished_run_that_goes_on_is_its_newest_checkpoint(finished, tmp_path, capsys):
-    """D7, W15: `model/` is of step 6 until the run has finished again."""
+    """`model/` is of step 6 until the run has finished again."""
     run, longer = tmp_path / "run", tmp_path / "longer"
     for workdir in (run, longer):
         shutil.copytree(finished, workdir)
@@ -215,7 +211,6 @@ def test_a_finished_run_that_goes_on_is_its_newest_checkpoint(finished, tmp_path
 
 
 def test_every_command_reads_an_unfinished_run(unfinished, tmp_path, capsys, folder):
-    """D7."""
     image = next(folder.rglob("*.png"))
     given = f"--checkpoint={unfinished}"
     for command in (
@@ -249,7 +244,7 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path, unfinished):
 
 
 def test_a_run_that_was_stopped_before_its_first_step_begins_again(finished, tmp_path):
-    """W14: the lock is all that it left."""
+    """The lock is all that it left."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / ".lock").write_text("process 1 on nowhere")
@@ -282,8 +277,8 @@ def test_files_of_a_run_that_are_something_else(unfinished, name, text, capsys):
     assert name in refused(unfinished, capsys)
 
 
-def test_a_record_that_was_exchanged_is_damage(finished, tmp_path, capsys):
-    """T10: whatever it holds, the checkpoint before it is used."""
+def test_an_exchanged_record_is_treated_as_damage(finished, tmp_path, capsys):
+    """Whatever it holds, the checkpoint before it is used."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     shutil.rmtree(run / "model")
@@ -315,9 +310,7 @@ def test_a_stage_that_has_begun_does_not_train_the_one_before(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("failing", [3, 6])
-def test_d2_a_step_that_was_saved_and_not_evaluated_is_evaluated_on_resume(
-    tmp_path, monkeypatch, failing
-):
+def test_a_saved_step_without_evaluation_is_evaluated_on_resume(tmp_path, monkeypatch, failing):
     """The order is log, save, evaluate; what was cut off is made up for, once."""
     more = ("--config.eval_every_steps=3", "--config.checkpoint_every_steps=3")
     assert train(tmp_path / "whole", *more) == 0

@@ -141,7 +141,7 @@ def bandwidth(chip: Chip, mesh: Any, axis: str) -> float:
 
 
 class Step(NamedTuple):
-    """Predicted seconds of a step. update: reading and writing the optimiser's state."""
+    """Predicted seconds of a step. update: reading and writing the optimizer's state."""
 
     compute: float
     update: float

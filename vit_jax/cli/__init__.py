@@ -1,4 +1,4 @@
-"""`vit-jax COMMAND ...`: parses the command line and calls the other rooms.
+"""`vit-jax COMMAND ...`: parses the command line and calls the rest.
 
 Each command is a module of this package with a docstring (its help), `define(flags)` that declares
 its absl flags, and `main(flags, arguments) -> int | None`. Flags that depend on others, such as
@@ -47,7 +47,7 @@ COMMANDS = {
     "features": "write an intermediate of the model for every image to a file",
     "dedup": "training images that repeat test images: their ids, and a page of them",
     "convert": "convert weights for Hugging Face, timm, or to official .npz",
-    "export": "a model for serving: StableHLO, ONNX, SavedModel",
+    "export": "a model for serving: ONNX, OpenVINO, StableHLO, SavedModel",
     "inspect": "look inside a checkpoint: the paper's figures, as a page",
     "doctor": "check the installation, devices, data and checkpoints",
     "bench": "speed, beside other implementations",

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from pathlib import Path
 
 from absl import flags as absl_flags
 
 from vit_jax import config as configuration, files
+from vit_jax.cli import help
 from vit_jax.errors import UsageError, UserError, nearest
 
 
@@ -31,7 +33,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         rows = listed()
         width = max(map(len, rows))
         for name, line in rows.items():
-            print(f"{name:<{width}}  {line}")
+            begin = f"{name:<{width}}  "
+            print(help.entry(begin, line) if sys.stdout.isatty() else begin + line)
         return
     action, *names = arguments
     if action != "cp" or len(names) not in (1, 2):

@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError, printable
+from vit_jax.errors import UsageError, counted, printable
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -75,5 +75,5 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
             findings = list(check())  # every process takes part; one reports on the job
             if jax.process_index() == 0 or any(f.ok is False for f in findings):
                 report(findings)
-    print("no problems found" if not wrong else f"{wrong} problem(s) found", flush=True)
+    print("no problems found" if not wrong else f"{counted(wrong, 'problem')} found", flush=True)
     return 1 if wrong else 0

@@ -221,9 +221,9 @@ def check_saves(
 
     thresholds = any(each.get("threshold") in ("one", "per_class") for each in chosen.values())
     if flags.save_threshold and not thresholds:
-        raise UsageError("--save_threshold is of --threshold=one or --threshold=per_class.")
+        raise UsageError("--save_threshold needs --threshold=one or --threshold=per_class.")
     if flags.save_temperature and not any(each.get("calibrate") for each in chosen.values()):
-        raise UsageError("--save_temperature is of --calibrate.")
+        raise UsageError("--save_temperature needs --calibrate.")
     if flags.save_threshold or flags.save_temperature:
         load.own_directory(checkpoint)
 

@@ -35,12 +35,12 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     tables = flags.table1 or flags.table6
     if tables and flags.json:
         raise UsageError(
-            "--json is Table 6, or of the variants given; leave --table1, --table6 out."
+            "--json prints Table 6, or the variants given; leave out --table1 and --table6."
         )
     if not arguments and (tables or flags.json):
         for name in ("image_size", "num_classes"):
             if flags[name].present:
-                raise UsageError(f"--{name} is for variants; the tables have the paper's.")
+                raise UsageError(f"--{name} is for variants; the tables use the paper's.")
     if flags.json and not arguments:
         print(json.dumps(cost.table_6(), indent=2))
         return

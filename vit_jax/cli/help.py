@@ -29,7 +29,8 @@ def of_command(command: ModuleType, flags: absl_flags.FlagValues) -> str:
     for key in sorted(flags):
         flag = flags[key]
         default = f" [{flag.default}]" if flag.default not in (None, "", False, []) else ""
-        rows += [f"  --{key}", entry(" " * 6, f"{flag.help}{default}")]
+        text = flag.help.partition(";\n")[0]  # absl adds to those that may be repeated
+        rows += [f"  --{key}", entry(" " * 6, f"{text}{default}")]
     if "set" in flags:
         from vit_jax import settings
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from absl import flags as absl_flags
 
 from vit_jax.cli import options
-from vit_jax.errors import UsageError
+from vit_jax.errors import UsageError, counted
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -70,5 +70,6 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         )
         say(
             f"learning rate {result['learning_rate']:g}: {100 * result['mean']:.2f}% "
-            f"± {100 * result['std']:.2f} over {flags.seeds} run(s); in {workdir}/sweep.json"
+            f"± {100 * result['std']:.2f} over {counted(flags.seeds, 'run')}; "
+            f"in {workdir}/sweep.json"
         )

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vit_jax.errors import counted
+
 
 class Finding(NamedTuple):
     """One line of the report. ok: True, False, or None if it is only information."""
@@ -79,8 +81,8 @@ def devices() -> Iterator[Finding]:
     counts = sorted({len(mine) for mine in by_process.values()})
     yield Finding(
         "devices",
-        f"{jax.device_count()} ({', '.join(kinds)}): {len(by_process)} process(es) x "
-        f"{' or '.join(map(str, counts))}",
+        f"{jax.device_count()} ({', '.join(kinds)}): "
+        f"{counted(len(by_process), 'process')} x {' or '.join(map(str, counts))}",
         len(counts) == 1,
     )
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -117,7 +119,8 @@ def collectives() -> Iterator[Finding]:
             for shard in found.addressable_shards
         )
         seconds = time.perf_counter() - begin
-        yield Finding(f"collective {name}", f"{seconds:.2f} s over {count} device(s)", right)
+        text = f"{seconds:.2f} s over {counted(count, 'device')}"
+        yield Finding(f"collective {name}", text, right)
     big = jax.device_put(jnp.ones((count, 1 << 20)), rows)
     reduce = jax.jit(lambda x: x.sum(axis=0), out_shardings=whole)
     reduce(big).block_until_ready()

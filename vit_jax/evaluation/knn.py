@@ -22,7 +22,7 @@ def knn(forward: Forward, data: DataSets, *, k: tuple[int, ...] = (1, 5, 10, 20)
       k: number of neighbours that vote.
     """
     if min(k) < 1:
-        raise UserError("At least one neighbour must vote: --k is 1 or more.")
+        raise UserError("--k must be whole numbers, 1 or more: how many neighbours vote.")
     rows: list[dict[str, object]] = []
     table = ["nearest neighbours, cosine similarity"]
     metrics = {}

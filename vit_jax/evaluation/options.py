@@ -192,7 +192,7 @@ def chosen(
     for name, value in given.items():
         if name not in known:
             hint = nearest(f"{where}.{name}", [f"{where}.{other}" for other in known])
-            raise UserError(f"{where}.{name} is a setting that nobody reads.{hint}")
+            raise UserError(f"{where}.{name} is not a setting.{hint}")
         try:
             values[name] = read(value, known[name].kind, f"{where}.{name}")
         except ValueError as error:

@@ -83,6 +83,6 @@ def over_source(
         f"instead of {len(source)}"
     )
     if not read.any():
-        raise UserError(f"None of the {len(source)} images of an evaluation can be read.")
+        raise UserError(f"None of the {len(source)} images of {source.spec} can be read.")
     order = np.argsort(index[read], kind="stable")
     return {key: value[read][order] for key, value in joined.items()}

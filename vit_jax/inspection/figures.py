@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vit_jax import models
+from vit_jax.errors import counted
 from vit_jax.inspection import embeddings
 from vit_jax.pages.figures import Figure, as_text, hide_axes, new_figure
 
@@ -60,7 +61,7 @@ def distance(
     cell.xaxis.get_major_locator().set_params(integer=True)
     cell.set_ylabel("mean attention distance (pixels)")
     cell.set_ylim(0, None)
-    cell.set_title(f"{config.variant}: {heads} heads, mean of {num_images} image(s)")
+    cell.set_title(f"{config.variant}: {heads} heads, mean of {counted(num_images, 'image')}")
     return figure, {"distance": distances}
 
 

@@ -79,7 +79,9 @@ class Graph:
         with np.errstate(over="ignore"):  # reported below, with the weight's name
             value = value.astype(self.dtype if value.dtype.kind == "f" else np.int64)
         if not np.isfinite(value).all():
-            raise UserError(f"The weight {self.path}{name} exceeds the range of {self.dtype}.")
+            raise UserError(
+                f"The weight {self.path}{name} exceeds the range of {self.dtype}; export float32."
+            )
         key = name if shared else self.path + name
         self.weights[key] = value
         return key

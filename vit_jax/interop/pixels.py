@@ -87,8 +87,8 @@ def fold(
     if "stem/conv_root/kernel" in params or not kernel.size:
         raise UserError(
             f"{where}: mean and std {mean.tolist()}, {std.tolist()} (rescale {float(rescale):.4g}) "
-            f"are not supported: the first convolution of this {config.variant} is standardised "
-            "and padded, so it needs [-1, 1], which is mean 0.5 and std 0.5."
+            f"are not supported; the first convolution of this {config.variant} is standardised "
+            "and padded, so it needs mean 0.5 and std 0.5."
         )
     shape = kernel.shape[2:3]
     factor, offset = (np.broadcast_to(value, shape)[:, None] for value in (factor, offset))

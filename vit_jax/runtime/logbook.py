@@ -228,14 +228,16 @@ class Logbook:
 def summary(metrics: Mapping[str, float]) -> str:
     """The main numbers for the terminal, as `loss 0.4123  lr 3.0e-4  1234 img/s  ...`."""
     parts = []
-    for key, value in metrics.items():
+    for key, value in sorted(metrics.items(), key=lambda item: item[0] != "train/loss"):
         stage, _, name = key.partition("/")
         words = key.replace("/", " ").replace("_", " ")
         if key == "train/loss":
             parts.append(f"loss {value:.4f}")
         elif key == "train/learning_rate":
             mantissa, _, exponent = f"{value:.1e}".partition("e")
-            parts.append(f"lr {mantissa}e{int(exponent)}" if exponent else f"lr {value}")
+            parts.append(
+                f"lr {mantissa}e{int(exponent)}" if exponent and value else f"lr {value:g}"
+            )
         elif key == "train/images_per_second":
             parts.append(f"{value:.{0 if value >= 10 else 1}f} img/s")
         elif key == "train/input_wait_percent" and value >= 10:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, counted
 
 Tree = TypeVar("Tree")
 AXES = ("data", "fsdp", "tensor")
@@ -59,8 +59,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
             advice = "set config.mesh.data=-1 to use the rest"
         text = ", ".join(f"{name}={size}" for name, size in axes.items())
         raise UserError(
-            f"config.mesh is {text}, which does not cover {devices.size} device"
-            f"{'s' * (devices.size > 1)} ({product} are configured); {advice}."
+            f"config.mesh is {text}, which does not cover "
+            f"{counted(devices.size, 'device')} ({product} are configured); {advice}."
         )
     return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

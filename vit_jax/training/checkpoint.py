@@ -187,9 +187,9 @@ class Checkpoints:
         marks, bad = checked(state)
         if bad:
             raise Diverged(
-                f"The update of step {step} or an earlier one was not finite ({bad[0]}). It was "
+                f"The update of step {step} or an earlier one was not finite ({bad[0]}) and was "
                 f"not saved; the last good checkpoint is {self._manager.latest_step()}. Lower "
-                "config.schedule.learning_rate, and start again, or resume from it with "
+                "config.schedule.learning_rate, then start again or resume with "
                 "--allow_config_change."
             )
         record: Record = {
@@ -251,8 +251,8 @@ class Checkpoints:
                 raise CheckpointError(
                     f"Checkpoint {step} in {self.directory} cannot be read "
                     f"({unread or 'on another process'}). It may be intact: nothing was moved. Run "
-                    "the same command when the storage responds again, or move "
-                    f"{self.directory / f'{step:09d}'} away to resume from the one before it."
+                    "the same command when the storage responds, or move "
+                    f"{self.directory / f'{step:09d}'} away to resume from the one before."
                 )
             if verdict == 0:
                 return result

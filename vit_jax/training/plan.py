@@ -8,7 +8,7 @@ import jax
 
 from vit_jax import numerics
 from vit_jax.config import human
-from vit_jax.errors import printable
+from vit_jax.errors import counted, printable
 from vit_jax.models import cost, variants
 from vit_jax.training.memory import GIB, rows_per_device, state_bytes
 from vit_jax.training.setup import Setup
@@ -30,14 +30,14 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
     devices = mesh.devices.flatten()
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     per_device = rows_per_device(setup)
-    train_flops = cost.train_flops_per_image(model) * config.batch_size
+    flops = human(cost.train_flops_per_image(model) * config.batch_size)  # "10.7G"
     size = "x".join(map(str, model.image_size))
     grid = "x".join(map(str, model.grid))
     params = sum(math.prod(leaf.shape) for leaf in setup.program.abstract_state.params.values())
     rows = [
         (
             "devices",
-            f"{len(devices)} {devices[0].device_kind} in {jax.process_count()} process(es)"
+            f"{len(devices)} {devices[0].device_kind} in {counted(jax.process_count(), 'process')}"
             + (f", mesh {axes}" if axes else ""),
         ),
         (
@@ -61,12 +61,12 @@ def plan(setup: Setup) -> list[tuple[str, str]]:
             f"{setup.plan.warmup_steps:,} warm-up, {config.schedule.decay} from "
             f"{config.schedule.learning_rate:g} {rates_text(setup)}",
         ),
-        ("optimiser", optimiser_text(setup)),
+        ("optimizer", optimizer_text(setup)),
         *([("keeps", keep_text(setup))] if setup.plan.keep else []),
         *([("rolls back", str(rule))] if (rule := rule_of(setup.config)) else []),
         (
             "compute",
-            f"{human(train_flops)}FLOPs per step, {numerics.describe(setup.program.numerics)}",
+            f"{flops[:-1]} {flops[-1]}FLOPs per step, {numerics.describe(setup.program.numerics)}",
         ),
         ("state", f"{state_bytes(setup) / GIB:.3g} GiB per device (weights and optimizer)"),
     ]
@@ -100,7 +100,7 @@ def keep_text(setup: Setup) -> str:
     return f"the step with {rule}{ends}"
 
 
-def optimiser_text(setup: Setup) -> str:
+def optimizer_text(setup: Setup) -> str:
     config = setup.config
     options = dict(config.optimizer)
     text = f"{options.pop('name')} " + " ".join(f"{key}={value}" for key, value in options.items())

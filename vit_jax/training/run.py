@@ -355,7 +355,7 @@ def check_images(setup: Setup) -> None:
     if others:
         raise UserError(f"{others[0]} An evaluator of config.evaluators needs all of its images.")
     if not own:
-        raise UserError("Process 0 found unreadable images.")
+        raise UserError("Process 0 found unreadable images; its output names them.")
     raise UserError(
         f"{own[0]} Of {looked:,} images checked, {len(own):,} cannot be read; set "
         f"config.data.max_bad_images={len(own)} to continue without them."

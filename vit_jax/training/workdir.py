@@ -208,7 +208,9 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
             workdir.mkdir(parents=True, exist_ok=True)
             files.write_text(workdir / "config.json", configuration.to_json(config, begun))
         except OSError as error:
-            raise UserError(f"Cannot write to {workdir}: {error.strerror}.") from error
+            raise UserError(
+                f"Cannot write to {workdir} ({error.strerror}); use another --workdir."
+            ) from error
 
 
 def finished_metrics(workdir: Path) -> dict[str, float] | None:

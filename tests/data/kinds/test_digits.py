@@ -13,7 +13,7 @@ from vit_jax.data.kinds import digits
 from vit_jax.errors import UserError
 
 
-def test_they_are_those_of_scikit_learn():
+def test_digits_equal_those_of_scikit_learn():
     wanted = load_digits()
     images = (wanted.images * 255 / 16).round().astype(np.uint8)
     is_test = np.arange(len(images)) % 5 == 0

@@ -19,7 +19,7 @@ def names_of(spec):
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/pets", "s3://bucket/pets?multilabel=true"])
-def test_an_address_is_no_folder(path):
+def test_a_url_is_not_a_folder(path):
     with pytest.raises(UserError, match=r"reads file systems, not .*bucket/pets\. Mount"):
         data.open_source(f"folder:{path}")
 
@@ -39,7 +39,6 @@ def test_an_address_is_no_folder(path):
     ],
 )
 def test_folders_named_after_splits_are_splits(tmp_path, train, test, split):
-    """S5."""
     for name in (train, test):
         class_folders(tmp_path / name)
     opened = open_folder(str(tmp_path), None, {})
@@ -50,7 +49,7 @@ def test_folders_named_after_splits_are_splits(tmp_path, train, test, split):
 
 
 def test_a_split_folder_within_itself(tmp_path):
-    """S5: training_set/training_set/CLASS, as one of the best known archives has it."""
+    """training_set/training_set/CLASS, as one of the best known archives has it."""
     for name in ("training_set", "test_set"):
         class_folders(tmp_path / name / name, classes=("cats", "dogs"))
     assert names_of(f"folder:{tmp_path}[test]") == ("cats", "dogs")
@@ -58,7 +57,6 @@ def test_a_split_folder_within_itself(tmp_path):
 
 @pytest.mark.parametrize("two", [("val", "valid"), ("Train", "train"), ("test", "testing")])
 def test_two_folders_of_one_split_are_refused(tmp_path, two):
-    """S5."""
     for name in ("train", *two):
         class_folders(tmp_path / name)
     with pytest.raises(UserError, match=f"has {two[0]} and {two[1]}, which both mean the split"):
@@ -66,7 +64,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path, two):
 
 
 def test_splits_without_class_folders_are_refused(tmp_path):
-    """S5: the splits are not the classes."""
+    """The splits are not the classes."""
     for name in ("train", "test"):
         save(tmp_path / name / "cat.0.jpg")
     with pytest.raises(UserError, match=r"has test and train, which are splits, not classes"):
@@ -86,7 +84,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 
 def test_a_folder_one_level_too_high_is_recognised(tmp_path):
-    """S5: one class is not refused for features or duplicates, but says what it is."""
+    """One class is not refused for features or duplicates, but says what it is."""
     class_folders(tmp_path / "dataset")
     source = data.open_source(f"folder:{tmp_path}")
     (note,) = source.notes
@@ -110,8 +108,7 @@ def test_a_split_of_none_of_the_classes_is_passed_over_and_said(tmp_path):
         data.open_source(f"folder:{tmp_path}[test]")
 
 
-def test_what_lies_beside_the_splits_is_said(tmp_path):
-    """S5, W16."""
+def test_files_beside_the_splits_are_noted(tmp_path):
     class_folders(tmp_path / "train")
     save(tmp_path / "test" / "1.png")  # without labels
     save(tmp_path / "unlabeled" / "2.png")
@@ -123,7 +120,7 @@ def test_what_lies_beside_the_splits_is_said(tmp_path):
 
 
 def test_a_class_has_one_name_in_every_unicode_form(tmp_path):
-    """S10: NFC in train/ and NFD in test/, as archives from a Mac have it."""
+    """NFC in train/ and NFD in test/, as archives from a Mac have it."""
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     for split, name in (("train", composed), ("test", decomposed)):
         class_folders(tmp_path / split, classes=(name, "thé"))
@@ -147,7 +144,7 @@ def test_the_same_data_has_the_same_fingerprint_in_every_unicode_form(tmp_path):
 
 @pytest.mark.parametrize("where", [("", ""), ("train/", "test/")])
 def test_classes_that_differ_in_case_are_refused(tmp_path, where):
-    """S10: "Cat" and "cat" are two folders here and one elsewhere."""
+    """Two folders here, "Cat" and "cat", and one elsewhere."""
     for folder, name in zip(where, ("Cat", "cat"), strict=True):
         class_folders(tmp_path / folder, classes=(name, "dog"))
     with pytest.raises(UserError, match=r"classes 'Cat' \(.*Cat\) and 'cat' \(.*cat\) differ in"):
@@ -155,7 +152,7 @@ def test_classes_that_differ_in_case_are_refused(tmp_path, where):
 
 
 def test_names_that_are_not_utf8(tmp_path):
-    """W4: bytes are hashed as they are, and shown so that they can be printed and excluded."""
+    """Bytes are hashed as they are, and shown so that they can be printed and excluded."""
     root = os.fsencode(tmp_path) + b"/s\xe9t"
     for name in (b"caf\xe9", b"th\xff"):
         os.makedirs(root + b"/" + name)
@@ -184,7 +181,7 @@ def test_names_that_are_not_utf8(tmp_path):
     "name", ["a b", "-rf", "x#1", "what?", "a?b=c", "50%", "k:v", "x=1", "[a]", "b[", "a,b", "c]"]
 )
 def test_any_name_of_a_folder(tmp_path, name):
-    """W3, W4: an existing path is taken as it is written."""
+    """An existing path is taken as it is written."""
     class_folders(tmp_path / name / "train", classes=(f"p{name}", "q"))
     class_folders(tmp_path / name / "test", classes=(f"p{name}", "q"), count=1)
     class_folders(tmp_path / "x", classes=("other", "still other"))  # what [ ] would have found
@@ -211,7 +208,7 @@ def test_home_links_and_slashes(tmp_path, monkeypatch):
 
 
 def test_every_image_that_is_read_counts(tmp_path):
-    """S8: whatever the installed Pillow writes, and files without a suffix."""
+    """Whatever the installed Pillow writes, and files without a suffix."""
     suffixes = [".jpg", ".JPEG", ".png", ".webp", ".bmp", ".gif", ".tif", ".ppm", ".pgm", ".jp2"]
     suffixes += [".avif", ".pnm", ".tga", ".ico", ".pcx", ".dds", ".qoi", ".jfif", ".apng"]
     assert {suffix.lower() for suffix in suffixes} <= image_suffixes()
@@ -232,8 +229,8 @@ def test_every_image_that_is_read_counts(tmp_path):
         assert np.abs(pixels[8, 8] - (200, 30, 30)).max() < 9, record["name"]
 
 
-def test_what_is_passed_over_is_counted_and_said(tmp_path):
-    """S8: once, by kind; HEIC with the package that reads it."""
+def test_skipped_files_are_counted_and_noted(tmp_path):
+    """Once, by kind; HEIC with the package that reads it."""
     class_folders(tmp_path, count=1)
     for name in ("1.heic", "2.HEIC", "notes.txt", ".DS_Store", "._0.png", "Thumbs.db", "clip.mp4"):
         (tmp_path / "red" / name).write_bytes(b"no image")
@@ -264,7 +261,6 @@ def test_a_fifo_is_no_table(tmp_path):
 
 
 def test_a_class_of_unreadable_images_names_the_package(tmp_path):
-    """S8."""
     class_folders(tmp_path, count=1)
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "1.heic").write_bytes(b"....ftypheic")
@@ -275,7 +271,7 @@ def test_a_class_of_unreadable_images_names_the_package(tmp_path):
 
 
 def test_predict_finds_the_same_images(tmp_path, capsys):
-    """S8: `predict FOLDER`."""
+    """`predict FOLDER`."""
     from vit_jax.evaluation.predict import find_images
 
     for name in ("b.avif", "a.jp2", "c/d.bmp", ".hidden.png"):

@@ -58,7 +58,7 @@ def classes_by_image(source):
 
 
 def test_a_single_table(tmp_path):
-    """E2: save_to_disk of one Dataset; its split keeps its name where it has one."""
+    """save_to_disk of one Dataset; its split keeps its name where it has one."""
     table = labelled([0, 1, 0], ClassLabel(names=["p", "q"]))
     table.save_to_disk(str(tmp_path / "one"))
     spec = f"hf:{tmp_path}/one"
@@ -72,7 +72,7 @@ def test_a_single_table(tmp_path):
 
 
 def test_directories_and_files_that_the_library_loads(tmp_path):
-    """E2: image folders, parquet directories and files."""
+    """Image folders, parquet directories and files."""
     class_folders(tmp_path / "images" / "train", classes=("p", "q"))
     class_folders(tmp_path / "images" / "test", classes=("p", "q"), count=1)
     spec = f"hf:{tmp_path}/images"
@@ -97,7 +97,7 @@ def test_the_reason_of_a_broken_file_is_said(tmp_path):
 
 
 def test_images_as_bytes_dicts_and_paths(tmp_path):
-    """E2: a parquet file that pandas wrote."""
+    """A parquet file that pandas wrote."""
     labels, names = [0, 1, 1], {0: "0", 1: "1", 2: "1"}
     raw = [encoded(i) for i in range(3)]
     for i, content in enumerate(raw):
@@ -125,7 +125,7 @@ def test_images_as_bytes_dicts_and_paths(tmp_path):
 
 
 def test_several_candidates_are_refused_and_listed(tmp_path):
-    """E2: coarse_label before fine_label."""
+    """coarse_label before fine_label."""
     coarse, fine = ClassLabel(names=["animal", "plant"]), ClassLabel(names=["cat", "dog", "oak"])
     table = rows(
         {"img": [picture(i) for i in range(3)], "coarse": [0, 0, 1], "fine": [0, 1, 2]},
@@ -168,7 +168,6 @@ def test_several_candidates_are_refused_and_listed(tmp_path):
     ],
 )
 def test_every_kind_of_label(tmp_path, labels, feature, names):
-    """E2, S4."""
     spec = saved(tmp_path, train=labelled(labels, feature))
     assert classes_by_image(data.open_source(spec)) == dict(enumerate(names))
 
@@ -189,7 +188,6 @@ def test_every_kind_of_label(tmp_path, labels, feature, names):
     ],
 )
 def test_labels_that_are_none_are_refused(tmp_path, labels, feature, message):
-    """E2, S7, S10."""
     spec = saved(tmp_path, train=labelled(labels, feature))
     with pytest.raises(UserError, match=message):
         data.open_source(spec)
@@ -198,7 +196,7 @@ def test_labels_that_are_none_are_refused(tmp_path, labels, feature, message):
 @pytest.mark.parametrize("withheld", [-1, None])
 @pytest.mark.parametrize("feature", [ClassLabel(names=["p", "q"]), Value("int64")])
 def test_a_split_without_labels_is_not_chosen(tmp_path, withheld, feature):
-    """D2: as i_naturalist and imagenet-1k have it."""
+    """As i_naturalist and imagenet-1k have it."""
     spec = saved(
         tmp_path,
         train=labelled([0, 1, 1], feature),
@@ -221,7 +219,7 @@ def test_a_split_without_the_label_column_is_passed_over(tmp_path):
 
 
 def test_a_union_maps_the_classes_of_its_parts_by_name(tmp_path):
-    """S1: [train+test] whose names are in another order."""
+    """[train+test] whose names are in another order."""
     train = labelled([0, 1, 2], ClassLabel(names=["a", "b", "c"]))
     spec = saved(tmp_path, train=train, test=labelled([0, 1, 2], ClassLabel(names=["c", "a", "b"])))
     union = data.open_source(f"{spec}[train+test]")
@@ -233,7 +231,7 @@ def test_a_union_maps_the_classes_of_its_parts_by_name(tmp_path):
 
 @pytest.mark.parametrize("names", [["c", "b"], ["b", "d", "a", "c"]])
 def test_a_union_with_fewer_or_more_classes(tmp_path, names):
-    """S1: by name as well, and the longer list counts."""
+    """By name as well, and the longer list counts."""
     spec = saved(
         tmp_path,
         train=labelled([0, 1, 2], ClassLabel(names=["a", "b", "c"])),
@@ -245,7 +243,7 @@ def test_a_union_with_fewer_or_more_classes(tmp_path, names):
 
 
 def test_a_union_of_other_classes_is_refused(tmp_path):
-    """S1: the first that differs is named, also where the count is the same."""
+    """The first that differs is named, also where the count is the same."""
     spec = saved(
         tmp_path,
         train=labelled([0, 1], ClassLabel(names=["a", "b"])),

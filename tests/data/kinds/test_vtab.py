@@ -175,7 +175,7 @@ def test_the_readiness_report_says_how_these_differ(prepared):
     assert "the benchmark's has 1,880" in report["dtd"][1]
 
 
-def test_what_tfds_wrote_as_tfrecord_is_converted_without_it(prepared):
+def test_tfrecord_is_converted_without_tensorflow(prepared):
     converted = f"{prepared[0]}_tfrecord"
     with pytest.raises(UserError, match="stored as TFRecord"):
         data.open_source("vtab:dtd", data_dir=converted)

@@ -165,7 +165,7 @@ def read_all(
     for mine in (labelled or rows).values():
         for _, label, line in mine:
             if not label:
-                raise UserError(f"{line}: an empty path or label.")
+                raise UserError(f"{line}: the label is empty; fill it in or remove the row.")
             where.setdefault(label, line)
     if all(re.fullmatch("-?[0-9]+", label) for label in where):
         for label, line in where.items():
@@ -265,7 +265,7 @@ def records_of(
         cells = cells + [""] * (len(table.columns) - len(cells))
         where = f"{file}, line {line}"
         if split is not None and not cells[split]:
-            raise UserError(f"{where}: the split is empty.")
+            raise UserError(f"{where}: the split is empty; fill it in or remove the row.")
         named = of if split is None else split_of(cells[split]) or cells[split]
         found = [normal(cells[number]) for number in labels]
         yield named, find(root, cells[image], table.encoding, where), found, where
@@ -278,7 +278,7 @@ def find(root: str, path: str, encoding: str, where: str) -> str:
       UserError: there is no such file, or it is not one.
     """
     if not path:
-        raise UserError(f"{where}: an empty path or label.")
+        raise UserError(f"{where}: the path is empty; fill it in or remove the row.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
         raise UserError(f"{where}: {shown(path)} is a URL; download it, and list the file.")
     for spelled in (path, path.replace("\\", "/")):

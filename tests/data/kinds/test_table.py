@@ -323,7 +323,7 @@ def test_delimiters_and_quotes(images, text):
         ("path,label,split\n0.png,a,train\n1.png,b,\n", "line 3: the split is empty"),
         ("path,path,label\n0.png,1.png,a\n", "two columns called 'path'; rename one"),
         ("path,Path,label\n0.png,1.png,a\n", "could be the image: path, Path"),
-        ("path,label\n,a\n1.png,b\n", "line 2: an empty path"),
+        ("path,label\n,a\n1.png,b\n", "line 2: the path is empty"),
         ("path,label\n0.png,a\nhttps://host/b.png,b\n", "line 3: https://host/b.png is a URL"),
         ("path,label\n0.png,1\n1.png,1.0\n", r"'1' \(.*line 2\) and '1.0' \(.*line 3\) are the s"),
         ("0.png,a\n1.png,b\n", "needs a column path or file or filename or image; it has 0.png, a"),

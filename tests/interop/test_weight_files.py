@@ -88,6 +88,19 @@ def test_names_of_wrappers_are_left_out_and_said(whole, wrapper, capsys):
 
 
 @FORMS
+def test_weights_that_are_not_finite_are_refused(whole):
+    directory, arrays = whole
+    name = max(arrays, key=lambda name: arrays[name].size)
+    for value in (np.nan, -np.inf):
+        changed = arrays[name].copy()
+        changed.flat[5] = value
+        save_file({**arrays, name: changed}, directory / "model.safetensors")
+        with pytest.raises(UserError, match=r"kernel has values that are not finite"):
+            load.read(directory)
+    assert load.load_model(directory, verify=False) is not None
+
+
+@FORMS
 def test_weights_that_are_no_floats_or_lie_otherwise_are_refused(whole):
     directory, arrays = whole
     name = next(key for key, value in arrays.items() if value.shape in ((192, 64), (64, 3, 16, 16)))

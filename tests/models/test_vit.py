@@ -358,3 +358,17 @@ def test_a_size_below_one_is_named(setting):
         UserError, match=f"model.{key}=.*{value}.* must be a whole number, 1 or more"
     ):
         models.get_config("B/16", **setting)
+
+
+@pytest.mark.parametrize("variant", ["debug", "R50x1"])
+def test_a_name_that_is_no_intermediate_is_refused(variant):
+    config = models.get_config(variant, image_size=32, num_classes=2)
+    init, apply = models.as_functions(config)
+    params = jax.eval_shape(init, KEY)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    for asked in (("pre_logit",), "pre_logit"):
+        run = functools.partial(apply, return_intermediates=asked)
+        with pytest.raises(UserError, match=r"no intermediate 'pre_logit'.* 'pre_logits'"):
+            jax.eval_shape(run, params, images)
+    run = functools.partial(apply, return_intermediates="pre_logits")
+    assert "pre_logits" in jax.eval_shape(run, params, images)[1]

@@ -53,7 +53,7 @@ def load_model(
       image_size: another resolution; position embeddings are interpolated.
       num_classes: another number of classes; the new head is zero.
       channels: another number of input channels; the first kernel is adapted.
-      verify: check the checksums in the file of weights, 0.6 s per GB.
+      verify: check the checksums in the file of weights, 0.6 s per GB, and for NaN.
 
     Raises:
       UserError: no such path, an unknown format, or damaged weights.
@@ -181,6 +181,13 @@ def at_hand(name: str) -> Path | None:
     return next((place for place in places if place is not None), None)
 
 
+def check_finite(params: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError for an array with NaN or infinite values, unless `files.VERIFY` is off."""
+    for name, array in params.items() if files.VERIFY.get() else ():
+        if array.size and not np.isfinite([array.min(), array.max()]).all():
+            raise UserError(f"{name} has values that are not finite; get the weights again.")
+
+
 def read_path(path: Path, variant: str | None = None) -> Weights:
     """Reads a path on disk in any format.
 
@@ -191,6 +198,7 @@ def read_path(path: Path, variant: str | None = None) -> Weights:
         config, params = _read_path(path, variant)
         options = [(key, value) for key, value in config.preprocessing if key != "channels"]
         evaluation_transform(config.image_size, options)  # raises for invalid ones
+        check_finite(params)
         return config, params
     except UserError as error:
         if str(path) in str(error):

@@ -7,7 +7,7 @@ operands of products may be rounded; sums, statistics and logits are float32.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, nearest
 from vit_jax.models.vit_config import ViTConfig
 from vit_jax.numerics import ACTIVATIONS, Numerics, bits
 from vit_jax.numerics.bits import Randomness
@@ -152,6 +152,19 @@ class Model(nnx.Module):
 
 #: Larger floats cannot be images in [-1, 1]; noise and other normalisations stay below.
 LARGEST_PIXEL = 10.0
+
+
+def with_names(out: dict[str, Any], asked: bool | Collection[str]) -> dict[str, Any]:
+    """The intermediates of a model.
+
+    Raises:
+      UserError: one of the names that were asked for is not among them.
+    """
+    names = () if isinstance(asked, bool) else (asked,) if isinstance(asked, str) else asked
+    for name in names:
+        if name not in out:
+            raise UserError(f"This model has no intermediate {name!r}.{nearest(name, out)}")
+    return out
 
 
 def check_images(images: Any, config: Any, *, exactly: bool = False) -> None:

@@ -21,6 +21,7 @@ from vit_jax.models.layers import (
     Randomness,
     check_images,
     constant,
+    with_names,
     zeros,
 )  # fmt: skip
 from vit_jax.models.stem import EXPANSION, GROUPS, GroupNorm, StdConv, max_pool
@@ -218,4 +219,5 @@ class ResNet(Model):
         x = jax.nn.relu(self.norm(x))
         out["pre_logits"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
         logits = self.head(x, out_dtype=jnp.float32)
-        return (logits, out) if return_intermediates else logits
+        asked = return_intermediates
+        return (logits, with_names(out, asked)) if asked else logits

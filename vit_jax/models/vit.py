@@ -154,7 +154,7 @@ class VisionTransformer(layers.Model):
         blocks = None if return_intermediates == ("pre_logits",) else out  # a scan can stay a scan
         z = self.encode(self.patches(images), key=key, out=blocks)
         logits = self.classify(z, key=key, out=out)
-        return logits if out is None else (logits, out)
+        return logits if out is None else (logits, layers.with_names(out, return_intermediates))
 
     def patches(self, images: Array) -> Array:
         """x_p E (Eq. 1): (b, h, w, c) in [-1, 1] to (b, N, d); in a hybrid after the stem."""

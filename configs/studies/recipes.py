@@ -22,7 +22,7 @@ METRICS = (plots.FINE_TUNED, "train_eval/accuracy")
 
 
 def trials(argument=""):
-    a = configuration.arguments(argument, dataset="tfds:cifar10", photos="tfds:tf_flowers")
+    a = configuration.arguments(argument, dataset="tfds:cifar10", photos="tfds:oxford_flowers102")
     found = {}
     for setting, (percent, epochs, pixels) in SETTINGS.items():
         data = a["photos" if setting == "photos" else "dataset"]

@@ -381,7 +381,7 @@ def test_help_of_slurm(words):
     )
     assert done.returncode == 0
     assert "sbatch --ntasks-per-node=4 --gpus-per-node=4" in done.stdout
-    assert "pending for good" in done.stdout
+    assert "the job stays pending" in done.stdout
 
 
 @pytest.mark.parametrize(

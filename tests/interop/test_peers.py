@@ -293,9 +293,11 @@ def test_bench_of_exported_models(tmp_path, capsys):
     file = tmp_path / "bench.json"
     arguments = [
         "bench", "--variant=debug", "--image_size=32", "--batch=2", "--rounds=1",
-        "--seconds=0.01", "--peers=stablehlo,onnx", f"--json={file}",
+        "--seconds=0.01", "--peers=stablehlo,onnx",
     ]  # fmt: skip
-    assert main([*arguments, "--dtypes=float32", "--tasks=inference,latency"]) == 0
+    assert (
+        main([*arguments, "--dtypes=float32", "--tasks=inference,latency", f"--json={file}"]) == 0
+    )
     rows = json.loads(file.read_text())
     assert [row["contender"] for row in rows] == ["vit_jax", "stablehlo", "onnx"] * 2
     assert all(row["images_per_second"] > 0 for row in rows)

@@ -269,7 +269,7 @@ def test_a_time_limit_below_the_margin_is_said(cluster, tmp_path):
     wait_for(lambda: field(cluster, job, "JobState") in ENDED, out.read_text)
     assert field(cluster, job, "JobState") == "FAILED", out.read_text()
     assert field(cluster, job, "Restarts") == "0"
-    said = "the time limit of 120 s is no longer than the 300 s before its end"
+    said = "the time limit of 120 s is not above the 300 s before its end"
     assert f"warning: {said}" in out.read_text()
     assert f"error: not requeued: {said}" in out.read_text()
 

@@ -17,6 +17,7 @@ import argparse
 import collections
 import contextlib
 import functools
+import math
 import os
 import random
 import resource
@@ -291,6 +292,14 @@ CAUSES = {
     "out of reach": ("cannot be read",),
     "flipped": ("cannot be read",),
 }
+
+
+def limit_of(done: str) -> float:
+    """The largest size of a file, by what `small_files` said."""
+    words = done.split()
+    return float(words[3].replace(",", "")) if done.startswith("no file above") else math.inf
+
+
 #: Ends that a launcher starts again: asked to stop, the others did not come, killed, peer lost.
 AGAIN = {42, 75, -9, 137, -6, 134}
 
@@ -317,6 +326,8 @@ def settle(soak: Soak, job: Job, happened: list[str]) -> bool:
             for what, causes in CAUSES.items()
             if any(what in done for done in happened)
         )
+        if len(printed.encode()) >= min(map(limit_of, happened), default=math.inf):
+            explained = True  # what it said did not fit into the file of its output either
         lost = soak.count > 1 and "another process" in printed
         if code not in AGAIN | {0} and not (code == 1 and (explained or lost)):
             raise Wrong(f"after {happened}: process {rank} ended with {code}\n{printed[-3000:]}")

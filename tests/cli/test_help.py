@@ -128,6 +128,39 @@ def test_a_command_continues_when_its_output_pipe_closes(tmp_path, unbuffered):
     assert done.stdout.count("\n") == 1 and not done.stderr
 
 
+LOSES = """
+import os, sys
+from vit_jax import cli
+cli.keep_writing(whole=sys.argv[1] == "whole")
+full = os.open("/dev/full", os.O_WRONLY)
+os.dup2(full, 1)
+print("a line", flush=sys.argv[1] != "whole")
+print("begun", file=sys.stderr, flush=True)
+if sys.argv[1] == "both":
+    os.dup2(full, 2)
+print("and one more")
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("lossy", "begun\nvit-jax: 20 bytes of stdout could not be written (No space left).\n"),
+        ("both", "begun\n"),
+        ("whole", "begun\n"),  # there the command itself fails, and says why
+    ],
+)  # fmt: skip
+def test_a_full_disk_under_the_output_does_not_change_the_exit_code(tmp_path, case, said):
+    script = tmp_path / "script.py"
+    script.write_text(LOSES)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        [sys.executable, script, case], capture_output=True, text=True, env=env, check=False
+    )
+    assert done.returncode == 3 and done.stderr.replace(" on device", "") == said
+
+
 def test_a_printing_command_ends_when_its_output_pipe_closes():
     line = f"{sys.executable} -m vit_jax completion bash | true; exit ${{PIPESTATUS[0]}}"
     env = {**os.environ, "PYTHONUNBUFFERED": ""}

@@ -8,6 +8,7 @@ TAKE_ARGUMENTS take positional arguments.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import io
 import os
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:]
         prepare_process(argv)
         if not argv or argv[0] not in PRINT:
-            keep_writing()
+            keep_writing(whole=not argv or argv[0] not in RESUMES)
     argv = list(argv)
     if hasattr(sys.stdout, "reconfigure"):  # so that paths that are not UTF-8 can be printed
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -178,33 +179,63 @@ def prepare_process(argv: list[str]) -> None:
     threading.Thread(target=watch, daemon=True, name="TERM").start()
 
 
-class Unread(io.FileIO):
-    """A file that accepts writes after its reader has gone, and discards them."""
+class Lossy(io.FileIO):
+    """A file that discards what is written after its reader has gone.
+
+    Unless it must be `whole`, it also discards what cannot be written, as on a full disk, and
+    counts it in `lost`.
+    """
+
+    def __init__(self, descriptor: int, whole: bool):
+        super().__init__(descriptor, "w", closefd=False)
+        self.whole, self.lost, self.reason = whole, 0, ""
 
     def write(self, data) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            return len(data)
+        except OSError as error:
+            if self.whole:
+                raise UserError(f"Standard output cannot be written ({error.strerror}).") from error
+            self.lost, self.reason = self.lost + len(data), error.strerror or str(error)
+        return len(data)
 
 
-def keep_writing() -> None:
-    """Standard output and error never break, so that `vit-jax train ... 2>&1 | head` continues."""
+def keep_writing(whole: bool = False) -> None:
+    """Standard output and error never break, so that `vit-jax train ... 2>&1 | head` continues.
+
+    On a full disk, what is printed is discarded, which is said at the end; with `whole`, standard
+    output raises UserError instead.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
+            file = Lossy(stream.fileno(), whole and name == "stdout")
+            atexit.register(tell_lost, file, name)
             setattr(
                 sys,
                 name,
                 io.TextIOWrapper(
-                    io.BufferedWriter(Unread(stream.fileno(), "w", closefd=False)),
+                    io.BufferedWriter(file),
                     encoding=stream.encoding,
                     errors=stream.errors,
                     line_buffering=stream.line_buffering,
                     write_through=stream.write_through,
                 ),
             )
+
+
+def tell_lost(file: Lossy, name: str) -> None:
+    """Says at the end of the process what could not be printed.
+
+    A command that failed for that reason has said so; Python's last flush would change its code.
+    """
+    told, file.whole = file.whole, False
+    getattr(sys, name).flush()
+    if file.lost and not told:
+        lost = f"{file.lost:,} bytes of {name} could not be written ({file.reason})"
+        print(f"vit-jax: {lost}.", file=sys.stderr)
 
 
 def usage(problem: str, where: str) -> int:

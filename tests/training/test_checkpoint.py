@@ -311,6 +311,26 @@ def test_a_file_system_without_locks_is_no_second_job(tmp_path, monkeypatch):
         Checkpoints(tmp_path / "c")
 
 
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_57_a_workdir_that_is_moved_during_the_run_is_not_made_again(tmp_path, in_flight):
+    opened = Checkpoints(tmp_path / "run" / "checkpoints")
+    opened.save(1, make_state(1), {})
+    opened.wait()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    if in_flight:  # Orbax makes the directories of its write again
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        opened._manager.wait_until_finished = lambda: (_ for _ in ()).throw(OSError(2, "None"))
+        opened._pending = 2
+    with pytest.raises(CheckpointError, match=r"was moved or removed .* after checkpoint 1\."):
+        opened.save(2, make_state(2), {})
+    vars(opened._manager).pop("wait_until_finished", None)
+    opened.close()
+    assert in_flight or not (tmp_path / "run").exists()
+    again = Checkpoints(tmp_path / "moved" / "checkpoints")
+    assert again.save(2, make_state(2), {})
+    again.close()
+
+
 def test_a_failed_save_is_reported_at_once_and_the_last_good_one_named(tmp_path):
     opened = Checkpoints(tmp_path / "c")
     opened.save(1, make_state(1), {})

@@ -52,6 +52,8 @@ WITHOUT_ROLL_BACK = (
 BEST = "the best of this run"
 #: Beside the directory: the last step whose checkpoint is known to be on the disk.
 SAVED = "saved.json"
+#: Held by the job that uses the directory.
+LOCK = ".lock"
 
 
 class CheckpointError(UserError):
@@ -120,7 +122,7 @@ class Checkpoints:
     def _lock(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock_file = open(self.directory / ".lock", "a+")  # noqa: SIM115 (held open)
+            self._lock_file = open(self.directory / LOCK, "a+")  # noqa: SIM115 (held open)
         except OSError as error:
             raise UserError(f"Cannot write to {self.directory}: {error.strerror}.") from error
         try:
@@ -161,6 +163,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
+            self._check_place(self._last_before(step))
             self._manager.reload()
             reason = str(error).split("\n")[0][:200]
             raise CheckpointError(
@@ -171,6 +174,14 @@ class Checkpoints:
         if jax.process_index() == 0:
             files.write_json(self.directory.parent / SAVED, {"step": step})
 
+    def _check_place(self, newest: int | None) -> None:
+        """Raises CheckpointError if the directory was moved; Orbax would make it again."""
+        if not (self.directory / LOCK).exists():
+            raise CheckpointError(
+                f"{self.directory} was moved or removed during the run, after checkpoint {newest}. "
+                "Move it back, or give --workdir where it is now, and run the same command again."
+            )
+
     def _last_before(self, step: int) -> int | None:
         """The newest checkpoint before `step`, whose own folder may be there and not be whole."""
         return max((s for s in self._manager.all_steps() if s < step), default=None)
@@ -180,10 +191,12 @@ class Checkpoints:
 
         Raises:
           Diverged: the state is not finite.
+          CheckpointError: the directory is no longer there.
         """
         if self._manager.latest_step() == step:
             return False
         self.wait()
+        self._check_place(self._manager.latest_step())
         marks, bad = checked(state)
         if bad:
             raise Diverged(

@@ -85,6 +85,7 @@ class Soak:
 
     def start(self, prints: Path, *more: str, devices: int = 1) -> Job:
         join = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={self.count}"]
+        join.append("--patience=60")  # so below TOGETHER, should the other be asked to stop before
         job = Job([], [])
         for rank in range(self.count):
             of_rank = [*join, f"--process_id={rank}"] if self.count > 1 else []

@@ -13,6 +13,7 @@ import pytest
 
 from vit_jax import cli
 from vit_jax.cli import completion, help, options
+from vit_jax.runtime import logbook
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,7 +154,7 @@ def test_a_smaller_batch_comes_with_the_linear_rule():
 
 
 def test_without_a_terminal_progress_is_lines_with_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(options, "BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(logbook, "BETWEEN_LINES", 0.0)
     with options.progress(4_000, "features") as at:
         at(1_000)
         at(4_000)

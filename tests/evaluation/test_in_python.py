@@ -1,6 +1,7 @@
 """vit_jax.predict and vit_jax.variants."""
 
 import json
+import re
 
 import numpy as np
 import PIL.Image
@@ -91,7 +92,10 @@ def test_every_variant_has_a_name():
 @pytest.mark.parametrize(
     ("images", "text"),
     [
-        (np.zeros((3, 20, 30), np.uint8), r"\(3, 20, 30\) is one image with channels first, or 3"),
+        *(
+            (np.zeros(shape, np.uint8), rf"{re.escape(str(shape))} is not one image \(h, w, 3\)")
+            for shape in ((3, 20, 30), (20, 30, 2), (2, 20, 30), (20, 30, 5), (20, 3, 30))
+        ),
         (np.zeros((2, 3, 20, 30), np.uint8), r"shape \(3, 20, 30\), .* channels come last"),
         (np.zeros((20, 30, 3)), r"number 0 has dtype float64, not uint8 \(0 to 255\)"),
         (np.zeros((2, 20, 30, 5), np.uint8), r"shape \(20, 30, 5\)"),

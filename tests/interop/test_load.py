@@ -58,6 +58,10 @@ def test_save_and_load_keeps_everything(model, saved, where):
     vit_jax.save_model(again, saved.parent / "copy")
     for name in ("model.safetensors", "config.json"):
         assert (saved / name).read_bytes() == (saved.parent / "copy" / name).read_bytes()
+        with pytest.raises(UserError, match=r"copy/.* exists and would be overwritten"):
+            vit_jax.save_model(again, saved.parent / "copy")
+        (saved.parent / "copy" / name).unlink()  # the other one alone is not overwritten either
+    vit_jax.save_model(again, saved.parent / "copy")
 
 
 def test_changed_settings_keep_the_record_of_the_run(saved, model):

@@ -168,6 +168,10 @@ def test_weights_that_are_too_large_for_one_file_lie_beside_it(tmp_path, monkeyp
     images = images_for(config)
     found = export.open_exported(tmp_path / "m.onnx").run(images).logits
     np.testing.assert_allclose(found, peers.outputs(config, params, images).logits, atol=1e-5)
+    (tmp_path / "m.onnx.data").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=r"m\.onnx\.data, with the weights of m\.onnx, is missing"):
+        export.open_exported(tmp_path / "m.onnx")
+    (tmp_path / "aside").rename(tmp_path / "m.onnx.data")
     (tmp_path / "m.onnx").unlink()
     with pytest.raises(UserError, match=r"m\.onnx\.data exists and would be overwritten"):
         export.export(source, tmp_path / "m.onnx", "onnx")

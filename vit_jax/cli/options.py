@@ -360,10 +360,6 @@ def checkpoint(flags: absl_flags.FlagValues) -> str:
     return flags.checkpoint
 
 
-#: Seconds between two lines of progress without a terminal.
-BETWEEN_LINES = 30.0
-
-
 @contextlib.contextmanager
 def progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, otherwise a line every half minute; both show the time left.
@@ -372,17 +368,17 @@ def progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
     """
     from tqdm import tqdm
 
-    from vit_jax.runtime.logbook import duration_text
+    from vit_jax.runtime import logbook
 
     begin = said = time.monotonic()
 
     def line(count: int) -> None:
         nonlocal said
         now = time.monotonic()
-        if now - said >= BETWEEN_LINES and 0 < count < total:
+        if now - said >= logbook.BETWEEN_LINES and 0 < count < total:
             said = now
             left = (now - begin) / count * (total - count)
-            text = f"{name}: {count:,} of {total:,} images, eta {duration_text(left)}"
+            text = f"{name}: {count:,} of {total:,} images, eta {logbook.duration_text(left)}"
             print(text, file=sys.stderr, flush=True)
 
     with tqdm(total=total, desc=name, unit=" images", disable=None, leave=False) as bar:

@@ -48,17 +48,18 @@ def listed(config, images: object) -> Sequence:
     """The argument of `preprocess` as a list of images.
 
     Raises:
-      UserError: no images, or an ambiguous array.
+      UserError: no images, or an array that is neither one nor a batch.
     """
     if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
         return [images]
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4, config.channels)):
         return [images]  # one image, not a batch of grey ones
-    if len(shape) == 3 and shape[0] == config.channels > 1:
+    if len(shape) == 3:  # channels first, or unknown ones, or grey images
         raise UserError(
-            f"An array {shape} is one image with channels first, or {shape[0]} grey ones; give "
-            f"(h, w, {config.channels}), or a list of images."
+            f"An array {shape} is not one image (h, w, {config.channels}) nor a batch "
+            f"(b, h, w, {config.channels}); move channels to the end, and give grey images as a "
+            "list."
         )
     if not hasattr(images, "__iter__") or getattr(images, "ndim", 1) == 0:
         raise UserError(f"A {type(images).__name__} is not an image or a list of images.")

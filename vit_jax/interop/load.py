@@ -77,7 +77,7 @@ def save_model(model: Model, directory: str | Path) -> None:
     """Writes `model.safetensors` and a self-describing `config.json` into `directory`.
 
     Raises:
-      UserError: it cannot be written, or `model` is not one.
+      UserError: one of them is there, or cannot be written, or `model` is not one.
     """
     if not isinstance(model, Model):
         kind = type(model).__name__
@@ -85,6 +85,8 @@ def save_model(model: Model, directory: str | Path) -> None:
     if not directory or not isinstance(directory, (str, Path)):
         raise UserError(f"save_model needs a directory, but got {directory!r}.")
     directory = Path(directory).expanduser()
+    for name in saved.FILES:
+        files.check_new(directory / name)
     saved.save(directory, model.config, jax.device_get(models.get_params(model)))
 
 

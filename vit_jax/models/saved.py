@@ -18,6 +18,7 @@ from vit_jax.errors import UserError, nearest
 from vit_jax.files import read_json, replacing, write_json
 
 FORMAT = "vit_jax"
+FILES = ("model.safetensors", "config.json")
 FAMILIES = {
     "vit": models.ViTConfig,
     "axial": models.AxialConfig,

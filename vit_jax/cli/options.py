@@ -189,17 +189,19 @@ def define_processes(flags: absl_flags.FlagValues) -> None:
 
 @contextlib.contextmanager
 def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
-    """Joins the job's other processes, and shuts down cleanly."""
+    """Joins the job's other processes, and shuts down cleanly. Data sets are listed once."""
     prepare_jax()
     import jax
 
+    from vit_jax.data.specs import listed_once
     from vit_jax.runtime import distributed
 
     distributed.join(
         flags.coordinator, flags.num_processes, flags.process_id, patience=flags.patience
     )
     try:
-        yield
+        with listed_once():
+            yield
     except Exception as error:
         if not distributed.lost_peer(error):
             together = jax.process_count() > 1 and not isinstance(error, Preempted)

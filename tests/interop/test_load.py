@@ -1,6 +1,7 @@
 """The Python API: saving and loading, adapting on the way, and one clear line for what is wrong."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import vit_jax
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.errors import UserError
 from vit_jax.interop import convert, export, huggingface, load, timm
 from vit_jax.models import adapt, saved as native
@@ -79,6 +80,17 @@ def test_another_resolution_and_other_classes(saved, capsys):
     assert other(jnp.zeros((1, 48, 32, 3))).shape == (1, 7)
     out = capsys.readouterr().out
     assert "adapted head: 3 classes -> 7" in out and "grid (4, 4) -> (6, 4)" in out
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        native.write_safetensors(tmp_path / "w.safetensors", {"a": np.zeros(2)})
+        files.write_text(tmp_path / "text", "")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
 def test_resnets_too(tmp_path):

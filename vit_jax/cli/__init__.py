@@ -145,6 +145,7 @@ def prepare_process(argv: list[str]) -> None:
     The first process of a container would ignore it otherwise. A thread handles the signal, because
     the main one may wait in JAX for the others; the training loop installs its own handler.
     """
+    open_streams()
     for name in [name for name, value in os.environ.items() if not value]:
         if name.startswith(SCHEDULERS):
             del os.environ[name]
@@ -176,6 +177,20 @@ def prepare_process(argv: list[str]) -> None:
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=in_worker)
     threading.Thread(target=watch, daemon=True, name="TERM").start()
+
+
+def open_streams() -> None:
+    """Closed standard streams (`vit-jax ... >&-`) become the null device.
+
+    Otherwise a file would get the number of one, and what libraries print would be written into it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
 
 
 class Unread(io.FileIO):

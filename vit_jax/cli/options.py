@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from vit_jax import files
 from vit_jax.config import ConfigDict, default, flatten, load, override
-from vit_jax.errors import Preempted, UsageError, WorkerLost, nearest, one_line
+from vit_jax.errors import Preempted, UsageError, UserError, WorkerLost, nearest, one_line
 from vit_jax.runtime import host_memory
 
 if TYPE_CHECKING:
@@ -249,8 +250,10 @@ def prepare_jax() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "vit_jax" / "xla"))
+        with contextlib.suppress(UserError):  # JAX would warn at every program
+            place = files.user_cache() / "vit_jax" / "xla"
+            files.check_above(place)
+            jax.config.update("jax_compilation_cache_dir", str(place))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # The dozens of small programs of a checkpoint take longer in total than the step.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

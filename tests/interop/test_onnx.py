@@ -1,6 +1,7 @@
 """ONNX files of every kind of model, run by ONNX Runtime."""
 
 import json
+import sys
 
 import numpy as np
 import PIL.Image
@@ -307,3 +308,22 @@ def test_openvino(tmp_path):
         export.open_exported(tmp_path / "m.xml")
     with pytest.raises(UserError, match=r"out must end in \.xml for --format=openvino"):
         export.export(source, tmp_path / "out", "openvino")
+
+
+def test_openvino_is_imported_without_its_telemetry(tmp_path, monkeypatch):
+    """It would fork this process, with JAX's threads, to report the import over the network."""
+    from vit_jax.interop import openvino_files
+
+    (tmp_path / "openvino.py").write_text(
+        "try:\n    import openvino_telemetry\nexcept ImportError:\n    silent = True\n"
+    )
+    (tmp_path / "openvino_telemetry.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("openvino", "openvino_telemetry"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert openvino_files.import_openvino().silent
+    import openvino_telemetry  # for who wants it
+
+    monkeypatch.delitem(sys.modules, "openvino_telemetry")
+    monkeypatch.delitem(sys.modules, "openvino")
+    assert openvino_telemetry.__file__ == str(tmp_path / "openvino_telemetry.py")

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from vit_jax.data import workers
+from vit_jax.data.labels import NO_LABEL
 from vit_jax.data.source import Record, Source
 from vit_jax.data.transforms import Transform
 from vit_jax.errors import UserError
@@ -30,16 +31,26 @@ CLOSING = 5.0
 
 
 def read(
-    source: Source, index: int, transform: Transform, rng: np.random.Generator | None = None
+    source: Source,
+    index: int,
+    transform: Transform,
+    rng: np.random.Generator | None = None,
+    *,
+    labelled: bool = True,
 ) -> tuple[np.ndarray, Label]:
     """Decodes and transforms a record: image (h, w, 3) uint8 and label.
+
+    labelled: False: the label may be withheld.
 
     Raises:
       UserError: it cannot be read or decoded, or its label is invalid; names the record.
     """
     record = source[index]
-    check = check_labels if isinstance(record["label"], np.ndarray) else check_label
-    label = check(record, source.num_classes)
+    several = isinstance(record["label"], np.ndarray)
+    if not labelled and np.all(np.equal(record["label"], NO_LABEL)):
+        label = np.asarray(record["label"], np.int8 if several else np.int32)
+    else:
+        label = (check_labels if several else check_label)(record, source.num_classes)
     exif = record.get("exif", True)  # whether EXIF orientation applies in this source
     return transform.read(record["image"], record["name"], rng, exif=exif), label
 
@@ -320,9 +331,15 @@ class _Padded:
     """A source with `padding` dummy records at the end, which are never read."""
 
     def __init__(
-        self, source: Source, transform: Transform, total: int, on_bad: Callable[[str], None] | None
+        self,
+        source: Source,
+        transform: Transform,
+        total: int,
+        on_bad: Callable[[str], None] | None,
+        labelled: bool,
     ):
         self.source, self.transform, self.total, self.on_bad = source, transform, total, on_bad
+        self.labelled = labelled
 
     def __len__(self) -> int:
         return self.total
@@ -331,7 +348,8 @@ class _Padded:
         index = int(index)
         if index < len(self.source):
             try:
-                return _row(*read(self.source, index, self.transform), True, index)
+                found = read(self.source, index, self.transform, labelled=self.labelled)
+                return _row(*found, True, index)
             except UserError as error:
                 if self.on_bad is None:
                     raise
@@ -368,16 +386,17 @@ def eval_batches(
     rows: np.ndarray | None = None,
     num_threads: int = 4,
     on_bad: Callable[[str], None] | None = None,
+    labelled: bool = True,
 ) -> Batches:
     """Every example exactly once across all hosts; as `train_batches`, with "mask" and "index".
 
     The last global batch is padded with rows whose mask is False; all hosts take the same number of
     steps. "index" (b,) int32 is the record's index in the source. Unreadable records are masked
-    too if `on_bad` is given, which is called with the error.
+    too if `on_bad` is given, which is called with the error. labelled: see `read`.
     """
     rows = np.arange(batch_size) if rows is None else rows
     total = num_eval_steps(len(source), batch_size) * batch_size
-    dataset = grain.MapDataset.source(_Padded(source, transform, total, on_bad))
+    dataset = grain.MapDataset.source(_Padded(source, transform, total, on_bad, labelled))
     dataset = _HostRows(dataset, batch_size, rows)
     dataset = dataset.batch(len(rows), drop_remainder=True)
     return Batches(

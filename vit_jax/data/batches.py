@@ -46,34 +46,27 @@ def read(
       UserError: it cannot be read or decoded, or its label is invalid; names the record.
     """
     record = source[index]
-    several = isinstance(record["label"], np.ndarray)
-    if not labelled and np.all(np.equal(record["label"], NO_LABEL)):
-        label = np.asarray(record["label"], np.int8 if several else np.int32)
-    else:
-        label = (check_labels if several else check_label)(record, source.num_classes)
+    label = label_of(record, source.num_classes, labelled)
     exif = record.get("exif", True)  # whether EXIF orientation applies in this source
     return transform.read(record["image"], record["name"], rng, exif=exif), label
 
 
-def check_label(record: Record, num_classes: int) -> Label:
-    """The record's label, or a UserError that names the record if it is out of range."""
+def label_of(record: Record, num_classes: int, labelled: bool = True) -> Label:
+    """The label of a record, or (k,) of several; a UserError names the record if it is invalid."""
     label = record["label"]
-    if label is None or isinstance(label, np.ndarray) or not 0 <= label < num_classes:
+    hidden = not labelled and np.all(np.equal(label, NO_LABEL))
+    if isinstance(label, np.ndarray):
+        if not hidden and (label.shape != (num_classes,) or not np.isin(label, (0, 1)).all()):
+            raise UserError(
+                f"The record {record['name']} has labels for {num_classes} classes that are "
+                "withheld, or not 0 or 1."
+            )
+        return label.astype(np.int8)
+    if not hidden and (label is None or not 0 <= label < num_classes):
         raise UserError(
             f"The record {record['name']} has the label {label}, outside 0..{num_classes - 1}."
         )
     return np.int32(label)
-
-
-def check_labels(record: Record, num_classes: int) -> Label:
-    """The record's labels, (k,) int8, or a UserError that names the record if they are invalid."""
-    labels = np.asarray(record["label"])
-    if labels.shape != (num_classes,) or not np.isin(labels, (0, 1)).all():
-        raise UserError(
-            f"The record {record['name']} has labels for {num_classes} classes that are withheld, "
-            "or not 0 or 1."
-        )
-    return labels.astype(np.int8)
 
 
 class BadImages:

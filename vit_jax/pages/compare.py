@@ -79,10 +79,15 @@ def check_run(run: str | Path) -> Path:
       UserError: it is not one; names the runs in it, if any.
     """
     place = Path(run).expanduser()
-    if not place.is_dir():
+    if not str(run) or not place.is_dir():
         raise UserError(f"There is no working directory {str(run)!r} to report on.")
-    if (place / "config.json").exists() or (place / FILE_NAME).exists():
+    if (place / FILE_NAME).exists():
         return place
+    config = read_json(place / "config.json")
+    if "data" in config:
+        return place
+    if config:
+        raise UserError(f"{run} is not a run but a model, or something else; name its run.")
     inside = sorted(child.parent for child in place.glob(f"*/{FILE_NAME}"))
     hint = f" It contains runs: name them, such as {inside[0]}." if inside else ""
     raise UserError(f"{run} is not a run: it has neither config.json nor {FILE_NAME}.{hint}")

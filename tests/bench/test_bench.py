@@ -124,7 +124,7 @@ def test_unknown_names_are_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "word, part",
-    [("--model=atention=xla", "no setting model.atention"), ("--data=folder:no", "There is no fol")],
+    [("--model=atention=xla", "no setting model.atention"), ("--data=folder:no", "no folder")],
 )
 def test_mistakes_are_found_before_the_machine_is_measured(capsys, monkeypatch, word, part):
     monkeypatch.delattr(measure, "measure_machine")

@@ -36,9 +36,15 @@ def saved(model, tmp_path):
 
 
 def test_arguments_of_another_kind_are_refused(model, saved, monkeypatch):
-    for wrong in ({"seed": "x"}, {"seed": 1.5}, {"dtype": "int8"}, {"dtype": jnp.bfloat16}):
+    seeds = [{"seed": seed} for seed in ("x", 1.5, 10**30)]
+    for wrong in (*seeds, {"dtype": "int8"}, {"dtype": jnp.bfloat16}):
         with pytest.raises(UserError, match=rf"{min(wrong)}=.* must be"):
             vit_jax.create_model("debug", **wrong)
+    for make in (vit_jax.create_model, vit_jax.load_model):  # XLA would abort, or take 242 TiB
+        with pytest.raises(UserError, match=r"65,\d+,\d+,\d+,\d+ parameters, 242,\d+ GiB, and the"):
+            make("debug" if make is vit_jax.create_model else saved, num_classes=10**12)
+    with pytest.raises(UserError, match="There is no checkpoint at ''"):
+        vit_jax.load_model("")
     for wrong in ((3, saved), (model.config, saved), (model, ""), (model, None)):
         with pytest.raises(UserError, match=r"save_model (takes a model|needs a directory)"):
             vit_jax.save_model(*wrong)

@@ -100,4 +100,9 @@ def _read(transform: Transform, image: object, name: str) -> Array:
         assert isinstance(image, PIL.Image.Image), type(image)
         image = PIL.ImageOps.exif_transpose(image) if transform.orient else image
         image = of_pillow(image, name) if transform.channels in (1, 3) else np.asarray(image)
-    return transform.read(image if isinstance(image, bytes) else np.asarray(image), name)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return transform.read(bytes(image), name)
+    if np.ndim(image) == 0:  # type: ignore[arg-type]  # of anything
+        kind = type(image).__name__
+        raise UserError(f"The image {name} is a {kind}, not a path, an encoded file or pixels.")
+    return transform.read(np.asarray(image), name)

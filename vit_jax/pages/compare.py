@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from html import escape
@@ -72,7 +73,7 @@ def render(runs: Sequence[str | Path]) -> str:
     return document(heading, parts, script="charts.js", refresh=REFRESH if going_on else None)
 
 
-def check_run(run: str | Path) -> Path:
+def check_run(run: str | os.PathLike[str]) -> Path:
     """The working directory of a run.
 
     Raises:

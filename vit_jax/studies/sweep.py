@@ -55,7 +55,7 @@ def sweep(
     learning_rates = learning_rates or config.sweep.learning_rates
     held_out = config.sweep.held_out_percent if held_out is None else held_out
     dev_train, dev_eval = carve(train_split, held_out)
-    trials = {}
+    trials: dict[str, tuple[float, ConfigDict]] = {}
     for rate in learning_rates:
         trial = on_splits(config, dev_train, dev_eval)
         trial.schedule.learning_rate = float(rate)

@@ -293,6 +293,8 @@ def parse_train(words: list[str], command: str = "train") -> tuple[str, str, lis
 
 
 def check_workdir(way: str, workdir: str) -> None:
+    if odd := re.search(r"[\[*?\\]", workdir):  # as in vit_jax/training/workdir.py
+        fail(f"--workdir={workdir} has {odd[0]} in its path; checkpoints could not be read again.")
     if way == "here":
         if "://" in workdir:
             fail(f"--workdir={workdir} is not a directory; mount the bucket (docs/launch.md).")

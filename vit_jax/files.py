@@ -40,10 +40,10 @@ def check_directory(path: Path) -> None:
     """Raises UserError for an output directory that is something else; and as `check_above`."""
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"{path} is a file; give a directory with --out.")
-    check_above(path)
+    check_above(path, "; give another one with --out")
 
 
-def check_above(path: Path) -> None:
+def check_above(path: Path, advice: str = "") -> None:
     """Raises UserError if nothing can be written to a path, a file or a directory.
 
     One of the directories above is a file, or the nearest that exists is read-only for this user.
@@ -53,9 +53,21 @@ def check_above(path: Path) -> None:
     if above == places[0] and not above.is_dir():
         above = above.parent
     if not above.is_dir():
-        raise UserError(f"{path} cannot be written: {above} is not a directory.")
+        raise UserError(f"{path} cannot be written: {above} is not a directory{advice}.")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written: {above} is read-only for this user.")
+        raise UserError(f"{path} cannot be written: {above} is read-only for this user{advice}.")
+
+
+def user_cache() -> Path:
+    """$XDG_CACHE_HOME, or ~/.cache.
+
+    Raises:
+      UserError: this user has no home directory, as in some containers.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise UserError("This user has no home directory; set HOME or XDG_CACHE_HOME.") from None
 
 
 @contextlib.contextmanager

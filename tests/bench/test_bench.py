@@ -122,6 +122,17 @@ def test_unknown_names_are_refused(tmp_path, capsys):
     assert "Did you mean 'B/16'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "word, part",
+    [("--model=atention=xla", "no setting model.atention"), ("--data=folder:no", "no folder")],
+)
+def test_mistakes_are_found_before_the_machine_is_measured(capsys, monkeypatch, word, part):
+    monkeypatch.delattr(measure, "measure_machine")
+    task = "input" if "data" in word else "inference"
+    assert main(["bench", "--variant=debug", f"--tasks={task}", "--peers=", word]) == 1
+    assert part in capsys.readouterr().err
+
+
 def test_flops_and_shapes_by_hand():
     config = models.get_config("B/16", image_size=224)
     shapes = jobs.gemm_shapes(config, 8)

@@ -13,6 +13,9 @@ import pytest
 
 from vit_jax import cli
 from vit_jax.cli import completion, help, options
+from vit_jax.errors import UserError
+from vit_jax.interop import fetch
+from vit_jax.runtime import logbook
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,6 +164,45 @@ def test_a_full_disk_under_the_output_does_not_change_the_exit_code(tmp_path, ca
     assert done.returncode == 3 and done.stderr.replace(" on device", "") == said
 
 
+CLOSED = """
+import os, sys
+from vit_jax import cli
+cli.open_streams()
+with open(sys.argv[1], "w") as file:
+    file.write(f"{file.fileno() > 2} {sys.stdin.read()!r} {print('nowhere', flush=True)}")
+    os.write(1, b"a library"); os.write(2, b"another")
+"""
+
+
+def test_closed_streams_are_the_null_device(tmp_path):
+    """A cron job's `>&-`: the next file had the number of standard output, and got its lines."""
+    (tmp_path / "script.py").write_text(CLOSED)
+    line = f"{sys.executable} {tmp_path}/script.py {tmp_path}/file <&- >&- 2>&-"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(["bash", "-c", line], env=env).returncode == 0
+    assert (tmp_path / "file").read_text() == "True '' None"
+
+
+def test_programs_are_kept_only_where_they_can_be(tmp_path, monkeypatch):
+    """Without a home, or with a read-only one, JAX would warn at every program."""
+    told = {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr("jax.config.update", lambda name, value: told.update({name: value}))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    options.prepare_jax()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    options.prepare_jax()
+    assert "jax_compilation_cache_dir" not in told
+    with pytest.raises(UserError, match=r"no home directory; set HOME or XDG_CACHE_HOME\."):
+        fetch.cache_directory()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options.prepare_jax()
+    assert told["jax_compilation_cache_dir"] == f"{tmp_path}/cache/vit_jax/xla"
+
+
 def test_a_printing_command_ends_when_its_output_pipe_closes():
     line = f"{sys.executable} -m vit_jax completion bash | true; exit ${{PIPESTATUS[0]}}"
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
@@ -186,7 +228,7 @@ def test_a_smaller_batch_comes_with_the_linear_rule():
 
 
 def test_without_a_terminal_progress_is_lines_with_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(options, "BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(logbook, "BETWEEN_LINES", 0.0)
     with options.progress(4_000, "features") as at:
         at(1_000)
         at(4_000)

@@ -92,6 +92,9 @@ def test_the_page_of_one_run(two, tmp_path, capsys):
         (["a", "b", "--out=b/config.json"], 1, "is not overwritten"),
         (["a", "--out=b/config.json"], 1, "is not overwritten"),
         (["a", "b", "--out=no/such/file.html"], 1, "cannot be written"),
+        (["a", "--out=page"], 1, "--out=page must end in .html"),
+        (["a", ""], 1, "no working directory ''"),
+        (["a/model"], 1, "a/model is not a run but a model"),
         (["a", "damaged"], 1, "line 1: not a record"),
     ],
 )
@@ -100,6 +103,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "damaged").mkdir()
+    (tmp_path / "a" / "model").mkdir()
+    (tmp_path / "a" / "model" / "config.json").write_text('{"format": "vit_jax"}')
     (tmp_path / "damaged" / "metrics.jsonl").write_text("{\n{}\n")
     before = contents(tmp_path)
     assert main(["report", *words]) == code

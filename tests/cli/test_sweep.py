@@ -46,6 +46,15 @@ def test_the_protocol(tmp_path, capsys):
     assert json.loads((tmp_path / "sweep.json").read_text()) == result
 
 
+@pytest.mark.parametrize(
+    "rates, part", [("0.1,0.1000001", "0.1 is given twice"), ("0.1,-1", "learning_rate=-1")]
+)
+def test_rates_are_looked_at_before_the_first_run(tmp_path, capsys, rates, part):
+    arguments = ["--config=configs/quickstart.py", *SETTINGS, f"--learning_rates={rates}"]
+    assert main(["sweep", f"--workdir={tmp_path / 'sweep'}", *arguments]) == 1
+    assert part in capsys.readouterr().err and not (tmp_path / "sweep").exists()
+
+
 def test_a_rate_that_diverges_counts_as_nothing(tmp_path, capsys):
     arguments = [
         "sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path}", *SETTINGS,

@@ -138,7 +138,25 @@ def test_a_union_has_the_records_of_its_parts_in_order():
     test, train = data.open_source("digits[test]"), data.open_source("digits[train]")
     names = [source[i]["name"] for i in range(len(source))]
     assert names == [test[i]["name"] for i in range(3)] + [train[i]["name"] for i in (5, 6)]
-    assert source.num_classes == 10
+    assert source.num_classes == 10 and not source.notes
+
+
+@pytest.mark.parametrize(
+    "split, again",
+    [
+        ("train+train", 1437),
+        ("train[:60]+test+train[:50]", 50),
+        ("train[10:20]+train[:15]+train[12:30]", 13),
+        ("all+test[:3]", 3),
+        ("train[:10]+train[10:]+test", 0),
+    ],
+)
+def test_records_that_are_named_twice_are_said(split, again):
+    """They are kept, as by TFDS."""
+    source = data.open_source(f"digits[{split}]")
+    assert len(source.names()) - len(set(source.names())) == again
+    wanted = (f"digits[{split}] names {again:,} records again, and they count again",)
+    assert source.notes == (wanted if again else ())
 
 
 # --- digits -------------------------------------------------------------------------------------
@@ -348,6 +366,9 @@ def test_tfds(tfds_dir):
     labels = [source[i]["label"] for i in range(9)]
     assert [p % 3 for p in pixels] == labels
     assert isinstance(source[0]["image"], bytes)  # decoded in the pipeline, not by TFDS
+    assert not source.notes
+    twice = data.open_source("tfds:toy[train+test+train[:2]]", data_dir=tfds_dir)
+    assert len(twice.notes) == 1 and "names 2 records again" in twice.notes[0]
     other = data.open_source("tfds:toy[train[40%:80%]]", data_dir=tfds_dir)
     assert shared_records(source, other) == 1 and shared_records(other, source) == 1
     copy = pickle.loads(pickle.dumps(source))

@@ -9,8 +9,10 @@ import pytest
 
 from vit_jax import data, models
 from vit_jax.cli import main
+from vit_jax.data.source import ArraySource
 from vit_jax.errors import UserError
 from vit_jax.evaluation import features, run
+from vit_jax.interop import peers
 from vit_jax.models import saved
 from vit_jax.runtime import sharding
 
@@ -57,6 +59,26 @@ def test_layers_and_pools(model, source, options, shape):
     if options.get("pool") == "token":
         wanted = wanted[:, 0]
     np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("withheld", [-1, [-1, -1, -1]])
+def test_images_without_a_label_have_features(model, source, withheld):
+    """Of a test split with withheld labels, as of competitions; only an unreadable one has none."""
+    images = [source[i]["image"] for i in range(3)]
+    several = isinstance(withheld, list)
+    labels = [[0, 1, 1] if several else 2, withheld, withheld]
+    unlabelled = ArraySource(np.stack(images), labels, "abc")
+    bad: list[str] = []
+    images[2] = images[2].astype(float)
+    unlabelled.images = images
+    found, labels_found = collect(model, unlabelled, on_bad=bad.append)
+    wanted, _ = collect(model, source)
+    np.testing.assert_allclose(found[:2], wanted[:2], atol=2e-5)
+    assert np.isnan(found[2]).all() and len(bad) == 1 and "float64" in bad[0]
+    np.testing.assert_array_equal(labels_found, labels)
+    readable = data.Subset(unlabelled, np.arange(2), "two")
+    probes = peers.photographs(model[0], readable)  # for exports, which read no label
+    assert probes.shape == (2, *model[0].image_size, 3)
 
 
 def test_files(model, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """vit_jax.predict and vit_jax.variants."""
 
 import json
+import re
 
 import numpy as np
 import PIL.Image
@@ -72,8 +73,10 @@ def test_invalid_arguments_are_refused(place):
     directory, pixels = place
     model = vit_jax.load_model(directory / "model")
     assert vit_jax.predict(model, []) == []
+    assert len(vit_jax.predict(model, pixels[0], np.int64(2))[0]) == 2
     for given, top_k, text in (
         (model, 0, "top_k=0 must be"),
+        (model, np.float32(1), r"top_k=np.float32\(1.0\) must be"),
         ("model", 5, "takes a model from load_model, but got a str"),
         (vit_jax.create_model("debug", num_classes=3, image_size=16, patch_size=4), 5, "all zeros"),
     ):
@@ -91,12 +94,18 @@ def test_every_variant_has_a_name():
 @pytest.mark.parametrize(
     ("images", "text"),
     [
-        (np.zeros((3, 20, 30), np.uint8), r"\(3, 20, 30\) is one image with channels first, or 3"),
+        *(
+            (np.zeros(shape, np.uint8), rf"{re.escape(str(shape))} is not one image \(h, w, 3\)")
+            for shape in ((3, 20, 30), (20, 30, 2), (2, 20, 30), (20, 30, 5), (20, 3, 30))
+        ),
         (np.zeros((2, 3, 20, 30), np.uint8), r"shape \(3, 20, 30\), .* channels come last"),
         (np.zeros((20, 30, 3)), r"number 0 has dtype float64, not uint8 \(0 to 255\)"),
         (np.zeros((2, 20, 30, 5), np.uint8), r"shape \(20, 30, 5\)"),
         ([np.zeros((20, 0, 3), np.uint8)], r"shape \(20, 0, 3\)"),
         ([b""], r"number 0 is empty"),
+        ([bytearray(b"no image")], r"number 0 cannot be decoded \(not a known image format\)"),
+        ([None], r"number 0 is a NoneType, not a path"),
+        (np.zeros(3, np.uint8), r"number 0 is a uint8, not a path"),
         (["no.png"], r"no\.png cannot be read"),
         (None, "not an image or a list"),
     ],
@@ -131,5 +140,8 @@ def test_a_notebook_shows_the_report_in_a_frame(tmp_path):
     shown = page._repr_html_()
     assert shown.startswith('<iframe srcdoc="&lt;!') and 'sandbox="allow-scripts"' in shown
     assert shown.count('"') == 6  # what is inside has none of its own
-    with pytest.raises(UserError, match="no working directory"):
-        vit_jax.report(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    for place, text in (("none", "no working directory"), ("empty", "is not a run")):
+        with pytest.raises(UserError, match=text):
+            vit_jax.report(tmp_path / place)
+    assert not any((tmp_path / "empty").iterdir())

@@ -8,6 +8,7 @@ from tiny_runs import contents, three_classes, train
 
 from vit_jax import config as configuration
 from vit_jax.cli import main
+from vit_jax.data.specs import KINDS
 from vit_jax.errors import UsageError, UserError
 from vit_jax.evaluation.run_data import data_of
 
@@ -27,11 +28,16 @@ def of_config(place, **of_data):
     return str(place)
 
 
-def test_the_test_split_of_the_run_is_taken_and_nothing_is_overwritten(finished, tmp_path, capsys):
+def test_the_test_split_of_the_run_is_taken_and_nothing_is_overwritten(
+    finished, tmp_path, capsys, monkeypatch
+):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     before = contents(run)
+    listed, open_digits = [], KINDS["digits"]
+    monkeypatch.setitem(KINDS, "digits", lambda *a: (listed.append(a), open_digits(*a))[1])
     assert main(["evaluate", f"--checkpoint={run}"]) == 0
+    assert len(listed) == 1  # although it is looked at before the model is read, and then used
     out = capsys.readouterr().out
     assert "data: digits[test], the test split of the data of this run" in out
     assert main(["evaluate", f"--checkpoint={run}"]) == 0

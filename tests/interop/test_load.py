@@ -1,6 +1,7 @@
 """The Python API: saving and loading, adapting on the way, and one clear line for what is wrong."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import vit_jax
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.errors import UserError
 from vit_jax.interop import convert, export, huggingface, load, timm
 from vit_jax.models import adapt, saved as native
@@ -35,9 +36,15 @@ def saved(model, tmp_path):
 
 
 def test_arguments_of_another_kind_are_refused(model, saved, monkeypatch):
-    for wrong in ({"seed": "x"}, {"seed": 1.5}, {"dtype": "int8"}, {"dtype": jnp.bfloat16}):
+    seeds = [{"seed": seed} for seed in ("x", 1.5, 10**30)]
+    for wrong in (*seeds, {"dtype": "int8"}, {"dtype": jnp.bfloat16}):
         with pytest.raises(UserError, match=rf"{min(wrong)}=.* must be"):
             vit_jax.create_model("debug", **wrong)
+    for make in (vit_jax.create_model, vit_jax.load_model):  # XLA would abort, or take 242 TiB
+        with pytest.raises(UserError, match=r"65,\d+,\d+,\d+,\d+ parameters, 242,\d+ GiB, and the"):
+            make("debug" if make is vit_jax.create_model else saved, num_classes=10**12)
+    with pytest.raises(UserError, match="There is no checkpoint at ''"):
+        vit_jax.load_model("")
     for wrong in ((3, saved), (model.config, saved), (model, ""), (model, None)):
         with pytest.raises(UserError, match=r"save_model (takes a model|needs a directory)"):
             vit_jax.save_model(*wrong)
@@ -58,6 +65,10 @@ def test_save_and_load_keeps_everything(model, saved, where):
     vit_jax.save_model(again, saved.parent / "copy")
     for name in ("model.safetensors", "config.json"):
         assert (saved / name).read_bytes() == (saved.parent / "copy" / name).read_bytes()
+        with pytest.raises(UserError, match=r"copy/.* exists and would be overwritten"):
+            vit_jax.save_model(again, saved.parent / "copy")
+        (saved.parent / "copy" / name).unlink()  # the other one alone is not overwritten either
+    vit_jax.save_model(again, saved.parent / "copy")
 
 
 def test_changed_settings_keep_the_record_of_the_run(saved, model):
@@ -75,6 +86,17 @@ def test_another_resolution_and_other_classes(saved, capsys):
     assert other(jnp.zeros((1, 48, 32, 3))).shape == (1, 7)
     out = capsys.readouterr().out
     assert "adapted head: 3 classes -> 7" in out and "grid (4, 4) -> (6, 4)" in out
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        native.write_safetensors(tmp_path / "w.safetensors", {"a": np.zeros(2)})
+        files.write_text(tmp_path / "text", "")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
 def test_resnets_too(tmp_path):

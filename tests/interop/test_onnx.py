@@ -1,6 +1,7 @@
 """ONNX files of every kind of model, run by ONNX Runtime."""
 
 import json
+import sys
 
 import numpy as np
 import PIL.Image
@@ -168,6 +169,10 @@ def test_weights_that_are_too_large_for_one_file_lie_beside_it(tmp_path, monkeyp
     images = images_for(config)
     found = export.open_exported(tmp_path / "m.onnx").run(images).logits
     np.testing.assert_allclose(found, peers.outputs(config, params, images).logits, atol=1e-5)
+    (tmp_path / "m.onnx.data").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=r"m\.onnx\.data, with the weights of m\.onnx, is missing"):
+        export.open_exported(tmp_path / "m.onnx")
+    (tmp_path / "aside").rename(tmp_path / "m.onnx.data")
     (tmp_path / "m.onnx").unlink()
     with pytest.raises(UserError, match=r"m\.onnx\.data exists and would be overwritten"):
         export.export(source, tmp_path / "m.onnx", "onnx")
@@ -303,3 +308,22 @@ def test_openvino(tmp_path):
         export.open_exported(tmp_path / "m.xml")
     with pytest.raises(UserError, match=r"out must end in \.xml for --format=openvino"):
         export.export(source, tmp_path / "out", "openvino")
+
+
+def test_openvino_is_imported_without_its_telemetry(tmp_path, monkeypatch):
+    """It would fork this process, with JAX's threads, to report the import over the network."""
+    from vit_jax.interop import openvino_files
+
+    (tmp_path / "openvino.py").write_text(
+        "try:\n    import openvino_telemetry\nexcept ImportError:\n    silent = True\n"
+    )
+    (tmp_path / "openvino_telemetry.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("openvino", "openvino_telemetry"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert openvino_files.import_openvino().silent
+    import openvino_telemetry  # for who wants it
+
+    monkeypatch.delitem(sys.modules, "openvino_telemetry")
+    monkeypatch.delitem(sys.modules, "openvino")
+    assert openvino_telemetry.__file__ == str(tmp_path / "openvino_telemetry.py")

@@ -206,6 +206,7 @@ def container_words(done):
         ([*TRAIN, "--patience=0"], "--patience=0 is not a positive number.", 1),
         ([*TRAIN, TRAIN[0]], "--config is given twice.", 2),
         ([*TRAIN, "--workdir=/shared/b"], "--workdir is given twice.", 2),
+        ([TRAIN[0], "--workdir=/shared/lr[0.1]"], "lr[0.1] has [ in its path; checkpoints", 1),
         (["--config=", TRAIN[1]], "-- --config=FILE is required.", 2),
         ([TRAIN[1], "--config"], "-- --config=FILE is required.", 2),
         ([*TRAIN, "--config.seed"], "--config.seed needs a value", 2),

@@ -121,6 +121,10 @@ def test_33_a_damaged_stablehlo_export_is_refused(weights, tmp_path):
         flip(tmp_path / name / name, np.random.default_rng(0))
         with pytest.raises(UserError, match=f"{name} is damaged"):
             export.open_stablehlo(tmp_path / name)
+        shutil.copytree(tmp_path / "s", tmp_path / f"without {name}")
+        (tmp_path / f"without {name}" / name).unlink()
+        with pytest.raises(UserError, match=f"without {name}/{name} is missing; copy or export"):
+            export.open_exported(tmp_path / f"without {name}")
     unverified = files.VERIFY.set(False)  # as of an export without checksums
     try:
         (tmp_path / "s" / "model.stablehlo").write_bytes(b"")

@@ -306,6 +306,27 @@ def test_the_last_step_says_each_number_once(tmp_path, capsys):
     ]
 
 
+def test_without_a_terminal_lines_of_training_are_half_a_minute_apart(
+    tmp_path, capsys, monkeypatch
+):
+    """An hour with a row a second, an evaluation at every tenth minute: 120 lines, not 3,600."""
+    now = 0.0
+    monkeypatch.setattr("vit_jax.runtime.logbook.time.monotonic", lambda: now)
+    with Logbook(tmp_path, total_steps=3600) as book:
+        for step in range(1, 3601):
+            now = float(step)
+            book.write(step, {"train/loss": 1.0})
+            if step % 600 == 5:
+                book.write(step, {"eval/accuracy": 0.5})
+        book.write(3600, {"train/peak_memory_gib": 1.0}, final=True)
+    assert len(lines(tmp_path)) == 3600
+    out = capsys.readouterr().out.splitlines()
+    assert 120 <= len(out) <= 130
+    shown = [int(line.split("/")[0].removeprefix("step")) for line in out]
+    assert shown[:4] == [1, 5, 31, 61] and shown[-2:] == [3600, 3600]
+    assert "loss 1.0000  eval accuracy 50.0%" in out[1]  # of which no line has shown the loss
+
+
 def test_the_time_left_follows_the_pace(tmp_path, capsys, monkeypatch):
     now = 0.0
     monkeypatch.setattr("vit_jax.runtime.logbook.time.monotonic", lambda: now)
@@ -344,6 +365,7 @@ def test_numbers_are_short():
     assert summary({"train/skipped_updates": 0}) == ""
     assert summary({"train/skipped_updates": 2}) == "skipped 2"
     assert summary({"eval/real_accuracy": 0.9}) == "eval real accuracy 90.0%"
+    assert summary({"eval/training_loss": 0.5}) == "eval loss as trained 0.5000"
     assert [duration_text(s) for s in (8, 80, 8000, 800_000)] == ["8s", "1m20s", "2h13m", "9d06h"]
     assert duration_text(59.7) == "1m00s"
 

@@ -10,6 +10,7 @@ from tiny_runs import SETTINGS, contents, three_classes, train
 import vit_jax
 from vit_jax.cli import main
 from vit_jax.errors import UserError
+from vit_jax.interop import unfinished as unfinished_runs
 from vit_jax.models import saved
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import events
@@ -54,6 +55,21 @@ def test_an_unfinished_run_ends_as_the_whole_one(finished, unfinished):
     assert train(unfinished) == 0
     name = "model/model.safetensors"
     assert (unfinished / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*", "a?b", "a\\b"])
+def test_no_run_begins_where_orbax_would_lose_its_checkpoints(tmp_path, capsys, name):
+    """It takes the path for a pattern: they were written, and could never be read."""
+    for place in (tmp_path / name, tmp_path / name / "run"):
+        assert train(place) == 1
+        assert "in its path, and no checkpoint there could be read" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_other_name_will_do(tmp_path):
+    workdir = tmp_path / "ü #1 50%41 lr=0.1;{a}]:&|'\"+$HOME"
+    assert train(workdir, "--config.total_steps=2", "--config.schedule.warmup_steps=1") == 0
+    assert unfinished_runs.verify(workdir / "checkpoints" / "000000002") > 10
 
 
 @pytest.mark.parametrize("what", ["moved", "gone", "other record"])

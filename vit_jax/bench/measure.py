@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax import files
+from vit_jax import config as configuration, files, models
 from vit_jax.bench import Row, peers
 from vit_jax.bench.jobs import TASKS, Spec
+from vit_jax.data.specs import open_splits
 from vit_jax.errors import UserError, nearest
 
 #: Tolerance of logits between contenders in one dtype, relative to the largest.
@@ -113,6 +114,7 @@ def bench(options: Options, say: Callable[[str], None] = print) -> list[Row]:
                 f"--peers={name} is a model for inference in float32; add --dtypes=float32 and "
                 "--tasks=inference or latency."
             )
+    check(options)
     rows = []
     with tempfile.TemporaryDirectory(prefix="vit_jax_bench_") as scratch:
         weights = write_weights(options, Path(scratch))
@@ -127,6 +129,18 @@ def bench(options: Options, say: Callable[[str], None] = print) -> list[Row]:
                 rows += found
                 say(table(found))
     return rows
+
+
+def check(options: Options) -> None:
+    """Raises UserError for a model or data that do not exist, before the machine is measured."""
+    if set(options.tasks) - {"input"}:
+        config = models.get_config(
+            options.variant, image_size=options.image_size, num_classes=options.num_classes
+        )
+        settings = {key: configuration.literal(text) for key, text in options.model}
+        models.override(config, **settings)
+    if options.data:
+        open_splits(options.data)
 
 
 def write_weights(options: Options, scratch: Path) -> dict[str, str]:
@@ -283,7 +297,6 @@ def ours_flops(spec: Spec) -> float:
     """FLOPs of a step for a peer that does not count them: those of the same model."""
     if spec.task not in WITH_MODELS:
         return 0.0
-    from vit_jax import models
     from vit_jax.models import cost
 
     config = models.get_config(

@@ -146,6 +146,7 @@ def prepare_process(argv: list[str]) -> None:
     The first process of a container would ignore it otherwise. A thread handles the signal, because
     the main one may wait in JAX for the others; the training loop installs its own handler.
     """
+    open_streams()
     for name in [name for name, value in os.environ.items() if not value]:
         if name.startswith(SCHEDULERS):
             del os.environ[name]
@@ -177,6 +178,19 @@ def prepare_process(argv: list[str]) -> None:
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=in_worker)
     threading.Thread(target=watch, daemon=True, name="TERM").start()
+
+
+def open_streams() -> None:
+    """Closed standard streams (`vit-jax ... >&-`) become the null device.
+
+    Otherwise a file would get the number of one, and what libraries print would be written into it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 class Lossy(io.FileIO):

@@ -9,8 +9,8 @@ example:
 --layer is pre_logits (the features of the paper's few-shot evaluation), pooled, encoded, block_0
 ..., stage_1 ... of a ResNet, or logits; for an export logits and, if it was exported with
 --features, pre_logits. The rows are in the order of the data set; .npy files have their labels
-beside them (NAME.labels.npy), .parquet has the columns name, label and features. The row of an
-unreadable image is NaN, its label -1; the exit code is then 1.
+beside them (NAME.labels.npy), .parquet has the columns name, label and features. A withheld label
+is -1. The row of an unreadable image is NaN, its label -1; the exit code is then 1.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from vit_jax import files
 from vit_jax.config import ConfigDict, default, flatten, load, override
-from vit_jax.errors import Preempted, UsageError, WorkerLost, nearest, one_line
+from vit_jax.errors import Preempted, UsageError, UserError, WorkerLost, nearest, one_line
 from vit_jax.runtime import host_memory
 
 if TYPE_CHECKING:
@@ -189,17 +190,19 @@ def define_processes(flags: absl_flags.FlagValues) -> None:
 
 @contextlib.contextmanager
 def processes(flags: absl_flags.FlagValues) -> Iterator[None]:
-    """Joins the job's other processes, and shuts down cleanly."""
+    """Joins the job's other processes, and shuts down cleanly. Data sets are listed once."""
     prepare_jax()
     import jax
 
+    from vit_jax.data.specs import listed_once
     from vit_jax.runtime import distributed
 
     distributed.join(
         flags.coordinator, flags.num_processes, flags.process_id, patience=flags.patience
     )
     try:
-        yield
+        with listed_once():
+            yield
     except Exception as error:
         if not distributed.lost_peer(error):
             together = jax.process_count() > 1 and not isinstance(error, Preempted)
@@ -247,8 +250,10 @@ def prepare_jax() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "vit_jax" / "xla"))
+        with contextlib.suppress(UserError):  # JAX would warn at every program
+            place = files.user_cache() / "vit_jax" / "xla"
+            files.check_above(place)
+            jax.config.update("jax_compilation_cache_dir", str(place))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # The dozens of small programs of a checkpoint take longer in total than the step.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -360,10 +365,6 @@ def checkpoint(flags: absl_flags.FlagValues) -> str:
     return flags.checkpoint
 
 
-#: Seconds between two lines of progress without a terminal.
-BETWEEN_LINES = 30.0
-
-
 @contextlib.contextmanager
 def progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, otherwise a line every half minute; both show the time left.
@@ -372,17 +373,17 @@ def progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
     """
     from tqdm import tqdm
 
-    from vit_jax.runtime.logbook import duration_text
+    from vit_jax.runtime import logbook
 
     begin = said = time.monotonic()
 
     def line(count: int) -> None:
         nonlocal said
         now = time.monotonic()
-        if now - said >= BETWEEN_LINES and 0 < count < total:
+        if now - said >= logbook.BETWEEN_LINES and 0 < count < total:
             said = now
             left = (now - begin) / count * (total - count)
-            text = f"{name}: {count:,} of {total:,} images, eta {duration_text(left)}"
+            text = f"{name}: {count:,} of {total:,} images, eta {logbook.duration_text(left)}"
             print(text, file=sys.stderr, flush=True)
 
     with tqdm(total=total, desc=name, unit=" images", disable=None, leave=False) as bar:

@@ -32,6 +32,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     if flags.out and os.path.lexists(flags.out):
         raise UserError(f"--out={flags.out} exists and is not overwritten; choose another file.")
+    if flags.out and not flags.out.endswith((".html", ".htm")):
+        raise UserError(f"--out={flags.out} must end in .html.")
     if len(arguments) == 1 and not flags.out:
         print(report.write_report(compare.check_run(arguments[0])))
         return

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from vit_jax.data import workers
+from vit_jax.data.labels import NO_LABEL
 from vit_jax.data.source import Record, Source
 from vit_jax.data.transforms import Transform
 from vit_jax.errors import UserError
@@ -30,39 +31,42 @@ CLOSING = 5.0
 
 
 def read(
-    source: Source, index: int, transform: Transform, rng: np.random.Generator | None = None
+    source: Source,
+    index: int,
+    transform: Transform,
+    rng: np.random.Generator | None = None,
+    *,
+    labelled: bool = True,
 ) -> tuple[np.ndarray, Label]:
     """Decodes and transforms a record: image (h, w, 3) uint8 and label.
+
+    labelled: False: the label may be withheld.
 
     Raises:
       UserError: it cannot be read or decoded, or its label is invalid; names the record.
     """
     record = source[index]
-    check = check_labels if isinstance(record["label"], np.ndarray) else check_label
-    label = check(record, source.num_classes)
+    label = label_of(record, source.num_classes, labelled)
     exif = record.get("exif", True)  # whether EXIF orientation applies in this source
     return transform.read(record["image"], record["name"], rng, exif=exif), label
 
 
-def check_label(record: Record, num_classes: int) -> Label:
-    """The record's label, or a UserError that names the record if it is out of range."""
+def label_of(record: Record, num_classes: int, labelled: bool = True) -> Label:
+    """The label of a record, or (k,) of several; a UserError names the record if it is invalid."""
     label = record["label"]
-    if label is None or isinstance(label, np.ndarray) or not 0 <= label < num_classes:
+    hidden = not labelled and np.all(np.equal(label, NO_LABEL))
+    if isinstance(label, np.ndarray):
+        if not hidden and (label.shape != (num_classes,) or not np.isin(label, (0, 1)).all()):
+            raise UserError(
+                f"The record {record['name']} has labels for {num_classes} classes that are "
+                "withheld, or not 0 or 1."
+            )
+        return label.astype(np.int8)
+    if not hidden and (label is None or not 0 <= label < num_classes):
         raise UserError(
             f"The record {record['name']} has the label {label}, outside 0..{num_classes - 1}."
         )
     return np.int32(label)
-
-
-def check_labels(record: Record, num_classes: int) -> Label:
-    """The record's labels, (k,) int8, or a UserError that names the record if they are invalid."""
-    labels = np.asarray(record["label"])
-    if labels.shape != (num_classes,) or not np.isin(labels, (0, 1)).all():
-        raise UserError(
-            f"The record {record['name']} has labels for {num_classes} classes that are withheld, "
-            "or not 0 or 1."
-        )
-    return labels.astype(np.int8)
 
 
 class BadImages:
@@ -320,9 +324,15 @@ class _Padded:
     """A source with `padding` dummy records at the end, which are never read."""
 
     def __init__(
-        self, source: Source, transform: Transform, total: int, on_bad: Callable[[str], None] | None
+        self,
+        source: Source,
+        transform: Transform,
+        total: int,
+        on_bad: Callable[[str], None] | None,
+        labelled: bool,
     ):
         self.source, self.transform, self.total, self.on_bad = source, transform, total, on_bad
+        self.labelled = labelled
 
     def __len__(self) -> int:
         return self.total
@@ -331,7 +341,8 @@ class _Padded:
         index = int(index)
         if index < len(self.source):
             try:
-                return _row(*read(self.source, index, self.transform), True, index)
+                found = read(self.source, index, self.transform, labelled=self.labelled)
+                return _row(*found, True, index)
             except UserError as error:
                 if self.on_bad is None:
                     raise
@@ -368,16 +379,17 @@ def eval_batches(
     rows: np.ndarray | None = None,
     num_threads: int = 4,
     on_bad: Callable[[str], None] | None = None,
+    labelled: bool = True,
 ) -> Batches:
     """Every example exactly once across all hosts; as `train_batches`, with "mask" and "index".
 
     The last global batch is padded with rows whose mask is False; all hosts take the same number of
     steps. "index" (b,) int32 is the record's index in the source. Unreadable records are masked
-    too if `on_bad` is given, which is called with the error.
+    too if `on_bad` is given, which is called with the error. labelled: see `read`.
     """
     rows = np.arange(batch_size) if rows is None else rows
     total = num_eval_steps(len(source), batch_size) * batch_size
-    dataset = grain.MapDataset.source(_Padded(source, transform, total, on_bad))
+    dataset = grain.MapDataset.source(_Padded(source, transform, total, on_bad, labelled))
     dataset = _HostRows(dataset, batch_size, rows)
     dataset = dataset.batch(len(rows), drop_remainder=True)
     return Batches(

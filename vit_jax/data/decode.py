@@ -99,9 +99,12 @@ def _with_channels(pixels: Image, name: str, channels: int) -> Image:
     """
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
+        advice = "scale its values to 0 to 255, and store it as uint8"
+        if pixels.dtype == np.uint8:
+            advice = "replace it or leave it out"
         raise UserError(
             f"The image {name} is {pixels.dtype} {pixels.shape}, not uint8 (h, w, {channels}); "
-            "scale its values to 0 to 255, and store it as uint8."
+            f"{advice}."
         )
     found = pixels.shape[-1]
     if found == channels:

@@ -48,17 +48,18 @@ def listed(config, images: object) -> Sequence:
     """The argument of `preprocess` as a list of images.
 
     Raises:
-      UserError: no images, or an ambiguous array.
+      UserError: no images, or an array that is neither one nor a batch.
     """
     if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "getexif"):
         return [images]
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4, config.channels)):
         return [images]  # one image, not a batch of grey ones
-    if len(shape) == 3 and shape[0] == config.channels > 1:
+    if len(shape) == 3:  # channels first, or unknown ones, or grey images
         raise UserError(
-            f"An array {shape} is one image with channels first, or {shape[0]} grey ones; give "
-            f"(h, w, {config.channels}), or a list of images."
+            f"An array {shape} is not one image (h, w, {config.channels}) nor a batch "
+            f"(b, h, w, {config.channels}); move channels to the end, and give grey images as a "
+            "list."
         )
     if not hasattr(images, "__iter__") or getattr(images, "ndim", 1) == 0:
         raise UserError(f"A {type(images).__name__} is not an image or a list of images.")
@@ -99,4 +100,9 @@ def _read(transform: Transform, image: object, name: str) -> Array:
         assert isinstance(image, PIL.Image.Image), type(image)
         image = PIL.ImageOps.exif_transpose(image) if transform.orient else image
         image = of_pillow(image, name) if transform.channels in (1, 3) else np.asarray(image)
-    return transform.read(image if isinstance(image, bytes) else np.asarray(image), name)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return transform.read(bytes(image), name)
+    if np.ndim(image) == 0:  # type: ignore[arg-type]  # of anything
+        kind = type(image).__name__
+        raise UserError(f"The image {name} is a {kind}, not a path, an encoded file or pixels.")
+    return transform.read(np.asarray(image), name)

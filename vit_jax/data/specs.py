@@ -5,11 +5,13 @@ TFDS syntax; options are written as in a URL. `FILE.py:NAME` is a kind of your o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote
@@ -149,13 +151,30 @@ def open_splits(
     """
     kind, name, split = parse_spec(spec)
     base = f"{kind}{name}" if kind == "digits" else f"{kind}:{name}"
-    name, options = parse_name(kind, name)
-    by_number = options.pop(MATCH, None) is not None
-    open_splits_of = KINDS[kind] if kind in KINDS else files.defined_in(kind, "open_splits")
-    if flat and kind == "folder":
-        open_splits_of = functools.partial(open_folder, flat=True)
-    splits = open_splits_of(name, data_dir, options)
-    return base, Numbered(splits) if by_number else splits, split
+    known, key = _listed.get({}), (base, data_dir, flat)
+    if key not in known:
+        name, options = parse_name(kind, name)
+        by_number = options.pop(MATCH, None) is not None
+        open_splits_of = KINDS[kind] if kind in KINDS else files.defined_in(kind, "open_splits")
+        if flat and kind == "folder":
+            open_splits_of = functools.partial(open_folder, flat=True)
+        splits = open_splits_of(name, data_dir, options)
+        known[key] = Numbered(splits) if by_number else splits
+    return base, known[key], split
+
+
+#: The data sets that are open, within `listed_once`.
+_listed: ContextVar[dict[tuple, AllSplits]] = ContextVar("listed")
+
+
+@contextlib.contextmanager
+def listed_once() -> Iterator[None]:
+    """Within it a data set is listed once, however often it is opened: checked first, then used."""
+    before = _listed.set({})
+    try:
+        yield
+    finally:
+        _listed.reset(before)
 
 
 class Numbered:

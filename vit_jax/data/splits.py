@@ -105,6 +105,16 @@ def slice_split(split: str, sizes: dict[str, int], spec: str) -> list[tuple[str,
     return parts
 
 
+def repeats(parts: Iterable[tuple[str, range]], spec: str) -> list[str]:
+    """A note on records that a split expression names again: train[:60%]+train[:50%]."""
+    again, ends = 0, dict[str, int]()
+    for name, rows in sorted(parts, key=lambda part: (part[0], part[1].start)):
+        end = ends.get(name, 0)
+        again += max(min(end, rows.stop) - rows.start, 0)
+        ends[name] = max(end, rows.stop)
+    return [f"{spec} names {again:,} records again, and they count again"] if again else []
+
+
 def bound(text: str, size: int, percent: bool) -> int:
     """The record that a bound of a slice names; ValueError if it lies outside."""
     if percent:
@@ -188,4 +198,6 @@ class Splits:
             whole = self.splits[name]
             return whole if len(rows) == len(whole) else pieces[0]
         most = max(pieces, key=lambda piece: piece.num_classes)
-        return Union([with_classes(piece, most.class_names, most.spec) for piece in pieces], spec)
+        found = Union([with_classes(piece, most.class_names, most.spec) for piece in pieces], spec)
+        found.notes += tuple(repeats(parts, spec))
+        return found

@@ -13,7 +13,6 @@ import numpy as np
 
 from vit_jax import data, files, models
 from vit_jax.data.labels import NO_LABEL
-from vit_jax.data.multilabel import withheld
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError, nearest, need
 from vit_jax.evaluation import run
@@ -122,8 +121,8 @@ def of_forward(
         advice = "" if forward.has_features else "; `vit-jax export --features` adds pre_logits"
         raise UserError(f"{forward.name} returns {' and '.join(given)}, not {layer!r}{advice}.")
 
-    def step(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return getattr(forward(batch["image"]), layer), batch["label"]
+    def step(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        return getattr(forward(batch["image"]), layer), batch["label"], batch["mask"]
 
     transform = data.evaluation_transform(forward.image_size, forward.preprocessing)
     return _batches(step, source, transform, forward.mesh, forward.batch_size, on_bad)
@@ -137,7 +136,10 @@ def _batches(
     batch_size: int,
     on_bad: Callable[[str], None] | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields `step(batch)` -> (features, labels) for every batch, without padding rows."""
+    """Yields (features, labels) for every batch, without padding rows.
+
+    step: batch -> (features, labels, mask of the readable images).
+    """
     batch_size = sharding.fit_batch(batch_size, mesh, num_examples=len(source))
     batches = data.eval_batches(
         source,
@@ -145,17 +147,18 @@ def _batches(
         batch_size=batch_size,
         rows=sharding.host_rows(mesh, batch_size),
         on_bad=on_bad,
+        labelled=False,
     )
     seen = 0
     with contextlib.closing(batches):
         for batch in batches:
             mask = batch["mask"] if batch["label"].ndim == 1 else batch["mask"][:, None]
             label = np.where(mask, batch["label"], batch["label"].dtype.type(NO_LABEL))
-            on_device = sharding.to_devices({"image": batch["image"], "label": label}, mesh)
-            found, labels = jax.device_get(step(on_device))
+            given = {"image": batch["image"], "label": label, "mask": batch["mask"]}
+            found, labels, can_be_read = jax.device_get(step(sharding.to_devices(given, mesh)))
             count = min(batch_size, len(source) - seen)
             found = found[:count].astype(np.float32)
-            found[withheld(labels[:count])] = np.nan
+            found[~can_be_read[:count]] = np.nan
             yield found, labels[:count]
             seen += count
 
@@ -164,11 +167,13 @@ def _batches(
 def feature_step(
     config: models.ModelConfig, layer: str, pool: str, mesh: jax.sharding.Mesh
 ) -> Callable:
-    """The jitted (params, batch) -> (features, labels), cached so that it compiles once."""
+    """The jitted (params, batch) -> (features, labels, mask), cached so that it compiles once."""
     function = feature_function(config, layer, pool)
-    return run.jit_eval_step(
-        lambda params, batch: (function(params, batch["image"]), batch["label"]), mesh
-    )
+
+    def step(params, batch):
+        return function(params, batch["image"]), batch["label"], batch["mask"]
+
+    return run.jit_eval_step(step, mesh)
 
 
 def feature_function(config: models.ModelConfig, layer: str, pool: str) -> Callable[..., jax.Array]:

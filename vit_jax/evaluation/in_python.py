@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 
 from tqdm import tqdm
@@ -33,7 +34,7 @@ def predict(
     """
     if not hasattr(model, "config"):
         raise UserError(f"predict takes a model from load_model, but got a {type(model).__name__}.")
-    if not isinstance(top_k, int) or top_k < 1:
+    if not isinstance(top_k, numbers.Integral) or top_k < 1:
         raise UserError(f"top_k={top_k!r} must be a whole number, 1 or more.")
     adapt.check_head(models.get_params(model))
     several = listed(model.config, images)

@@ -66,6 +66,15 @@ def checksum(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
+def find(file: Path, text: bytes) -> bool:
+    """Whether a file contains a text."""
+    with open(file, "rb") as opened:
+        if not file.stat().st_size:
+            return False
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(text) >= 0
+
+
 def digest(file: Path, beside: Iterable[Path]) -> tuple[tuple[int, int] | None, str]:
     """(position of the digits or None, their correct value)."""
     found = hashlib.sha256()

@@ -254,15 +254,15 @@ def check_directory(directory: Path) -> bool:
     """Whether an exported directory has checksums; verifies them unless VERIFY is off.
 
     Raises:
-      UserError: a file is damaged; additional files are allowed.
+      UserError: a file is missing or damaged; additional files are allowed.
     """
-    file = directory / "facts.json"
-    known = files.read_json(file)
-    if known is None or not checksums.check(file):
+    known = files.read_json(directory / "facts.json")
+    if known is None or not checksums.check(directory / "facts.json"):
         return False
-    there = files_of(directory)
     for name, wanted in known["files"].items() if files.VERIFY.get() else ():
-        if name not in there or checksums.checksum(there[name]) != wanted:
+        if not (directory / name).is_file():
+            raise UserError(f"{directory / name} is missing; copy or export it again.")
+        if checksums.checksum(directory / name) != wanted:
             raise UserError(f"{directory / name} is damaged.{saved.COPY}")
     return True
 

@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from vit_jax import files
 from vit_jax.errors import UserError, need
 from vit_jax.interop import published, weight_files
 
@@ -40,8 +41,7 @@ def cache_directory() -> Path:
     """The cache of downloads: $VIT_JAX_CACHE, or vit_jax/weights in the user's cache."""
     if given := os.environ.get("VIT_JAX_CACHE"):
         return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vit_jax" / "weights"
+    return files.user_cache() / "vit_jax" / "weights"
 
 
 def is_remote(source: str) -> bool:

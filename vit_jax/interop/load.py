@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import numbers
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,11 +29,12 @@ def create_model(
     """A randomly initialised model, e.g. `create_model("B/16", num_classes=10, image_size=384)`.
 
     Raises:
-      UserError: no such variant or setting.
+      UserError: no such variant or setting, or more parameters than this machine can hold.
     """
-    if not isinstance(seed, numbers.Integral):
-        raise UserError(f"seed={seed!r} must be a whole number.")
+    if not isinstance(seed, numbers.Integral) or not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed={seed!r} must be a whole number of 64 bits.")
     config = models.get_config(variant, num_classes=num_classes, **overrides)
+    check_fits(config)
     return models.build(config, seed=seed)
 
 
@@ -67,17 +70,29 @@ def load_model(
         config, image_size=image_size, num_classes=num_classes, channels=channels
     )
     if target != config:
+        check_fits(target)
         params, notes = adapt.adapt(config, params, target)
         for note in notes:
             print(f"adapted {note}")
     return models.set_params(models.abstract(target), jax.tree.map(jax.numpy.asarray, params))
 
 
+def check_fits(config: models.ModelConfig) -> None:
+    """Raises UserError for more parameters than this machine has memory: XLA would abort."""
+    count = sum(math.prod(leaf.shape) for leaf in models.abstract_params(config).values())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 4 * count > memory:
+        raise UserError(
+            f"This {config.variant} would have {count:,} parameters, {4 * count / 2**30:,.0f} GiB, "
+            f"and the machine has {memory / 2**30:,.0f} GiB of memory."
+        )
+
+
 def save_model(model: Model, directory: str | Path) -> None:
     """Writes `model.safetensors` and a self-describing `config.json` into `directory`.
 
     Raises:
-      UserError: it cannot be written, or `model` is not one.
+      UserError: one of them is there, or cannot be written, or `model` is not one.
     """
     if not isinstance(model, Model):
         kind = type(model).__name__
@@ -85,6 +100,8 @@ def save_model(model: Model, directory: str | Path) -> None:
     if not directory or not isinstance(directory, (str, Path)):
         raise UserError(f"save_model needs a directory, but got {directory!r}.")
     directory = Path(directory).expanduser()
+    for name in saved.FILES:
+        files.check_new(directory / name)
     saved.save(directory, model.config, jax.device_get(models.get_params(model)))
 
 
@@ -149,7 +166,7 @@ def is_on_disk(path: Path) -> bool:
 
 def check_named(source: str) -> None:
     """Raises UserError if `source` is neither on disk, nor a URL, nor a published name."""
-    here = is_on_disk(Path(source).expanduser())
+    here = bool(source) and is_on_disk(Path(source).expanduser())
     if not here and not fetch.is_remote(source) and source not in published.PUBLISHED:
         raise UserError(
             f"There is no checkpoint at {source!r}.{nearest(source, published.PUBLISHED)} Give a "

@@ -119,8 +119,15 @@ def parts(file: Path) -> list[Path]:
 
 
 def check_or_seal(file: Path, what: Callable[[Path, list[Path]], object]) -> None:
-    """Applies `checksums.check` or `checksums.seal` to the file and its separate weights."""
-    what(file, [part for part in parts(file)[1:] if part.exists()])
+    """Applies `checksums.check` or `checksums.seal` to the file and its separate weights.
+
+    Raises:
+      UserError: the weights that it names are not there.
+    """
+    weights = parts(file)[1]
+    if not weights.exists() and checksums.find(file, weights.name.encode()):
+        raise UserError(f"{weights}, with the weights of {file.name}, is missing; copy both.")
+    what(file, [weights] if weights.exists() else [])
 
 
 def open_file(file: str | Path) -> tuple[Answer, str]:

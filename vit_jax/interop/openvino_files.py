@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,16 +15,25 @@ from vit_jax.interop.onnx_files import to_pixels
 from vit_jax.interop.peers import Answer, Outputs
 
 Array = np.ndarray
+TELEMETRY = "openvino_telemetry"
 FACTS = ["vit_jax", "facts"]  # path of the metadata in an IR
 #: By default OpenVINO uses 16-bit products if the CPU supports them.
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def import_openvino():
-    """The package, or a UserError that says how to install it."""
-    need("OpenVINO's format", "openvino")
-    import openvino
+    """The package, or a UserError that says how to install it; without its telemetry.
 
+    Its import would report itself to Google Analytics, from a fork of this process, in which the
+    threads of JAX may deadlock. It is imported like one without the package `openvino_telemetry`.
+    """
+    need("OpenVINO's format", "openvino")
+    before = sys.modules.setdefault(TELEMETRY, None)  # type: ignore[arg-type]  # importing it fails
+    try:
+        import openvino
+    finally:
+        if before is None:
+            del sys.modules[TELEMETRY]
     return openvino
 
 

@@ -72,7 +72,7 @@ def opened(spec: str) -> data.Source | None:
     Raises:
       UserError: there is none, which is better known before a model is loaded.
     """
-    return data.open_source(spec) if spec else None
+    return data.open_source(spec, labelled=False) if spec else None
 
 
 def photographs(
@@ -86,7 +86,9 @@ def photographs(
     if source is not None:
         chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
         batches = data.eval_batches(
-            data.Subset(source, chosen, source.spec), transform, batch_size=len(chosen)
+            *(data.Subset(source, chosen, source.spec), transform),
+            batch_size=len(chosen),
+            labelled=False,
         )
         pixels = next(iter(batches))["image"]
     else:

@@ -18,6 +18,7 @@ from vit_jax.errors import UserError, nearest
 from vit_jax.files import read_json, replacing, write_json
 
 FORMAT = "vit_jax"
+FILES = ("model.safetensors", "config.json")
 FAMILIES = {
     "vit": models.ViTConfig,
     "axial": models.AxialConfig,
@@ -94,8 +95,10 @@ def write_safetensors(
     ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     sums = json.dumps({name: checksum(array) for name, array in ordered.items()})
     with replacing(file) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # by the umask
         save_file(ordered, partial, {**(metadata or {}), CHECKSUMS: sums})
-        partial.chmod(0o644)  # safetensors creates it with mode 0600
+        partial.chmod(mode)  # safetensors creates it with mode 0600
         with open(partial, "r+b") as written:  # safetensors does not sort its metadata
             size = int.from_bytes(written.read(8), "little")
             header = json.loads(written.read(size))

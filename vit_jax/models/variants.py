@@ -130,7 +130,7 @@ def get_config(variant: str, **overrides: object) -> ModelConfig:
     Raises:
       UserError: no such variant, or the variant has no such field; names the nearest.
     """
-    if variant not in VARIANTS:
+    if not isinstance(variant, str) or variant not in VARIANTS:
         hint = nearest(variant, VARIANTS) or f" There are {', '.join(VARIANTS)}."
         raise UserError(f"There is no variant {variant!r}.{hint}")
     return override(VARIANTS[variant](variant), **overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from html import escape
@@ -72,17 +73,22 @@ def render(runs: Sequence[str | Path]) -> str:
     return document(heading, parts, script="charts.js", refresh=REFRESH if going_on else None)
 
 
-def check_run(run: str | Path) -> Path:
+def check_run(run: str | os.PathLike[str]) -> Path:
     """The working directory of a run.
 
     Raises:
       UserError: it is not one; names the runs in it, if any.
     """
     place = Path(run).expanduser()
-    if not place.is_dir():
+    if not str(run) or not place.is_dir():
         raise UserError(f"There is no working directory {str(run)!r} to report on.")
-    if (place / "config.json").exists() or (place / FILE_NAME).exists():
+    if (place / FILE_NAME).exists():
         return place
+    config = read_json(place / "config.json")
+    if "data" in config:
+        return place
+    if config:
+        raise UserError(f"{run} is not a run but a model, or something else; name its run.")
     inside = sorted(child.parent for child in place.glob(f"*/{FILE_NAME}"))
     hint = f" It contains runs: name them, such as {inside[0]}." if inside else ""
     raise UserError(f"{run} is not a run: it has neither config.json nor {FILE_NAME}.{hint}")

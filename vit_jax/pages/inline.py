@@ -6,6 +6,7 @@ import os
 from html import escape
 from pathlib import Path
 
+from vit_jax.pages.compare import check_run
 from vit_jax.pages.report import write_report
 
 
@@ -31,6 +32,6 @@ def report(workdir: str | os.PathLike[str], *, height: int = 700) -> Page:
       height: of the frame, in pixels.
 
     Raises:
-      UserError: there is no such directory, or a file of it is damaged.
+      UserError: it is not the directory of a run, or a file of it is damaged.
     """
-    return Page(write_report(Path(workdir).expanduser()), height)
+    return Page(write_report(check_run(workdir)), height)

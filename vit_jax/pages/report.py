@@ -19,7 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.pages import charts, image_strips, paper_section
 from vit_jax.pages.document import document, footer, header
 from vit_jax.pages.evaluation import table
-from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics
+from vit_jax.runtime.logbook import FILE_NAME, duration_text, read_metrics, words
 
 Records = list[dict[str, float]]  # see runtime/logbook.py
 Stage = tuple[str, Records]  # heading, records
@@ -111,11 +111,6 @@ def accuracies_of(series: Mapping[str, charts.Points]) -> dict[str, charts.Point
     parts = ("eval/", "train_eval/")
     found = {k: v for k, v in series.items() if k.startswith(parts) and k.endswith(SHARES)}
     return dict(sorted(found.items(), key=lambda item: PLACES.get(item[0], 1)))
-
-
-def words(key: str) -> str:
-    """The key "eval/top5_accuracy" as "eval top5 accuracy"."""
-    return key.replace("/", " ").replace("_", " ")
 
 
 def title_of(config: Mapping[str, object], workdir: Path) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from vit_jax.pages import charts
 from vit_jax.pages.document import document, footer, header
+from vit_jax.runtime.logbook import words
 
 
 class Trial(NamedTuple):
@@ -71,7 +72,7 @@ def _figure(figure: Path | None, title: str) -> str:
 def _table(
     columns: Sequence[str], rows: Sequence[Row], paper: Mapping[str, Mapping[str, object]]
 ) -> str:
-    heads = [*(_words(key) for key in columns), *paper]
+    heads = [*(words(key) for key in columns), *paper]
     head = "".join(f"<th scope=col>{escape(text)}</th>" for text in ["trials", *heads])
     body = []
     for row in rows:
@@ -112,8 +113,3 @@ def _trials(rows: Sequence[Row]) -> str:
         "<section><h2>Trials</h2><div class=scroll><table><tbody>"
         f"{''.join(items)}</tbody></table></div></section>"
     )
-
-
-def _words(key: str) -> str:
-    """ "fewshot/tfds:cifar10/5_shots" as "fewshot tfds:cifar10 5 shots"."""
-    return key.replace("/", " ").replace("_", " ")

@@ -31,6 +31,8 @@ from vit_jax.errors import UserError
 from vit_jax.runtime.event_files import EventFile
 
 FILE_NAME = "metrics.jsonl"
+#: Seconds between two lines of progress without a terminal.
+BETWEEN_LINES = 30.0
 Line = dict[str, float | None]  # as written: None for non-finite values
 
 
@@ -94,6 +96,7 @@ class Logbook:
         self._opened = time.monotonic()
         self._first_seen: tuple[int, float] | None = None
         self._printed: dict[int, set[str]] = {}  # the metrics on the lines of the last step
+        self._last_line = -math.inf
         with self._writing():
             self._file = self._path.open("a", encoding="utf-8")
             self._tensorboard = EventFile(workdir, start_step)
@@ -137,10 +140,11 @@ class Logbook:
             self._tensorboard.write(step, values)
         if self._wandb:
             self._wandb.log(values, step=step)
-        if final:  # what no line has shown
-            shown = self._printed.get(step, set())
-            values = {k: v for k, v in record.items() if "/" in k and v is not None}
-            values = {k: v for k, v in values.items() if k not in shown}
+        if final or self._bar is None:  # what no line has shown
+            shown, known = self._printed.get(step, set()), {**record, **values}
+            values = {
+                k: v for k, v in known.items() if "/" in k and v is not None and k not in shown
+            }
         self._show(step, values, final=final, seconds=round(seconds, 3))
 
     def say(self, text: str) -> None:
@@ -202,10 +206,15 @@ class Logbook:
 
     def _show(self, step: int, values: Mapping[str, float], *, final: bool, seconds: float) -> None:
         self.advance(step)
+        only_training = all(key.startswith("train/") for key in values)
         if self._bar is not None:
             self._bar.set_postfix_str(summary(values))
             if not final and not any(key.startswith("eval/") for key in values):
                 return
+        elif only_training and step < self._total_steps and not final:
+            if time.monotonic() - self._last_line < BETWEEN_LINES:
+                return
+            self._last_line = time.monotonic()
         self._printed = {step: self._printed.get(step, set()) | values.keys()}
         width = len(str(self._total_steps))
         parts = [f"{self._prefix}step {step:{width + 2}d}/{self._total_steps}", summary(values)]
@@ -225,12 +234,16 @@ class Logbook:
         return pace * (self._total_steps - step)
 
 
+def words(key: str) -> str:
+    """ "eval/top5_accuracy" as "eval top5 accuracy"; "training_loss" has smoothing and weights."""
+    return key.replace("training_loss", "loss as trained").replace("/", " ").replace("_", " ")
+
+
 def summary(metrics: Mapping[str, float]) -> str:
     """The main numbers for the terminal, as `loss 0.4123  lr 3.0e-4  1234 img/s  ...`."""
     parts = []
     for key, value in sorted(metrics.items(), key=lambda item: item[0] != "train/loss"):
         stage, _, name = key.partition("/")
-        words = key.replace("/", " ").replace("_", " ")
         if key == "train/loss":
             parts.append(f"loss {value:.4f}")
         elif key == "train/learning_rate":
@@ -245,9 +258,9 @@ def summary(metrics: Mapping[str, float]) -> str:
         elif key == "train/skipped_updates" and value > 0:
             parts.append(f"skipped {value:.0f}")
         elif stage == "eval" and name.endswith(("accuracy", "mAP")):
-            parts.append(f"{words} {100 * value:.1f}%")
+            parts.append(f"{words(key)} {100 * value:.1f}%")
         elif stage == "eval" and name != "num_examples":
-            parts.append(f"{words} {value:.4f}")
+            parts.append(f"{words(key)} {value:.4f}")
     return "  ".join(parts)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vit_jax import data, files
+from vit_jax import config as configuration, data, files
 from vit_jax.config import ConfigDict
 from vit_jax.data.specs import parse_spec
 from vit_jax.errors import UserError
@@ -55,11 +55,16 @@ def sweep(
     learning_rates = learning_rates or config.sweep.learning_rates
     held_out = config.sweep.held_out_percent if held_out is None else held_out
     dev_train, dev_eval = carve(train_split, held_out)
-    rows = []
+    trials: dict[str, tuple[float, ConfigDict]] = {}
     for rate in learning_rates:
         trial = on_splits(config, dev_train, dev_eval)
         trial.schedule.learning_rate = float(rate)
-        found = study.trial(trial, workdir / f"dev_{rate:g}")
+        configuration.check(trial)  # all of them, before the first takes hours
+        if trials.setdefault(f"dev_{rate:g}", (rate, trial))[1] is not trial:
+            raise UserError(f"The learning rate {rate:g} is given twice; give each once.")
+    rows = []
+    for name, (rate, trial) in trials.items():
+        found = study.trial(trial, workdir / name)
         if found is None:
             rows.append({"learning_rate": float(rate), "accuracy": 0.0, "diverged": True})
             say(f"learning rate {rate:g}: diverged, counted as 0%")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 
@@ -175,8 +176,17 @@ def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[object, object
 TELLING = ("data.dataset", "model.variant", "name")
 
 
+#: Orbax takes the path of a checkpoint for a pattern, and a backslash for a slash.
+NOT_IN_NAMES = r"[\[*?\\]"
+
+
 def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
-    """Raises UserError if `workdir` has another run; changes nothing."""
+    """Raises UserError if `workdir` has another run, or no usable name; changes nothing."""
+    if odd := re.search(NOT_IN_NAMES, str(workdir)):
+        raise UserError(
+            f"{workdir} has {odd[0]} in its path, and no checkpoint there could be read again; use "
+            "another --workdir."
+        )
     there = read_config(workdir)
     if there is None:
         if has_checkpoint(workdir) or (workdir / "model").exists():

@@ -85,6 +85,12 @@ def test_directories_and_files_that_the_library_loads(tmp_path):
     for spec in (f"hf:{tmp_path}/parquet", f"hf:{tmp_path}/parquet/train-00000.parquet"):
         assert classes_by_image(data.open_source(spec)) == {0: "p", 1: "q", 2: "p"}
     assert classes_by_image(data.open_source(f"hf:{tmp_path}/parquet[test]")) == {1: "q"}
+    table.to_parquet(tmp_path / "p[x].parquet")
+    table.select([1]).to_parquet(tmp_path / "px.parquet")  # what the library reads for it
+    assert len(data.open_source(f"hf:{tmp_path}/p[x].parquet")) == 3
+    (tmp_path / "images").rename(tmp_path / "images[x]")
+    with pytest.raises(UserError, match=r"images\[x\] cannot be loaded .*; rename it, as \["):
+        data.open_source(f"hf:{tmp_path}/images[x]")
     (tmp_path / "x.csv").write_text("a,b\n")
     with pytest.raises(UserError, match=r"x.csv cannot be loaded .*CSV is folder:"):
         data.open_source(f"hf:{tmp_path}/x.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -103,13 +104,15 @@ def _load(name: str, config: str | None) -> dict[str, datasets.Dataset]:
             suffix = Path(path).suffix.lower()
             if suffix not in FILES:
                 raise ValueError(f"a file of {', '.join(FILES)} can be; CSV is folder:{name}")
-            found = datasets.load_dataset(FILES[suffix], data_files=path)
+            # It takes a path for a pattern, and would read px.parquet for p[x].parquet.
+            found = datasets.load_dataset(FILES[suffix], data_files=glob.escape(path))
         else:
             found = datasets.load_dataset(path, config)
     except Exception as error:
         is_general = isinstance(error, datasets.exceptions.DatasetGenerationError)
         reason = first_line((is_general and error.__cause__) or error)
-        raise UserError(f"hf:{name} cannot be loaded ({reason}).") from error
+        advice = "; rename it, as [, * and ? make a pattern" if glob.has_magic(path) else ""
+        raise UserError(f"hf:{name} cannot be loaded ({reason.rstrip('.')}){advice}.") from error
     if isinstance(found, datasets.Dataset):  # one split, which may have a name
         found = {str(found.split or "train"): found}
     return dict(found)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vit_jax.data import multilabel
 from vit_jax.data.columns import Columns, ManyColumns
 from vit_jax.data.source import Rows, TableSource
-from vit_jax.data.splits import slice_split
+from vit_jax.data.splits import repeats, slice_split
 from vit_jax.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
@@ -89,10 +89,8 @@ class TfdsSplits:
             read = ManyColumns(self.image_key, self.label_key, classes if listed else 0)
         version = str(info.version)
         sizes = {name: part.num_examples for name, part in info.splits.items()}
-        stored = [
-            (f"tfds:{self.name}/{version}/{name}", part)
-            for name, part in slice_split(split, sizes, self.base)
-        ]
+        parts = slice_split(split, sizes, self.base)
+        stored = [(f"tfds:{self.name}/{version}/{name}", part) for name, part in parts]
         return TableSource(
             rows,
             read,
@@ -100,6 +98,7 @@ class TfdsSplits:
             spec=spec,
             version=version,
             stored=stored,
+            notes=repeats(parts, spec),
             multilabel=self.multilabel,
         )
 

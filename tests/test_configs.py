@@ -91,10 +91,15 @@ def setup_of(monkeypatch):
 
 
 TRACED = set()
+#: Of the paper's rows, one of each kind; the rest: pytest -m long tests/test_configs.py
+ROWS_TRACED = (
+    ("B/16", IMAGENET, 300), ("H/14", JFT, 14), ("R50x1", JFT, 7), ("R50+B/32", JFT, 7),
+    ("L/16", I21K, 90),
+)  # fmt: skip
 
 
 def trace_one_step(setup):
-    """One training step by shapes only, at full size but for the number of layers, which are alike.
+    """One training step by shapes only, at full width; of layers that are alike there are two.
 
     Each program once, whatever its data.
     """
@@ -134,7 +139,10 @@ def test_masked_patches(setup_of, target):
     assert dict(c.objective) == {"name": "masked_patches", "target": target}
 
 
-@pytest.mark.parametrize("row", TABLE_3, ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}")
+table_3 = pytest.mark.parametrize("row", TABLE_3, ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}")
+
+
+@table_3
 def test_table_3(row, setup_of):
     variant, dataset, epochs, rate, decay, weight_decay, dropout = row
     c = configuration.load(f"configs/pretrain.py:{variant},{dataset},{epochs}")
@@ -154,7 +162,15 @@ def test_table_3(row, setup_of):
         assert float(setup.plan.schedule(setup.plan.total_steps)) == pytest.approx(1e-5)
     if hasattr(setup.program.model, "representation_size"):
         assert setup.program.model.representation_size == setup.program.model.hidden_size
-    trace_one_step(setup)
+    if row[:3] in ROWS_TRACED:
+        trace_one_step(setup)
+
+
+@pytest.mark.long
+@table_3
+def test_every_row_of_table_3_traces(row, setup_of):
+    variant, dataset, epochs, *_ = row
+    trace_one_step(setup_of(configuration.load(f"configs/pretrain.py:{variant},{dataset},{epochs}")))
 
 
 def test_the_default_epochs_are_the_papers():

@@ -21,6 +21,9 @@ OVERRIDES = [
     "--config.log_every_steps=1",
     "--config.checkpoint_every_steps=3",
     "--config.batch_size=32",
+    "--config.eval_batch_size=360",
+    "--config.model.hidden_size=32",
+    "--config.model.num_layers=1",
     "--config.model.dropout_rate=0.1",
     "--config.polyak_decay=0.99",
 ]

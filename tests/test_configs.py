@@ -170,7 +170,9 @@ def test_table_3(row, setup_of):
 @table_3
 def test_every_row_of_table_3_traces(row, setup_of):
     variant, dataset, epochs, *_ = row
-    trace_one_step(setup_of(configuration.load(f"configs/pretrain.py:{variant},{dataset},{epochs}")))
+    trace_one_step(
+        setup_of(configuration.load(f"configs/pretrain.py:{variant},{dataset},{epochs}"))
+    )
 
 
 def test_the_default_epochs_are_the_papers():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from often import often
 
 from vit_jax import data, models
 from vit_jax.cli import main
@@ -224,7 +225,9 @@ def test_round_trip_through_every_format_is_lossless(transformers, timm, tmp_pat
 @pytest.mark.parametrize("to, place", [("npz", "w.npz"), ("native", "w")])
 @pytest.mark.parametrize(
     "variant, settings",
-    [("R+Ti/16", {"image_size": 64}), ("R50x1", {"depths": (1, 1), "image_size": 64})],
+    often(
+        ("R50x1", {"depths": (1, 1), "image_size": 64}), weekly=[("R+Ti/16", {"image_size": 64})]
+    ),
 )
 def test_hybrids_and_resnets_keep_every_bit(tmp_path, variant, settings, to, place):
     config = models.get_config(variant, num_classes=7, **settings)
@@ -425,12 +428,13 @@ def test_commands(tmp_path, capsys):
 # --- speed --------------------------------------------------------------------------------------
 
 
-def test_bench_beside_timm_and_transformers(timm, transformers, tmp_path):
+@pytest.mark.parametrize("task", often("inference", weekly=["train"]))
+def test_bench_beside_timm_and_transformers(timm, transformers, tmp_path, task):
     """Their logits equal ours before anything is timed; training changes nothing about that."""
     file = tmp_path / "bench.json"
     arguments = [
         "bench", "--variant=Ti/16", "--image_size=32", "--batch=2", "--rounds=1",
-        "--seconds=0.01", "--tasks=train", "--dtypes=float32", "--peers=timm,transformers",
+        "--seconds=0.01", f"--tasks={task}", "--dtypes=float32", "--peers=timm,transformers",
     ]  # fmt: skip
     assert main([*arguments, f"--json={file}"]) == 0
     rows = json.loads(file.read_text())

@@ -67,7 +67,11 @@ def test_rows_are_those_that_jax_puts_on_each_device():
             np.testing.assert_array_equal(shard.data, batch["label"][where[shard.device]])
 
 
-SETTINGS = ["--config.batch_size=16", "--config.eval_batch_size=360", "--config.model.dropout_rate=0.1"]
+SETTINGS = [
+    "--config.batch_size=16",
+    "--config.eval_batch_size=360",
+    "--config.model.dropout_rate=0.1",
+]
 
 
 def losses(workdir, processes, devices, *settings):

@@ -290,7 +290,7 @@ def test_stablehlo_needs_none_of_our_code(tmp_path):
     )
 
 
-def test_bench_of_exported_models(tmp_path, capsys):
+def test_bench_of_exported_models(known_machine, tmp_path, capsys):
     """They are contenders of inference, with equal logits, and of nothing else."""
     pytest.importorskip("onnxruntime")
     file = tmp_path / "bench.json"
@@ -298,11 +298,9 @@ def test_bench_of_exported_models(tmp_path, capsys):
         "bench", "--variant=debug", "--image_size=32", "--batch=2", "--rounds=1",
         "--seconds=0.01", "--peers=stablehlo,onnx",
     ]  # fmt: skip
-    assert (
-        main([*arguments, "--dtypes=float32", "--tasks=inference,latency", f"--json={file}"]) == 0
-    )
+    assert main([*arguments, "--dtypes=float32", "--tasks=inference", f"--json={file}"]) == 0
     rows = json.loads(file.read_text())
-    assert [row["contender"] for row in rows] == ["vit_jax", "stablehlo", "onnx"] * 2
+    assert [row["contender"] for row in rows] == ["vit_jax", "stablehlo", "onnx"]
     assert all(row["images_per_second"] > 0 for row in rows)
     for wrong in (["--dtypes=bfloat16", "--tasks=inference"], ["--tasks=train"]):
         assert main([*arguments, *wrong]) == 1
@@ -429,7 +427,7 @@ def test_commands(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", often("inference", weekly=["train"]))
-def test_bench_beside_timm_and_transformers(timm, transformers, tmp_path, task):
+def test_bench_beside_timm_and_transformers(timm, transformers, known_machine, tmp_path, task):
     """Their logits equal ours before anything is timed; training changes nothing about that."""
     file = tmp_path / "bench.json"
     arguments = [

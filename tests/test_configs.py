@@ -85,9 +85,20 @@ def setup_of(monkeypatch):
 
     def prepare(config):
         configuration.check(config)
-        return set_up(config)
+        return set_up(shallow(config))
 
     return prepare
+
+
+def shallow(config):
+    """The configuration with two layers, or units per stage, of those that its variant has."""
+    config = config.copy_and_resolve_references()
+    model = models.get_config(config.model.variant)
+    if isinstance(model, models.ResNetConfig):
+        config.model.depths = tuple(min(depth, 2) for depth in model.depths)
+    elif config.model.num_layers is None:
+        config.model.num_layers = min(model.num_layers, 2)
+    return config
 
 
 TRACED = set()
@@ -99,10 +110,7 @@ ROWS_TRACED = (
 
 
 def trace_one_step(setup):
-    """One training step by shapes only, at full width; of layers that are alike there are two.
-
-    Each program once, whatever its data.
-    """
+    """One training step by shapes only, at full width. Each program once, whatever its data."""
     c, model = setup.config, setup.program.model
     key = (
         models.replace(model, num_classes=1, labels=()),
@@ -112,12 +120,6 @@ def trace_one_step(setup):
     if key in TRACED:
         return
     TRACED.add(key)
-    c = c.copy_and_resolve_references()
-    if isinstance(model, models.ResNetConfig):
-        c.model.depths = tuple(min(depth, 2) for depth in model.depths)
-    elif model.num_layers > 2:
-        c.model.num_layers = 2
-    setup = set_up(c)
     before = setup.program.abstract_state
     after, metrics = jax.eval_shape(setup.program.train_step, before, abstract_batch(setup))
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from absl import flags as absl_flags
+from often import often
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -338,7 +339,13 @@ def test_a_source_tree_that_cannot_be_sent(tree, tmp_path):
     refused(launch("tpu_vm.sh babysit", root=other), "has no launch/worker.sh")
 
 
-@everywhere
+@pytest.mark.parametrize(
+    "command",
+    often(
+        *["tpu_vm.sh run", "gke.sh run", "xpk.sh"],
+        weekly=sorted({*COMMANDS} - {"tpu_vm.sh run", "gke.sh run", "xpk.sh"}),
+    ),
+)
 def test_valid_arguments_pass_and_a_dry_run_leaves_nothing(command, tree):
     if not (tree / ".git").exists():
         commit(tree)

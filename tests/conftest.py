@@ -24,7 +24,17 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, _threads)
 
 import jax  # noqa: E402 (after the environment is set)
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Mixed dtypes are meant where they occur: bfloat16 beside float32 is cast by name.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def known_machine(monkeypatch):
+    """Saves `vit-jax bench` a process; tests/bench/test_bench.py measures the machine once."""
+    from vit_jax.bench import measure
+
+    found = {"device": "known", "matmul": 1e12, "copy": 1e9, "products": {}}
+    monkeypatch.setattr(measure, "measure_machine", lambda options, dtype: found)

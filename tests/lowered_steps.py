@@ -1,8 +1,8 @@
 """The training and the evaluation step as the text that is compiled: what the holding test hashes.
 
-`python tests/lowered_steps.py CASE` prints the canonical StableHLO text of one case; with no case
-it stores the hashes of all of them, which is only right in a commit that says which arithmetic
-changed and why.
+`python tests/lowered_steps.py CASE ...` prints the canonical StableHLO text of these cases, which
+must be of one number of devices; with no case it stores the hashes of all of them, which is only
+right in a commit that says which arithmetic changed and why.
 """
 
 from __future__ import annotations
@@ -153,14 +153,12 @@ def lower(case: Case) -> dict[str, str]:
 
 
 @functools.cache
-def in_a_process(name: str, more: str = "{}") -> dict[str, str]:
-    """The texts of a case, with `more` settings as JSON, from a process with its devices."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(CASES[name].devices),
-    }
+def in_a_process(devices: int) -> dict[str, dict[str, str]]:
+    """The texts of all cases of so many devices, from a process that has them."""
+    names = [name for name, case in CASES.items() if case.devices == devices]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     done = subprocess.run(
-        [sys.executable, __file__, name, more],
+        [sys.executable, __file__, *names],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -170,6 +168,10 @@ def in_a_process(name: str, more: str = "{}") -> dict[str, str]:
     return json.loads(done.stdout)
 
 
+def texts(name: str) -> dict[str, str]:
+    return in_a_process(CASES[name].devices)[name]
+
+
 def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in MADE_WITH}
 
@@ -177,13 +179,10 @@ def versions() -> dict[str, str]:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         sys.path.insert(0, str(ROOT))
-        chosen = CASES[sys.argv[1]]
-        more = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-        print(json.dumps(lower(chosen._replace(settings=chosen.settings | more))))
+        print(json.dumps({name: lower(CASES[name]) for name in sys.argv[1:]}))
     else:
         hashes = {
-            name: {step: digest(text) for step, text in in_a_process(name).items()}
-            for name in CASES
+            name: {step: digest(text) for step, text in texts(name).items()} for name in CASES
         }
         STORED.write_text(json.dumps({"made_with": versions(), "hashes": hashes}, indent=1) + "\n")
         print(f"{len(hashes)} cases in {STORED}")

@@ -8,6 +8,7 @@ the oldest that is supported.
 import json
 import os
 
+import jax
 import lowered_steps
 import pytest
 
@@ -28,7 +29,7 @@ def require_stored_version():
 @pytest.mark.parametrize("name", lowered_steps.CASES)
 def test_the_lowered_steps_are_what_they_were(name):
     require_stored_version()
-    texts = lowered_steps.in_a_process(name)
+    texts = lowered_steps.texts(name)
     found = {step: lowered_steps.digest(text) for step, text in texts.items()}
     assert found == STORED["hashes"][name], (
         f"another arithmetic than with {STORED['made_with']}; here {lowered_steps.versions()}"
@@ -42,14 +43,16 @@ def test_every_stored_case_is_tested():
 
 
 def test_a_tpu_and_a_cpu_are_given_different_programs():
-    tpu = lowered_steps.in_a_process("tpu")
-    cpu = lowered_steps.in_a_process("debug_bfloat16_two_devices")
+    tpu = lowered_steps.texts("tpu")
+    cpu = lowered_steps.texts("debug_bfloat16_two_devices")
     assert tpu["train"] != cpu["train"]
 
 
 def test_another_epsilon_is_another_program():
-    plain = lowered_steps.in_a_process("debug_float32")
-    changed = lowered_steps.in_a_process("debug_float32", '{"model.layer_norm_epsilon": 1e-5}')
+    plain, changed = (
+        lowered_steps.lower(lowered_steps.Case(lowered_steps.DEBUG | more, jax.device_count()))
+        for more in ({}, {"model.layer_norm_epsilon": 1e-5})
+    )
     for step in ("train", "eval"):
         assert lowered_steps.digest(plain[step]) != lowered_steps.digest(changed[step])
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +37,21 @@ def test_a_notebook_is_kept_without_outputs_and_paths(notebook):
     assert "/home/" not in notebook.read_text() and "/work" not in notebook.read_text()
 
 
-@pytest.mark.slow
+#: A duration in a notebook, and what it is where the notebook is only to run.
+DURATION, SHORT = r'(total_(epochs|steps)"?(?: =|=|:) ?)[\d.]+', {"epochs": "3", "steps": "60"}
+
+
+@pytest.mark.parametrize(
+    "shortened",
+    [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.long)],
+    ids=["shortened", "whole"],
+)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(notebook, tmp_path):
+def test_a_notebook_runs(notebook, shortened, tmp_path):
     source = "\n".join("".join(cell["source"]) + "\n" for cell in cells(notebook, "code"))
+    if shortened:
+        source, found = re.subn(DURATION, lambda m: m[1] + SHORT[m[2]], source)
+        assert found
     script = tmp_path / f"{notebook.stem}.py"
     script.write_text(source)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "JAX_NUM_CPU_DEVICES": "1"}

@@ -43,13 +43,6 @@ def own_peer(tmp_path, monkeypatch):
     sys.modules.pop("own_peer", None)
 
 
-@pytest.fixture
-def known_machine(monkeypatch):
-    """Saves a process for each task; `test_json_has_its_documented_fields` measures the machine."""
-    found = {"device": "known", "matmul": 1e12, "copy": 1e9, "products": {}}
-    monkeypatch.setattr(measure, "measure_machine", lambda options, dtype: found)
-
-
 def test_json_has_its_documented_fields(tmp_path, own_peer, capsys):
     file, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = [

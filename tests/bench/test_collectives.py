@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from often import often
 
 from vit_jax import config as configuration, models
 from vit_jax.bench import collectives, scale
@@ -101,7 +102,9 @@ def test_tensor_parallel_sums_activations_four_times_per_layer_and_gathers_no_ke
     assert all(one.largest <= 4 * BATCH * MODEL["hidden_size"] for one in others), others
 
 
-@pytest.mark.parametrize("axes", [dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "axes", often(dict(data=2, fsdp=2, tensor=2), weekly=[dict(data=2, fsdp=4)]), ids=str
+)
 def test_groups_are_those_of_the_mesh(axes):
     found = collectives_of(**axes)
     sizes = list(axes.values()) + [1] * (3 - len(axes))

@@ -74,18 +74,31 @@ def test_term_ends_other_commands_as_it_does_any_program():
         assert term_after(process, 0.5) == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize(
-    "names",
-    ["JAX_NUM_CPU_DEVICES JAX_ENABLE_X64 JAX_COORDINATOR_ADDRESS JAX_COMPILATION_CACHE_DIR",
-     "SLURM_NTASKS SLURM_PROCID SLURM_STEP_ID SLURM_LOCALID SLURM_STEP_NODELIST",
-     "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_LOCAL_RANK OMPI_MCA_orte_hnp_uri",
-     "TPU_WORKER_HOSTNAMES TPU_WORKER_ID TPU_SKIP_MDS_QUERY MEGASCALE_COORDINATOR_ADDRESS"],
-)  # fmt: skip
-def test_empty_environment_variables_are_unset(tmp_path, names):
+#: Read as numbers or addresses by JAX, its detection of clusters, and libtpu.
+READ = [
+    "JAX_NUM_CPU_DEVICES",
+    "JAX_ENABLE_X64",
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_COMPILATION_CACHE_DIR",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_STEP_ID",
+    "SLURM_LOCALID",
+    "SLURM_STEP_NODELIST",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_MCA_orte_hnp_uri",
+    "TPU_WORKER_HOSTNAMES",
+    "TPU_WORKER_ID",
+    "TPU_SKIP_MDS_QUERY",
+    "MEGASCALE_COORDINATOR_ADDRESS",
+]
+
+
+def test_empty_environment_variables_are_unset(tmp_path):
     """The run gets as far as its data, which are not there."""
-    environment = dict.fromkeys(names.split(), "")
-    if "SLURM" in names:
-        environment["SLURM_JOB_ID"] = "1"
+    environment = dict.fromkeys(READ, "") | {"SLURM_JOB_ID": "1"}
     words = [*QUICK, "--config.pretrain=None", "--config.data.dataset=folder:/nowhere"]
     with command("train", *words, f"--workdir={tmp_path / 'run'}", **environment) as process:
         said = process.communicate(timeout=60)[1]

@@ -20,6 +20,7 @@ SETTINGS = [
     "--config.total_epochs=None",
     "--config.total_steps=60",
     "--config.model.num_layers=1",
+    "--config.eval_batch_size=360",
     "--config.schedule.warmup_steps=2",
     "--config.eval_every_epochs=None",
 ]

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from often import often
 from tiny_runs import three_classes
 
 from vit_jax import data, models
@@ -38,7 +39,7 @@ def evaluated(model, out, *more):
 
 
 @pytest.mark.filterwarnings("ignore")  # the ONNX writer's own
-@pytest.mark.parametrize("batch", [0, 7])
+@pytest.mark.parametrize("batch", often(7, weekly=[0]))
 @pytest.mark.parametrize("form, name", [("stablehlo", "served"), ("onnx", "served.onnx")])
 def test_an_exported_model_is_evaluated_like_its_checkpoint(
     checkpoint, tmp_path, capsys, form, name, batch

@@ -47,7 +47,7 @@ def fuzzed(strategy, share=1.0):
 
     def decorate(test):
         limits = settings(
-            max_examples=EXAMPLES or int(150 * share),
+            max_examples=EXAMPLES or int(60 * share),
             derandomize=not EXAMPLES and not any("--hypothesis-seed" in a for a in sys.argv),
             database=None,
             deadline=None,

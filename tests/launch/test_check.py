@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from absl import flags as absl_flags
+from often import often
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -212,8 +213,6 @@ def container_words(done):
         ([*TRAIN, "--config.seed"], "--config.seed needs a value", 2),
         ([*TRAIN, "--config.seed=x"], "--config.seed='x' is not of type int.", 1),
         ([*TRAIN, "--config.sed=1"], "--config.sed is not a setting. Did you mean 'seed'?", 1),
-        ([*TRAIN, "--config.model.variant=B/17"], "no variant 'B/17'. Did you mean 'B/16'?", 1),
-        ([*TRAIN, "--config.evaluators.fewshot.shotz=3"], "fewshot.shotz is not a setting", 1),
         (["--config=configs/no.py", TRAIN[1]], "configs/no.py: there is no such file", 1),
         (["--config=configs", TRAIN[1]], "configs: there is no such file", 1),
         (["--config=../../../../../etc/passwd", TRAIN[1]], "is outside of", 1),
@@ -226,6 +225,17 @@ def container_words(done):
 def test_flags_and_configs(command, train, message, code):
     """Found out here, and not after the image is pulled."""
     refused(launch(command, train=train), message, code)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("model.variant=B/17", "no variant 'B/17'. Did you mean 'B/16'?"),
+        ("evaluators.fewshot.shotz=3", "fewshot.shotz is not a setting"),
+    ],
+)
+def test_values_are_checked_by_the_package(setting, message):
+    refused(launch("gke.sh run", train=[*TRAIN, f"--config.{setting}"]), message)
 
 
 @everywhere
@@ -330,7 +340,13 @@ def test_a_source_tree_that_cannot_be_sent(tree, tmp_path):
     refused(launch("tpu_vm.sh babysit", root=other), "has no launch/worker.sh")
 
 
-@everywhere
+@pytest.mark.parametrize(
+    "command",
+    often(
+        *["tpu_vm.sh run", "gke.sh run", "xpk.sh"],
+        weekly=sorted({*COMMANDS} - {"tpu_vm.sh run", "gke.sh run", "xpk.sh"}),
+    ),
+)
 def test_valid_arguments_pass_and_a_dry_run_leaves_nothing(command, tree):
     if not (tree / ".git").exists():
         commit(tree)

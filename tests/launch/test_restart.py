@@ -296,7 +296,8 @@ def test_two_real_processes_finish_after_kill_9_of_one(tmp_path):
     workdir = tmp_path / "run"
     settings = {"pretrain": None, "total_epochs": None, "total_steps": 40, "batch_size": 32,
                 "eval_every_epochs": None, "log_every_steps": 1, "checkpoint_every_steps": 5,
-                "schedule.warmup_steps": 2}  # fmt: skip
+                "schedule.warmup_steps": 2, "model.num_layers": 1,
+                "eval_batch_size": 360}  # fmt: skip
     train = [sys.executable, "-m", "vit_jax", "train", "--config=configs/quickstart.py",
              f"--workdir={workdir}", f"--coordinator={address}", "--num_processes=2",
              *(f"--config.{key}={value}" for key, value in settings.items())]  # fmt: skip

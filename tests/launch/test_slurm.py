@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SBATCH = ROOT / "launch" / "slurm.sbatch"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 SBIN = "/usr/sbin"
-STEPS = 40
+STEPS = 60
 ENDED = ("COMPLETED", "FAILED")
 TRAIN = [
     "--config=configs/quickstart.py",
@@ -30,6 +30,8 @@ TRAIN = [
     "--config.schedule.warmup_steps=2",
     "--config.log_every_steps=1",
     "--config.batch_size=32",
+    "--config.eval_batch_size=360",
+    "--config.model.num_layers=1",
 ]
 SLURM_CONF = """
 ClusterName=test

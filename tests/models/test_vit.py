@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from often import often
 
 from vit_jax import models
 from vit_jax.errors import UserError
@@ -124,7 +125,9 @@ def test_stochastic_depth_keeps_the_expectation():
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.02)
 
 
-@pytest.mark.parametrize("option", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}])
+@pytest.mark.parametrize(
+    "option", often({"scan": True, "remat": True}, weekly=[{"remat": True}, {"scan": True}])
+)
 def test_remat_and_scan_change_neither_logits_nor_gradients(option):
     _, params, plain = make(dropout_rate=0.1)
     config, _, other = make(dropout_rate=0.1, **option)
@@ -146,8 +149,13 @@ def test_scan_says_what_it_cannot_do():
         apply(params, images(config))
 
 
-@pytest.mark.parametrize("kind", ["1d", "2d"])
-@pytest.mark.parametrize("place, count", [("stem", 1), ("every", 3), ("shared", 1)])
+@pytest.mark.parametrize(
+    "place, count, kind",
+    often(
+        *[("stem", 1, "1d"), ("every", 3, "2d"), ("shared", 1, "1d")],
+        weekly=[("stem", 1, "2d"), ("every", 3, "1d"), ("shared", 1, "2d")],
+    ),
+)
 def test_position_embeddings_of_table_8(kind, place, count):
     config, params, apply = make(
         num_layers=3, position_embedding=kind, position_embedding_at=place, image_size=(32, 48)
@@ -242,7 +250,7 @@ def test_map_pooling_does_not_depend_on_the_order_of_tokens():
     )
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", often(1, 5, weekly=[2]))
 def test_any_number_of_channels(channels):
     config, params, apply = make(channels=channels)
     assert apply(params, images(config)).shape == (2, 5)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from often import often
 
 from vit_jax import models
 from vit_jax.errors import UserError
@@ -30,7 +31,7 @@ def temporaries(settings, policy):
     return run.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("extra", [{}, {"scan": True}], ids=str)
+@pytest.mark.parametrize("extra", often({"scan": True}, weekly=[{}]), ids=str)
 def test_each_policy_keeps_less_than_the_one_before(extra):
     sizes = [temporaries({**VIT, **extra}, policy) for policy in remat.POLICIES]
     assert sizes[1] < 0.8 * sizes[0], sizes
@@ -55,7 +56,7 @@ def test_products_are_kept_and_the_rest_is_computed_again():
     assert tanhs == (2 * layers,) * 3  # activations are cheap, so none keeps theirs
 
 
-@pytest.mark.parametrize("policy", ["products", "full"])
+@pytest.mark.parametrize("policy", often("products", weekly=["full"]))
 def test_gradients_are_the_same(policy):
     config = models.get_config(**VIT, dropout_rate=0.1)
     run, (_, images) = gradient(config)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from often import often
 
 from vit_jax import config, models, numerics
 from vit_jax.errors import UserError
@@ -51,7 +52,11 @@ def compare(qkv, dy, tolerance, *, apart=True):
 
 
 @pytest.mark.parametrize(
-    "b, n, h, e", [(2, 5, 4, 16), (2, 50, 3, 64), (1, 197, 2, 64), (1, 197, 5, 32), (1, 257, 3, 80)]
+    "b, n, h, e",
+    often(
+        *[(2, 5, 4, 16), (1, 197, 5, 32), (1, 257, 3, 80)],
+        weekly=[(2, 50, 3, 64), (1, 197, 2, 64)],
+    ),
 )
 def test_the_kernel_is_the_equation(b, n, h, e):
     qkv, dy = random((b, n, 3, h, e)), random((b, n, h * e), seed=1)
@@ -116,11 +121,11 @@ def assert_same(found, wanted, tolerance):
 
 @pytest.mark.parametrize(
     "variant, more",
-    [
-        ("debug", {"num_layers": 1, "remat": "products"}),
+    often(
         ("debug", {"scan": True, "remat": True}),
         ("Ti/16", {"num_layers": 1, "image_size": 48}),
-    ],
+        weekly=[("debug", {"num_layers": 1, "remat": "products"})],
+    ),
 )
 def test_a_model_is_the_plain_one(variant, more):
     config, params, images = model(variant, **more)
@@ -144,7 +149,11 @@ def test_a_model_in_bfloat16():
 
 
 @pytest.mark.parametrize(
-    "axes", [dict(data=8), dict(data=4, tensor=2), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)]
+    "axes",
+    often(
+        dict(data=2, fsdp=2, tensor=2),
+        weekly=[dict(data=8), dict(data=4, tensor=2), dict(fsdp=8)],
+    ),
 )
 def test_on_a_mesh(axes):
     """A device has its own images and heads; nothing is gathered for the kernel."""

@@ -18,7 +18,11 @@ from vit_jax.runtime.logbook import read_metrics
 from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
 
-CONFIG = models.get_config("debug", num_classes=2, image_size=32, patch_size=8)  # 16 patches
+#: Of 16 patches.
+CONFIG = models.get_config(
+    "debug", num_classes=2, image_size=32, patch_size=8, num_layers=1, hidden_size=32, num_heads=2,
+    mlp_dim=64,
+)  # fmt: skip
 WIDE = models.get_config("debug", num_classes=2, image_size=(320, 320), patch_size=8)  # 1,600
 
 
@@ -190,8 +194,8 @@ def run(steps=1, devices=1, count=8, rate=0.01, mesh=None, optimizer=None, **opt
 
 
 def test_one_batch_is_learned_by_heart():
-    _, first = run(rate=0.003, optimizer=optim.adam())
-    _, last = run(steps=150, rate=0.003, optimizer=optim.adam())
+    _, first = run(rate=0.01, optimizer=optim.adam())
+    _, last = run(steps=150, rate=0.01, optimizer=optim.adam())
     assert first > 6.0 and last < 0.35 * first
 
 
@@ -263,6 +267,7 @@ def test_a_run_is_killed_resumed_and_fine_tuned_from(tmp_path, capsys):
     settings = [
         f"--config=configs/masked_patch.py:debug,folder:{folder},6", "--config.batch_size=8",
         "--config.model.image_size=16", "--config.model.patch_size=4",
+        "--config.model.hidden_size=32", "--config.model.num_layers=1",
         "--config.eval_preprocess.resize=18", "--config.checkpoint_every_steps=2",
         "--config.log_every_steps=1", "--config.eval_every_steps=None",
     ]  # fmt: skip

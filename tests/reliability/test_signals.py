@@ -5,13 +5,14 @@ import signal
 import time
 
 import pytest
+from often import often
 from tiny_runs import SETTINGS, finish, start, train
 
 from vit_jax.runtime.logbook import read_metrics
 from vit_jax.runtime.watchdog import Watchdog
 
 
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("step", often(3, weekly=[6]))
 def test_39_term_in_an_evaluation(tmp_path, monkeypatch, capsys, step):
     """It ends after a batch of 8 of 360 images; what was not evaluated is, when it goes on."""
     run, counts = tmp_path / "run", []

@@ -8,5 +8,5 @@ import soak
 
 @pytest.mark.slow
 def test_36_random_deaths_end_in_the_undisturbed_bytes():
-    counts = soak.soak(minutes=0.5, seed=int(os.environ.get("SOAK_SEED", "0")), steps=300)
+    counts = soak.soak(minutes=0.3, seed=int(os.environ.get("SOAK_SEED", "0")), steps=200)
     assert counts["runs"] >= 1 and sum(counts.values()) > counts["runs"]

@@ -107,7 +107,7 @@ def test_batches_are_moved_two_ahead_and_waits_are_counted(monkeypatch):
 def test_a_run_leaves_its_waits_and_its_profile(tmp_path, capsys):
     overrides = {
         "pretrain": None, "total_epochs": None, "total_steps": 9, "log_every_steps": 3,
-        "eval_every_epochs": None, "batch_size": 32,
+        "eval_every_epochs": None, "batch_size": 32, "model.num_layers": 1,
         "schedule.warmup_steps": 2, "profile_steps": "4,7",
     }  # fmt: skip
     arguments = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]

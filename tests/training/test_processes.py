@@ -26,7 +26,8 @@ SETTINGS = [
     "--config=configs/quickstart.py", "--config.pretrain=None", "--config.total_epochs=None",
     "--config.eval_every_epochs=None", "--config.schedule.warmup_steps=2",
     "--config.log_every_steps=1", "--config.checkpoint_every_steps=500", "--config.batch_size=32",
-    "--config.model.dropout_rate=0.1",
+    "--config.eval_batch_size=360", "--config.model.dropout_rate=0.1",
+    "--config.model.num_layers=1",
 ]  # fmt: skip
 
 

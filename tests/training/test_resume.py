@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from vit_jax.cli import main
 from vit_jax.runtime.logbook import read_metrics
 
 OVERRIDES = [
@@ -21,6 +22,8 @@ OVERRIDES = [
     "--config.log_every_steps=1",
     "--config.checkpoint_every_steps=3",
     "--config.batch_size=32",
+    "--config.eval_batch_size=360",
+    "--config.model.num_layers=1",
     "--config.model.dropout_rate=0.1",
     "--config.polyak_decay=0.99",
 ]
@@ -130,11 +133,10 @@ def test_sigterm_saves_and_exits_42(uninterrupted, tmp_path):
     assert weights(tmp_path) == weights(uninterrupted)
 
 
-def test_a_finished_run_does_nothing_again(uninterrupted):
+def test_a_finished_run_does_nothing_again(uninterrupted, capsys):
     before = weights(uninterrupted)
-    again = run(uninterrupted)
-    assert again.returncode == 0
-    assert "nothing to do" in again.stdout
+    assert main(command(uninterrupted)[3:]) == 0
+    assert "nothing to do" in capsys.readouterr().out
     assert weights(uninterrupted) == before
 
 
@@ -162,12 +164,11 @@ def test_files_of_a_run(uninterrupted):
         ("--config.optimizer.momentum=0.5", "optimizer.momentum is 0.9 there and 0.5 here"),
     ],
 )
-def test_another_config_on_the_workdir_is_refused(uninterrupted, override, message):
+def test_another_config_on_the_workdir_is_refused(uninterrupted, capsys, override, message):
     before = (uninterrupted / "config.json").read_bytes()
-    refused = run(uninterrupted, override)
-    assert refused.returncode == 1
-    assert message in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    assert main(command(uninterrupted, override)[3:]) == 1
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
     assert (uninterrupted / "config.json").read_bytes() == before
 
 

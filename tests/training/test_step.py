@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from often import often
 
 from vit_jax import models
 from vit_jax.objectives.classification import classification, measures, measures_of
@@ -14,6 +15,7 @@ from vit_jax.training import optim, state
 from vit_jax.training.step import make_train_step
 
 CONFIG = models.get_config("debug", num_classes=5, head_bias=0.1, image_size=16)
+STOCHASTIC = models.override(CONFIG, dropout_rate=0.3, stochastic_depth_rate=0.3)
 RATE = 0.1
 
 
@@ -67,32 +69,41 @@ def run(
     return jax.device_get((now, metrics))
 
 
+@pytest.fixture(scope="module")
+def whole(params, batch):
+    """Two steps of the whole batch on one device."""
+    return run(params, batch)
+
+
+@pytest.fixture(scope="module")
+def stochastic(params, batch):
+    """The same with dropout and stochastic depth."""
+    return run(params, batch, model=STOCHASTIC)
+
+
 def assert_close(a, b, rtol=1e-5, atol=1e-6):
     for path in a:
         np.testing.assert_allclose(a[path], b[path], rtol=rtol, atol=atol, err_msg=path)
 
 
-def test_accumulation_keeps_the_global_batch(params, batch):
-    whole, _ = run(params, batch)
+def test_accumulation_keeps_the_global_batch(params, batch, whole):
     parts, _ = run(params, batch, accumulation_steps=4)
-    assert_close(whole.params, parts.params)
+    assert_close(whole[0].params, parts.params)
 
 
-@pytest.mark.parametrize("mesh", [{}, {"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
-def test_eight_devices_equal_one(params, batch, mesh):
-    one, metrics = run(params, batch)
+@pytest.mark.parametrize("mesh", often({"fsdp": 2, "tensor": 2}, weekly=[{}, {"fsdp": 4}]))
+def test_eight_devices_equal_one(params, batch, whole, mesh):
+    one, metrics = whole
     eight, metrics8 = run(params, batch, devices=8, mesh=mesh)
     assert_close(one.params, eight.params)
     assert metrics8["train/loss"] == pytest.approx(metrics["train/loss"], rel=1e-5)
 
 
-def test_eight_devices_accumulate_too(params, batch):
-    one, _ = run(params, batch)
+def test_eight_devices_accumulate_too(params, batch, whole):
     eight, _ = run(params, batch, devices=8, accumulation_steps=2)
-    assert_close(one.params, eight.params)
+    assert_close(whole[0].params, eight.params)
 
 
-STOCHASTIC = models.override(CONFIG, dropout_rate=0.3, stochastic_depth_rate=0.3)
 MESHED = {"devices": 8, "accumulation_steps": 2, "mesh": {"fsdp": 2, "tensor": 2}}
 
 
@@ -100,32 +111,37 @@ MESHED = {"devices": 8, "accumulation_steps": 2, "mesh": {"fsdp": 2, "tensor": 2
     (STOCHASTIC, MESHED),
     (models.override(CONFIG, dropout_rate=0.3, scan=True, remat=True), {"accumulation_steps": 4}),
 ], ids=["plain", "scan"])  # fmt: skip
-def test_dropout_does_not_depend_on_devices_or_on_accumulation(params, batch, model, options):
+def test_dropout_does_not_depend_on_devices_or_on_accumulation(
+    params, batch, whole, stochastic, model, options
+):
     """The masks are of an example's place in the global batch."""
-    one, metrics = run(params, batch, model=model)
+    one, metrics = stochastic if model is STOCHASTIC else run(params, batch, model=model)
     other, found = run(params, batch, model=model, **options)
     assert_close(one.params, other.params)
     np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
-    without, _ = run(params, batch)
+    without, _ = whole
     assert max(abs(one.params[p] - without.params[p]).max() for p in params) > 1e-3
 
 
-def test_pairs_that_are_mixed_do_not_depend_on_devices_or_on_accumulation(params, batch):
+def test_pairs_that_are_mixed_do_not_depend_on_devices_or_on_accumulation(
+    params, batch, stochastic
+):
     mixing = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}
     one, metrics = run(params, batch, model=STOCHASTIC, mixing=mixing)
-    other, found = run(params, batch, model=STOCHASTIC, mixing=mixing, **MESHED)
+    options = {"devices": 8, "accumulation_steps": 2}
+    other, found = run(params, batch, model=STOCHASTIC, mixing=mixing, **options)
     assert_close(one.params, other.params)
     np.testing.assert_allclose(found["train/loss"], metrics["train/loss"], rtol=1e-6)
-    without, _ = run(params, batch, model=STOCHASTIC)
+    without, _ = stochastic
     assert max(abs(one.params[p] - without.params[p]).max() for p in params) > 1e-3
 
 
 @pytest.mark.long
-def test_bits_of_before_are_those_of_threefry(params, batch):
+def test_bits_of_before_are_those_of_threefry(params, batch, stochastic):
     """They depend on accumulation; runs that began with them go on with them."""
     one, _ = run(params, batch, model=STOCHASTIC, threefry=True)
     parts, _ = run(params, batch, model=STOCHASTIC, threefry=True, accumulation_steps=4)
-    hashed, _ = run(params, batch, model=STOCHASTIC)
+    hashed, _ = stochastic
     for other in (parts, hashed):
         assert max(abs(one.params[p] - other.params[p]).max() for p in params) > 1e-3
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from often import often
 from tiny_runs import SETTINGS, contents, three_classes, train
 
 import vit_jax
@@ -181,7 +182,11 @@ def logits_of(model):
     return np.asarray(model(images))
 
 
-@pytest.mark.parametrize("settings", [[], ["--config.polyak_decay=0.5"]], ids=["plain", "averaged"])
+@pytest.mark.parametrize(
+    "settings",
+    often(["--config.polyak_decay=0.5"], weekly=[[]]),
+    ids=["averaged", "plain"],
+)
 def test_an_unfinished_run_is_a_model(tmp_path, settings, capsys):
     """Its newest good checkpoint, with the weights that an evaluation sees, and its step."""
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -325,7 +330,7 @@ def test_a_stage_that_has_begun_does_not_train_the_one_before(tmp_path, capsys):
     assert "resumed from step 4" in capsys.readouterr().out and not (run / "pretrain").exists()
 
 
-@pytest.mark.parametrize("failing", [3, 6])
+@pytest.mark.parametrize("failing", often(6, weekly=[3]))
 def test_a_saved_step_without_evaluation_is_evaluated_on_resume(tmp_path, monkeypatch, failing):
     """The order is log, save, evaluate; what was cut off is made up for, once."""
     more = ("--config.eval_every_steps=3", "--config.checkpoint_every_steps=3")

@@ -52,7 +52,7 @@ class Chip(NamedTuple):
 
 CHIPS = {
     # Google Cloud, "TPU v5e": 197 TFLOP/s, 16 GB at 819 GB/s, 1600 Gbit/s between chips. Its mfu is
-    # what the compiler estimates for the step of L/16, 64 images a chip (docs/performance.md).
+    # without the update: the compiler says 76% for L/16, 64 images a chip (docs/performance.md).
     "v5e": Chip(197e12, 819e9, 16e9, 200e9, 0.0, 256, 4, mfu=0.74, price=1.20),
     # NVIDIA, "H100 SXM": 989 TFLOP/s dense, 80 GB at 3.35 TB/s, NVLink 900 GB/s both ways together;
     # one ConnectX-7 of 400 Gbit/s per GPU, as in a DGX H100.

@@ -313,6 +313,8 @@ def settle(soak: Soak, job: Job, happened: list[str]) -> bool:
     """
     if not wait(job, 600 if not happened else TOGETHER) and not happened:
         raise Wrong("ten minutes without an end")
+    if job.alive() and any(done.startswith("kill") for done in happened):
+        raise Wrong(f"after {happened} nobody ended in {TOGETHER} s")
     if job.alive() and any(process.poll() is not None for process in job.processes):
         raise Wrong(f"after {happened} only some of the processes ended in {TOGETHER} s")
     if not wait(job, 600):

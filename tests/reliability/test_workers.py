@@ -79,14 +79,19 @@ def dies_while_it_sends(transform):
     return Dies()
 
 
-def test_12_a_worker_that_dies_in_the_middle_of_a_message(monkeypatch):
+@pytest.mark.parametrize("busy", [False, True])
+def test_12_a_worker_that_dies_in_the_middle_of_a_message(monkeypatch, busy):
+    """busy: before the first batch is asked for, as while a step is compiled."""
     monkeypatch.setattr(batches, "CLOSING", 0.1)  # the thread that reads it never ends
+    monkeypatch.setattr(batches, "TIMEOUT", 20.0)
     transform = data.make_transform(name="resize_flip", size=(8, 8), train=True)
     reader = data.train_batches(
         data.open_source("digits[train]"), dies_while_it_sends(transform),
         batch_size=4, seed=0, num_threads=1, num_workers=1,
     )  # fmt: skip
     try:
+        while busy and (not reader._queue.full() or multiprocessing.active_children()):
+            time.sleep(0.1)
         next(reader)
         begin = time.monotonic()
         with pytest.raises(UserError, match=r"A data worker died \(exit code -9\)"):

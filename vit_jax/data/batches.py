@@ -294,6 +294,7 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Stops reading. Safe to call twice."""
         self._closed.set()
+        self._workers.closed.set()
         self._thread.join(timeout=CLOSING)
         if self._thread.is_alive():
             self._workers.end()

@@ -79,6 +79,14 @@ class Watched:
         self.count = count
         self.before = set(multiprocessing.active_children())
         self.seen = set[multiprocessing.process.BaseProcess]()
+        self.closed = threading.Event()
+        if count:
+            threading.Thread(target=self.see_them_start, daemon=True, name="workers").start()
+
+    def see_them_start(self) -> None:
+        """Who dies before `look` has seen it is in no list any more; the reader may be busy."""
+        while len(self.seen) < self.count and not self.closed.wait(LOOK_EVERY):
+            self.look()
 
     def next_item(self, items: queue.Queue[T], seconds: float) -> T:
         """The next of `items`.
@@ -115,10 +123,11 @@ class Watched:
         if len(self.seen) < self.count:
             new = set(multiprocessing.active_children()) - self.before
             self.seen |= {child for child in new if child.name.startswith(NAME)}
-        return next((child.exitcode for child in self.seen if child.exitcode), None)
+        return next((child.exitcode for child in list(self.seen) if child.exitcode), None)
 
     def end(self) -> None:
         """Kills the workers, stopped ones included."""
+        self.closed.set()
         self.look()
-        for worker in self.seen:
+        for worker in list(self.seen):
             worker.kill()

@@ -103,6 +103,20 @@ def test_zsh_completes_as_well_and_files_too(tmp_path):
     assert "convert c.other" in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train", "--workdri=x"], "'workdri'. Did you mean --workdir? See"),
+        (["train", "--total_step=3"], "Did you mean 'total_steps'? See"),
+        (["doctor", "--wat=1"], "'wat'. Did you mean --data, --data_dir, --patience? See"),
+    ],
+)
+def test_a_misspelled_flag_has_one_hint(capsys, words, hint):
+    assert cli.main(words) == cli.USAGE
+    said = capsys.readouterr().err
+    assert hint in said and said.count("Did you mean") == 1
+
+
 def test_a_shell_without_a_name_is_wrong_usage(capsys):
     assert cli.main(["completion", "tcsh"]) == cli.USAGE
     assert "bash or zsh" in capsys.readouterr().err

@@ -112,8 +112,12 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except absl_flags.UnrecognizedFlagError as error:
-        hint = options.of_setting(error.flagname) if "set" in flags else ""
-        return usage(f"{first_line(error)}.{hint}", f"vit-jax {name} --help")
+        known, _, similar = first_line(error).partition(" Did you mean: ")
+        similar = similar.removesuffix(" ?").replace(", ", ", --")
+        hint = f" Did you mean --{similar}?" if similar else ""
+        if "set" in flags and not similar:
+            hint = options.of_setting(error.flagname)
+        return usage(f"{known.rstrip('.')}.{hint}", f"vit-jax {name} --help")
     except absl_flags.Error as error:
         return usage(f"{first_line(error).rstrip('.')}.", f"vit-jax {name} --help")
     except UsageError as error:

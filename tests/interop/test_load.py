@@ -177,6 +177,16 @@ def test_paths_that_are_not_checkpoints_are_refused(saved, tmp_path):
     (tmp_path / "w.pt").write_text("")
     with pytest.raises(UserError, match=r"w\.pt is not a checkpoint"):
         vit_jax.load_model(tmp_path / "w.pt")
+    for name in ("m.onnx", "served/facts.json", "repository/m/1/model.xml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    for name in ("m.onnx", "served", "repository/m/1/model.xml"):
+        with pytest.raises(UserError, match=rf"{name} is an export: .*the checkpoint it was made"):
+            vit_jax.load_model(tmp_path / name)
+    with pytest.raises(
+        UserError, match=r"m is the model of a server; its file is .*m/1/model\.xml"
+    ):
+        vit_jax.load_model(tmp_path / "repository" / "m")
     with pytest.raises(UserError, match="holds a debug, not a B/16"):
         vit_jax.load_model(saved, variant="B/16")
 

@@ -27,8 +27,8 @@ example:
   objectnet       the 113 objects that ImageNet has, from the unpacked data
   vtab            VTAB-1k: fine-tunes on every task that is prepared; resumes
   FILE.py:NAME    an evaluator of your own, see CONTRIBUTING.md
-fewshot, knn and probe use the training and the evaluation split of each data set, and need a
-checkpoint; the others also evaluate exports. Images are prepared by the model's preprocessing;
+fewshot, knn and probe use the training and the evaluation split of each data set; of exports they
+need one with --features. vtab needs a checkpoint. Images are prepared by the model's preprocessing;
 classes are matched by name if both sides have names. Writes evaluation.json, CSV files, pictures
 and evaluation.html into --out, with the paper's numbers where a row corresponds.
 Without --data, classification uses the test split of the run's own data, or else its evaluation

@@ -8,7 +8,7 @@ example:
       --int8 --data='folder:/data/pets[test]'
   vit-jax export --checkpoint=/runs/pets --layout=triton --out=models
 
-Input: "images", float32 (batch, height, width, 3), pixels / 127.5 - 1, or with --uint8 (ONNX) the
+Input: "images", float32 (batch, height, width, 3), pixels / 127.5 - 1, or with --uint8 the
 pixels. Outputs: "logits", and with --features "pre_logits". The batch is dynamic unless
 --batch_size is given. With --data, the accuracy before and after is measured too, on its
 evaluation split unless it names one. With --layout, --out is the model repository of a server, and
@@ -33,20 +33,24 @@ def define(flags: absl_flags.FlagValues) -> None:
         "batch_size", 0, "A fixed batch size; 0: dynamic.", lower_bound=0, flag_values=flags
     )
     absl_flags.DEFINE_bool(
-        "int8", False, "The encoder's dense layers in 8 bits (onnx, stablehlo).", flag_values=flags
+        "int8", False, "The encoder's dense layers in 8 bits; not savedmodel.", flag_values=flags
     )
     absl_flags.DEFINE_string(
         "calibration",
         "",
-        "Data set to calibrate the activations of --int8 (onnx), by 64 of its images.",
+        "Data set to calibrate the activations of --int8 (onnx, openvino), by 64 of its images.",
         flag_values=flags,
     )
     absl_flags.DEFINE_bool("features", False, "Also return pre_logits.", flag_values=flags)
     absl_flags.DEFINE_integer(
         "opset", 0, "ONNX opset, from 17; 0: 17, which most runtimes support.", flag_values=flags
     )
-    absl_flags.DEFINE_string("dtype", "float32", "float32 or float16 (onnx).", flag_values=flags)
-    absl_flags.DEFINE_bool("uint8", False, "Take pixels, 0 to 255 (onnx).", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "dtype", "float32", "float32 or float16 (onnx, openvino).", flag_values=flags
+    )
+    absl_flags.DEFINE_bool(
+        "uint8", False, "Take pixels, 0 to 255 (onnx, openvino).", flag_values=flags
+    )
     absl_flags.DEFINE_string(
         "data", None, "Data set to measure the accuracy on, before and after.", flag_values=flags
     )

@@ -230,6 +230,14 @@ def read_path(path: Path, variant: str | None = None) -> Weights:
 
 
 def _read_path(path: Path, variant: str | None) -> Weights:
+    if path.suffix in (".onnx", ".xml") or (path / "facts.json").exists():
+        raise UserError(
+            f"{path} is an export: evaluate, predict and features run it; give the checkpoint it "
+            "was made from."
+        )
+    for served in (path / "1" / "model.onnx", path / "1" / "model.xml"):
+        if served.exists():
+            raise UserError(f"{path} is the model of a server; its file is {served}.")
     if path.is_file():
         if path.suffix == ".npz":
             return npz.load(path, variant=variant)

@@ -6,6 +6,7 @@ they see one CPU device, as a user's would.
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 
@@ -25,6 +26,9 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import jax  # noqa: E402 (after the environment is set)
 import pytest  # noqa: E402
+
+# Tracing makes many small objects that live: looking for cycles among them is a tenth of the time.
+gc.set_threshold(100_000, 20, 20)
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Mixed dtypes are meant where they occur: bfloat16 beside float32 is cast by name.

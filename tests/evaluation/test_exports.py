@@ -1,5 +1,6 @@
 """Exported models are evaluated like the checkpoints that they were made from."""
 
+import importlib.util
 import json
 
 import jax
@@ -63,11 +64,23 @@ def test_an_exported_model_is_evaluated_like_its_checkpoint(
         (tmp_path / t / "evaluation_classification_per_class.csv").read_text() for t in tables
     )
     assert one == two
+    if form == "onnx" and importlib.util.find_spec("openvino"):
+        again = evaluated(model, tmp_path / "c", "--batch_size=16", "--runtime=openvino")
+        assert again["accuracy"] == found["accuracy"] and again["num_examples"] == 50
     capsys.readouterr()
     for suite in ("fewshot", "knn", "probe"):
         given = [f"--checkpoint={model}", "--data=digits", f"--out={tmp_path}", f"--suite={suite}"]
         assert main(["evaluate", *given]) == 1
         assert f"{model} returns logits only" in capsys.readouterr().err
+
+
+def test_a_runtime_is_for_exported_files(checkpoint, tmp_path, capsys):
+    for command in ("evaluate", "features"):
+        out = tmp_path / "f.npy"
+        given = [f"--checkpoint={checkpoint}", "--data=digits", f"--out={out}"]
+        assert main([command, *given, "--runtime=openvino"]) == 2
+        assert "--runtime=openvino is for exported files, not" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_invalid_and_untrained_exports_are_refused(checkpoint, tmp_path, capsys):

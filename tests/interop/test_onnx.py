@@ -9,7 +9,7 @@ import pytest
 
 from vit_jax import models
 from vit_jax.cli import main
-from vit_jax.errors import UserError
+from vit_jax.errors import UsageError, UserError
 from vit_jax.interop import export, onnx_files, peers
 from vit_jax.models import saved
 
@@ -301,6 +301,17 @@ def test_openvino(tmp_path):
     assert answer.size == 2
     run = export.of_any_number(answer)
     np.testing.assert_allclose(run(images).logits, wanted.logits, atol=1e-4)
+    for name, close in (("onnxruntime", 1e-4), ("openvino", 1e-4), ("openvino-bfloat16", 0.05)):
+        logits = export.open_exported(tmp_path / "m.onnx", name).run(images).logits
+        difference = np.abs(logits - wanted.logits).max() / np.abs(wanted.logits).max()
+        assert difference < close, name
+    for file, name in ((tmp_path / "m.xml", "onnxruntime"), (source, "openvino")):
+        with pytest.raises(UsageError, match=f"--runtime={name} is for .*`vit-jax export`"):
+            export.open_exported(file, name)
+    whole = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(whole[:-9] + b"\0" + whole[-8:])
+    with pytest.raises(UserError, match=r"m\.onnx is damaged: its checksum does not match"):
+        export.open_exported(tmp_path / "m.onnx", "openvino")
     with pytest.raises(UserError, match=r"m\.xml exists and would be overwritten"):
         export.export(source, tmp_path / "m.xml", "openvino")
     (tmp_path / "m.bin").write_bytes(b"")

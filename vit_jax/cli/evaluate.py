@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from vit_jax import files
-from vit_jax.cli import options
+from vit_jax.cli import options, runtime
 from vit_jax.config import EVALUATORS, pick
 from vit_jax.errors import UsageError, UserError, printable
 
@@ -60,6 +60,7 @@ VTAB = ("tasks", "size", "learning_rates", "set")
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
+    runtime.define(flags)
     options.define_images(flags)
     absl_flags.DEFINE_list(
         "suite", ["classification"], "Protocols, separated by commas.", flag_values=flags
@@ -155,6 +156,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         import jax
 
         options.allow_images(flags)
+        runtime.check(checkpoint, flags.runtime)
         from vit_jax.data.specs import split_specs
         from vit_jax.evaluation import per_image, protocols, result, run_data
         from vit_jax.evaluation.data_sets import DataSets
@@ -191,7 +193,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
             if evaluator is vtab.suite:
                 found = vtab.suite(vtab_request(flags, checkpoint, out))
             else:
-                forward = forward or options.forward(checkpoint, flags.batch_size)
+                forward = forward or runtime.forward(checkpoint, flags.batch_size, flags.runtime)
                 if rows and name == "classification":
                     per_image.check(rows, forward.labels, several=forward.multilabel)
                 found = protocols.evaluate(evaluator, forward, data, chosen[name])

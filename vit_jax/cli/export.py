@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from absl import flags as absl_flags
 
-from vit_jax.cli import options
+from vit_jax.cli import options, runtime
 from vit_jax.errors import UsageError
 
 
@@ -97,7 +97,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.data:
         spec, batch_size = asked["photos"], flags.batch_size or 64
         scores = [
-            classification.score(options.forward(model, batch_size), source, DataSets((spec,)))
+            classification.score(runtime.forward(model, batch_size), source, DataSets((spec,)))
             for model in (checkpoint, str(file))
         ]
         (name, before), (_, after) = scores

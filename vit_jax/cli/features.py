@@ -19,12 +19,13 @@ import sys
 
 from absl import flags as absl_flags
 
-from vit_jax.cli import options
+from vit_jax.cli import options, runtime
 from vit_jax.errors import UsageError, UserError, printable
 
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
+    runtime.define(flags)
     options.define_images(flags)
     options.define_data(flags)
     absl_flags.DEFINE_string("out", None, "A .npy or .parquet file.", flag_values=flags)
@@ -41,6 +42,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("--data=SPEC and --out=FILE are required.")
     options.prepare_jax()
     options.allow_images(flags)
+    runtime.check(checkpoint, flags.runtime)
     from vit_jax import data
     from vit_jax.evaluation import features
     from vit_jax.interop import export, load
@@ -53,7 +55,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if export.is_exported(checkpoint):
         if flags.pool != "none":
             raise UsageError(f"--pool={flags.pool} is for tokens, which an export does not return.")
-        forward = options.forward(checkpoint, flags.batch_size)
+        forward = runtime.forward(checkpoint, flags.batch_size, flags.runtime)
         found = features.of_forward(forward, source, layer=flags.layer, on_bad=bad.append)
     else:
         found = features.batches_of_features(

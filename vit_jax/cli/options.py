@@ -22,7 +22,7 @@ from vit_jax.errors import Preempted, UsageError, UserError, WorkerLost, nearest
 from vit_jax.runtime import host_memory
 
 if TYPE_CHECKING:
-    from vit_jax.evaluation.forward import Forward
+    pass
 
 
 def check_values(flags: absl_flags.FlagValues) -> None:
@@ -273,32 +273,6 @@ def define_checkpoint(flags: absl_flags.FlagValues) -> None:
 def define_verify(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "verify", True, "Verify the checksums in a file of weights.", flag_values=flags
-    )
-
-
-def forward(checkpoint: str, batch_size: int) -> Forward:
-    """The model for evaluators: a checkpoint on all devices, or an export."""
-    from vit_jax.evaluation import forward as forwards
-    from vit_jax.interop import export, load
-    from vit_jax.runtime import sharding
-
-    mesh = sharding.make_mesh()
-    if not export.is_exported(checkpoint):
-        config, params = load.read(checkpoint)
-        return forwards.of_model(config, params, mesh, batch_size=batch_size)
-    found = export.open_exported(checkpoint)
-    return forwards.of_function(
-        found.run,
-        mesh,
-        name=checkpoint,
-        image_size=found.image_size,
-        channels=found.channels,
-        labels=found.labels,
-        preprocessing=found.preprocessing,
-        multilabel=found.multilabel,
-        variant=found.variant,
-        thresholds=found.thresholds,
-        batch_size=batch_size,
     )
 
 

@@ -3,7 +3,7 @@
 example:
   vit-jax predict --checkpoint=/runs/pets cat.jpg photos/
   find . -name '*.jpg' | vit-jax predict --checkpoint=/runs/pets --json -
-  vit-jax predict --checkpoint=pets.onnx cat.jpg  # an exported model
+  vit-jax predict --checkpoint=pets.onnx --runtime=openvino cat.jpg
   vit-jax predict --checkpoint=/runs/pets --out=photos.csv photos/ \\
       https://example.org/cat.jpg
 
@@ -26,12 +26,13 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from vit_jax.cli import options
+from vit_jax.cli import options, runtime
 from vit_jax.errors import UsageError, UserError, printable
 
 
 def define(flags: absl_flags.FlagValues) -> None:
     options.define_checkpoint(flags)
+    runtime.define(flags)
     options.define_images(flags)
     absl_flags.DEFINE_integer("top_k", 5, "Number of classes.", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "One JSON object per image.", flag_values=flags)
@@ -71,6 +72,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     out = Path(flags.out) if flags.out else None
     options.prepare_jax()
     options.allow_images(flags)
+    runtime.check(checkpoint, flags.runtime)
     from vit_jax.data.web_images import Limits
     from vit_jax.evaluation import per_image
     from vit_jax.evaluation.predict import BATCH_SIZE, find_images, predict, table
@@ -79,7 +81,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         per_image.check(out)
     files = find_images(paths)
     bad = 0
-    forward = options.forward(checkpoint, BATCH_SIZE)
+    forward = runtime.forward(checkpoint, BATCH_SIZE, flags.runtime)
     if out:
         per_image.check(out, forward.labels, several=forward.multilabel)
     if forward.multilabel and not forward.thresholds:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax import data, files, models, numerics
 from vit_jax.errors import UserError, first_line, nearest, need
-from vit_jax.interop import checksums, convert, load, onnx_files, openvino_files, peers
+from vit_jax.interop import checksums, convert, load, onnx_files, openvino_files, peers, runtimes
 from vit_jax.interop.peers import Answer, Outputs, of_any_number
 from vit_jax.models import adapt, saved
 
@@ -157,20 +157,21 @@ def is_exported(path: str | Path) -> bool:
     return path.suffix in BY_SUFFIX or (path / "facts.json").exists()
 
 
-def open_exported(path: str | Path) -> Exported:
-    """An exported model of any format, with its facts.
+def open_exported(path: str | Path, runtime: str | None = None) -> Exported:
+    """An exported model of any format, with its facts; for `runtime`, see `runtimes.RUNTIMES`.
 
     Raises:
       UserError: it is damaged, its runtime is not installed, or it was not written by `export`.
     """
     path = Path(path).expanduser()
-    form = BY_SUFFIX.get(path.suffix, "savedmodel")
-    form = "stablehlo" if (path / "model.stablehlo").exists() else form
     if not path.exists():
         raise UserError(f"There is no exported model {path}.")
-    answer, _ = FORMATS[form][1](path)  # what it has of checksums is compared
-    read_facts = {"onnx": onnx_files.read_facts, "openvino": openvino_files.read_facts}
-    known = read_facts[form](path) if form in read_facts else files.read_json(path / "facts.json")
+    if runtime or path.suffix in BY_SUFFIX:  # what it has of checksums is compared
+        _, open_, read_facts = runtimes.choose(path, runtime)
+        (answer, _), known = open_(path), read_facts(path)
+    else:
+        form = "stablehlo" if (path / "model.stablehlo").exists() else "savedmodel"
+        (answer, _), known = FORMATS[form][1](path), files.read_json(path / "facts.json")
     try:
         found = Exported(
             of_any_number(answer),
@@ -190,7 +191,7 @@ def open_exported(path: str | Path) -> Exported:
             f"{path} has no preprocessing ({type(error).__name__}: {error}); only exports by "
             "`vit-jax export` can be evaluated."
         ) from error
-    if form in read_facts:  # other tools may reshape these
+    if path.suffix in BY_SUFFIX:  # other tools may reshape these
         peers.check_takes(answer, (*found.image_size, found.channels), path)
     return found
 

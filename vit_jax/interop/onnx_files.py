@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax import models
-from vit_jax.errors import UserError, need
+from vit_jax.errors import UserError, first_line, need
 from vit_jax.interop import checksums, onnx_models
 from vit_jax.interop.onnx_graph import OLDEST_OPSET, Graph, Tensor, import_onnx
 from vit_jax.interop.peers import Answer, Outputs
@@ -175,8 +175,27 @@ def start(file: str | Path):
 def read_facts(file: Path) -> dict:
     """The facts in the metadata of an ONNX file; entries that are not JSON are text."""
     session, _ = start(file)
+    return facts_in(session.get_modelmeta().custom_metadata_map)
+
+
+def facts_without_a_runtime(file: Path) -> dict:
+    """The same, read by the package `onnx`; what the file has of checksums is compared.
+
+    Raises:
+      UserError: it is not installed, or the file is damaged.
+    """
+    onnx = import_onnx()
+    check_or_seal(file, checksums.check)
+    try:
+        model = onnx.load_model(str(file), load_external_data=False)
+        return facts_in({entry.key: entry.value for entry in model.metadata_props})
+    except Exception as error:  # protobuf's, which depend on its version
+        raise UserError(f"{file} is no ONNX file ({first_line(error)[:160]}).") from error
+
+
+def facts_in(metadata: Mapping[str, str]) -> dict:
     found = {}
-    for key, value in session.get_modelmeta().custom_metadata_map.items():
+    for key, value in metadata.items():
         try:
             found[key] = json.loads(value)
         except ValueError:

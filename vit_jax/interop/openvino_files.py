@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.errors import UserError, need
-from vit_jax.interop import checksums
-from vit_jax.interop.onnx_files import to_pixels
+from vit_jax.interop import checksums, onnx_files
 from vit_jax.interop.peers import Answer, Outputs
 
 Array = np.ndarray
@@ -80,7 +79,7 @@ def open_file(file: str | Path, dtype: str = "float32") -> tuple[Answer, str]:
     uint8 = given.element_type.to_dtype() == np.uint8
 
     def run(images: Array) -> Outputs:
-        found = model([to_pixels(images) if uint8 else np.ascontiguousarray(images)])
+        found = model([onnx_files.to_pixels(images) if uint8 else np.ascontiguousarray(images)])
         return Outputs(found[0], found[features[0]] if features else None)
 
     size = given.partial_shape[0]
@@ -89,11 +88,13 @@ def open_file(file: str | Path, dtype: str = "float32") -> tuple[Answer, str]:
 
 
 def read_facts(file: Path) -> dict:
-    """The facts of an IR.
+    """The facts of an IR, or of an ONNX file.
 
     Raises:
-      UserError: there are none, since another program wrote it.
+      UserError: there are none, since another program wrote it, or the file is damaged.
     """
+    if file.suffix == ".onnx":
+        return onnx_files.facts_without_a_runtime(file)
     model = import_openvino().Core().read_model(str(file))
     try:
         return json.loads(model.get_rt_info(FACTS).astype(str))

@@ -118,8 +118,9 @@ def fails(capsys, arguments, code, *parts):
     [
         ([], 2, None),
         (["tran"], 2, "Did you mean 'train'"),
-        (["train"], 2, "--workdir=DIR is required"),
-        (["train", "--workdir=gs://b/runs/1"], 2, "a path such as /shared/b/runs/1 on NFS, or on"),
+        (["train"], 2, "--config=FILE is required, or data, e.g. folder:/data/pets"),
+        (["train", "--config=configs/quickstart.py"], 2, "--workdir=DIR is required"),
+        (["sweep", "digits", "--workdir=gs://b/1"], 2, "a path such as /shared/b/1 on NFS, or on"),
         (["train", "--workdir=/tmp/x"], 2, "--config=FILE is required"),
         (["train", "--workdri=/tmp/x"], 2, "workdri"),
         (["train", "--config=configs/quickstart.py", "--workdir=/tmp/x", "more"], 2, "'more'"),

@@ -67,6 +67,10 @@ def test_one_line_and_the_long_command_give_the_same_bytes(tmp_path, capsys):
     run = tmp_path / "runs" / f"pets-{TODAY}"
     words = long_command(out)
     assert f"--workdir=runs/pets-{TODAY}" in words
+    assert out.splitlines()[-2:] == [
+        f"evaluate: vit-jax evaluate --checkpoint={run}",
+        f"classify images: vit-jax predict --checkpoint={run} IMAGE",
+    ]
     again = [word.replace("--workdir=runs", "--workdir=again") for word in words]
     assert main(again) == 0
     first, second = (
@@ -254,6 +258,8 @@ def test_strong_from_scratch_is_the_same_in_both_configs():
         (["digits", "more"], 2, "unexpected argument 'more'"),
         (["digits", "--config=configs/quickstart.py"], 2, "'digits' beside --config"),
         (["digits", "--config.data.dataset=folder:/x"], 1, "given twice"),
+        (["--config=folder:pets", "--workdir=x"], 2, "folder:pets is data, not a config"),
+        (["--data=folder:pets"], 2, "Data are an argument: vit-jax train folder:/data/pets"),
         (["digits", "--new", "--workdir=x"], 2, "--new and --workdir"),
         (["--config=configs/quickstart.py", "--new", "--workdir=x"], 2, "--new is for"),
         (["digits", "--config.batch_sise=3"], 1, "Did you mean 'batch_size'"),

@@ -117,6 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean --{similar}?" if similar else ""
         if "set" in flags and not similar:
             hint = options.of_setting(error.flagname)
+        if "recipe" in flags and error.flagname == "data":
+            hint = f" Data are an argument: vit-jax {name} folder:/data/pets."
         return usage(f"{known.rstrip('.')}.{hint}", f"vit-jax {name} --help")
     except absl_flags.Error as error:
         return usage(f"{first_line(error).rstrip('.')}.", f"vit-jax {name} --help")

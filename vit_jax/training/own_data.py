@@ -200,6 +200,13 @@ def show(chosen: Recipe, workdir: str | Path, note: str) -> None:
     say(f"equivalent to: {shlex.join(chosen.command(str(workdir)))}")
 
 
+def show_next(workdir: Path) -> None:
+    """Prints the commands that evaluate a finished classifier, and that classify with it."""
+    checkpoint = shlex.quote(f"--checkpoint={workdir.expanduser().resolve()}")
+    say(f"evaluate: vit-jax evaluate {checkpoint}")
+    say(f"classify images: vit-jax predict {checkpoint} IMAGE")
+
+
 def name_of(spec: str) -> str:
     """The name of a run on the data: "folder:/data/pets.csv?label=x" gives pets."""
     kind, name, _ = specs.parse_spec(spec)

@@ -124,6 +124,7 @@ def fails(capsys, arguments, code, *parts):
         (["train", "--workdir=/tmp/x"], 2, "--config=FILE is required"),
         (["train", "--workdri=/tmp/x"], 2, "workdri"),
         (["train", "--config=configs/quickstart.py", "--workdir=/tmp/x", "more"], 2, "'more'"),
+        (["evaluate", "runs/a"], 2, "'runs/a'. A checkpoint is given as --checkpoint=PATH."),
         (["evaluate", "--data=digits"], 2, "--checkpoint=PATH is required"),
         (["evaluate", "--data=digits", "--checkpoint=x", "--suite="], 2, "--suite= is empty"),
         (["evaluate", "--data=digits", "--checkpoint=x", "--out=README.md"], 1, "is a file; give"),

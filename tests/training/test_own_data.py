@@ -259,7 +259,7 @@ def test_strong_from_scratch_is_the_same_in_both_configs():
         (["digits", "--config=configs/quickstart.py"], 2, "'digits' beside --config"),
         (["digits", "--config.data.dataset=folder:/x"], 1, "given twice"),
         (["--config=folder:pets", "--workdir=x"], 2, "folder:pets is data, not a config"),
-        (["--data=folder:pets"], 2, "Data are an argument: vit-jax train folder:/data/pets"),
+        (["--data=folder:pets"], 2, "It is an argument: vit-jax train folder:/data/pets."),
         (["digits", "--new", "--workdir=x"], 2, "--new and --workdir"),
         (["--config=configs/quickstart.py", "--new", "--workdir=x"], 2, "--new is for"),
         (["digits", "--config.batch_sise=3"], 1, "Did you mean 'batch_size'"),

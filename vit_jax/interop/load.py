@@ -263,6 +263,7 @@ def _read_path(path: Path, variant: str | None) -> Weights:
     raise UserError(
         f"{path} is not a checkpoint: not a workdir (no model/), nor an exported, Hugging Face or "
         f"timm directory (no config.json with model.safetensors); it has {held}."
+        + files.runs_in(path)
     )
 
 

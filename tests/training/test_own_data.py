@@ -86,6 +86,14 @@ def test_one_line_and_the_long_command_give_the_same_bytes(tmp_path, capsys):
     assert "[test]" not in evaluated["data"] and evaluated["num_examples"] in (2, 3)
 
 
+def test_the_next_commands_are_those_of_a_classifier(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vit_jax.training.run.train", lambda *_, **__: {})
+    assert main(["train", "digits", "--workdir=a run"]) == 0
+    assert f"vit-jax predict '--checkpoint={tmp_path}/a run' IMAGE" in capsys.readouterr().out
+    assert main(["train", "digits", "--config.objective.name=masked_patches"]) == 0
+    assert "vit-jax predict" not in capsys.readouterr().out
+
+
 def test_the_same_command_resumes_the_unfinished_run(tmp_path):
     three_classes(tmp_path / "pets")
     line = ["train", "folder:pets", *TINY]

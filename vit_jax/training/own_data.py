@@ -121,7 +121,7 @@ def training_part(
         own = specs.own_validation(spec, data_dir=data_dir)
     if own is not None:
         overrides["data.train_split"], overrides["data.eval_split"] = own
-        notes.append("validation: a tenth of each class is held out from the training images")
+        notes.append("validation: a tenth of the training images is held out")
     train = given.get("data.train_split") or (own[0] if own else "")
     named = f"{spec}[{train}]" if train else specs.choose_splits(spec, data_dir=data_dir).train
     exclude = given.get("data.exclude") or None

@@ -130,6 +130,12 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file} is not JSON ({error}).") from error
 
 
+def runs_in(place: Path) -> str:
+    """A hint where a run is needed and its parent folder was given; "" if it holds no run."""
+    inside = sorted(place.glob("*/metrics.jsonl"))
+    return f" It contains runs: name one, such as {inside[-1].parent}." if inside else ""
+
+
 def call_in(path: str, function: str, *arguments: object) -> object:
     """Calls a function of a Python file, which may import modules beside it.
 

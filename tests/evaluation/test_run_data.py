@@ -102,6 +102,8 @@ def test_data_is_required_for_a_model_that_is_not_a_run(finished, tmp_path, caps
     shutil.copytree(finished / "model", tmp_path / "model")
     with pytest.raises(UsageError, match="--data=SPEC is required"):
         data_of(str(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"is not a run\. It contains runs: name one, such as"):
+        data_of(str(finished.parent))
     before = contents(tmp_path)
     assert main(["evaluate", f"--checkpoint={tmp_path / 'model'}"]) == 2
     assert main(["evaluate", f"--checkpoint={finished}", "--suite=knn"]) == 2

@@ -170,9 +170,15 @@ def test_paths_that_are_not_checkpoints_are_refused(saved, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="has not saved a checkpoint yet"):
         vit_jax.load_model(tmp_path / "run")
+    with pytest.raises(UserError, match=r"There is no checkpoint at .* Did you mean 'run'\? Give"):
+        vit_jax.load_model(tmp_path / "rnu")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "photo.jpg").write_text("")
     with pytest.raises(UserError, match=r"is not a checkpoint: .* it has photo\.jpg"):
+        vit_jax.load_model(tmp_path / "run")
+    (tmp_path / "run" / "a").mkdir()
+    (tmp_path / "run" / "a" / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"It contains runs: name one, such as .*/run/a\."):
         vit_jax.load_model(tmp_path / "run")
     (tmp_path / "w.pt").write_text("")
     with pytest.raises(UserError, match=r"w\.pt is not a checkpoint"):

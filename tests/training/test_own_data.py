@@ -67,6 +67,10 @@ def test_one_line_and_the_long_command_give_the_same_bytes(tmp_path, capsys):
     run = tmp_path / "runs" / f"pets-{TODAY}"
     words = long_command(out)
     assert f"--workdir=runs/pets-{TODAY}" in words
+    assert out.splitlines()[-2:] == [
+        f"evaluate: vit-jax evaluate --checkpoint={run}",
+        f"classify images: vit-jax predict --checkpoint={run} IMAGE",
+    ]
     again = [word.replace("--workdir=runs", "--workdir=again") for word in words]
     assert main(again) == 0
     first, second = (
@@ -80,6 +84,14 @@ def test_one_line_and_the_long_command_give_the_same_bytes(tmp_path, capsys):
     assert splits == specs.own_validation(f"folder:{tmp_path / 'pets'}") != ("train", "test")
     evaluated = json.loads((run / "evaluation.json").read_text())["classification"]
     assert "[test]" not in evaluated["data"] and evaluated["num_examples"] in (2, 3)
+
+
+def test_the_next_commands_are_those_of_a_classifier(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vit_jax.training.run.train", lambda *_, **__: {})
+    assert main(["train", "digits", "--workdir=a run"]) == 0
+    assert f"vit-jax predict '--checkpoint={tmp_path}/a run' IMAGE" in capsys.readouterr().out
+    assert main(["train", "digits", "--config.objective.name=masked_patches"]) == 0
+    assert "vit-jax predict" not in capsys.readouterr().out
 
 
 def test_the_same_command_resumes_the_unfinished_run(tmp_path):
@@ -254,6 +266,8 @@ def test_strong_from_scratch_is_the_same_in_both_configs():
         (["digits", "more"], 2, "unexpected argument 'more'"),
         (["digits", "--config=configs/quickstart.py"], 2, "'digits' beside --config"),
         (["digits", "--config.data.dataset=folder:/x"], 1, "given twice"),
+        (["--config=folder:pets", "--workdir=x"], 2, "folder:pets is data, not a config"),
+        (["--data=folder:pets"], 2, "It is an argument: vit-jax train folder:/data/pets."),
         (["digits", "--new", "--workdir=x"], 2, "--new and --workdir"),
         (["--config=configs/quickstart.py", "--new", "--workdir=x"], 2, "--new is for"),
         (["digits", "--config.batch_sise=3"], 1, "Did you mean 'batch_size'"),

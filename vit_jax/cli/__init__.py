@@ -59,6 +59,13 @@ TAKE_ARGUMENTS = (
     *("completion", "configs", "convert", "flops", "inspect", "predict", "prepare"),
     *("report", "sweep", "train", "weights"),
 )
+#: What is a flag of other commands and an argument here, with an example.
+NO_FLAGS = {
+    ("train", "data"): "folder:/data/pets",
+    ("sweep", "data"): "folder:/data/pets",
+    ("report", "checkpoint"): "RUN",
+    ("report", "workdir"): "RUN",
+}
 #: Commands whose only output is printed: they end when the reader does (`vit-jax ... | head`). The
 #: others write files, and continue.
 PRINT = ("completion", "configs", "flops", "predict")
@@ -104,7 +111,10 @@ def main(argv: list[str] | None = None) -> int:
             rest = options.rewrite_overrides(rest)
         arguments = flags([f"vit-jax {name}", *rest])[1:]
         if arguments and name not in TAKE_ARGUMENTS:
-            raise UsageError(f"unexpected argument {arguments[0]!r}.")
+            hint = ""
+            if "checkpoint" in flags and not flags.checkpoint:
+                hint = " A checkpoint is given as --checkpoint=PATH."
+            raise UsageError(f"unexpected argument {arguments[0]!r}.{hint}")
         options.check_values(flags)
         if "verify" in flags:
             files.VERIFY.set(flags.verify)
@@ -117,6 +127,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean --{similar}?" if similar else ""
         if "set" in flags and not similar:
             hint = options.of_setting(error.flagname)
+        if (name, error.flagname) in NO_FLAGS:
+            hint = f" It is an argument: vit-jax {name} {NO_FLAGS[name, error.flagname]}."
         return usage(f"{known.rstrip('.')}.{hint}", f"vit-jax {name} --help")
     except absl_flags.Error as error:
         return usage(f"{first_line(error).rstrip('.')}.", f"vit-jax {name} --help")

@@ -69,7 +69,7 @@ def data_argument(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
     """The data given instead of --config; "" if there are none.
 
     Raises:
-      UsageError: more than one argument, both, or neither and a flag for data.
+      UsageError: more than one argument, both, or neither.
     """
     if not arguments:
         if flags.recipe:
@@ -77,6 +77,10 @@ def data_argument(flags: absl_flags.FlagValues, arguments: list[str]) -> str:
                 "--recipe is for data instead of --config; configs with recipes take them "
                 "as an argument, e.g. --config=configs/own.py:recipe=strong."
             )
+        if not flags.config:
+            raise UsageError("--config=FILE is required, or data, e.g. folder:/data/pets.")
+        if flags.config.startswith(("folder:", "tfds:", "hf:")):
+            raise UsageError(f"{flags.config} is data, not a config; leave out --config=.")
         return ""
     spec, *more = arguments
     if more:

@@ -105,3 +105,5 @@ def train_on(flags: absl_flags.FlagValues, spec: str) -> None:
         from vit_jax.training.run import train
 
         train(config, place, allow_config_change=flags.allow_config_change)
+        if config.objective.name == "classification":
+            own_data.show_next(place)

@@ -22,6 +22,7 @@ PACKAGES = {
 #: Files that operating systems create.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 ARRAY = ".npy"  # pixels, uint8 (h, w, c)
+LOOSE = "images outside of the class folders"
 #: Magic bytes of images, for files without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 
@@ -120,7 +121,7 @@ def subfolders(path: str, skipped: Counter | None = None) -> list[str]:
             elif skipped is not None:
                 suffix = os.path.splitext(entry.name)[1].lower()
                 loose = entry.is_file() and not is_hidden(entry.name) and suffix in image_suffixes()
-                skipped["images outside of the class folders" if loose else _kind(entry)] += 1
+                skipped[LOOSE if loose else _kind(entry)] += 1
     return sorted(found)
 
 
@@ -199,12 +200,13 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def passed_over(skipped: Counter) -> list[str]:
-    """A line on the skipped files; [] if there are none."""
-    if not skipped:
-        return []
+    """Lines on the skipped files; [] if there are none."""
+    loose = [f"skipped: {skipped[LOOSE]:,} {LOOSE}"] if skipped[LOOSE] else []
     kinds = []
     for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])):
+        if kind == LOOSE:
+            continue
         package = PACKAGES.get(kind)
         hint = f" (pip install {package} to read them)" if package else ""
         kinds.append(f"{count:,} {kind}{hint}")
-    return [f"skipped, not readable as images: {', '.join(kinds)}"]
+    return loose + ([f"skipped, not readable as images: {', '.join(kinds)}"] if kinds else [])

@@ -63,7 +63,7 @@ def write(
         yield Finding("images", text + first, not here.broken)
     for (one, other), those in pairs.items():
         text = f"{len({pair.test for pair in those}):,} images of {other} are in {one} as well"
-        yield Finding("near-duplicates", text)
+        yield Finding("near-duplicates", text + ("; `vit-jax dedup` lists them" if those else ""))
     for a, b, why in spellings[:5]:
         yield Finding("labels", f"{a!r} and {b!r} are the same {why}")
     yield Finding("page", str(file))

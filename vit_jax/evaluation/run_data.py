@@ -72,6 +72,8 @@ def _run_of(checkpoint: str) -> tuple[Path, dict]:
         section = found.get("data")
         if isinstance(section, dict) and isinstance(section.get("dataset"), str):
             return place, found
+    if inside := files.runs_in(path):
+        raise UserError(f"{checkpoint} is not a run.{inside}")
     raise UsageError(
         f"--data=SPEC is required: {checkpoint} is not part of a run that has its own data."
     )

@@ -166,10 +166,13 @@ def is_on_disk(path: Path) -> bool:
 
 def check_named(source: str) -> None:
     """Raises UserError if `source` is neither on disk, nor a URL, nor a published name."""
-    here = bool(source) and is_on_disk(Path(source).expanduser())
+    path = Path(source).expanduser()
+    here = bool(source) and is_on_disk(path)
     if not here and not fetch.is_remote(source) and source not in published.PUBLISHED:
+        beside = [entry.name for entry in path.parent.glob("*")] if path.name else []
+        hint = nearest(source, published.PUBLISHED) or nearest(path.name, beside)
         raise UserError(
-            f"There is no checkpoint at {source!r}.{nearest(source, published.PUBLISHED)} Give a "
+            f"There is no checkpoint at {source!r}.{hint} Give a "
             "workdir, an exported, Hugging Face or timm directory, an official .npz, hf:ORG/NAME, "
             "a gs:// or https:// URL, or a published name such as B/16-imagenet21k."
         )
@@ -263,6 +266,7 @@ def _read_path(path: Path, variant: str | None) -> Weights:
     raise UserError(
         f"{path} is not a checkpoint: not a workdir (no model/), nor an exported, Hugging Face or "
         f"timm directory (no config.json with model.safetensors); it has {held}."
+        + files.runs_in(path)
     )
 
 

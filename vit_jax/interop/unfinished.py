@@ -128,8 +128,9 @@ def verify(step: Path) -> int:
     rule = check_rule(record, str(step))
     state = (step / "state").resolve()
     try:
+        # Asked of the handler: a Checkpointer looks for a file of the step in it, and warns.
+        tree = ocp.PyTreeCheckpointHandler().metadata(state).tree
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(state).item_metadata.tree
             options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             restored = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=options))
     except Exception as error:  # Orbax passes on any exception of the storage

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from vit_jax.config import flatten
 from vit_jax.errors import UserError
+from vit_jax.files import runs_in
 from vit_jax.pages import charts
 from vit_jax.pages.document import document, footer, header
 from vit_jax.pages.report import (
@@ -89,9 +90,9 @@ def check_run(run: str | os.PathLike[str]) -> Path:
         return place
     if config:
         raise UserError(f"{run} is not a run but a model, or something else; name its run.")
-    inside = sorted(child.parent for child in place.glob(f"*/{FILE_NAME}"))
-    hint = f" It contains runs: name them, such as {inside[0]}." if inside else ""
-    raise UserError(f"{run} is not a run: it has neither config.json nor {FILE_NAME}.{hint}")
+    raise UserError(
+        f"{run} is not a run: it has neither config.json nor {FILE_NAME}.{runs_in(place)}"
+    )
 
 
 def _names(places: Sequence[Path]) -> list[str]:

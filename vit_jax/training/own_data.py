@@ -121,7 +121,7 @@ def training_part(
         own = specs.own_validation(spec, data_dir=data_dir)
     if own is not None:
         overrides["data.train_split"], overrides["data.eval_split"] = own
-        notes.append("validation: a tenth of each class is held out from the training images")
+        notes.append("validation: a tenth of the training images is held out")
     train = given.get("data.train_split") or (own[0] if own else "")
     named = f"{spec}[{train}]" if train else specs.choose_splits(spec, data_dir=data_dir).train
     exclude = given.get("data.exclude") or None
@@ -198,6 +198,13 @@ def show(chosen: Recipe, workdir: str | Path, note: str) -> None:
         say(f"  {line}")
     say(f"  {note} {workdir}")
     say(f"equivalent to: {shlex.join(chosen.command(str(workdir)))}")
+
+
+def show_next(workdir: Path) -> None:
+    """Prints the commands that evaluate a finished classifier, and that classify with it."""
+    checkpoint = shlex.quote(f"--checkpoint={workdir.expanduser().resolve()}")
+    say(f"evaluate: vit-jax evaluate {checkpoint}")
+    say(f"classify images: vit-jax predict {checkpoint} IMAGE")
 
 
 def name_of(spec: str) -> str:

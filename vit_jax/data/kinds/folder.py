@@ -13,7 +13,6 @@ import numpy as np
 from vit_jax.data import multilabel
 from vit_jax.data.image_files import (
     encoded,
-    image_suffixes,
     images_below,
     passed_over,
     shown,
@@ -195,7 +194,7 @@ def _classes_below(root: str, split: str, folder: str, skipped: Counter) -> dict
             raise UserError(
                 f"The class folder {shown(where)} has no images"
                 f"{''.join(f' ({line})' for line in passed_over(passed))}; add some or remove the "
-                f"folder. Images are {', '.join(sorted(image_suffixes()))}."
+                "folder. Images are .jpg, .png, .webp, .tif and the other formats of Pillow."
             )
         if classes.setdefault(shown(name), files) is not files:
             raise UserError(

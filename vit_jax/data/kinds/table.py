@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vit_jax.data import multilabel
-from vit_jax.data.image_files import is_hidden, shown
+from vit_jax.data.image_files import image_suffixes, is_hidden, shown
 from vit_jax.data.kinds.cells import Table, read_table
 from vit_jax.data.labels import NO_LABEL, class_names_of, normal
 from vit_jax.data.splits import one_each, split_of
@@ -77,21 +78,30 @@ def column_of(table: Table, what: str, asked: str | None, base: str) -> int | No
             raise UserError(
                 f"{shown(table.file)} has two columns called {choices[0]!r}; rename one."
             )
-        query = f"{base}{'&' if '?' in base else '?'}{what}={choices[0]}"
         raise UserError(
             f"{shown(table.file)} has several columns that could be the {what}: "
-            f"{', '.join(choices)}; choose one, e.g. {query}"
+            f"{', '.join(choices)}; choose one, e.g. {naming(base, what, asked, choices[0])}"
         )
     if found:
         return found[0]
     if asked or what != "split":
+        advice = f"Name another with {naming(base, what, asked, 'COLUMN')}."
+        if any(Path(column).suffix.lower() in image_suffixes() for column in table.columns):
+            advice = "Its first line seems to be an image: put a line with the names before it."
         wanted = repr(asked) if asked else " or ".join(COLUMNS[what])
         raise UserError(
             f"{shown(table.file)} needs a column {wanted}; it has "
             f"{', '.join(table.columns) or 'none'}.{nearest(asked or what, table.columns)} "
-            f"Name another with {base}{'&' if '?' in base else '?'}{what}=COLUMN."
+            + advice
         )
     return None
+
+
+def naming(base: str, what: str, asked: str | None, column: str) -> str:
+    """The spec with another column for "image", "label" or "split", quoted for a shell."""
+    if asked:
+        return shlex.quote(base.replace(f"{what}={asked}", f"{what}={column}"))
+    return shlex.quote(f"{base}{'&' if '?' in base else '?'}{what}={column}")
 
 
 def find_tables(root: str, options: Mapping[str, str], base: str) -> Found:

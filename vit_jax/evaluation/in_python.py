@@ -5,7 +5,6 @@ from __future__ import annotations
 import numbers
 import sys
 
-from flax import nnx
 from tqdm import tqdm
 
 from vit_jax import models
@@ -13,8 +12,6 @@ from vit_jax.data.photos import listed, preprocess
 from vit_jax.errors import UserError
 from vit_jax.evaluation.predict import BATCH_SIZE, best
 from vit_jax.models import adapt
-
-_logits = nnx.jit(lambda model, pixels: model(pixels))
 
 
 def predict(
@@ -49,6 +46,6 @@ def predict(
         for start in range(0, len(several), BATCH_SIZE):
             part = several[start : start + BATCH_SIZE]
             pixels = preprocess(model, part, first=start)
-            found += best(_logits(model, pixels), model.config, top_k)
+            found += best(models.logits(model, pixels), model.config, top_k)
             bar.update(len(part))
     return found

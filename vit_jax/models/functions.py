@@ -136,6 +136,10 @@ def build(config: ModelConfig, *, seed: int = 0) -> nnx.Module:
     return set_params(abstract(config), jax.jit(init)(jax.random.key(seed)))
 
 
+#: (module, images (b, h, w, c)) -> logits (b, k), compiled for each shape.
+logits = nnx.jit(lambda module, images: module(images))
+
+
 def normalise(images: jax.Array) -> jax.Array:
     """uint8 0..255 to float32 in [-1, 1]; done on the device, so that uint8 is transferred."""
     return images.astype(jnp.float32) / 127.5 - 1.0

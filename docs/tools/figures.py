@@ -280,24 +280,35 @@ def forward(params, images, *, depth, norm_first=True):
 
 
 def norm():
-    """Gradients before training with the norm before each branch, or after each sum."""
-    depth = 12
-    images, labels = (part[:256] for part in digits("train"))
-    params, _ = build(config_of(num_layers=depth))
+    """The norm before each branch, or after each sum: gradients before training, and accuracy."""
+    depth, rates, seeds = 12, (3e-4, 1e-3, 3e-3), 3
+    data, test = digits("train"), digits("test")
+    config = config_of(num_layers=depth)
+    images, labels = (part[:256] for part in data)
+    params, _ = build(config)
     # The head is zero at first, so that no gradient passes it; a random one shows the rest.
     kernel = 0.1 * jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
     params = params | {"head/kernel": kernel}
-    figure, (cell,) = panels(1)
+    figure, (left, right) = panels(2)
     for norm_first, style, label in ((True, "o-", "before (ViT)"), (False, "s--", "after")):
         run = jax.jit(functools.partial(forward, depth=depth, norm_first=norm_first))
         gradients = jax.jit(jax.grad(mean_loss), static_argnums=3)(params, images, labels, run)
         norms = [
             float(jnp.linalg.norm(gradients[f"blocks/{i}/mlp/dense1/kernel"])) for i in range(depth)
         ]
-        cell.semilogy(range(1, depth + 1), norms, style, label=label)
+        left.semilogy(range(1, depth + 1), norms, style, label=label)
         print(f"norm {label}: gradient by block {[float(f'{x:.3g}') for x in norms]}")
-    cell.set(xlabel="block", ylabel="gradient norm", xticks=range(1, depth + 1))
-    cell.legend(title="norm", frameon=False)
+        found = np.zeros((len(rates), seeds))
+        for i, seed in np.ndindex(found.shape):
+            untrained, _ = build(config, seed)
+            trained, _ = train(run, untrained, data, steps=400, rate=rates[i], seed=seed)
+            found[i, seed] = accuracy(run, trained, *test)
+        right.semilogx(rates, found.mean(1), style, label=label)
+        right.vlines(rates, found.min(1), found.max(1))
+        print(f"norm {label}: accuracy at {rates}, a row for each: {found.round(1).tolist()}")
+    left.set(xlabel="block", ylabel="gradient norm", xticks=range(1, depth + 1))
+    right.set(xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
+    left.legend(title="norm", frameon=False)
     save(figure, "norm")
 
 

@@ -82,11 +82,11 @@ def test_without_a_checkpoint_nothing_is_restored(tmp_path):
 def test_fingerprint_sees_every_single_bit(dtype):
     words = np.random.default_rng(0).integers(0, 256, 24, dtype=np.uint8)
     original = words.view(jnp.dtype(dtype))
-    before = checkpoint.fingerprint(jnp.asarray(original))
+    before = fingerprints.fingerprint(jnp.asarray(original))
     for bit in range(words.size * 8):
         flipped = words.copy()
         flipped[bit // 8] ^= np.uint8(1 << (bit % 8))
-        after = checkpoint.fingerprint(jnp.asarray(flipped.view(jnp.dtype(dtype))))
+        after = fingerprints.fingerprint(jnp.asarray(flipped.view(jnp.dtype(dtype))))
         assert not np.array_equal(after, before), bit
 
 
@@ -94,9 +94,9 @@ def test_fingerprint_sees_exchanged_values_and_not_the_sharding():
     x = np.arange(64, dtype=np.float32).reshape(8, 8)
     mesh = sharding.make_mesh(fsdp=8)
     split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("fsdp")))
-    whole = checkpoint.fingerprint(jnp.asarray(x))
-    np.testing.assert_array_equal(checkpoint.fingerprint(split), whole)
-    assert not np.array_equal(checkpoint.fingerprint(jnp.asarray(x[::-1])), whole)
+    whole = fingerprints.fingerprint(jnp.asarray(x))
+    np.testing.assert_array_equal(fingerprints.fingerprint(split), whole)
+    assert not np.array_equal(fingerprints.fingerprint(jnp.asarray(x[::-1])), whole)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_])
@@ -143,14 +143,16 @@ def test_two_bit_flips_and_any_sign_flips_are_detected(kind):
     signs = rng.random((tries, words)) < rng.random((tries, 1))
     signs[~signs.any(1), 0] = True
     signs = x ^ (signs.astype(np.uint32) << np.uint32(31))
-    assert missed(checkpoint.fingerprint, x, two) == missed(checkpoint.fingerprint, x, signs) == 0
+    assert (
+        missed(fingerprints.fingerprint, x, two) == missed(fingerprints.fingerprint, x, signs) == 0
+    )
     assert missed(fingerprints.sum32, x, signs) > tries / 3  # the rule of before
 
 
 def test_the_two_lanes_are_independent():
     """A lane of 8 bits of each would collide once in 256 if they were; together once in 65,536."""
     values = jnp.arange(200_000, dtype=jnp.uint32)[:, None]
-    low = np.asarray(jax.jit(jax.vmap(checkpoint.fingerprint))(values)) & 0xFF
+    low = np.asarray(jax.jit(jax.vmap(fingerprints.fingerprint))(values)) & 0xFF
     both = np.histogram2d(low[:, 0], low[:, 1], bins=16)[0]
     expected = len(values) / 256
     assert ((both - expected) ** 2 / expected).sum() < 255 + 6 * np.sqrt(2 * 255)  # chi-square
@@ -331,21 +333,38 @@ def test_57_a_workdir_that_is_moved_during_the_run_is_not_made_again(tmp_path, i
     again.close()
 
 
-def test_a_failed_save_is_reported_at_once_and_the_last_good_one_named(tmp_path):
+@pytest.mark.parametrize("place", ["wait_until_finished", "save"])
+def test_a_failed_save_is_reported_at_once_and_the_last_good_one_named(tmp_path, place):
+    """In its thread or before it; Orbax raises the bare error once more when it is closed."""
     opened = Checkpoints(tmp_path / "c")
     opened.save(1, make_state(1), {})
     opened.wait()
+    close = opened._manager.close
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    opened._manager.wait_until_finished = full
-    opened._pending = 2
-    message = r"Checkpoint 2 was not written .*No space.*good one is 1"
+    def full_again():
+        close()
+        full()
+
+    setattr(opened._manager, place, full)
+    opened._manager.close = full_again
+    message = r"Checkpoint 2 was not written to .*/c \(.*No space.*good one is 1"
+    again = opened.check
+    if place == "save":
+        again = functools.partial(opened.save, 2, make_state(2), {})
+    else:
+        opened._pending = 2
     with pytest.raises(CheckpointError, match=message):
-        opened.check()
-    del opened._manager.wait_until_finished
+        again()
+    delattr(opened._manager, place)
     opened.close()
+    again = Checkpoints(tmp_path / "c")  # the lock was released
+    again._manager.close = full
+    with pytest.raises(OSError, match="No space"):  # said by nobody before
+        again.close()
+    again._lock_file.close()
 
 
 def test_unwritable_directory_is_one_line(tmp_path):
@@ -391,11 +410,12 @@ def test_record_is_plain_json(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line(tmp_path):
-    """On a file system that is too small for the second checkpoint."""
+@pytest.mark.parametrize("size", [60, 700])
+def test_a_full_disk_is_one_line(tmp_path, size):
+    """On a file system too small for the first checkpoint, or for the third."""
     small = tmp_path / "small"
     small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(small)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     try:

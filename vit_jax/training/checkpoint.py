@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -30,15 +30,12 @@ from vit_jax.models.fingerprints import (
     check_rule,
     checked,
     digest_of,
-    fingerprint,
     fingerprints,
     tree_spec,
 )
 from vit_jax.runtime import replicas, sharding
 from vit_jax.training import orbax_threads
 from vit_jax.training.state import TrainState
-
-__all__ = ["CheckpointError", "Checkpoints", "fingerprint"]
 
 #: Advice when the best checkpoint of a run is lost.
 WITHOUT_BEST = (
@@ -101,6 +98,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int = 2):
         self.directory = Path(directory).resolve()
         self._pending: int | None = None
+        self._failed: list[type[Exception]] = []
         self._policy = NewestAndBest(keep, self.directory)
         orbax_threads.silence_raised_errors()
         if jax.process_index() == 0:
@@ -122,14 +120,14 @@ class Checkpoints:
     def _lock(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock_file = open(self.directory / LOCK, "a+")  # noqa: SIM115 (held open)
+            self._lock_file = open(self.directory / LOCK, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise UserError(f"Cannot write to {self.directory}: {error.strerror}.") from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock_file.seek(0)
-            holder = self._lock_file.read().strip()
+            holder = self._lock_file.read().decode().strip() or "another job"
             self._lock_file.close()
             raise UserError(
                 f"{self.directory.parent} is in use by {holder}; "
@@ -140,9 +138,9 @@ class Checkpoints:
             ) from None
         self._lock_file.seek(0)
         self._before = self._lock_file.read()  # restored in the end: a refusal leaves no trace
-        self._lock_file.truncate(0)
-        self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock_file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its text
+            self._lock_file.truncate(0)
+            self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def check(self) -> bool:
         """Whether the save in flight has just ended. Cheap; call after every step.
@@ -160,19 +158,27 @@ class Checkpoints:
         if self._pending is None:
             return
         step, self._pending = self._pending, None
-        try:
+        with self._writing(step):
             self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            files.write_json(self.directory.parent / SAVED, {"step": step})
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Names the place of what Orbax raises: a full disk does not say whose it is."""
+        try:
+            yield
         except Exception as error:
-            self._check_place(self._last_before(step))
+            self._failed.append(type(error))
+            last = self._last_before(step)
+            self._check_place(last)
             self._manager.reload()
             reason = str(error).split("\n")[0][:200]
             raise CheckpointError(
                 f"Checkpoint {step} was not written to {self.directory} ({reason}); "
-                f"the last good one is {self._last_before(step)}. Free space or fix the disk, "
-                "then run the same command again."
+                f"{'there is none before it' if last is None else f'the last good one is {last}'}. "
+                "Free space or fix the disk, then run the same command again."
             ) from error
-        if jax.process_index() == 0:
-            files.write_json(self.directory.parent / SAVED, {"step": step})
 
     def _check_place(self, newest: int | None) -> None:
         """Raises CheckpointError if the directory was moved; Orbax would make it again."""
@@ -217,7 +223,9 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record)
         )
-        if not self._manager.save(step, args=arguments, force=True):
+        with self._writing(step):
+            written = self._manager.save(step, args=arguments, force=True)
+        if not written:
             raise CheckpointError(f"Checkpoint {step} was refused by {self.directory}.")
         self._pending = step
         return True
@@ -358,11 +366,12 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with contextlib.suppress(*self._failed):  # which raises a failed save again
+                self._manager.close()
             if jax.process_index() == 0:
-                self._lock_file.truncate(0)
-                self._lock_file.write(self._before)
-                self._lock_file.close()
+                with contextlib.suppress(OSError), self._lock_file:
+                    self._lock_file.truncate(0)
+                    self._lock_file.write(self._before)
 
 
 #: Texts of errors about bytes that were read but are invalid.

@@ -303,12 +303,14 @@ def norm():
             untrained, _ = build(config, seed)
             trained, _ = train(run, untrained, data, steps=400, rate=rates[i], seed=seed)
             found[i, seed] = accuracy(run, trained, *test)
-        right.semilogx(rates, found.mean(1), style, label=label)
-        right.vlines(rates, found.min(1), found.max(1))
+        (line,) = right.semilogx(rates, found.mean(1), style, label=label)
+        right.vlines(rates, found.min(1), found.max(1), color=line.get_color())
         print(f"norm {label}: accuracy at {rates}, a row for each: {found.round(1).tolist()}")
-    left.set(xlabel="block", ylabel="gradient norm", xticks=range(1, depth + 1))
+    left.set(xlabel="block", ylabel="gradient norm", xticks=range(2, depth + 1, 2))
     right.set(xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
-    left.legend(title="norm", frameon=False)
+    right.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    right.minorticks_off()
+    right.legend(title="norm", loc="lower left", frameon=False)
     save(figure, "norm")
 
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
@@ -20,9 +19,6 @@ from vit_jax import files
 from vit_jax.config import ConfigDict, default, flatten, load, override
 from vit_jax.errors import Preempted, UsageError, UserError, WorkerLost, nearest, one_line
 from vit_jax.runtime import host_memory
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_values(flags: absl_flags.FlagValues) -> None:

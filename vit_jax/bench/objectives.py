@@ -46,11 +46,11 @@ def prepared(variant: str, batch: int, objective: dict[str, str]) -> setups.Setu
 def timed(setup: setups.Setup, step: Callable, batch: dict) -> tuple[float, float]:
     """Wall-clock and CPU seconds of a step, from a new state."""
     state = jax.block_until_ready(setup.program.initialise())
-    clock, processor = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(STEPS):
         state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
-    return (time.perf_counter() - clock) / STEPS, (time.process_time() - processor) / STEPS
+    return (time.perf_counter() - wall) / STEPS, (time.process_time() - cpu) / STEPS
 
 
 def table(variant: str, batch: int, rounds: int) -> None:
@@ -72,14 +72,14 @@ def table(variant: str, batch: int, rounds: int) -> None:
             seconds[name] += [one] if number else []  # the first round warms up
     base = seconds["classification"]
     print(f"{variant}, batch {batch}, {jax.devices()[0].device_kind}, {rounds} rounds")
-    print("| objective | FLOPs | clock, s | processor, s | ratio of FLOPs | of processor time |")
+    print("| objective | FLOPs | wall-clock time, s | CPU time, s | ratio of FLOPs | of CPU time |")
     print("|-|-|-|-|-|-|")
     flops = {name: (step.cost_analysis() or {}).get("flops", 0) for name, step in steps.items()}
     for name, values in seconds.items():
-        clock, processor = (statistics.median(one) for one in zip(*values, strict=True))
+        wall, cpu = (statistics.median(one) for one in zip(*values, strict=True))
         ratios = [own[1] / other[1] for own, other in zip(values, base, strict=True)]
         print(
-            f"| {name} | {flops[name]:.4g} | {clock:.2f} | {processor:.2f} "
+            f"| {name} | {flops[name]:.4g} | {wall:.2f} | {cpu:.2f} "
             f"| {flops[name] / flops['classification']:.4f} | {statistics.median(ratios):.3f} "
             f"({min(ratios):.3f} – {max(ratios):.3f}) |"
         )

@@ -310,7 +310,7 @@ def norm():
     right.set(xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
     right.set_xticks(rates, [f"{rate:g}" for rate in rates])
     right.minorticks_off()
-    right.legend(title="norm", loc="lower left", frameon=False)
+    left.legend(title="norm", frameon=False)
     save(figure, "norm")
 
 

@@ -1,6 +1,7 @@
 """ONNX files of every kind of model, run by ONNX Runtime."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from vit_jax import models
 from vit_jax.cli import main
 from vit_jax.errors import UsageError, UserError
-from vit_jax.interop import export, onnx_files, peers
+from vit_jax.interop import export, load, onnx_files, peers, runtimes
 from vit_jax.models import saved
 
 onnx = pytest.importorskip("onnx")
@@ -256,7 +257,7 @@ def test_predict_and_features_of_a_file(tmp_path, capsys):
         (["--format=onnx", "--dtype=bfloat16"], "--dtype=bfloat16 does not exist in ONNX"),
         (["--format=stablehlo", "--dtype=float16"], "--dtype is for --format=onnx"),
         (["--format=stablehlo", "--uint8"], "--uint8 is for --format=onnx"),
-        (["--format=savedmodel", "--int8"], "--int8 is for --format=stablehlo and onnx"),
+        (["--format=savedmodel", "--int8"], "--int8 is for --format=stablehlo or onnx or openvino"),
         (["--format=onnx", "--calibration=digits"], "--calibration is for --int8"),
         (["--format=onnx", "--int8", "--dtype=float16"], "exclude each other"),
         (["--format=onnxx"], "Did you mean 'onnx'?"),
@@ -319,6 +320,28 @@ def test_openvino(tmp_path):
         export.open_exported(tmp_path / "m.xml")
     with pytest.raises(UserError, match=r"out must end in \.xml for --format=openvino"):
         export.export(source, tmp_path / "out", "openvino")
+
+
+def test_files_that_are_no_exports_are_refused_before_a_runtime_sees_them(tmp_path, capfd):
+    """OpenVINO tries all of its formats on a file, and prints what each thinks of it."""
+    pytest.importorskip("openvino")
+    (tmp_path / "folder.onnx").mkdir()
+    os.mkfifo(tmp_path / "fifo.xml")
+    (tmp_path / "part.onnx").write_bytes(b"\x08\x07\x12\x09")
+    (tmp_path / "page.xml").write_text("<html></html>")
+    for name, said in (
+        ("folder.onnx", "folder.onnx is not a regular file"),
+        ("fifo.xml", "fifo.xml is not a regular file"),
+        ("part.onnx", "part.onnx is no ONNX file"),
+        ("page.xml", "page.xml has no preprocessing; only exports by `vit-jax export`"),
+    ):
+        with pytest.raises(UserError, match=said):
+            export.open_exported(tmp_path / name, "openvino")
+    assert capfd.readouterr() == ("", "")
+    (tmp_path / "M.ONNX").touch()
+    with pytest.raises(UserError, match=r"exports \(\.onnx, \.xml\)"):
+        load.read(tmp_path / "M.ONNX")
+    assert set(load.EXPORTS) == runtimes.SUFFIXES
 
 
 def test_openvino_is_imported_without_its_telemetry(tmp_path, monkeypatch):

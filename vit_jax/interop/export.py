@@ -120,7 +120,7 @@ def check_options(form: str, asked: Options, target: Path) -> Options:
     for name, value, default in zip(Options._fields, asked, Options(), strict=True):
         has = [other for other, (_, _, names) in FORMATS.items() if name in names]
         if value != default and form not in has:
-            raise UserError(f"--{name} is for --format={' and '.join(has)}.")
+            raise UserError(f"--{name} is for --format={' or '.join(has)}.")
     if asked.calibration and not asked.int8:
         raise UserError("--calibration is for --int8.")
     if asked.int8 and asked.dtype != "float32":
@@ -154,7 +154,7 @@ class Exported(NamedTuple):
 def is_exported(path: str | Path) -> bool:
     """Whether `path` looks like what `export` writes."""
     path = Path(path).expanduser()
-    return path.suffix in BY_SUFFIX or (path / "facts.json").exists()
+    return path.suffix in runtimes.SUFFIXES or (path / "facts.json").exists()
 
 
 def open_exported(path: str | Path, runtime: str | None = None) -> Exported:
@@ -166,9 +166,9 @@ def open_exported(path: str | Path, runtime: str | None = None) -> Exported:
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"There is no exported model {path}.")
-    if runtime or path.suffix in BY_SUFFIX:  # what it has of checksums is compared
+    if runtime or path.suffix in runtimes.SUFFIXES:
         _, open_, read_facts = runtimes.choose(path, runtime)
-        (answer, _), known = open_(path), read_facts(path)
+        known, (answer, _) = read_facts(path), open_(path)  # the first compares checksums
     else:
         form = "stablehlo" if (path / "model.stablehlo").exists() else "savedmodel"
         (answer, _), known = FORMATS[form][1](path), files.read_json(path / "facts.json")
@@ -191,7 +191,7 @@ def open_exported(path: str | Path, runtime: str | None = None) -> Exported:
             f"{path} has no preprocessing ({type(error).__name__}: {error}); only exports by "
             "`vit-jax export` can be evaluated."
         ) from error
-    if path.suffix in BY_SUFFIX:  # other tools may reshape these
+    if path.suffix in runtimes.SUFFIXES:  # other tools may reshape these
         peers.check_takes(answer, (*found.image_size, found.channels), path)
     return found
 

@@ -20,6 +20,8 @@ from vit_jax.interop import fetch, huggingface, npz, published, timm, unfinished
 from vit_jax.models import adapt, saved
 from vit_jax.models.layers import Model
 
+#: Suffixes of exported files, which are run and not loaded.
+EXPORTS = (".onnx", ".xml")
 Weights = tuple[models.ModelConfig, dict[str, np.ndarray]]
 
 
@@ -233,7 +235,7 @@ def read_path(path: Path, variant: str | None = None) -> Weights:
 
 
 def _read_path(path: Path, variant: str | None) -> Weights:
-    if path.suffix in (".onnx", ".xml") or (path / "facts.json").exists():
+    if path.suffix in EXPORTS or (path / "facts.json").exists():
         raise UserError(
             f"{path} is an export: evaluate, predict and features run it; give the checkpoint it "
             "was made from."
@@ -247,7 +249,8 @@ def _read_path(path: Path, variant: str | None) -> Weights:
         if path.suffix == ".safetensors":
             return timm.load(path, variant=variant)
         raise UserError(
-            f"{path} is not a checkpoint: files must be an official .npz or a timm .safetensors."
+            f"{path} is not a checkpoint: files are an official .npz or a timm .safetensors, or "
+            f"exports ({', '.join(EXPORTS)})."
         )
     if unfinished.is_unfinished(path):
         return unfinished.load(path)

@@ -55,6 +55,15 @@ def parts(file: Path) -> list[Path]:
     return [file, file.with_suffix(".bin")]
 
 
+FOREIGN = "{} has no preprocessing; only exports by `vit-jax export` can be evaluated."
+
+
+def check(file: Path) -> None:
+    """Raises UserError for an IR without a checksum, or with one that does not match."""
+    if file.suffix == ".xml" and not checksums.check(file, parts(file)[1:]):
+        raise UserError(FOREIGN.format(file))
+
+
 def open_file(file: str | Path, dtype: str = "float32") -> tuple[Answer, str]:
     """A function of images (b, h, w, c) in [-1, 1], by OpenVINO on the CPU, and its version.
 
@@ -66,8 +75,7 @@ def open_file(file: str | Path, dtype: str = "float32") -> tuple[Answer, str]:
       UserError: OpenVINO is not installed, or cannot run the file.
     """
     openvino = import_openvino()
-    if Path(file).suffix == ".xml":
-        checksums.check(Path(file), parts(Path(file))[1:])
+    check(Path(file))
     hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY"}
     try:
         model = openvino.Core().compile_model(str(file), "CPU", hints)
@@ -95,10 +103,9 @@ def read_facts(file: Path) -> dict:
     """
     if file.suffix == ".onnx":
         return onnx_files.facts_without_a_runtime(file)
-    model = import_openvino().Core().read_model(str(file))
+    check(file)
     try:
+        model = import_openvino().Core().read_model(str(file))
         return json.loads(model.get_rt_info(FACTS).astype(str))
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{file} has no preprocessing; only exports by `vit-jax export` can be evaluated."
-        ) from error
+        raise UserError(FOREIGN.format(file)) from error

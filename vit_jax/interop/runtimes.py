@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from vit_jax import files
 from vit_jax.errors import UsageError
 from vit_jax.interop import onnx_files, openvino_files
 from vit_jax.interop.peers import Answer
@@ -32,13 +33,18 @@ RUNTIMES = {
     ),
 }
 
+SUFFIXES = frozenset(suffix for runtime in RUNTIMES.values() for suffix in runtime.suffixes)
+
 
 def choose(path: Path, name: str | None = None) -> Runtime:
-    """The runtime for a file; without a name, the file's own.
+    """The runtime for a file of one of SUFFIXES; without a name, the file's own.
 
     Raises:
       UsageError: it does not run such files.
+      UserError: it is not a file.
     """
+    if path.suffix in SUFFIXES:
+        files.check_regular(path)
     if not name:
         return next(runtime for runtime in RUNTIMES.values() if path.suffix in runtime.suffixes)
     found = RUNTIMES[name]

@@ -7,9 +7,11 @@ import contextvars
 import importlib
 import json
 import os
+import re
 import runpy
 import stat
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,9 +90,50 @@ def replacing(file: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)):
-            raise UserError(f"{file} cannot be written ({error.strerror}).") from error
+        if reason := why_not_written(error, partial):
+            raise UserError(f"{file} cannot be written ({reason}).") from error
         raise
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target`, to make it in; removed at the end.
+
+    Raises:
+      UserError: the disk is full, or nothing can be written there for another reason.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
+        try:
+            yield Path(scratch)
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, UserError) else error  # of `replacing`
+            if reason := why_not_written(cause, Path(scratch)):
+                raise UserError(f"{target} cannot be written ({reason}).") from error
+            raise
+
+
+def why_not_written(error: BaseException | None, place: Path) -> str:
+    """Why `place`, or what is in it, cannot be written; "" for an error of something else.
+
+    A full disk often names no file, and safetensors has an error of its own for it.
+    """
+    if isinstance(error, OSError):
+        where = Path(os.fsdecode(error.filename or place))
+        return (error.strerror or str(error)) if where.is_relative_to(place) else ""
+    found = re.search(r"I/O error: (.+) \(os error \d+\)", str(error))
+    return found[1] if found else ""
+
+
+def reserve(file: Path) -> None:
+    """Takes the room of a file that is mapped into memory: on a full disk, writing to it kills.
+
+    Raises:
+      OSError: there is not enough.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(file, "r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
 
 
 def write_text(file: Path, text: str) -> None:

@@ -260,6 +260,7 @@ def _write_npy(partial: Path, features, names: list[str], on_batch):
             labels = np.zeros((len(names), *wanted.shape[1:]), wanted.dtype)
             shape = (len(names), *found.shape[1:])
             array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            files.reserve(partial)
         array[seen : seen + len(found)], labels[seen : seen + len(found)] = found, wanted
         seen += len(found)
         on_batch(seen)

@@ -63,8 +63,10 @@ def inspect(
         except UserError as error:
             notes.append(str(error))
             return
-        figure.savefig(out / f"{name}.png", dpi=110)
-        np.savez(out / f"{name}.npz", **numbers)
+        with files.replacing(out / f"{name}.png") as partial:
+            figure.savefig(partial, format="png", dpi=110)
+        with files.replacing(out / f"{name}.npz") as partial, open(partial, "wb") as written:
+            np.savez(written, **numbers)
         pictures.append((heading, caption, out / f"{name}.png"))
 
     draw(

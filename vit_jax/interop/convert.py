@@ -113,8 +113,7 @@ def convert(
     check_request(target, to, licence, private)
     place = hub.find_place(str(target), private) if hub.is_hub(target) else None
     form, name = FORMATS[to], place.name if place else Path(target).name
-    beside = None if place else Path(target).parent
-    if beside is not None:
+    if not place:
         check_free(Path(target))
     probes = peers.opened(photos)
     config, params = load.read(source)
@@ -122,10 +121,8 @@ def convert(
     folded: list[str] = []
     if to != "native":
         config, params, folded = adapt.fold_temperature(config, params)
-    if beside is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".converting-") as scratch:
-        made = Path(scratch) / Path(name).name
+    with files.staging(Path(tempfile.gettempdir(), name) if place else Path(target)) as scratch:
+        made = scratch / Path(name).name
         form.save(made, config, params)
         if to == "huggingface":
             known_as = place.name if place else "this directory"

@@ -87,13 +87,12 @@ def export(
     images = peers.photographs(config, probes)
     head = convert.head_for_proof(config, params)
     wanted = peers.outputs(config, params | head, images)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as scratch:
-        made = Path(scratch) / target.name
+    with files.staging(target) as scratch:
+        made = scratch / target.name
         save, open_, _ = FORMATS[form]
         note = save(made, config, params, asked)
         if head:  # a zero classifier would make the comparison meaningless
-            proved = Path(scratch) / f"proof{target.suffix}"
+            proved = scratch / f"proof{target.suffix}"
             save(proved, config, params | head, asked)
             open_(made)
         answer, runtime = open_(proved if head else made)

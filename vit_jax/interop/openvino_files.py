@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.errors import UserError, need
+from vit_jax.errors import UserError, first_line, need
 from vit_jax.interop import checksums, onnx_files
 from vit_jax.interop.peers import Answer, Outputs
 
@@ -46,7 +47,10 @@ def save(file: Path, onnx_file: Path, facts: Mapping[str, object]) -> None:
     model = openvino.Core().read_model(str(onnx_file))
     known = {**facts, checksums.NAME: checksums.OPEN}
     model.set_rt_info(json.dumps(known), FACTS)
-    openvino.save_model(model, str(file), compress_to_fp16=False)
+    try:
+        openvino.save_model(model, str(file), compress_to_fp16=False)
+    except RuntimeError as error:  # a full disk is "basic_ios::clear: iostream error"
+        raise OSError(errno.EIO, f"OpenVINO could not: {first_line(error)}", str(file)) from error
     checksums.seal(file, parts(file)[1:])
 
 

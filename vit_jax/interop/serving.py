@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from vit_jax.errors import UserError, nearest
+from vit_jax.files import staging
 from vit_jax.interop import convert, export
 from vit_jax.interop.onnx_graph import import_onnx
 
@@ -113,8 +113,8 @@ def export_to(
     is_new = not repository.exists()
     repository.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=repository, prefix=".exporting-") as scratch:
-            made = Path(scratch) / name
+        with staging(target) as scratch:
+            made = scratch / name
             file = made / "1" / FILES[form]
             proof = export.export(source, file, form, **options)
             for other, text in files(name, file).items():

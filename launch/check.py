@@ -311,8 +311,8 @@ def check_workdir(way: str, workdir: str) -> None:
     whole = "/" + os.path.normpath(workdir).lstrip("/")
     if not whole.startswith(f"{SHARED}/"):
         fail(
-            f"--workdir={workdir} is not inside {SHARED} and would be gone with the machine; give "
-            f"a --workdir in {SHARED}."
+            f"--workdir={workdir} is not inside {SHARED} and would be deleted with the machine; "
+            f"give a --workdir in {SHARED}."
         )
 
 

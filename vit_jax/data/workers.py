@@ -100,7 +100,7 @@ class Watched:
                 item = items.get(timeout=min(LOOK_EVERY, left))
                 self.look()
                 return item
-            left -= LOOK_EVERY  # not by the clock, which goes on while this process is stopped
+            left -= LOOK_EVERY  # not by the clock, which continues while this process is stopped
             if failed is None and (failed := self.look()) is not None:
                 left = min(left, GRACE)
         self.end()  # closing would wait for a stopped one

@@ -167,7 +167,7 @@ def open_exported(path: str | Path, runtime: str | None = None) -> Exported:
         raise UserError(f"There is no exported model {path}.")
     if runtime or path.suffix in runtimes.SUFFIXES:
         _, open_, read_facts = runtimes.choose(path, runtime)
-        known, (answer, _) = read_facts(path), open_(path)  # the first compares checksums
+        known, (answer, _) = read_facts(path), open_(path)  # the first verifies the checksum
     else:
         form = "stablehlo" if (path / "model.stablehlo").exists() else "savedmodel"
         (answer, _), known = FORMATS[form][1](path), files.read_json(path / "facts.json")

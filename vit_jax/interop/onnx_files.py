@@ -149,7 +149,7 @@ def open_file(file: str | Path) -> tuple[Answer, str]:
 
 
 def start(file: str | Path):
-    """An ONNX Runtime session of a file, tried once, and the runtime's version."""
+    """An ONNX Runtime session of a file, after a trial run on zeros, and the runtime's version."""
     need("An .onnx file", "onnxruntime")
     import onnxruntime
 
@@ -179,7 +179,7 @@ def read_facts(file: Path) -> dict:
 
 
 def facts_without_a_runtime(file: Path) -> dict:
-    """The same, read by the package `onnx`; what the file has of checksums is compared.
+    """The same, read by the package `onnx`; a checksum in the file is verified.
 
     Raises:
       UserError: it is not installed, or the file is damaged.

@@ -70,7 +70,7 @@ def opened(spec: str) -> data.Source | None:
     """A data set of photographs; None for "".
 
     Raises:
-      UserError: there is none, which is better known before a model is loaded.
+      UserError: there is none; checked before a model is loaded.
     """
     return data.open_source(spec, labelled=False) if spec else None
 

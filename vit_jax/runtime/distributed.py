@@ -220,7 +220,7 @@ def _instance_attribute(name: str) -> str:
         return ""
 
 
-#: Texts in errors of collectives or the coordinator that mean another process is gone.
+#: Texts in errors of collectives or the coordinator that mean another process has ended.
 LOST = re.compile(
     r"gloo|connection (reset|closed|refused)|heartbeat|nccl.*(abort|remote)|unhealthy|"
     r"peer|UNAVAILABLE|DEADLINE_EXCEEDED",
@@ -233,7 +233,7 @@ STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CA
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an error means that another process of the job is gone."""
+    """Whether an error means that another process of the job has ended."""
     of_xla = isinstance(error, jax.errors.JaxRuntimeError) or (
         isinstance(error, ValueError | RuntimeError)
         and not isinstance(error, UserError)

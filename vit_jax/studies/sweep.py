@@ -85,7 +85,7 @@ def sweep(
         trial.seed = config.seed + seed
         trial.keep_best, trial.patience = "", 0
         place = workdir / f"final_{seed}"
-        # One that began with these two, as earlier versions did, goes on without them.
+        # One that began with these two, as earlier versions did, continues without them.
         changed = changes(place, as_begun(place, trial))
         known = bool(changed) and changed.keys() <= CHOOSE
         found = train(trial, place, allow_config_change=known)

@@ -137,7 +137,7 @@ class Checkpoints:
                 "file system with locks."
             ) from None
         self._lock_file.seek(0)
-        self._before = self._lock_file.read()  # restored in the end: a refusal leaves no trace
+        self._before = self._lock_file.read()  # restored at the end: a refusal leaves no trace
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its text
             self._lock_file.truncate(0)
             self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -189,7 +189,7 @@ class Checkpoints:
             )
 
     def _last_before(self, step: int) -> int | None:
-        """The newest checkpoint before `step`, whose own folder may be there and not be whole."""
+        """The newest checkpoint before `step`, whose own folder may exist but be incomplete."""
         return max((s for s in self._manager.all_steps() if s < step), default=None)
 
     def save(self, step: int, state: TrainState, meta: Record) -> bool:

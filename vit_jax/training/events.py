@@ -104,7 +104,7 @@ def abort_if_stuck(in_a_row: jax.Array, limit: int) -> None:
 
 
 def rolled_back(shared: Instruments, abstract: TrainState) -> Event:
-    """After a loss spike, goes on with the weights of the last checkpoint before it.
+    """After a loss spike, continues with the weights of the last checkpoint before it.
 
     Raises:
       Diverged: from the event, at a spike after the last roll-back that is allowed.
@@ -118,7 +118,7 @@ def rolled_back(shared: Instruments, abstract: TrainState) -> Event:
         target, seen = spikes.target(step), f"loss spike before step {step} ({described(spike)})"
         if target is None:
             spikes.losses.clear()  # what is usual from here on
-            shared.log.say(f"{seen}; there was no checkpoint before it, and the run goes on")
+            shared.log.say(f"{seen}; there was no checkpoint before it, and the run continues")
             return None
         assert spikes.rule is not None
         if len(spikes.ranges) >= spikes.rule.limit:

@@ -27,7 +27,7 @@ def train(
 
     Raises:
       UserError: the configuration, the data or the directory is not usable.
-      Preempted: asked to stop; the state is saved, and the same call goes on.
+      Preempted: asked to stop; the state is saved, and the same call continues.
     """
     what = str(what)
     given = {key: own_data.as_text(value) for key, value in settings.items()}

@@ -16,7 +16,7 @@ Metrics = dict[str, jax.Array]
 class Event(NamedTuple):
     """due(step), counting from 1: whether `act(step, state, metrics)` runs after it.
 
-    act: it may return another state to go on with.
+    act: it may return another state to continue with.
     """
 
     due: Callable[[int], bool]

@@ -1,6 +1,6 @@
 """Loss spikes: noticed a few steps later, by the same rule at the same step on all processes.
 
-A roll-back takes updates back, not steps: the weights return to a checkpoint, and the run goes on
+A roll-back takes updates back, not steps: the weights return to a checkpoint, and the run continues
 with the next batch, step and learning rate. So a batch stays a function of (seed, step), and all
 that a resume needs is in the record of a checkpoint.
 """

@@ -295,6 +295,23 @@ def test_print_config_of_a_config_file(capsys):
     assert jax.default_backend() == "cpu" and "own" not in json.loads(text)["init_from"]
 
 
+@pytest.mark.parametrize("table", [True, False])
+def test_a_split_that_is_not_used_is_named(tmp_path, table, capsys):
+    """A misspelt "test" would otherwise be left out without a word."""
+    root = three_classes(tmp_path / "pets", count=4)
+    (root / "test").rename(root / "tset")
+    data = f"folder:{root}"
+    if table:
+        files = sorted(root.glob("*/*/*.png"))
+        rows = [f"{file},{file.parts[-2]},{file.parts[-3]}" for file in files]
+        (root / "all.csv").write_text("\n".join(["path,label,split", *rows]))
+        data += "/all.csv"
+    assert main(["train", data, f"--workdir={tmp_path / 'run'}", *TINY]) == 0
+    assert ("unused splits: tset" if table else "skipped beside train: tset") in (
+        capsys.readouterr().out
+    )
+
+
 def test_own_validation_is_for_data_that_have_only_a_test_split(tmp_path):
     assert specs.own_validation("digits") == ("train[:90%]", "train[90%:]")
     root = three_classes(tmp_path / "pets", count=2)

@@ -122,6 +122,7 @@ def training_part(
     if own is not None:
         overrides["data.train_split"], overrides["data.eval_split"] = own
         notes.append("validation: a tenth of the training images is held out")
+        notes += specs.choose_splits(spec, data_dir=data_dir).notes  # splits that are not used
     train = given.get("data.train_split") or (own[0] if own else "")
     named = f"{spec}[{train}]" if train else specs.choose_splits(spec, data_dir=data_dir).train
     exclude = given.get("data.exclude") or None

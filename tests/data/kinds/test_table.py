@@ -331,7 +331,7 @@ def test_delimiters_and_quotes(images, text):
         ("path,label\n0.png,a\nhttps://host/b.png,b\n", "line 3: https://host/b.png is a URL"),
         ("path,label\n0.png,1\n1.png,1.0\n", r"'1' \(.*line 2\) and '1.0' \(.*line 3\) are the s"),
         ("0.png,a\n1.png,b\n", "it has 0.png, a. Its first line seems to be an image: put a "),
-        ("", "needs a column path"),
+        ("", "train.csv is empty"),
         ("path,label\n" + "x" * 200_000 + ",a\n", "line 2: field larger than field limit"),
         ("path,label\n0.png,1\n1.png,-2\n", "line 3: the label -2 is negative"),
     ],

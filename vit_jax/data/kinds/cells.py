@@ -122,7 +122,9 @@ def read_table(file: str, encoding: str = "") -> Table:
                 rows.append((reader.line_num + bool(declared), cells))
     except csv.Error as error:
         raise UserError(f"{name}, line {reader.line_num}: {error}.") from error
-    columns = [normal(cell) for cell in rows[0][1]] if rows else []
+    if not rows:
+        raise UserError(f"{name} is empty.")
+    columns = [normal(cell) for cell in rows[0][1]]
     while columns and not columns[-1]:
         columns.pop()
     for line, cells in rows:

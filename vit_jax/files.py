@@ -126,7 +126,7 @@ def why_not_written(error: BaseException | None, place: Path) -> str:
 
 
 def reserve(file: Path) -> None:
-    """Takes the room of a file that is mapped into memory: on a full disk, writing to it kills.
+    """Allocates the disk space of a file to map into memory: a full disk would raise SIGBUS later.
 
     Raises:
       OSError: there is not enough.

@@ -38,7 +38,7 @@ def test_what_is_on_the_page(root, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"WRONG +images +train: 1 of 11 images cannot be read: .*zz.png", out)
     assert re.search(r"near-duplicates +1 images of test are in train as well; .vit-jax dedup", out)
-    assert "'sun flower' and 'sun_flower' are the same but for case, blanks" in out
+    assert "'sun flower' and 'sun_flower' are the same except for case, blanks" in out
     html = page.read_text()
     assert "train: all 11 images, test: all 4 images" in html
     assert "smallest 40x30, median 50x30, largest 80x30" in html

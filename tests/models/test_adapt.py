@@ -42,7 +42,7 @@ def test_equals_the_original(old, new):
 
 @pytest.mark.parametrize("shape", [(17, 5), (2, 17, 5)])
 def test_one_model_is_resized_at_a_time(shape):
-    with pytest.raises(UserError, match=r"are \(1, n, d\), and these"):
+    with pytest.raises(UserError, match=r"must be \(1, n, d\), but these"):
         resize_position_embedding(np.zeros(shape), (7, 7))
 
 
@@ -95,7 +95,7 @@ def test_wrong_grids_are_refused(tokens, settings, message):
     with pytest.raises(UserError, match=message):
         resize_position_embedding(np.zeros((1, tokens, 2)), (8, 8), **settings)
     for tokens, grid in ((17, (0, 8)), (17, (8, -1)), (1, (8, 8))):
-        with pytest.raises(UserError, match="both need a patch at least"):
+        with pytest.raises(UserError, match="both need at least one patch"):
             resize_position_embedding(np.zeros((1, tokens, 2)), grid)
 
 

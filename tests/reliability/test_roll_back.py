@@ -125,7 +125,7 @@ def test_55_updates_are_taken_back_and_a_resume_gives_the_same_bytes(
     end = read_metrics(whole / "metrics.jsonl")[-1]
     assert end["train/skipped_updates"] == last - first + 1 and end["train/loss"] < 3
     assert f"rolled back to the weights of step {first - 1:.0f}" in capsys.readouterr().out
-    assert f"steps {first} to {last} were taken back" in report.render(whole)
+    assert f"steps {first} to {last} were undone" in report.render(whole)
     newest = sorted((whole / "checkpoints").glob("0*"))[-1]
     meta = files.read_json(newest / "meta" / "metadata")
     assert [(r["from"], r["to"]) for r in meta["roll_back"]["ranges"]] == [(first, last)]

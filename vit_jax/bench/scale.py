@@ -383,7 +383,7 @@ def table_cost() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Predictions for many machines; see docs/scale.md.")
+    parser = argparse.ArgumentParser(description="Predictions for many chips; see docs/scale.md.")
     parser.add_argument("--read", action="store_true", help="compile and read; takes minutes")
     options = parser.parse_args()
     if options.read:

@@ -27,10 +27,10 @@ example:
   objectnet       the 113 objects that ImageNet has, from the unpacked data
   vtab            VTAB-1k: fine-tunes on every task that is prepared; resumes
   FILE.py:NAME    an evaluator of your own, see CONTRIBUTING.md
-fewshot, knn and probe use the training and the evaluation split of each data set; of exports they
-need one with --features. vtab needs a checkpoint. Images are prepared by the model's preprocessing;
-classes are matched by name if both sides have names. Writes evaluation.json, CSV files, pictures
-and evaluation.html into --out, with the paper's numbers where a row corresponds.
+fewshot, knn and probe use the training and the evaluation split of each data set; an export
+must have been made with --features. vtab needs a checkpoint. Images are prepared by the model's
+preprocessing; classes are matched by name if both sides have names. Writes evaluation.json, CSV
+files, pictures and evaluation.html into --out, with the paper's numbers where a row corresponds.
 Without --data, classification uses the test split of the run's own data, or else its evaluation
 data, says which, and writes into WORKDIR/test or beside it.
 An option of a protocol is --PROTOCOL.OPTION, or --OPTION for every protocol of --suite that has it.

@@ -9,9 +9,9 @@ import numpy as np
 from vit_jax.data.decode import Image
 
 Size = tuple[int, int]
-#: A resized image of more pixels is not made whole: a strip of 1x60,000 would fill gigabytes. A
-#: value then differs by one, or where a filter overshoots by more, as Pillow may do its two passes
-#: in another order.
+#: Above this number of pixels only the crop is resized: a strip of 1x60,000 would fill gigabytes.
+#: Values may then differ by one, or by more where a filter overshoots, since Pillow may do its two
+#: passes in another order.
 CROP_BEFORE_RESIZE = 2**24
 
 

@@ -128,7 +128,7 @@ def subfolders(path: str, skipped: Counter | None = None) -> list[str]:
 def images_below(root: str, folder: str, skipped: Counter | None = None) -> list[str]:
     """Paths relative to `root` of the images in and below `folder`; other entries are counted.
 
-    Without any image these are the `.npy` files: beside images they are something else.
+    `.npy` files are returned only if there are no other images, and are skipped beside them.
 
     Args:
       skipped: receives the kinds of other files, and their numbers.

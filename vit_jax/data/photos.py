@@ -81,7 +81,7 @@ def read_file(transform: Transform, file: Path | str, limits: Limits = Limits())
     name = shown(str(file))
     if is_address(file):
         return transform.read(fetch(str(file), limits), name)
-    if "\0" in str(file):  # in no name of a file
+    if "\0" in str(file):  # invalid in a file name
         raise UserError(f"There is no image {name}.")
     try:
         return transform.read(read_image_file(file), name)

@@ -169,7 +169,7 @@ _listed: ContextVar[dict[tuple, AllSplits]] = ContextVar("listed")
 
 @contextlib.contextmanager
 def listed_once() -> Iterator[None]:
-    """Within it a data set is listed once, however often it is opened: checked first, then used."""
+    """A context in which a data set that is opened twice (to check, then to use) is listed once."""
     before = _listed.set({})
     try:
         yield

@@ -84,7 +84,7 @@ class Watched:
             threading.Thread(target=self.see_them_start, daemon=True, name="workers").start()
 
     def see_them_start(self) -> None:
-        """Who dies before `look` has seen it is in no list any more; the reader may be busy."""
+        """Looks for new workers: the list of children lacks those that died before a look."""
         while len(self.seen) < self.count and not self.closed.wait(LOOK_EVERY):
             self.look()
 

@@ -122,7 +122,7 @@ def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
     for name in distinct:
         groups[folded(name)].append(name)
     for group in groups.values():
-        found |= dict.fromkeys(combinations(group, 2), "but for case, blanks or Unicode's form")
+        found |= dict.fromkeys(combinations(group, 2), "except for case, blanks or Unicode form")
     near: dict[str, list[str]] = defaultdict(list)
     for name in groups:
         for part in {name, *(name[:i] + name[i + 1 :] for i in range(len(name)))}:
@@ -131,7 +131,7 @@ def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
         for a, b in combinations(sorted(several), 2):
             if min(len(a), len(b)) >= 4 and one_letter(a, b):
                 pair = sorted((groups[a][0], groups[b][0]))
-                found.setdefault((pair[0], pair[1]), "but for one letter")
+                found.setdefault((pair[0], pair[1]), "except for one letter")
     return [(a, b, why) for (a, b), why in sorted(found.items())]
 
 

@@ -53,8 +53,8 @@ class DataSets(NamedTuple):
         return data.open_source(spec, data_dir=self.data_dir, labelled=True)
 
     def validation(self, source: Source, spec: str, what: str) -> Source:
-        """Data to choose something on that is evaluated on `source`: its validation split, or
-        what its run was evaluated on during training.
+        """The data to choose a setting on, if `source` is the test data: the validation split, or
+        what the run was evaluated on during training.
 
         Args:
           spec: other data, by default their validation split, or else test; "": the default.

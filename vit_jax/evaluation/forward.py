@@ -127,7 +127,7 @@ def of_function(
     shape = (*image_size, channels)
     grey, features = answer(np.zeros((1, *shape), np.float32))[:2]
     if len(labels) not in (0, grey.shape[-1]):
-        raise UserError(f"{name} has {grey.shape[-1]} classes and names {len(labels)}.")
+        raise UserError(f"{name} has {grey.shape[-1]} classes, but {len(labels)} class names.")
 
     def function(images: jax.Array) -> Outputs:
         logits, pre_logits = answer(np.asarray(models.normalise(images)))[:2]

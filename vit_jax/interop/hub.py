@@ -1,7 +1,8 @@
 """Pushes a directory to a new repository of the Hugging Face hub, in one commit.
 
-Nothing is ever overwritten: a repository with files is refused, and so is a commit after another
-one. If a push fails, the new repository stays empty and can be pushed to again.
+Nothing is ever overwritten: a repository with files is refused, and so is a push if
+there was another commit in the meantime. If a push fails, the new repository stays empty and can be
+pushed to again.
 """
 
 from __future__ import annotations

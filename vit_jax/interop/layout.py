@@ -123,7 +123,7 @@ def check_sizes(
 
 
 def same_order(one: Shape, other: Shape) -> bool:
-    """Whether two shapes are the same but for axes of size one, or that one of them merges."""
+    """Whether two shapes are equal except for axes of size one, or axes that one of them merges."""
     ends = [set(itertools.accumulate(shape, operator.mul)) - {1} for shape in (one, other)]
     return math.prod(one) == math.prod(other) and (ends[0] <= ends[1] or ends[1] <= ends[0])
 

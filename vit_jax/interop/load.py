@@ -174,9 +174,9 @@ def check_named(source: str) -> None:
         beside = [entry.name for entry in path.parent.glob("*")] if path.name else []
         hint = nearest(source, published.PUBLISHED) or nearest(path.name, beside)
         raise UserError(
-            f"There is no checkpoint at {source!r}.{hint} Give a "
-            "workdir, an exported, Hugging Face or timm directory, an official .npz, hf:ORG/NAME, "
-            "a gs:// or https:// URL, or a published name such as B/16-imagenet21k."
+            f"There is no checkpoint at {source!r}.{hint} Give a workdir, a directory of weights "
+            "(exported, Hugging Face, timm), an official .npz, hf:ORG/NAME, a gs:// or https:// "
+            "URL, or a published name such as B/16-imagenet21k."
         )
 
 

@@ -24,8 +24,8 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 def import_openvino():
     """The package, or a UserError that says how to install it; without its telemetry.
 
-    Its import would report itself to Google Analytics, from a fork of this process, in which the
-    threads of JAX may deadlock. It is imported like one without the package `openvino_telemetry`.
+    Importing it would report to Google Analytics from a forked process, in which the threads of JAX
+    may deadlock. So the package `openvino_telemetry` is hidden during the import.
     """
     need("OpenVINO's format", "openvino")
     before = sys.modules.setdefault(TELEMETRY, None)  # type: ignore[arg-type]  # importing it fails

@@ -38,7 +38,7 @@ def resize_position_embedding(
     """
     pos = np.asarray(pos, np.float32)
     if pos.ndim != 3 or len(pos) != 1:
-        raise UserError(f"Position embeddings are (1, n, d), and these {pos.shape}.")
+        raise UserError(f"Position embeddings must be (1, n, d), but these are {pos.shape}.")
     tokens, grid = (pos[0, :1], pos[0, 1:]) if has_class_token else (pos[0, :0], pos[0])
     if old_grid is None:
         side = math.isqrt(len(grid))
@@ -52,7 +52,7 @@ def resize_position_embedding(
     if not len(grid) or min(new_grid) < 1:
         raise UserError(
             f"Position embeddings of {len(grid)} patches cannot have a grid of "
-            f"{new_grid[0]}x{new_grid[1]}; both need a patch at least."
+            f"{new_grid[0]}x{new_grid[1]}; both need at least one patch."
         )
     if new_grid != tuple(old_grid):
         rows, columns = (_interpolation(n, m) for n, m in zip(old_grid, new_grid, strict=True))

@@ -103,7 +103,7 @@ class BestRecord(TypedDict):
     evaluated: int
 
 
-#: The steps whose updates were taken back, and why. loss: None: not finite.
+#: The steps whose updates were undone, and why. loss: None: not finite.
 RolledBack = TypedDict("RolledBack", {"from": int, "to": int, "loss": float | None, "usual": float})
 
 

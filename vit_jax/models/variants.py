@@ -117,7 +117,7 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """
     sides = value if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2 or not all(isinstance(side, numbers.Integral) for side in sides):
-        raise UserError(f"A size is a whole number, or (height, width), and not {value!r}.")
+        raise UserError(f"A size is a whole number, or (height, width), not {value!r}.")
     return int(sides[0]), int(sides[1])
 
 

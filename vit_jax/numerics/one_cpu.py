@@ -1,4 +1,4 @@
-"""What is faster otherwise on a single CPU device with XLA; measured in docs/performance.md."""
+"""Numerics that are faster with XLA on a single CPU device; measured in docs/performance.md."""
 
 from __future__ import annotations
 

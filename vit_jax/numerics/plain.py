@@ -1,4 +1,4 @@
-"""What the paper says, in float32: the row that every other row of numerics is held to."""
+"""The paper's formulas in float32: the reference that tests compare all other numerics with."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def add(z: Array, branch: Array) -> Array:
 
 
 #: The tanh approximation is what the released models were trained with. jax.nn.gelu is looked up
-#: when it is called: translators put their own in its place.
+#: when it is called, so that converters can replace it.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    # Of other families' weights:
+    # For weights of other families:
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,

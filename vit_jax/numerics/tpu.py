@@ -1,4 +1,4 @@
-"""What is faster otherwise on TPU with XLA; measured in docs/performance.md.
+"""Numerics that are faster with XLA on TPU; estimated in docs/performance.md.
 
 Activations stay (b, n, d): flattening to rows would change the layout, as 197 tokens are not a
 multiple of the 8 rows of a tile.

@@ -239,7 +239,7 @@ def _rolled_back(records: Records) -> str:
             loss, usual = (charts.number(record[f"roll_back/{key}"]) for key in ("loss", "usual"))
             lines.append(
                 f"<p>Rolled back after a loss spike ({loss}, usually {usual}): the updates of "
-                f"steps {first:,} to {last:,} were taken back.</p>"
+                f"steps {first:,} to {last:,} were undone.</p>"
             )
     return "".join(lines)
 

@@ -20,8 +20,8 @@ class Watchdog:
 
     Time in which the whole process was stopped does not count.
 
-    The stacks of all threads are printed. The exit code is 42 if there was progress since the
-    start, so that launchers restart the job, otherwise 1.
+    The stacks of all threads are printed. The exit code is 42 if a step was saved since the start,
+    so that launchers restart the job, otherwise 1.
     """
 
     def __init__(self, seconds: float):
@@ -54,7 +54,7 @@ class Watchdog:
         interval, before = min(self.seconds / 4, 10.0), time.monotonic()
         while not self._stop.wait(interval):
             now = time.monotonic()
-            if (stopped := now - before - interval) > interval:  # nor did this thread run
+            if (stopped := now - before - interval) > interval:  # this thread did not run either
                 self.last += stopped  # SIGSTOP, as of `scontrol suspend`, and SIGCONT
             before = now
             if (idle := now - self.last) < self.seconds:

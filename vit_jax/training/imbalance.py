@@ -22,8 +22,8 @@ def check(config: ConfigDict, train: Source) -> None:
     name, loss = config.objective.name, config.loss.name
     if train.multilabel and name == "classification" and loss == "softmax_cross_entropy":
         raise UserError(
-            f"{train.spec} has several labels per image, config.loss.name={loss} is for one; set "
-            "config.loss.name=sigmoid_cross_entropy."
+            f"{train.spec} has several labels per image, and config.loss.name={loss} is for one; "
+            "set config.loss.name=sigmoid_cross_entropy."
         )
     if balanced and config.class_weights == "balanced":
         raise UserError(

@@ -21,8 +21,8 @@ def train(
 
     Args:
       what: data, such as "folder:/data/pets", or a config file, such as "quickstart.py".
-      workdir: of the run; of data alone it may be left out, and is then ./runs/NAME-DATE.
-      recipe, new: of data alone, as the flags of `vit-jax train`.
+      workdir: of the run; if `what` is data, the default is ./runs/NAME-DATE.
+      recipe, new: only if `what` is data, as the flags of `vit-jax train`.
       settings: those of the configuration: `total_steps=100`, `**{"schedule.decay": "cosine"}`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What Orbax's background threads, which write checkpoints, do otherwise when a write fails."""
+"""Changes what Orbax's background threads do when they cannot write a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def barrier() -> Callable[..., None]:
     """Orbax's barrier, at which a process whose write has failed does not wait.
 
     After an error in its background thread Orbax waits for the other processes, which wait at an
-    earlier barrier: for 20 minutes, without a word. This process ends instead, and so do they.
+    earlier barrier: for 20 minutes, without a message. This process ends instead, and so do they.
     """
     wait = ocp.multihost.get_barrier_sync_fn()
 

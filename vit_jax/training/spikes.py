@@ -1,8 +1,8 @@
 """Loss spikes: noticed a few steps later, by the same rule at the same step on all processes.
 
-A roll-back takes updates back, not steps: the weights return to a checkpoint, and the run continues
-with the next batch, step and learning rate. So a batch stays a function of (seed, step), and all
-that a resume needs is in the record of a checkpoint.
+A roll-back undoes updates, not steps: the weights return to a checkpoint, and the run continues
+with the next batch, step and learning rate. So a batch stays a function of (seed, step), and a
+resume needs only the record of a checkpoint.
 """
 
 from __future__ import annotations

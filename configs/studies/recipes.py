@@ -8,7 +8,7 @@ parameters (configs/from_scratch_small.py, patches of 8 pixels) trains with reci
 recipe=strong in three settings: six epochs of all images, sixty epochs of a tenth of them, and
 forty epochs of the photographs at 48 pixels; three seeds each, 10 to 20 minutes on a CPU core.
 train_eval/accuracy is of training images without augmentation: what it is above eval/accuracy was
-learned by heart.
+memorised.
 """
 
 from vit_jax import config as configuration

@@ -119,7 +119,7 @@ def why_not_written(error: BaseException | None, place: Path) -> str:
     A full disk often names no file, and safetensors has an error of its own for it.
     """
     if isinstance(error, OSError):
-        where = Path(os.fsdecode(error.filename or place))
+        where = Path(str(error.filename or place))
         return (error.strerror or str(error)) if where.is_relative_to(place) else ""
     found = re.search(r"I/O error: (.+) \(os error \d+\)", str(error))
     return found[1] if found else ""

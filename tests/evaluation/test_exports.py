@@ -186,5 +186,5 @@ def test_names_of_another_models_classes_are_refused():
         return np.zeros((len(images), 3), np.float32), None
 
     facts = dict(name="m", image_size=(4, 4), channels=3, preprocessing=())
-    with pytest.raises(UserError, match="m has 3 classes, but 1 class names"):
+    with pytest.raises(UserError, match=r"m has 3 classes, but 1 class name\."):
         of_function(answer, sharding.make_mesh(), labels=("a",), **facts)

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import pathlib
+import tempfile
 import threading
 
 import numpy as np
@@ -285,7 +286,9 @@ def test_private_is_asked_for_and_not_ignored(online, run):
     assert len(online.repositories["org/open"].commits) == 1
 
 
-def test_a_failed_proof_pushes_nothing(online, run, monkeypatch):
+def test_a_failed_proof_pushes_nothing(online, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     def broken(directory, config, params):
         name = "blocks/0/mlp/dense2/kernel"
         huggingface.save(directory, config, dict(params) | {name: -params[name]})
@@ -295,6 +298,7 @@ def test_a_failed_proof_pushes_nothing(online, run, monkeypatch):
     with pytest.raises(UserError, match="refused: logits differ"):
         push(run)
     assert online.repositories == {} and online.objects == {}
+    assert list(tmp_path.iterdir()) == []  # nor a folder of the organisation
 
 
 @pytest.mark.parametrize(

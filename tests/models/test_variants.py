@@ -118,7 +118,7 @@ def test_unknown_variants_name_the_nearest(variant, hint):
         ({"classifier": "cls"}, "model.classifier='cls' does not exist"),
         ({"position_embedding": "3d"}, "choose one of none, 1d, 2d, relative"),
         ({"image_size": "224"}, "is a whole number, or .height, width., not '224'"),
-        ({"image_size": (224, 224, 3)}, "not .224, 224, 3."),
+        ({"image_size": (224, 224, 3)}, "is a whole number, or .height, width., not .224, 224, 3."),
         ({"num_classes": 3.0}, "model.num_classes=3.0 must be a whole number"),
         ({"num_classes": 3, "labels": ["a", "b"]}, "model.labels names 2 of 3 classes"),
         ({"num_classes": 1, "labels": "a"}, "model.labels names 'a' of 1 classes"),

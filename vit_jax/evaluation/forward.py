@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax import data, models
 from vit_jax.data.source import Source
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, counted
 from vit_jax.evaluation import run
 from vit_jax.evaluation.data_sets import DataSets
 from vit_jax.models import adapt
@@ -127,7 +127,9 @@ def of_function(
     shape = (*image_size, channels)
     grey, features = answer(np.zeros((1, *shape), np.float32))[:2]
     if len(labels) not in (0, grey.shape[-1]):
-        raise UserError(f"{name} has {grey.shape[-1]} classes, but {len(labels)} class names.")
+        raise UserError(
+            f"{name} has {grey.shape[-1]} classes, but {counted(len(labels), 'class name')}."
+        )
 
     def function(images: jax.Array) -> Outputs:
         logits, pre_logits = answer(np.asarray(models.normalise(images)))[:2]

@@ -121,7 +121,8 @@ def convert(
     folded: list[str] = []
     if to != "native":
         config, params, folded = adapt.fold_temperature(config, params)
-    with files.staging(Path(tempfile.gettempdir(), name) if place else Path(target)) as scratch:
+    beside = Path(tempfile.gettempdir()) if place else Path(target).parent
+    with files.staging(beside / Path(name).name) as scratch:  # a name on the hub is ORG/NAME
         made = scratch / Path(name).name
         form.save(made, config, params)
         if to == "huggingface":

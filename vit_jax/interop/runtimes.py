@@ -43,12 +43,10 @@ def choose(path: Path, name: str | None = None) -> Runtime:
       UsageError: it does not run such files.
       UserError: it is not a file.
     """
-    if path.suffix in SUFFIXES:
-        files.check_regular(path)
-    if not name:
-        return next(runtime for runtime in RUNTIMES.values() if path.suffix in runtime.suffixes)
-    found = RUNTIMES[name]
+    own = (runtime for runtime in RUNTIMES.values() if path.suffix in runtime.suffixes)
+    found = RUNTIMES[name] if name else next(own)
     if path.suffix not in found.suffixes:
         kinds = " and ".join(sorted(found.suffixes))
         raise UsageError(f"--runtime={name} is for {kinds} files of `vit-jax export`, not {path}.")
+    files.check_regular(path)
     return found
